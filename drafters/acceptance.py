@@ -1,0 +1,72 @@
+"""Acceptance arithmetic: sums over draft steps, the ratios vLLM defines over them, and their confidence intervals.
+
+A draft step proposes up to k tokens and accepts some first part of them; the verifier adds one more. So the acceptance
+length is accepted / steps + 1, the rate accepted / drafted, and the acceptance at position i is the share of steps that
+accepted at least i tokens: ratios of sums, never means of ratios.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Acceptance:
+    """Counts over draft steps. `histogram[j]` is the number of steps that accepted j tokens.
+
+    Example: `Acceptance(drafted=30, histogram=[4, 0, 0, 6])` has 10 steps, 18 accepted, length 2.8, rate 0.6.
+    """
+
+    drafted: int = 0
+    histogram: list[int] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return sum(self.histogram)
+
+    @property
+    def accepted(self) -> int:
+        return sum(j * count for j, count in enumerate(self.histogram))
+
+    @property
+    def accepted_by_position(self) -> list[int]:
+        return [sum(self.histogram[i:]) for i in range(1, len(self.histogram))]
+
+    @property
+    def length(self) -> float:
+        """Tokens per verification, the verifier's own included; 1.0 when nothing was drafted."""
+        return 1.0 + self.accepted / self.steps if self.steps else 1.0
+
+    @property
+    def rate(self) -> float:
+        return self.accepted / self.drafted if self.drafted else 0.0
+
+    @property
+    def by_position(self) -> list[float]:
+        return [a / self.steps for a in self.accepted_by_position] if self.steps else []
+
+    def __add__(self, other: "Acceptance") -> "Acceptance":
+        width = max(len(self.histogram), len(other.histogram))
+        mine, theirs = (h + [0] * (width - len(h)) for h in (self.histogram, other.histogram))
+        return Acceptance(self.drafted + other.drafted, [a + b for a, b in zip(mine, theirs, strict=True)])
+
+
+def total(parts: Iterable[Acceptance]) -> Acceptance:
+    return sum(parts, Acceptance())
+
+
+def length_interval(parts: Sequence[Acceptance], z: float = 1.96) -> tuple[float, float]:
+    """Confidence interval of the acceptance length over independent completions (95 % by default).
+
+    The steps of one completion are not independent, so completions are the sampling units: the ratio estimator's
+    variance, sum over completions of (accepted_i - r steps_i)^2 / (sum of steps)^2 with r = accepted / steps (Cochran,
+    Sampling Techniques, section 6.3), times n / (n - 1). (nan, nan) for fewer than two completions with drafts.
+    """
+    parts = [part for part in parts if part.steps]
+    if len(parts) < 2:
+        return math.nan, math.nan
+    whole = total(parts)
+    ratio = whole.accepted / whole.steps
+    variance = sum((part.accepted - ratio * part.steps) ** 2 for part in parts) / whole.steps**2
+    half = z * math.sqrt(variance * len(parts) / (len(parts) - 1))
+    return whole.length - half, whole.length + half

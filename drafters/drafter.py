@@ -1,0 +1,67 @@
+"""What a drafter is: one kind's engine configuration, the tensors it owns, and what it needs from the policy."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from drafters.settings import Section
+
+DraftSampling = Literal["probabilistic", "greedy"]
+
+
+class DrafterConfig(Section):
+    """Which drafter proposes tokens, and how many."""
+
+    kind: str = "none"
+    """one of the kinds in drafters/registry.py: none, ngram, draft_model, eagle3, mtp"""
+    model: str | None = None
+    """folder or Hugging Face name of the drafter's checkpoint (draft_model, eagle3); the MTP head is in the policy's"""
+    draft_tokens: int = Field(default=3, ge=1, le=16)
+    """tokens drafted per step (k)"""
+    draft_sampling: DraftSampling = "probabilistic"
+    """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token"""
+    prompt_lookup_max: int = Field(default=4, ge=1)
+    """ngram: longest run of tokens looked up in the text so far"""
+    prompt_lookup_min: int = Field(default=2, ge=1)
+    """ngram: shortest run of tokens looked up"""
+
+
+class Drafter(ABC):
+    """One kind of drafter, configured. Adding a kind is a file with a subclass and a line in `registry.py`."""
+
+    kind: ClassVar[str]
+    samples: ClassVar[bool] = True
+    """whether drafts can be drawn from a distribution (else they are deterministic, and verified as one-hot)"""
+
+    def __init__(self, config: DrafterConfig):
+        self.config = config
+
+    @abstractmethod
+    def speculative_config(self) -> dict[str, Any] | None:
+        """vLLM's `speculative_config` engine argument; None when nothing is drafted."""
+
+    def owns(self, name: str) -> bool:
+        """Whether the checkpoint tensor `name` is the drafter's. These, and no others, are in a drafter's update."""
+        return False
+
+    def checkpoint(self, policy: Path) -> Path | None:
+        """The folder that holds the drafter's own tensors; None when it has none."""
+        return None
+
+    def check(self, policy_config: dict[str, Any]) -> None:  # noqa: B027  (most kinds need nothing)
+        """Raise ValueError when the policy (its `config.json`) lacks what this kind needs."""
+
+    def _model(self) -> str:
+        if self.config.model is None:
+            raise ValueError(f"drafter.model: kind {self.kind!r} needs the folder or name of its checkpoint")
+        return self.config.model
+
+    def _sampled(self, method: str, **more: Any) -> dict[str, Any]:
+        return {
+            "method": method,
+            "num_speculative_tokens": self.config.draft_tokens,
+            "draft_sample_method": self.config.draft_sampling,
+            **more,
+        }

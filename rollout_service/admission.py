@@ -1,0 +1,88 @@
+"""What is checked before anything is generated: every limit a group could break, each named by its field."""
+
+from typing import Any
+
+from rollout_service.protocol import GroupRequest, Problem, RolloutRequest
+
+LOSSY_FIELDS = {
+    "min_p": "is not applied to draft tokens",
+    "logit_bias": "is not applied to draft tokens",
+    "structured_outputs": "invalidates drafts, which this platform's sampler does not handle",
+    "response_format": "invalidates drafts, which this platform's sampler does not handle",
+    "guided_json": "invalidates drafts, which this platform's sampler does not handle",
+    "guided_regex": "invalidates drafts, which this platform's sampler does not handle",
+    "guided_choice": "invalidates drafts, which this platform's sampler does not handle",
+    "guided_grammar": "invalidates drafts, which this platform's sampler does not handle",
+}
+PLAIN_VALUES: tuple[Any, ...] = (None, {}, [], 0, 0.0, {"type": "text"})
+
+
+class Refused(ValueError):
+    """A request that was not begun. `status` is the HTTP status that says so."""
+
+    def __init__(self, problems: list[Problem], status: int = 400):
+        super().__init__(problems[0].message)
+        self.problems, self.status = problems, status
+
+
+class Admission:
+    """The limits of one service."""
+
+    def __init__(self, name: str, tokenizer: Any, vocab_size: int, max_model_len: int, draft_tokens: int):
+        """`draft_tokens`: 0 without a drafter. A step of speculation looks that far past a response's last token."""
+        self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
+        self.max_tokens = max_model_len - (draft_tokens + 1 if draft_tokens else 0)
+        self.drafting = draft_tokens > 0
+
+    def admit(self, request: RolloutRequest) -> list[GroupRequest]:
+        """The groups with their token ids and ids. Raises Refused with every problem of every group."""
+        if request.model is not None and request.model != self.name:
+            message = f"unknown model {request.model!r}; this service has {self.name!r}"
+            raise Refused([Problem(field="model", message=message)], status=404)
+        problems: list[Problem] = []
+        groups = [self._admit(group, f"groups.{i}", str(i), problems) for i, group in enumerate(request.groups)]
+        if problems:
+            raise Refused(problems)
+        return groups
+
+    def _admit(self, group: GroupRequest, where: str, default_id: str, problems: list[Problem]) -> GroupRequest:
+        field, ids = self._token_ids(group)
+        if not ids:
+            problems.append(Problem(field=f"{where}.{field}", message="is empty: give at least one token"))
+        wrong = [token for token in ids if not 0 <= token < self.vocab_size]
+        if wrong:
+            message = f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}"
+            problems.append(Problem(field=f"{where}.{field}", message=message))
+        room = self.max_tokens - len(ids)
+        if room < 1:
+            message = f"{len(ids)} tokens are too long: prompt and response together may have {self.max_tokens}"
+            problems.append(Problem(field=f"{where}.{field}", message=message))
+        elif group.sampling.max_tokens > room:
+            message = f"{group.sampling.max_tokens} is out of range: after a prompt of {len(ids)} tokens, 1 to {room}"
+            problems.append(Problem(field=f"{where}.sampling.max_tokens", message=message))
+        if group.sampling.min_tokens > group.sampling.max_tokens:
+            message = f"{group.sampling.min_tokens} is above max_tokens, {group.sampling.max_tokens}"
+            problems.append(Problem(field=f"{where}.sampling.min_tokens", message=message))
+        plain = {"id": group.id or default_id, "prompt": None, "messages": None, "prompt_token_ids": ids}
+        return group.model_copy(update=plain)
+
+    def _token_ids(self, group: GroupRequest) -> tuple[str, list[int]]:
+        if group.prompt_token_ids is not None:
+            return "prompt_token_ids", group.prompt_token_ids
+        if group.messages is not None:
+            messages = [message.model_dump() for message in group.messages]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return "messages", self.tokenizer.encode(text, add_special_tokens=False)
+        return "prompt", self.tokenizer.encode(group.prompt)
+
+    def check_openai(self, body: dict[str, Any]) -> None:
+        """Refuse what speculation cannot keep lossless; everything else is vLLM's to judge."""
+        if not self.drafting:
+            return
+        problems = [
+            Problem(field=field, message=f"cannot be used with a drafter on: it {reason}")
+            for field, reason in LOSSY_FIELDS.items()
+            if field in body and body[field] not in PLAIN_VALUES
+        ]
+        if problems:
+            raise Refused(problems)

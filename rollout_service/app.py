@@ -1,0 +1,99 @@
+"""The HTTP front: the routes over one fleet, the token, the body limit, and errors that name the field."""
+
+import secrets
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
+
+from rollout_service.admission import Admission, Refused
+from rollout_service.fleet import Fleet, FleetError
+from rollout_service.protocol import ErrorBody, Problem
+from rollout_service.routes import openai, rollouts, status, weights
+from rollout_service.telemetry import Telemetry
+from rollout_service.weights import RefusedUpdate
+
+
+def make_app(fleet: Fleet) -> FastAPI:
+    """The application over a started fleet."""
+    from transformers import AutoTokenizer
+
+    config = fleet.config
+    app = FastAPI(title="rollout-service", summary="RL rollouts with lossless speculative decoding", version="0.1.0")
+    app.state.fleet = fleet
+    app.state.telemetry = Telemetry()
+    app.state.admission = Admission(
+        config.served_name,
+        AutoTokenizer.from_pretrained(fleet.folder),
+        vocab_size=fleet.policy_config["vocab_size"],
+        max_model_len=config.engine.max_model_len,
+        draft_tokens=0 if config.drafter.kind == "none" else config.drafter.draft_tokens,
+    )
+    for module in (rollouts, weights, openai, status):
+        app.include_router(module.router)
+    add_error_handlers(app)
+    token = config.token.get_secret_value() if config.token else None
+    app.add_middleware(Guard, token=token, body_limit=config.body_limit_mib << 20)
+    return app
+
+
+def answer(status_code: int, error: str, problems: list[Problem] | None = None) -> JSONResponse:
+    return JSONResponse(ErrorBody(error=error, problems=problems or []).model_dump(), status_code)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Every known error becomes an ErrorBody."""
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError | ValidationError)
+        problems = [
+            Problem(field=".".join(str(part) for part in e["loc"] if part != "body") or "body", message=e["msg"])
+            for e in error.errors()
+        ]
+        return answer(400, f"{len(problems)} field(s) of the request are wrong", problems)
+
+    async def refused(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Refused | RefusedUpdate)
+        return answer(error.status, str(error), error.problems)
+
+    async def unfinished(_: Request, error: Exception) -> JSONResponse:
+        return answer(503, str(error))
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(ValidationError, invalid)
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RefusedUpdate, refused)
+    app.add_exception_handler(FleetError, unfinished)
+
+
+class Guard:
+    """ASGI middleware: the bearer token on all routes but /health, and the size of every body but those of weights.
+
+    Plain ASGI, so that a disconnection reaches the route that streams.
+    """
+
+    def __init__(self, app: Any, token: str | None, body_limit: int):
+        self.app, self.token, self.body_limit = app, token, body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = self.refusal(Request(scope)) if scope["type"] == "http" else None
+        await (refusal or self.app)(scope, receive, send)
+
+    def refusal(self, request: Request) -> JSONResponse | None:
+        path = request.url.path
+        if self.token is not None and path != "/health":
+            given = request.headers.get("authorization", "")
+            if not secrets.compare_digest(given.encode(), f"Bearer {self.token}".encode()):
+                return answer(401, "this service asks for its token: Authorization: Bearer <token>")
+        if path.startswith("/v1/weights/"):  # limited by the tensors' own size, while it is received
+            return None
+        length = request.headers.get("content-length")
+        if length is None and "transfer-encoding" in request.headers:
+            return answer(411, "a body needs a Content-Length", [Problem(field="body", message="no Content-Length")])
+        if length is not None and int(length) > self.body_limit:
+            message = f"{length} bytes, and the limit is {self.body_limit} (body_limit_mib)"
+            return answer(413, f"the request body is too large: {message}", [Problem(field="body", message=message)])
+        return None

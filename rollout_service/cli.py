@@ -1,0 +1,36 @@
+"""The command line: `rollout-service launch | compare`."""
+
+import sys
+
+USAGE = """usage: rollout-service COMMAND [--config FILE] [--FIELD VALUE ...] [--dry-run] [--help]
+
+commands:
+  launch    serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint
+  compare   acceptance, speed and losslessness of drafters on one policy, side by side
+
+Every field of a command's TOML file is a flag of the same name; `rollout-service COMMAND --help` lists them.
+"""
+
+
+def main() -> None:
+    command, argv = (sys.argv[1] if len(sys.argv) > 1 else "--help"), sys.argv[2:]
+    if command == "launch":
+        from drafters.settings import read_command_line
+        from rollout_service.config import ServiceConfig
+
+        config = read_command_line(ServiceConfig, "rollout-service launch", argv)
+        from rollout_service.serve import launch
+
+        launch(config)
+    elif command == "compare":
+        from drafters.settings import read_command_line
+        from rollout_service.evaluation.config import CompareConfig
+
+        compare_config = read_command_line(CompareConfig, "rollout-service compare", argv)
+        from rollout_service.evaluation.compare import compare
+
+        compare(compare_config)
+    elif command in ("--help", "-h"):
+        print(USAGE, end="")
+    else:
+        sys.exit(f"rollout-service: unknown command {command!r}\n\n{USAGE}")

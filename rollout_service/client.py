@@ -1,0 +1,210 @@
+"""RolloutClient: the service from a trainer's side, sync and async. Needs neither vllm nor ray.
+
+with RolloutClient("http://127.0.0.1:8000") as client:
+    for group in client.rollouts([GroupRequest(prompt="2 + 2 =", n=8)]):
+        ...
+    client.push_weights("policy", tensors, version=1)
+"""
+
+import json
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+from pydantic import BaseModel
+
+from rollout_service.protocol import (
+    ErrorBody,
+    Group,
+    GroupRequest,
+    RolloutRequest,
+    SharedMemoryPush,
+    SpeculationStatus,
+    WeightsOf,
+    WeightsStatus,
+    WeightStatus,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+STREAM_CHUNK = 1 << 20
+JSON = {"Content-Type": "application/json"}
+
+
+class RolloutError(RuntimeError):
+    """The service refused or failed a request. `status` is the HTTP status, `body` what it said."""
+
+    def __init__(self, status: int, body: ErrorBody):
+        self.status, self.body = status, body
+        details = "".join(f"\n  {p.field}: {p.message}" for p in body.problems)
+        super().__init__(f"{status}: {body.error}{details}")
+
+
+def _error(response: httpx.Response) -> RolloutError:
+    try:
+        body = ErrorBody.model_validate_json(response.content)
+    except ValueError:
+        body = ErrorBody(error=response.text[:500])
+    return RolloutError(response.status_code, body)
+
+
+def _group(line: str) -> Group:
+    """One line of a rollout stream. Raises RolloutError for the line that says the stream could not be finished."""
+    fields = json.loads(line)
+    if "error" in fields:
+        raise RolloutError(503, ErrorBody.model_validate(fields))
+    return Group.model_validate(fields)
+
+
+def _request(groups: Iterable[GroupRequest], model: str | None) -> bytes:
+    request = RolloutRequest(groups=list(groups), model=model)
+    return request.model_dump_json(exclude_none=True).encode()
+
+
+class _Connection:
+    def __init__(self, endpoint: str, token: str | None, timeout: float):
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # A rollout stream is silent while the first group is generated: no limit on reading, one on connecting.
+        self.options: dict[str, Any] = {
+            "base_url": endpoint,
+            "headers": headers,
+            "timeout": httpx.Timeout(timeout, read=None),
+        }
+
+
+class RolloutClient(_Connection):
+    """Blocking client. `timeout` limits connecting and writing, in seconds; reading waits for generation."""
+
+    def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0):
+        super().__init__(endpoint, token, timeout)
+        self.http = httpx.Client(**self.options)
+
+    def __enter__(self) -> "RolloutClient":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.http.close()
+
+    def _get(self, path: str) -> bytes:
+        response = self.http.get(path)
+        if response.status_code != 200:
+            raise _error(response)
+        return response.content
+
+    def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> Iterator[Group]:
+        """Finished groups, each as it finishes. Closing the iterator ends the generation of the rest.
+
+        Raises RolloutError: 4xx before anything is generated, naming the fields; 503 when the engines could not finish.
+        """
+        content = _request(groups, model)
+        with self.http.stream("POST", "/v1/rollouts", content=content, headers=JSON) as response:
+            if response.status_code != 200:
+                response.read()
+                raise _error(response)
+            for line in response.iter_lines():
+                yield _group(line)
+
+    def weights(self) -> WeightsStatus:
+        return WeightsStatus.model_validate_json(self._get("/v1/weights"))
+
+    def speculation(self) -> SpeculationStatus:
+        return SpeculationStatus.model_validate_json(self._get("/v1/speculation"))
+
+    def model(self) -> dict[str, Any]:
+        """The served policy: `id` (its name) and `max_model_len`."""
+        return json.loads(self._get("/v1/models"))["data"][0]
+
+    def ready(self) -> bool:
+        """Whether every engine answers."""
+        try:
+            return self.http.get("/ready", timeout=10.0).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def push_weights(self, of: WeightsOf, tensors: Mapping[str, "torch.Tensor"], version: int) -> WeightStatus:
+        """Give all engines `tensors` (checkpoint names) as `version`; returns when every engine holds it.
+
+        On the service's own machine the tensors go through shared memory, elsewhere over HTTP.
+        Raises RolloutError with every wrong name, shape and dtype; the old version then stays in service.
+        """
+        from safetensors.torch import save_file
+
+        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        shared = self._shared_memory()
+        if shared is not None:
+            file = shared / f"push-{uuid.uuid4().hex}.safetensors"
+            try:
+                save_file(contiguous, file)
+                return self._push(of, version, SharedMemoryPush(file=file.name))
+            finally:
+                file.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(suffix=".safetensors") as staged:
+            save_file(contiguous, staged.name)
+            return self._push(of, version, Path(staged.name))
+
+    def _shared_memory(self) -> Path | None:
+        """The service's shared-memory folder when it is this machine's: the `token` file in it is ours to read."""
+        status = self.weights()
+        folder = Path(status.shared_memory)
+        try:
+            here = (folder / "token").read_text()
+        except OSError:
+            return None
+        return folder if here == folder.name else None
+
+    def _push(self, of: WeightsOf, version: int, what: BaseModel | Path) -> WeightStatus:
+        path, query = f"/v1/weights/{of}", {"version": version}
+        if isinstance(what, BaseModel):
+            response = self.http.post(path, params=query, json=what.model_dump())
+        else:
+            headers = {"Content-Type": "application/octet-stream"}
+            response = self.http.post(path, params=query, content=_chunks(what), headers=headers)
+        if response.status_code != 200:
+            raise _error(response)
+        return WeightStatus.model_validate_json(response.content)
+
+
+def _chunks(file: Path) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        while chunk := stream.read(STREAM_CHUNK):
+            yield chunk
+
+
+class AsyncRolloutClient(_Connection):
+    """The same for asyncio; weights are pushed by the blocking client, whose work is copying."""
+
+    def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0):
+        super().__init__(endpoint, token, timeout)
+        self.http = httpx.AsyncClient(**self.options)
+
+    async def __aenter__(self) -> "AsyncRolloutClient":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.aclose()
+
+    async def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> AsyncIterator[Group]:
+        """As `RolloutClient.rollouts`."""
+        content = _request(groups, model)
+        async with self.http.stream("POST", "/v1/rollouts", content=content, headers=JSON) as response:
+            if response.status_code != 200:
+                await response.aread()
+                raise _error(response)
+            async for line in response.aiter_lines():
+                yield _group(line)
+
+    async def weights(self) -> WeightsStatus:
+        return WeightsStatus.model_validate_json(await self._get("/v1/weights"))
+
+    async def speculation(self) -> SpeculationStatus:
+        return SpeculationStatus.model_validate_json(await self._get("/v1/speculation"))
+
+    async def _get(self, path: str) -> bytes:
+        response = await self.http.get(path)
+        if response.status_code != 200:
+            raise _error(response)
+        return response.content

@@ -1,0 +1,77 @@
+"""Configuration of the service: what is served, by how many engines, with which drafter, and where it listens."""
+
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, model_validator
+
+from drafters.drafter import DrafterConfig
+from drafters.registry import make_drafter
+from drafters.settings import Section
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class EngineConfig(Section):
+    """One engine: a vLLM AsyncLLM in a Ray actor."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: cuda where torch sees one"""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """of the weights and activations; pushed tensors must have it. float32 gives log-probabilities exact to 1e-5"""
+    max_model_len: int = Field(default=4096, ge=16)
+    """longest prompt and response together, in tokens"""
+    max_num_seqs: int = Field(default=64, ge=1)
+    """completions that run at the same time in one engine; more wait"""
+    kv_cache_gib: float | None = Field(default=None, gt=0)
+    """size of the KV cache; on a CPU 1 GiB when not given, on a GPU what gpu_memory_utilization leaves"""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    """share of a GPU's memory"""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs of one engine"""
+    cores: int = Field(default=0, ge=0)
+    """cores of one engine on a CPU; 0 for an equal share of the machine's"""
+    enforce_eager: bool | None = None
+    """no compilation; on a CPU always, since a compiled graph might keep old weights"""
+    seed: int = 0
+    vllm: dict[str, Any] = Field(default_factory=dict)
+    """further vLLM engine arguments, passed as they are"""
+
+
+class ServiceConfig(Section):
+    """Serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint."""
+
+    model: str
+    """the policy: a folder or a Hugging Face name"""
+    name: str | None = None
+    """the policy's name in requests; the folder's or the model's own when not given"""
+    engines: int = Field(default=1, ge=1)
+    """number of engines"""
+    engine: EngineConfig = EngineConfig()
+    drafter: DrafterConfig = DrafterConfig()
+    host: str = "127.0.0.1"
+    """address to listen on; any but a loopback address needs a token"""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """port to listen on; 0 for any free one"""
+    token: SecretStr | None = None
+    """bearer token that every route but /health asks for"""
+    body_limit_mib: int = Field(default=64, ge=1)
+    """largest request body, weights excepted (those are limited by the policy's own size)"""
+    engine_logs: bool = False
+    """show the engines' own log lines; Ray keeps them in its session folder otherwise"""
+    ray_address: str | None = None
+    """an existing Ray cluster (`auto`, or ray://host:port); a local one is started when not given"""
+
+    @model_validator(mode="after")
+    def reachable_only_with_token(self) -> "ServiceConfig":
+        if self.host not in LOOPBACK and self.token is None:
+            raise ValueError(f'token: listening on {self.host} needs a token; set one, or host = "127.0.0.1"')
+        return self
+
+    @model_validator(mode="after")
+    def known_drafter(self) -> "ServiceConfig":
+        make_drafter(self.drafter).speculative_config()
+        return self
+
+    @property
+    def served_name(self) -> str:
+        return self.name or self.model.rstrip("/").rsplit("/", 1)[-1]

@@ -1,0 +1,242 @@
+"""The Ray actor around one vLLM AsyncLLM.
+
+An actor is empty until `start`, also after Ray restarted it: the fleet starts it with the weights now in service, so an
+engine never serves a token of a version that is not current. When vLLM's core process dies the actor ends too, and Ray
+makes a new one.
+"""
+
+import functools
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+
+from drafters.registry import make_drafter
+from rollout_service import asgi
+from rollout_service.config import ServiceConfig
+from rollout_service.protocol import Completion, Group, GroupRequest, Sampling, Speculation, WeightSpan
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.logprobs import FlatLogprobs
+    from vllm.outputs import CompletionOutput
+
+CPU_KV_CACHE_GIB = 1.0
+T = TypeVar("T")
+
+
+class WeightsFile(NamedTuple):
+    """Where a version's safetensors bytes are: a file on node `node`, and for other nodes an object of Ray's store."""
+
+    version: int
+    path: str
+    node: str
+    bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
+
+
+def ends_with_vllm(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """End the actor's process when vLLM's core process is found dead, so that Ray makes a new actor."""
+
+    @functools.wraps(method)
+    async def call(*args: Any, **kwargs: Any) -> T:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await method(*args, **kwargs)
+        except EngineDeadError:
+            os._exit(1)
+
+    return call
+
+
+class Engine:
+    """Made an actor by the fleet (`ray.remote(Engine).options(...)`). A sync method would block generation: none here."""
+
+    def __init__(self, config: dict[str, Any], model_folder: str, device: str, index: int):
+        self.config = ServiceConfig.model_validate(config)
+        self.model_folder, self.device, self.index = model_folder, device, index
+        self.llm: Any = None
+        self.app: Any = None
+        self.policy_version = self.drafter_version = 0
+
+    async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None) -> dict[str, str]:
+        """Load the checkpoint, then the pushed weights in service, if any.
+
+        Returns the functions of vLLM that were found wrong on this platform and replaced, with the reasons.
+        """
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+        from rollout_service.speculation_stats import SpeculationCounts, Versions
+
+        self.counts = SpeculationCounts(Versions(0, 0))
+        self.llm = AsyncLLM.from_engine_args(
+            self._engine_args(), stat_loggers=[lambda *_: self.counts, PrometheusStatLogger]
+        )
+        await self.llm.update_weight_version("0")
+        if policy is not None:
+            await self.load(policy, of_drafter=False)
+        if drafter is not None:
+            await self.load(drafter, of_drafter=True)
+        return (await self.llm.collective_rpc("replaced_functions"))[0]
+
+    async def stop(self) -> None:
+        """End vLLM's core process and release what it shares. The actor itself is ended by the fleet."""
+        if self.llm is not None:
+            self.llm.shutdown()
+
+    def _engine_args(self) -> Any:
+        from vllm import AsyncEngineArgs
+
+        engine = self.config.engine
+        cpu = self.device == "cpu"
+        gib = engine.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
+        platform: dict[str, Any] = (
+            {"enforce_eager": True, "distributed_executor_backend": "uni"}
+            if cpu
+            else {
+                "enforce_eager": bool(engine.enforce_eager),
+                "gpu_memory_utilization": engine.gpu_memory_utilization,
+            }
+        )
+        return AsyncEngineArgs(
+            model=self.model_folder,
+            served_model_name=[self.config.served_name],
+            dtype=engine.dtype,
+            seed=engine.seed + self.index,
+            max_model_len=engine.max_model_len,
+            max_num_seqs=engine.max_num_seqs,
+            tensor_parallel_size=engine.tensor_parallel_size,
+            kv_cache_memory_bytes=int(gib * 2**30) if gib else None,
+            speculative_config=make_drafter(self.config.drafter).speculative_config(),
+            per_request_spec_decode_metrics="summary",
+            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+            generation_config="vllm",  # a checkpoint's own sampling defaults must not change what is asked for
+            worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
+            **platform,
+            **engine.vllm,
+        )
+
+    @ends_with_vllm
+    async def generate(self, group: GroupRequest) -> Group:
+        """All completions of one group with `prompt_token_ids`. Cancelling the call aborts them in vLLM."""
+        assert group.prompt_token_ids is not None
+        prompt = {"prompt_token_ids": group.prompt_token_ids}
+        final: Any = None
+        async for output in self.llm.generate(prompt, sampling_params(group), f"group-{uuid.uuid4().hex}"):
+            final = output
+        return Group(
+            id=group.id or "",
+            prompt_token_ids=group.prompt_token_ids,
+            completions=[self._completion(output) for output in final.outputs],
+            engine=self.index,
+            metadata=group.metadata,
+        )
+
+    def _completion(self, output: "CompletionOutput") -> Completion:
+        metrics = output.spec_decode_metrics
+        speculation = metrics and Speculation(
+            drafter=self.config.drafter.kind,
+            drafter_version=self.drafter_version,
+            draft_steps=sum(metrics.histogram),
+            drafted=metrics.num_draft_tokens,
+            accepted=sum(j * steps for j, steps in enumerate(metrics.histogram)),
+            accepted_histogram=metrics.histogram,
+        )
+        return Completion(
+            index=output.index,
+            text=output.text,
+            token_ids=list(output.token_ids),
+            logprobs=cast(
+                "FlatLogprobs", output.logprobs
+            ).logprobs,  # one a token: only the sampled one's was asked for
+            weight_versions=[
+                WeightSpan(version=int(span.version), start=span.start, end=span.end)
+                for span in output.weight_versions or []
+            ],
+            finish_reason="length" if output.finish_reason == "length" else "stop",
+            stop_reason=output.stop_reason,
+            speculation=speculation,
+        )
+
+    @ends_with_vllm
+    async def load(self, weights: WeightsFile, of_drafter: bool) -> None:
+        """Take a version in place. Running completions wait, and go on with the new weights and a new KV cache."""
+        import ray
+
+        path, copied = Path(weights.path), None
+        if ray.get_runtime_context().get_node_id() != weights.node:
+            copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
+            path.write_bytes((await weights.bytes).data)
+        await self.llm.pause_generation(mode="keep", clear_cache=True)
+        try:
+            await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
+            if of_drafter:
+                self.drafter_version = weights.version
+            else:
+                self.policy_version = weights.version
+                await self.llm.update_weight_version(str(weights.version))
+            self.counts.versions = type(self.counts.versions)(self.policy_version, self.drafter_version)
+        finally:
+            await self.llm.resume_generation()
+            if copied is not None:
+                copied.unlink()
+
+    async def set_draft_sampling(self, draft_sampling: str) -> None:
+        """Switch between sampled and greedy drafts without a restart; both are verified exactly."""
+        await self.llm.collective_rpc("set_draft_sampling", args=(draft_sampling,))
+
+    async def speculation(self) -> list[dict[str, Any]]:
+        return self.counts.rows()
+
+    async def metrics(self) -> str:
+        """vLLM's Prometheus metrics of this engine, in text format."""
+        from prometheus_client import REGISTRY, generate_latest
+
+        return generate_latest(REGISTRY).decode()
+
+    @ends_with_vllm
+    async def check(self) -> None:
+        """Return when vLLM's core process answers."""
+        await self.llm.get_weight_version()
+
+    async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
+        """A request to vLLM's own OpenAI-compatible routes: one asgi.ResponseStart, then pieces of the body."""
+        if self.app is None:
+            self.app = await self._openai_app()
+        async for part in asgi.call(self.app, method, path, headers, body):
+            yield part
+
+    async def _openai_app(self) -> Any:
+        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+        from vllm.entrypoints.launchers.app import build_app
+        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--generation-config", "vllm"])
+        args.model, args.served_model_name = self.config.served_name, [self.config.served_name]
+        app = build_app(args, ("generate",), self.llm.model_config)
+        await init_app_state(self.llm, app.state, args, ("generate",))
+        return app
+
+
+def sampling_params(group: GroupRequest) -> "SamplingParams":
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    s: Sampling = group.sampling
+    return SamplingParams(
+        n=group.n,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        max_tokens=s.max_tokens,
+        min_tokens=s.min_tokens,
+        stop=s.stop or None,
+        ignore_eos=s.ignore_eos,
+        seed=s.seed,
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

@@ -1,0 +1,62 @@
+"""What is measured: an arm generates one completion at a time, on an engine of its own or at a running endpoint."""
+
+from typing import Protocol
+
+from drafters.drafter import DrafterConfig
+from rollout_service.client import AsyncRolloutClient
+from rollout_service.evaluation.config import CompareConfig
+from rollout_service.fleet import Fleet
+from rollout_service.hardware import machine_cores
+from rollout_service.protocol import Group, GroupRequest
+
+
+class Arm(Protocol):
+    """One drafter, ready to generate."""
+
+    drafter: DrafterConfig
+
+    async def generate(self, group: GroupRequest) -> Group: ...
+    async def set_draft_sampling(self, draft_sampling: str) -> None: ...
+    async def stop(self) -> None: ...
+
+
+class EngineArm:
+    """A fleet of one engine that has the machine's cores when its turn comes."""
+
+    def __init__(self, config: CompareConfig, drafter: DrafterConfig):
+        self.drafter = drafter
+        self.fleet = Fleet(config.service(drafter), threads=config.engine.cores or machine_cores())
+
+    async def generate(self, group: GroupRequest) -> Group:
+        return await self.fleet.generate(group)
+
+    async def set_draft_sampling(self, draft_sampling: str) -> None:
+        await self.fleet.set_draft_sampling(draft_sampling)
+
+    async def stop(self) -> None:
+        await self.fleet.stop()
+
+
+class EndpointArm:
+    """A running service, with the drafter that it says it has."""
+
+    def __init__(self, client: AsyncRolloutClient, drafter: DrafterConfig):
+        self.client, self.drafter = client, drafter
+
+    @classmethod
+    async def connect(cls, endpoint: str, token: str | None) -> "EndpointArm":
+        client = AsyncRolloutClient(endpoint, token)
+        known = (await client.speculation()).drafters
+        if not known:
+            return cls(client, DrafterConfig(kind="none"))
+        on = known[0].model_dump(include={"draft_tokens", "draft_sampling"})
+        return cls(client, DrafterConfig(kind=known[0].drafter, **on))
+
+    async def generate(self, group: GroupRequest) -> Group:
+        return await anext(self.client.rollouts([group]))
+
+    async def set_draft_sampling(self, draft_sampling: str) -> None:
+        """A running service keeps the one it has."""
+
+    async def stop(self) -> None:
+        await self.client.http.aclose()

@@ -1,0 +1,176 @@
+"""`rollout-service compare`: the same prompts, seeds and response lengths through every drafter, in alternating turns.
+
+for each set of engines that fits:
+    start them together
+    for each concurrency, for each round:     each engine, each way of drawing drafts: its share of the responses
+    stop them
+recompute every token's distribution, and report
+"""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import httpx
+import ray
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from rollout_service.checkpoint_files import resolve_model
+from rollout_service.client import RolloutError
+from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
+from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.losslessness import Recomputation
+from rollout_service.evaluation.report import write_report
+from rollout_service.evaluation.rows import Cell, Row
+from rollout_service.fleet import FleetError
+from rollout_service.hardware import resolve_device
+from rollout_service.protocol import Group, GroupRequest, Sampling
+
+WARM_UP_TOKENS = 16
+
+
+def compare(config: CompareConfig) -> list[Row]:
+    """Measure, print, and write compare.json, compare.md and plots to `config.output`. Exits 1 when an engine fails."""
+    console = Console()
+    try:
+        cells = asyncio.run(measure(config, console))
+    except (FleetError, RolloutError, httpx.HTTPError, ValueError, OSError) as error:
+        sys.exit(f"rollout-service compare: {error}")
+    except KeyboardInterrupt:
+        sys.exit("rollout-service compare: interrupted; nothing was written")
+    finally:
+        ray.shutdown()
+    rows = judge(config, cells, console)
+    write_report(rows, config, console)
+    return rows
+
+
+async def measure(config: CompareConfig, console: Console) -> list[Cell]:
+    requests = list(grid_requests(config))
+    with progress(console) as bar:
+        if config.endpoint is not None:
+            token = config.token.get_secret_value() if config.token else None
+            arm = await EndpointArm.connect(config.endpoint, token)
+            try:
+                return await take_turns(config, [arm], requests, bar)
+            finally:
+                await arm.stop()
+        drafters = config.arms()
+        at_once = config.engines_at_once or (1 if resolve_device(config.engine.device) == "cuda" else len(drafters))
+        cells: list[Cell] = []
+        for start in range(0, len(drafters), at_once):
+            arms = [EngineArm(config, drafter) for drafter in drafters[start : start + at_once]]
+            try:
+                starting = bar.add_task("starting engines", total=len(arms))
+                await asyncio.gather(*(start_engine(arm, bar, starting) for arm in arms))
+                cells += await take_turns(config, arms, requests, bar)
+            finally:
+                await asyncio.gather(*(arm.stop() for arm in arms))
+        return cells
+
+
+async def start_engine(arm: EngineArm, bar: Progress, task: TaskID) -> None:
+    await arm.fleet.start()
+    bar.advance(task)
+
+
+async def take_turns(
+    config: CompareConfig, arms: Sequence[Arm], requests: list[GroupRequest], bar: Progress
+) -> list[Cell]:
+    """Measure every row of these arms; in each round every row generates its share of `requests`."""
+    turns = [
+        (arm, Cell(arm.drafter, draft_sampling, concurrency))
+        for concurrency in config.concurrency
+        for arm in arms
+        for draft_sampling in (
+            config.samplings(arm.drafter) if config.endpoint is None else [arm.drafter.draft_sampling]
+        )
+    ]
+    task = bar.add_task("generating", total=len(turns) * len(requests))
+    short = [
+        r.model_copy(update={"sampling": r.sampling.model_copy(update={"max_tokens": WARM_UP_TOKENS})})
+        for r in requests
+    ]
+    for arm in arms:  # first steps compile and allocate: they are nobody's speed
+        await generate_all(arm, short[: config.concurrency[-1]], config.concurrency[-1], lambda: None)
+    for concurrency in config.concurrency:
+        for share in range(config.rounds):
+            batch = requests[share :: config.rounds]
+            for arm, cell in turns:
+                if cell.concurrency == concurrency:
+                    bar.update(task, description=f"{arm.drafter.kind}, {concurrency} at a time")
+                    await arm.set_draft_sampling(cell.draft_sampling)
+                    began = time.perf_counter()
+                    groups = await generate_all(arm, batch, concurrency, lambda: bar.advance(task))
+                    cell.add_round(groups, time.perf_counter() - began)
+    return [cell for _, cell in turns]
+
+
+async def generate_all(
+    arm: Arm, requests: list[GroupRequest], concurrency: int, done: Callable[[], None]
+) -> list[Group]:
+    """Every request, at most `concurrency` at a time: the next begins when one ends."""
+    left = iter(requests)
+    groups: list[Group] = []
+
+    async def stream() -> None:
+        for request in left:
+            groups.append(await arm.generate(request))
+            done()
+
+    await asyncio.gather(*(stream() for _ in range(concurrency)))
+    return groups
+
+
+def grid_requests(config: CompareConfig) -> Iterator[GroupRequest]:
+    """Enough responses for a row, over the prompts in turn; response i has the same prompt and seed in every row."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model))
+    lines = [json.loads(line) for line in config.prompts.read_text().splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"prompts: {config.prompts} is empty")
+    prompts = [line.get("prompt_token_ids") or tokenizer.encode(line["prompt"]) for line in lines]
+    count = -(-config.tokens // config.response_tokens)
+    for i in range(count):
+        yield GroupRequest(
+            prompt_token_ids=prompts[i % len(prompts)],
+            sampling=Sampling(
+                temperature=config.temperature, top_p=config.top_p, top_k=config.top_k,
+                max_tokens=config.response_tokens, ignore_eos=True, seed=(config.seed + i) % 2**31,
+            ),
+        )  # fmt: skip
+
+
+def judge(config: CompareConfig, cells: list[Cell], console: Console) -> list[Row]:
+    """Rows with their z-scores and their speeds relative to `none` at the same concurrency."""
+    recomputation = Recomputation(resolve_model(config.model), config)
+    baselines = {cell.concurrency: cell for cell in cells if cell.drafter.kind == "none"}
+    rows = []
+    with progress(console) as bar:
+        task = bar.add_task("recomputing distributions", total=sum(sum(cell.tokens) for cell in cells))
+        for cell in cells:
+            sums = recomputation.sums(cell.groups, lambda tokens: bar.advance(task, tokens))
+            rows.append(cell.row(baselines.get(cell.concurrency), sums.z))
+    return rows
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        yield bar

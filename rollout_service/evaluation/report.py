@@ -1,0 +1,116 @@
+"""The comparison as a table in the terminal, compare.json, compare.md, and two plots."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.rows import Row
+
+Z_LIMIT = 4.0
+COLUMNS = (
+    "drafter", "k", "drafts", "streams", "acceptance length", "rate", "by position", "tokens/s", "speed-up", "z",
+    "tokens",
+)  # fmt: skip
+
+
+def write_report(rows: list[Row], config: CompareConfig, console: Console) -> None:
+    """Print the table and write everything to `config.output`."""
+    config.output.mkdir(parents=True, exist_ok=True)
+    (config.output / "compare.json").write_text(
+        json.dumps([row.model_dump(mode="json") for row in rows], indent=2) + "\n"
+    )
+    (config.output / "compare.md").write_text(markdown(rows))
+    plot_acceptance(rows, config)
+    plot_speed(rows, config)
+    console.print(terminal_table(rows, config))
+    failed = [row for row in rows if abs(row.z) >= Z_LIMIT]
+    fewest = min(row.tokens for row in rows)
+    console.print(
+        f"[bold red]{len(failed)} row(s) are not lossless: |z| is {Z_LIMIT:.0f} or more[/]"
+        if failed
+        else f"All rows are lossless as far as {fewest:,} tokens each can tell: |z| < {Z_LIMIT:.0f}."
+    )
+    console.print(f"written to {config.output}: compare.json, compare.md, acceptance.png, speedup.png", soft_wrap=True)
+
+
+def cells(row: Row) -> list[str]:
+    """A row as text, in the order of COLUMNS."""
+    off = row.drafter == "none"
+    low, high = row.acceptance_length_ci or (0.0, 0.0)
+    return [
+        row.drafter,
+        "" if off else str(row.draft_tokens),
+        row.draft_sampling,
+        str(row.concurrency),
+        "1" if off else f"{row.acceptance_length:.2f} ± {(high - low) / 2:.2f}",
+        "" if off else f"{row.acceptance_rate:.1%}",
+        " ".join(f"{share:.2f}" for share in row.acceptance_by_position),
+        f"{row.tokens_per_second:.0f}",
+        "" if row.speedup is None else f"{row.speedup:.2f}",
+        f"{row.z:+.2f}",
+        f"{row.tokens}",
+    ]
+
+
+def terminal_table(rows: list[Row], config: CompareConfig) -> Table:
+    work = f"temperature {config.temperature:g}, {config.response_tokens} tokens a response"
+    table = Table(title=f"Drafters on {config.model}, {work}")
+    for i, column in enumerate(COLUMNS):
+        table.add_column(column, justify="left" if i in (0, 2) else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*cells(row), style=None if abs(row.z) < Z_LIMIT else "red")
+    return table
+
+
+def markdown(rows: list[Row]) -> str:
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(row) for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def label(row: Row) -> str:
+    """The drafter as a legend names it."""
+    return f"{row.drafter}, k={row.draft_tokens}" + (", greedy drafts" if row.draft_sampling == "greedy" else "")
+
+
+def plot_acceptance(rows: list[Row], config: CompareConfig) -> None:
+    """Acceptance by position, one line a drafter, at the lowest concurrency."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    drafting = [r for r in rows if r.drafter != "none" and r.concurrency == min(config.concurrency)]
+    for row in drafting:
+        positions = range(1, len(row.acceptance_by_position) + 1)
+        axes.plot(positions, row.acceptance_by_position, marker="o", label=label(row),
+                  linestyle="--" if row.draft_sampling == "greedy" else "-")  # fmt: skip
+    axes.set_xticks(range(1, max((r.draft_tokens for r in drafting), default=1) + 1))
+    axes.set_xlabel("position in the draft")
+    axes.set_ylabel("share of steps that accept it")
+    axes.set_ylim(0, 1)
+    axes.set_title("Acceptance by position")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
+    figure.savefig(config.output / "acceptance.png", dpi=120)
+
+
+def plot_speed(rows: list[Row], config: CompareConfig) -> None:
+    """Speed relative to no drafter by concurrency, one line a drafter."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    drafting = [r for r in rows if r.drafter != "none" and r.speedup is not None]
+    for name in dict.fromkeys(label(row) for row in drafting):
+        points = [(r.concurrency, r.speedup) for r in drafting if label(r) == name]
+        axes.plot(*zip(*points, strict=True), marker="o", label=name, linestyle="--" if "greedy" in name else "-")
+    axes.axhline(1.0, color="black", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(config.concurrency, [str(c) for c in config.concurrency])
+    axes.set_xlabel("completions at the same time")
+    axes.set_ylabel("speed relative to no drafter")
+    axes.set_title("Speed-up by concurrency")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper")
+    figure.savefig(config.output / "speedup.png", dpi=120)

@@ -1,0 +1,86 @@
+"""A row of the comparison: what one drafter, draft length, way of drafting and concurrency came to."""
+
+import statistics
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel
+
+from drafters.acceptance import Acceptance, length_interval, total
+from drafters.drafter import DrafterConfig
+from rollout_service.protocol import Group
+
+
+class Row(BaseModel):
+    """One line of compare.json. Intervals are 95 %; ratios are of sums."""
+
+    drafter: str
+    draft_tokens: int
+    draft_sampling: str
+    """probabilistic or greedy; greedy for deterministic drafts; empty without a drafter"""
+    concurrency: int
+    acceptance_length: float
+    """tokens per verification, the verifier's own included; 1 without a drafter"""
+    acceptance_length_ci: tuple[float, float] | None
+    acceptance_rate: float
+    """accepted / drafted"""
+    acceptance_rate_ci: tuple[float, float] | None
+    acceptance_by_position: list[float]
+    """share of draft steps that accepted at least i tokens"""
+    tokens_per_second: float
+    """of responses, over all rounds"""
+    speedup: float | None
+    """median over rounds of the speed relative to `none` in the same round; None without such a baseline"""
+    z: float
+    """losslessness: standard normal for a correct sampler"""
+    tokens: int
+
+
+@dataclass
+class Cell:
+    """The measurements of one row while they are collected, one entry of `seconds` and `tokens` a round."""
+
+    drafter: DrafterConfig
+    draft_sampling: str
+    concurrency: int
+    groups: list[Group] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+
+    def add_round(self, groups: list[Group], seconds: float) -> None:
+        self.groups += groups
+        self.seconds.append(seconds)
+        self.tokens.append(sum(len(c.token_ids) for g in groups for c in g.completions))
+
+    @property
+    def speeds(self) -> list[float]:
+        """Tokens per second, round by round."""
+        return [tokens / seconds for tokens, seconds in zip(self.tokens, self.seconds, strict=True)]
+
+    def row(self, baseline: "Cell | None", z: float) -> Row:
+        parts = [
+            Acceptance(c.speculation.drafted, c.speculation.accepted_histogram)
+            for g in self.groups
+            for c in g.completions
+            if c.speculation
+        ]
+        whole = total(parts)
+        interval = length_interval(parts) if whole.steps else None
+        drafts_a_step = whole.drafted / whole.steps if whole.steps else 1.0
+        off = self.drafter.kind == "none"
+        return Row(
+            drafter=self.drafter.kind,
+            draft_tokens=0 if off else self.drafter.draft_tokens,
+            draft_sampling="" if off else self.draft_sampling,
+            concurrency=self.concurrency,
+            acceptance_length=whole.length,
+            acceptance_length_ci=interval,
+            acceptance_rate=whole.rate,
+            acceptance_rate_ci=interval and tuple((end - 1.0) / drafts_a_step for end in interval),
+            acceptance_by_position=whole.by_position,
+            tokens_per_second=sum(self.tokens) / sum(self.seconds),
+            speedup=statistics.median(a / b for a, b in zip(self.speeds, baseline.speeds, strict=True))
+            if baseline
+            else None,
+            z=z,
+            tokens=sum(self.tokens),
+        )

@@ -1,0 +1,269 @@
+"""The fleet: start N engines, route a group to the least loaded, send control to all, restart and re-weight the dead.
+
+- A group goes to one engine. When that engine dies the group is generated again; the client notices only time.
+- An engine is in service from the moment it holds the current weights. A restarted one takes them before it serves.
+- A version is published when every engine in service holds it. One push at a time, and no engine starts during a push.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from drafters.registry import make_drafter
+from rollout_service.asgi import ResponseStart
+from rollout_service.checkpoint_files import model_config, resolve_model
+from rollout_service.config import ServiceConfig
+from rollout_service.engine import Engine, WeightsFile
+from rollout_service.hardware import engine_environment, machine_cores, resolve_device
+from rollout_service.protocol import Group, GroupRequest, WeightsOf, WeightStatus
+from rollout_service.weights import WeightStore
+
+logger = logging.getLogger("rollout_service")
+
+ATTEMPTS = 3
+"""times a group is generated before its engines' deaths are the client's business"""
+CHECK_EVERY = 2.0
+"""seconds between looks at an engine that has nothing to do"""
+STOP_WITHIN = 10.0
+"""seconds an engine has to end in order; then its actor is killed"""
+ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
+
+
+class FleetError(RuntimeError):
+    """The engines could not do what was asked, after all attempts."""
+
+
+@dataclass
+class Member:
+    """One engine as the fleet sees it."""
+
+    index: int
+    actor: Any
+    in_service: bool = False
+    load: int = 0  # completions under way
+    restarts: int = 0
+
+
+class Fleet:
+    """Use: `fleet = Fleet(config); await fleet.start(); ...; await fleet.stop()`."""
+
+    def __init__(self, config: ServiceConfig, *, threads: int | None = None):
+        """`threads` per engine overrides the equal share, without reserving cores: for engines that take turns."""
+        self.config = config
+        self.device = resolve_device(config.engine.device)
+        self.folder = resolve_model(config.model)
+        self.drafter = make_drafter(config.drafter)
+        self.policy_config = model_config(self.folder)
+        self.drafter.check(self.policy_config)
+        self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
+        share = config.engine.cores or max(1, machine_cores() // config.engines)
+        self.threads, self.reserved_cores = threads or share, 0 if threads else share
+        self.members: list[Member] = []
+        self.on_started: Callable[[int], None] = lambda index: None
+        self._watchers: list[asyncio.Task[None]] = []
+        self._change = asyncio.Condition()  # an engine came into service
+        self._weights_lock = asyncio.Lock()
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Returns when every engine is in service. Raises FleetError when one cannot start."""
+        if not ray.is_initialized():
+            start_ray(self.config.ray_address, self.config.engine_logs)
+        options = self._actor_options()
+        for index in range(self.config.engines):
+            actor = (
+                ray.remote(Engine)
+                .options(**options)
+                .remote(
+                    self.config.model_dump(mode="json", exclude={"token"}),
+                    str(self.folder.resolve()),
+                    self.device,
+                    index,
+                )
+            )
+            self.members.append(Member(index, actor))
+        try:
+            await asyncio.gather(*(self._bring_into_service(member) for member in self.members))
+        except RayError as error:
+            await self.stop()
+            raise FleetError(f"an engine could not start: {error}") from error
+        self._watchers = [asyncio.create_task(self._watch(member)) for member in self.members]
+
+    async def stop(self) -> None:
+        for task in self._watchers:
+            task.cancel()
+        stops = asyncio.gather(*(member.actor.stop.remote() for member in self.members), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stops, STOP_WITHIN)
+        for member in self.members:
+            ray.kill(member.actor, no_restart=True)
+        self.store.close()
+
+    def _actor_options(self) -> dict[str, Any]:
+        cuda = self.device == "cuda"
+        return {
+            "num_gpus": self.config.engine.tensor_parallel_size if cuda else 0,
+            "num_cpus": 1 if cuda else self.reserved_cores,
+            "max_restarts": -1,
+            "max_concurrency": 4096,
+            "runtime_env": {"env_vars": engine_environment(self.device, self.threads)},
+        }
+
+    async def _bring_into_service(self, member: Member) -> None:
+        async with self._weights_lock if member.restarts else contextlib.nullcontext():
+            files = {of: weights.file for of, weights in self.store.sets.items()}
+            replaced = await member.actor.start.remote(files.get("policy"), files.get("drafter"))
+            member.in_service = True
+        for function, reason in replaced.items():
+            logger.warning("engine %d: replaced %s: %s", member.index, function, reason)
+        self.on_started(member.index)
+        async with self._change:
+            self._change.notify_all()
+
+    async def _watch(self, member: Member) -> None:
+        """Notice an engine's death, wait for Ray's new actor, and bring it into service."""
+        restarting = False
+        while True:
+            try:
+                if member.in_service:
+                    await asyncio.sleep(CHECK_EVERY)
+                    await member.actor.check.remote()
+                else:
+                    if not restarting:
+                        member.restarts += 1
+                        logger.warning("engine %d died; starting it again with the weights in service", member.index)
+                    restarting = True
+                    await self._bring_into_service(member)
+                    restarting = False
+                    logger.warning("engine %d is in service again", member.index)
+            except RayTaskError as error:  # alive, and unable to start: a new actor tries again
+                logger.error("engine %d could not start: %s", member.index, error)
+                ray.kill(member.actor, no_restart=False)
+            except RayError:
+                if not member.in_service:  # Ray is still making the new actor
+                    await asyncio.sleep(CHECK_EVERY)
+                member.in_service = False
+
+    # --- generation ---
+
+    async def _least_loaded(self) -> Member:
+        async with self._change:
+            await self._change.wait_for(lambda: any(member.in_service for member in self.members))
+        return min((m for m in self.members if m.in_service), key=lambda m: m.load)
+
+    async def generate(self, group: GroupRequest) -> Group:
+        """The finished group. Cancelling aborts it in the engine. Raises FleetError after ATTEMPTS engines died."""
+        for _ in range(ATTEMPTS):
+            member = await self._least_loaded()
+            member.load += group.n
+            call = member.actor.generate.remote(group)
+            try:
+                return await call
+            except asyncio.CancelledError:
+                ray.cancel(call)
+                raise
+            except ENGINE_LOST:
+                member.in_service = False
+            finally:
+                member.load -= group.n
+        raise FleetError(f"group {group.id!r}: the engine that generated it died {ATTEMPTS} times in a row")
+
+    async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
+        """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body."""
+        for _ in range(ATTEMPTS):
+            member = await self._least_loaded()
+            member.load += 1
+            stream = member.actor.openai.options(num_returns="streaming").remote(method, path, headers, body)
+            started = False
+            try:
+                async for reference in stream:
+                    part = await reference
+                    started = started or isinstance(part, ResponseStart)
+                    yield part
+                return
+            except ENGINE_LOST:
+                member.in_service = False
+                if started:  # what was sent cannot be taken back
+                    raise
+            finally:
+                ray.cancel(stream)
+                member.load -= 1
+        raise FleetError(f"the engine that answered died {ATTEMPTS} times in a row")
+
+    # --- control ---
+
+    async def push(self, of: WeightsOf, version: int, file: Path) -> WeightStatus:
+        """Load a checked file into every engine and publish its version. `file` is ours: kept while in service.
+
+        Raises RefusedUpdate before any engine is touched, FleetError when no engine could take it.
+        """
+        weights_set = self.store.sets[of]
+        async with self._weights_lock:
+            weights_set.check(version, file)
+            began = time.monotonic()
+            weights = self._locate(version, file)
+            members = [member for member in self.members if member.in_service]
+            loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
+            results = await asyncio.gather(*loads, return_exceptions=True)
+            failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
+            for member, error in failed:
+                # Half-loaded weights serve nobody: the engine starts again with what is then in service.
+                logger.error("engine %d could not load %s version %d: %s", member.index, of, version, error)
+                member.in_service = False
+                ray.kill(member.actor, no_restart=False)
+            if len(failed) == len(members):
+                reason = failed[0][1] if failed else "none is in service"
+                raise FleetError(f"no engine could load {of} version {version}: {reason}")
+            return weights_set.publish(weights, time.monotonic() - began)
+
+    def _locate(self, version: int, file: Path) -> WeightsFile:
+        here = ray.get_runtime_context().get_node_id()
+        elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
+        stored = None
+        if elsewhere:
+            import numpy as np
+
+            stored = ray.put(np.fromfile(file, dtype=np.uint8))
+        return WeightsFile(version, str(file), here, stored)
+
+    async def set_draft_sampling(self, draft_sampling: str) -> None:
+        await asyncio.gather(*(member.actor.set_draft_sampling.remote(draft_sampling) for member in self.members))
+
+    async def speculation(self) -> list[dict[str, Any]]:
+        """Counts by version, one row an engine and version."""
+        calls = [member.actor.speculation.remote() for member in self.members if member.in_service]
+        return [row for rows in await asyncio.gather(*calls) for row in rows]
+
+    async def metrics(self) -> dict[int, str]:
+        """vLLM's Prometheus text of each engine in service, by its index."""
+        members = [member for member in self.members if member.in_service]
+        texts = await asyncio.gather(*(member.actor.metrics.remote() for member in members))
+        return {member.index: text for member, text in zip(members, texts, strict=True)}
+
+    async def ready(self, timeout: float = 5.0) -> bool:
+        """Whether every engine is in service and answers."""
+        if not all(member.in_service for member in self.members):
+            return False
+        try:
+            await asyncio.wait_for(asyncio.gather(*(m.actor.check.remote() for m in self.members)), timeout)
+        except (TimeoutError, RayError):
+            return False
+        return True
+
+
+def start_ray(address: str | None, engine_logs: bool) -> None:
+    """Join the cluster at `address`, or start one on this machine that ends with this process."""
+    quiet: dict[str, Any] = {"log_to_driver": engine_logs, "logging_level": logging.ERROR}
+    if address is not None:
+        ray.init(address=address, **quiet)
+    else:
+        ray.init(num_cpus=machine_cores(), include_dashboard=False, object_store_memory=512 << 20, **quiet)

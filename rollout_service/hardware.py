@@ -1,0 +1,50 @@
+"""What an engine's process is given: cores, preloaded libraries, and the environment vLLM reads."""
+
+import os
+import sys
+from pathlib import Path
+
+import psutil
+
+
+def preloads() -> list[str]:
+    """OpenMP as shipped with the environment, and tcmalloc, where they exist.
+
+    Without libiomp5 a step of speculation, which is many small parallel regions, loses speed on a CPU.
+    """
+    found = [str(Path(sys.prefix) / "lib" / "libiomp5.so")]
+    found += [f"/usr/lib/x86_64-linux-gnu/{name}" for name in ("libtcmalloc_minimal.so.4", "libtcmalloc.so.4")]
+    return [path for path in found if Path(path).exists()][:2]
+
+
+def machine_cores() -> int:
+    return len(os.sched_getaffinity(0)) or psutil.cpu_count() or 1
+
+
+def engine_environment(device: str, threads: int) -> dict[str, str]:
+    """Environment variables of an engine's actor and of the vLLM process that it starts."""
+    common = {
+        "VLLM_PLUGINS": "rollout_service",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if device == "cuda":
+        return common
+    return common | {
+        # The worker runs inside the engine's core process: one process less to start and to talk to.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        # vLLM's own binding leaves cores unused on small virtual machines.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
+        "LD_PRELOAD": ":".join(preloads()),
+        "KMP_USE_SHM": "0",  # OpenMP would leave a shared-memory file behind when its process is killed
+    }
+
+
+def resolve_device(device: str) -> str:
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,204 @@
+"""Every wire type of the service: the one description of the HTTP interface.
+
+POST /v1/rollouts                     RolloutRequest -> one Group a line (application/x-ndjson)
+POST /v1/weights/{policy|drafter}     safetensors stream, or SharedMemoryPush -> WeightStatus
+GET  /v1/weights                      WeightsStatus
+GET  /v1/speculation                  SpeculationStatus
+GET  /health, /ready, /metrics
+GET  /v1/models, POST /v1/completions, POST /v1/chat/completions     vLLM's own types
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+MAX_GROUPS = 4096
+MAX_COMPLETIONS = 512
+
+WeightsOf = Literal["policy", "drafter"]
+
+
+class WireType(BaseModel):
+    """Unknown fields are errors: a misspelt sampling parameter must not be ignored."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Sampling(WireType):
+    """How tokens are drawn. Only what speculation keeps lossless can be asked for."""
+
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    """0 takes the most likely token"""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """smallest set of tokens whose probabilities reach this"""
+    top_k: int = Field(default=0, ge=0)
+    """the k most likely tokens; 0 for all"""
+    max_tokens: int = Field(default=256, ge=1)
+    """longest response, in tokens"""
+    min_tokens: int = Field(default=0, ge=0)
+    """no end of sequence before this many tokens"""
+    stop: list[str] = Field(default_factory=list, max_length=16)
+    """strings that end a response"""
+    ignore_eos: bool = False
+    """go on to max_tokens past the end of sequence (fixed lengths)"""
+    seed: int | None = Field(default=None, ge=0, lt=2**31)
+    """completion i of a group draws with seed + i; the sample path also depends on the drafter"""
+
+
+class Message(WireType):
+    role: str
+    content: str
+
+
+class GroupRequest(WireType):
+    """One prompt, as text, token ids or chat messages, and how many completions of it.
+
+    Example: `{"prompt": "2 + 2 =", "n": 8, "sampling": {"temperature": 1.0, "max_tokens": 64}}`
+    """
+
+    id: str | None = Field(default=None, max_length=256)
+    """the client's own name for the group; comes back with it"""
+    prompt: str | None = None
+    prompt_token_ids: list[int] | None = Field(default=None, min_length=1)
+    messages: list[Message] | None = Field(default=None, min_length=1)
+    n: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
+    """completions"""
+    sampling: Sampling = Field(default_factory=Sampling)
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    """comes back with the group, untouched"""
+
+    @model_validator(mode="after")
+    def one_prompt(self) -> "GroupRequest":
+        if sum(p is not None for p in (self.prompt, self.prompt_token_ids, self.messages)) != 1:
+            raise ValueError("give exactly one of prompt, prompt_token_ids, messages")
+        return self
+
+
+class RolloutRequest(WireType):
+    groups: list[GroupRequest] = Field(min_length=1, max_length=MAX_GROUPS)
+    model: str | None = None
+    """the served policy's name; checked when given"""
+
+
+class WeightSpan(WireType):
+    """Tokens [start, end) of a completion were sampled by policy version `version`."""
+
+    version: int
+    start: int
+    end: int
+
+
+class Speculation(WireType):
+    """One completion's speculation record. Ratios are of sums over many of these, never means of ratios.
+
+    Example: 10 steps of 3 drafts, 4 of which accepted none, 6 all:
+    `{"draft_steps": 10, "drafted": 30, "accepted": 18, "accepted_histogram": [4, 0, 0, 6], ...}`
+    """
+
+    drafter: str
+    drafter_version: int
+    draft_steps: int
+    drafted: int
+    accepted: int
+    accepted_histogram: list[int]
+    """steps by the number of accepted drafts, 0 to k"""
+
+
+class Completion(WireType):
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[float]
+    """of each token under the distribution it was drawn from (after temperature, top-k, top-p), in nats"""
+    weight_versions: list[WeightSpan]
+    finish_reason: Literal["stop", "length"]
+    stop_reason: int | str | None = None
+    """the stop string or token that ended the response; None for the end of sequence"""
+    speculation: Speculation | None = None
+    """None when no drafter is on"""
+
+
+class Group(WireType):
+    """A finished group: one line of the answer of POST /v1/rollouts."""
+
+    id: str
+    prompt_token_ids: list[int]
+    completions: list[Completion]
+    engine: int
+    """index of the engine that generated it"""
+    metadata: dict[str, Any] = Field(default_factory=dict)
+
+
+class Problem(WireType):
+    """What was wrong with a request: the field (`groups.3.sampling.top_p`), and what to do."""
+
+    field: str
+    message: str
+
+
+class ErrorBody(WireType):
+    """Body of every 4xx and 5xx answer; also the last line of a rollout stream that could not be finished."""
+
+    error: str
+    problems: list[Problem] = Field(default_factory=list)
+
+
+class WeightStatus(WireType):
+    """One set of weights as every engine holds it."""
+
+    version: int
+    """0 for the checkpoint the service started with; only grows"""
+    tensors: int
+    bytes: int
+    checksum: str
+    """SHA-256 of the pushed safetensors bytes; empty for version 0"""
+    seconds: float = 0.0
+    """from the received bytes to the version's publication"""
+
+
+class WeightsStatus(WireType):
+    policy: WeightStatus
+    drafter: WeightStatus | None
+    """None when the drafter has no tensors of its own"""
+    dtype: str
+    """the floating-point dtype that pushed tensors must have, e.g. float32"""
+    shared_memory: str
+    """folder for pushes from the same machine; holds a file `token` that a local client must read"""
+
+
+class SharedMemoryPush(WireType):
+    """A push by reference: `file` lies in the service's shared-memory folder."""
+
+    file: str = Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")
+
+
+class AcceptanceCounts(WireType):
+    """Sums since the start, and the ratios vLLM defines over them."""
+
+    draft_steps: int
+    drafted: int
+    accepted: int
+    accepted_by_position: list[int]
+    acceptance_length: float
+    """accepted / draft_steps + 1"""
+    acceptance_rate: float
+    """accepted / drafted"""
+    acceptance_by_position: list[float]
+    """accepted at position i / draft_steps"""
+
+
+class VersionedAcceptance(AcceptanceCounts):
+    policy_version: int
+    drafter_version: int
+
+
+class DrafterAcceptance(AcceptanceCounts):
+    drafter: str
+    draft_tokens: int
+    draft_sampling: str
+    by_version: list[VersionedAcceptance]
+
+
+class SpeculationStatus(WireType):
+    drafters: list[DrafterAcceptance]
+    """empty when no drafter is on"""

@@ -1,0 +1,51 @@
+"""GET /v1/models, POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine."""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+
+router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"])
+
+PASSED_ON = ("content-type", "accept", "x-request-id")
+DROPPED = ("content-length", "transfer-encoding", "connection")
+ANY_BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> Response:
+    """The served policy, as vLLM describes it."""
+    return await through_an_engine(request, b"")
+
+
+@router.post("/v1/completions", openapi_extra=ANY_BODY)
+async def completions(request: Request) -> Response:
+    """As vLLM's route of this name, with all its extra fields; what speculation cannot keep lossless is refused."""
+    return await generation(request)
+
+
+@router.post("/v1/chat/completions", openapi_extra=ANY_BODY)
+async def chat_completions(request: Request) -> Response:
+    """As vLLM's route of this name, with all its extra fields; what speculation cannot keep lossless is refused."""
+    return await generation(request)
+
+
+async def generation(request: Request) -> Response:
+    body = await request.body()
+    try:
+        fields = json.loads(body)
+    except ValueError:
+        fields = {}  # vLLM says what is wrong with it
+    if isinstance(fields, dict):
+        request.app.state.admission.check_openai(fields)
+    return await through_an_engine(request, body)
+
+
+async def through_an_engine(request: Request, body: bytes) -> Response:
+    headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+    parts: AsyncIterator[Any] = request.app.state.fleet.openai(request.method, request.url.path, headers, body)
+    start = await anext(parts)
+    kept = {name: value for name, value in start.headers if name.lower() not in DROPPED}
+    return StreamingResponse(parts, status_code=start.status, headers=kept)

@@ -1,0 +1,41 @@
+"""GET /health, /ready, /metrics, /v1/speculation: how the service is doing."""
+
+from fastapi import APIRouter, Request, Response
+
+from rollout_service.acceptance_report import speculation_status
+from rollout_service.fleet import Fleet
+from rollout_service.protocol import SpeculationStatus
+
+router = APIRouter(tags=["status"])
+
+
+@router.get("/health")
+async def health() -> dict[str, str]:
+    """The front's process is up."""
+    return {"status": "up"}
+
+
+@router.get("/ready")
+async def ready(request: Request, response: Response) -> dict[str, bool]:
+    """200 when every engine is in service and answers, else 503."""
+    answers = await request.app.state.fleet.ready()
+    response.status_code = 200 if answers else 503
+    return {"ready": answers}
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    """Prometheus text: the front's counters, and vLLM's of every engine."""
+    fleet: Fleet = request.app.state.fleet
+    telemetry = request.app.state.telemetry
+    for member in fleet.members:
+        telemetry.restarts.labels(str(member.index)).set(member.restarts)
+    text = telemetry.exposition(await fleet.metrics())
+    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+@router.get("/v1/speculation")
+async def speculation(request: Request) -> SpeculationStatus:
+    """Acceptance since the start: per drafter, by position, and by weight versions."""
+    fleet: Fleet = request.app.state.fleet
+    return speculation_status(fleet.config.drafter, await fleet.speculation())

@@ -1,0 +1,74 @@
+"""POST /v1/weights/{policy|drafter}: a new version, as a safetensors stream or as a file in shared memory."""
+
+import asyncio
+from pathlib import Path
+
+from fastapi import APIRouter, Query, Request
+
+from rollout_service.admission import Refused
+from rollout_service.fleet import Fleet
+from rollout_service.protocol import Problem, SharedMemoryPush, WeightsOf, WeightsStatus, WeightStatus
+
+router = APIRouter(tags=["weights"])
+
+BODY = {"requestBody": {"required": True, "content": {
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    "application/json": {"schema": SharedMemoryPush.model_json_schema()},
+}}}  # fmt: skip
+
+
+@router.get("/v1/weights")
+async def weights(request: Request) -> WeightsStatus:
+    """The versions that every engine holds, and how to push from this machine."""
+    store = request.app.state.fleet.store
+    drafter = store.sets.get("drafter")
+    return WeightsStatus(
+        policy=store.sets["policy"].status,
+        drafter=drafter.status if drafter else None,
+        dtype=store.sets["policy"].dtype,
+        shared_memory=str(store.folder),
+    )
+
+
+@router.post("/v1/weights/{of}", openapi_extra=BODY)
+async def push(request: Request, of: WeightsOf, version: int = Query(ge=1)) -> WeightStatus:
+    """Load new weights into every engine, in place; answers when all hold them and the version is published.
+
+    The body holds every tensor under its checkpoint name. What does not fit is refused as a whole with a list.
+    """
+    fleet: Fleet = request.app.state.fleet
+    if of not in fleet.store.sets:
+        message = f"the drafter {fleet.config.drafter.kind!r} has no weights of its own"
+        raise Refused([Problem(field="of", message=message)], status=404)
+    if request.headers.get("content-type", "").startswith("application/json"):
+        reference = SharedMemoryPush.model_validate_json(await request.body())
+        file = fleet.store.adopt(reference.file)
+    else:
+        file = await receive(request, fleet.store.new_file(), fleet.store.sets[of].largest_bytes)
+    try:
+        # Shielded: a client that disconnects must not stop a push half-way through the engines.
+        status = await asyncio.shield(asyncio.create_task(fleet.push(of, version, file)))
+    except Exception:
+        file.unlink(missing_ok=True)
+        raise
+    telemetry = request.app.state.telemetry
+    telemetry.pushes.labels(of).inc()
+    telemetry.version.labels(of).set(version)
+    return status
+
+
+async def receive(request: Request, file: Path, limit: int) -> Path:
+    """The request's body as a file. Raises Refused (413) when it is larger than these tensors can be."""
+    received = 0
+    try:
+        with file.open("wb") as out:
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > limit:
+                    message = f"more than {limit} bytes, which these tensors cannot need"
+                    raise Refused([Problem(field="body", message=message)], status=413)
+                out.write(chunk)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return file

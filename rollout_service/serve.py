@@ -1,0 +1,80 @@
+"""`rollout-service launch`: the fleet and its HTTP front in one process, from the first check to the last cleanup."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Callable
+
+import ray
+import uvicorn
+from rich.console import Console
+
+from rollout_service.app import make_app
+from rollout_service.config import ServiceConfig
+from rollout_service.fleet import Fleet, FleetError
+
+GRACE = 5
+"""seconds that running requests have once the service is told to stop"""
+
+
+def launch(config: ServiceConfig) -> None:
+    """Serve until SIGINT or SIGTERM; then nothing is left behind. Exits 1 when it cannot start."""
+    console = Console(stderr=True)
+    try:
+        listener = socket.create_server((config.host, config.port), family=_family(config.host))
+    except OSError as error:
+        sys.exit(f"rollout-service launch: cannot listen on {config.host}:{config.port} (host, port): {error.strerror}")
+    try:
+        asyncio.run(_serve(config, listener, console))
+    except asyncio.CancelledError:
+        pass
+    except (FleetError, ValueError, OSError) as error:
+        sys.exit(f"rollout-service launch: {error}")
+    finally:
+        listener.close()
+        ray.shutdown()
+    console.print("Stopped.")
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its own signal handlers, which would raise the signal once more after it has been obeyed."""
+
+    def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
+        return contextlib.nullcontext()
+
+    def stop(self) -> bool:
+        self.should_exit = True
+        return True
+
+
+async def _serve(config: ServiceConfig, listener: socket.socket, console: Console) -> None:
+    main = asyncio.current_task()
+    assert main is not None
+    stop: Callable[[], object] = main.cancel
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, lambda: stop())
+    fleet = Fleet(config)
+    try:
+        what = f"{config.served_name} on {fleet.device}, drafter {config.drafter.kind}"
+        with console.status(f"Starting {config.engines} engine(s): {what}") as status:
+            fleet.on_started = lambda i: status.update(f"{what}: engine {i} is in service")
+            await fleet.start()
+        server = Server(
+            uvicorn.Config(make_app(fleet), log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off")
+        )
+        stop = server.stop
+        host, port = listener.getsockname()[:2]
+        console.print(
+            f"Serving [bold]{config.served_name}[/] with {config.engines} engine(s), drafter "
+            f"[bold]{config.drafter.kind}[/], at [bold]http://{host}:{port}[/] (documentation: /docs). Ctrl-C stops it."
+        )
+        await server.serve([listener])
+    finally:
+        console.print("Stopping the engines ...")
+        await fleet.stop()

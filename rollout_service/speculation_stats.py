@@ -1,0 +1,42 @@
+"""Speculation counts of one engine by weight version, fed by vLLM's own statistics after every step."""
+
+from typing import Any, NamedTuple
+
+from vllm.v1.metrics.loggers import StatLoggerBase
+
+
+class Versions(NamedTuple):
+    policy: int
+    drafter: int
+
+
+class SpeculationCounts(StatLoggerBase):
+    """vLLM's per-step statistics, summed under the versions that the engine held when they arrived."""
+
+    def __init__(self, versions: Versions):
+        self.versions = versions
+        self.by_version: dict[Versions, dict[str, Any]] = {}
+
+    def record(
+        self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
+    ) -> None:
+        step = scheduler_stats and scheduler_stats.spec_decoding_stats
+        if not step:
+            return
+        k = len(step.num_accepted_tokens_per_pos)
+        zero = {"draft_steps": 0, "drafted": 0, "accepted": 0, "accepted_by_position": [0] * k}
+        counts = self.by_version.setdefault(self.versions, zero)
+        counts["draft_steps"] += step.num_drafts
+        counts["drafted"] += step.num_draft_tokens
+        counts["accepted"] += step.num_accepted_tokens
+        per_position = zip(counts["accepted_by_position"], step.num_accepted_tokens_per_pos, strict=True)
+        counts["accepted_by_position"] = [a + b for a, b in per_position]
+
+    def log_engine_initialized(self) -> None:
+        pass
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [
+            {"policy_version": v.policy, "drafter_version": v.drafter, **counts}
+            for v, counts in self.by_version.items()
+        ]

@@ -1,0 +1,51 @@
+"""GET /metrics: the front's own counters, and every engine's vLLM metrics under vLLM's own names.
+
+vLLM labels its series with `engine`, which is always "0" inside an engine of the fleet; here it becomes the engine's
+index, so `sum by (engine) (rate(vllm:spec_decode_num_accepted_tokens_total[1m]))` reads as one expects.
+"""
+
+from collections.abc import Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+KEPT = ("vllm:",)
+"""engines' own process metrics (python_gc, ...) are left out"""
+
+
+class Telemetry:
+    """The front's counters; `exposition` joins the engines' to them."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.groups = Counter("rollout_groups", "Finished groups", registry=self.registry)
+        self.completions = Counter("rollout_completions", "Finished completions", registry=self.registry)
+        self.tokens = Counter("rollout_tokens", "Tokens of finished completions", registry=self.registry)
+        self.in_flight = Gauge("rollout_groups_in_flight", "Groups being generated", registry=self.registry)
+        self.pushes = Counter("rollout_weight_pushes", "Published updates", ["of"], registry=self.registry)
+        self.version = Gauge("rollout_weight_version", "Version in service", ["of"], registry=self.registry)
+        self.restarts = Gauge("rollout_engine_restarts", "Restarts of an engine", ["engine"], registry=self.registry)
+
+    def exposition(self, engines: dict[int, str]) -> bytes:
+        """Prometheus text of the front and of the engines' texts by index."""
+        return generate_latest(self.registry) + generate_latest(_Engines(engines))  # type: ignore[arg-type]
+
+
+class _Engines:
+    """A registry over the engines' texts: families of one name are joined, as the format demands."""
+
+    def __init__(self, texts: dict[int, str]):
+        self.texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        joined: dict[str, Metric] = {}
+        for index, text in self.texts.items():
+            for family in text_string_to_metric_families(text):
+                if not family.name.startswith(KEPT):
+                    continue
+                metric = joined.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    labels = dict(sample.labels) | {"engine": str(index)}
+                    metric.add_sample(sample.name, labels, sample.value, sample.timestamp, sample.exemplar)
+        return joined.values()

@@ -1,0 +1,42 @@
+"""What the service asks of a vLLM worker beyond vLLM's own calls. vLLM mixes this class into its worker."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class WorkerExtension:
+    """Methods reached with `collective_rpc`; vLLM refuses names that its worker already has."""
+
+    def load_checkpoint_tensors(self, file: str, of_drafter: bool) -> None:
+        """Load a safetensors file (checkpoint names) into the running policy or drafter, in place.
+
+        vLLM's layerwise reload packs each layer for its kernel again, so speed stays what it was at start-up.
+        """
+        from safetensors.torch import load_file
+        from vllm.config import set_current_vllm_config
+        from vllm.model_executor.model_loader import reload
+        from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
+
+        worker: Any = self
+        model = worker.get_draft_model() if of_drafter else worker.get_model()
+        model_config = worker.vllm_config.speculative_config.draft_model_config if of_drafter else worker.model_config
+        tensors = load_file(Path(file))
+        with torch.no_grad(), set_current_vllm_config(worker.vllm_config):
+            reload.initialize_layerwise_reload(model)
+            # An MTP update holds the head's own tensors only: the embedding and the output head are the policy's.
+            with disable_mtp_completeness_check():
+                model.load_weights(iter(tensors.items()))
+            reload.finalize_layerwise_reload(model, model_config)
+
+    def set_draft_sampling(self, draft_sampling: str) -> None:
+        """Switch a running drafter between `probabilistic` and `greedy`. Each step is verified as it was drafted."""
+        drafter: Any = getattr(self, "model_runner").drafter  # noqa: B009  (the mixin declares no attributes)
+        drafter._enable_probabilistic_draft_probs = draft_sampling == "probabilistic"
+
+    def replaced_functions(self) -> dict[str, str]:
+        """The functions of vLLM that were found wrong in this process and replaced, with the reasons."""
+        from rollout_service.vllm_plugin.patches import APPLIED, PATCHES
+
+        return {patch.name: patch.reason for patch in PATCHES if patch.name in APPLIED}

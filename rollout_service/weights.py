@@ -1,0 +1,115 @@
+"""Weight versions: what an update must hold, where its bytes lie, and what is in service.
+
+Pushed bytes become a file in the service's shared-memory folder. Engines on this machine read that file; for engines on
+other nodes it is put once into Ray's object store. The file in service is kept: an engine that restarts takes it.
+"""
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from drafters.drafter import Drafter
+from drafters.mtp import is_mtp
+from rollout_service.checkpoint_files import TensorSpec, checkpoint_tensors, file_tensors, problems
+from rollout_service.engine import WeightsFile
+from rollout_service.protocol import Problem, WeightsOf, WeightStatus
+
+SHARED_MEMORY = Path("/dev/shm")
+HEADER_ALLOWANCE = 16 << 20
+
+
+class RefusedUpdate(ValueError):
+    """An update that was not loaded anywhere: what is wrong with it. `status` is the HTTP status that says so."""
+
+    def __init__(self, message: str, problems: list[Problem], status: int = 400):
+        super().__init__(message)
+        self.problems, self.status = problems, status
+
+
+class WeightSet:
+    """The policy's or the drafter's tensors: their specification and the version in service."""
+
+    def __init__(self, of: WeightsOf, expected: dict[str, TensorSpec], dtype: str):
+        self.of, self.expected, self.dtype = of, expected, dtype
+        elements = sum(_elements(spec) for spec in expected.values())
+        self.status = WeightStatus(version=0, tensors=len(expected), bytes=0, checksum="")
+        # Eight bytes an element is the widest dtype there is: a larger body cannot be an update of these tensors.
+        self.largest_bytes = 8 * elements + HEADER_ALLOWANCE
+        self.file: WeightsFile | None = None
+
+    def check(self, version: int, file: Path) -> None:
+        """Raises RefusedUpdate with everything that is wrong."""
+        if version <= self.status.version:
+            message = f"version {version} is not above {self.status.version}, which is in service; versions only grow"
+            raise RefusedUpdate(message, [Problem(field="version", message=message)], status=409)
+        try:
+            found = problems(file_tensors(file), self.expected, self.dtype)
+        except ValueError as error:
+            raise RefusedUpdate(str(error), [Problem(field="body", message=str(error))]) from None
+        if found:
+            raise RefusedUpdate(
+                f"the {self.of} update was refused as a whole: {len(found)} of its tensors do not fit; "
+                f"version {self.status.version} stays in service",
+                found,
+            )
+
+    def publish(self, weights: WeightsFile, seconds: float) -> WeightStatus:
+        """`weights` is what every engine now holds."""
+        if self.file is not None:
+            Path(self.file.path).unlink(missing_ok=True)
+        path = Path(weights.path)
+        self.file = weights
+        self.status = WeightStatus(
+            version=weights.version,
+            tensors=len(self.expected),
+            bytes=path.stat().st_size,
+            checksum=_sha256(path),
+            seconds=seconds,
+        )
+        return self.status
+
+
+class WeightStore:
+    """Both weight sets of a service and the shared-memory folder their files lie in."""
+
+    def __init__(self, policy_folder: Path, drafter: Drafter, dtype: str):
+        self.folder = SHARED_MEMORY / f"rollout-service-{uuid.uuid4().hex}"
+        self.folder.mkdir(mode=0o700)
+        # A client that can read this file is on this machine and may push through the folder.
+        (self.folder / "token").write_text(self.folder.name)
+        self.sets: dict[WeightsOf, WeightSet] = {
+            "policy": WeightSet("policy", checkpoint_tensors(policy_folder, lambda name: not is_mtp(name)), dtype)
+        }
+        of_drafter = drafter.checkpoint(policy_folder)
+        if of_drafter is not None:
+            self.sets["drafter"] = WeightSet("drafter", checkpoint_tensors(of_drafter, drafter.owns), dtype)
+
+    def new_file(self) -> Path:
+        return self.folder / f"received-{uuid.uuid4().hex}.safetensors"
+
+    def adopt(self, name: str) -> Path:
+        """A client's file in the folder, under a name of ours: it may unlink its own. Raises RefusedUpdate."""
+        file = self.new_file()
+        try:
+            os.link(self.folder / name, file)
+        except FileNotFoundError:
+            message = f"no file {name!r} in {self.folder}"
+            raise RefusedUpdate(message, [Problem(field="file", message=message)]) from None
+        return file
+
+    def close(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _elements(spec: TensorSpec) -> int:
+    count = 1
+    for size in spec.shape:
+        count *= size
+    return count
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
