@@ -1,9 +1,10 @@
-# Everything is set up by `make venv`, which every other target needs; there is no second way to install.
+# `make demo` and `make test` do all the set-up they need; there is one way to install, `make venv`.
+#   EXTRA=cuda make venv     on a machine with GPUs
 PYTHON ?= python3.11
 EXTRA ?= cpu
 VENV := .venv
 BIN := $(VENV)/bin
-# The CPU build of torch: the folder in PIP_FIND_LINKS where that is set, else PyTorch's own index.
+# The CPU build of torch: from the folder in PIP_FIND_LINKS where that is set, else from PyTorch's own CPU index.
 ifeq ($(EXTRA),cpu)
 ifdef PIP_FIND_LINKS
 TORCH_FROM := --find-links $(PIP_FIND_LINKS)
@@ -12,12 +13,45 @@ TORCH_FROM := --torch-backend cpu
 endif
 endif
 
-.PHONY: venv
+.PHONY: help venv demo demo-models test unit integration lint format clean
+
+help:
+	@echo "make demo         launch the service, train against it, compare the drafters; writes report/"
+	@echo "make test         linting, types, unit and integration tests"
+	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
+	@echo "make venv         only install, into $(VENV)"
+
 venv: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml deploy/overrides.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet uv
-	@echo "Installing (some 2 GB of packages the first time) ..."
-	@$(BIN)/uv pip install --python $(BIN)/python --override deploy/overrides.txt $(TORCH_FROM) --editable ".[$(EXTRA),dev]"
+	@echo "Installing into $(VENV) (some 2 GB of packages the first time) ..."
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --override deploy/overrides.txt $(TORCH_FROM) --editable ".[$(EXTRA),dev]"
 	@touch $@
+
+demo: venv
+	@deploy/demo/run.sh
+
+demo-models: venv
+	$(BIN)/python deploy/demo/recipe/make_models.py
+
+test: lint unit integration
+
+unit: venv
+	$(BIN)/python -m pytest tests/unit -q
+
+integration: venv
+	$(BIN)/python -m pytest tests/integration -q
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: venv
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) report runs

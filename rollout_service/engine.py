@@ -51,7 +51,7 @@ def ends_with_vllm(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitab
 
 
 class Engine:
-    """Made an actor by the fleet (`ray.remote(Engine).options(...)`). A sync method would block generation: none here."""
+    """Made an actor by the fleet (`ray.remote(Engine)`). A sync method would block generation: there is none."""
 
     def __init__(self, config: dict[str, Any], model_folder: str, device: str, index: int):
         self.config = ServiceConfig.model_validate(config)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from drafters.scoring import SurprisalSums, score_tokens
@@ -18,7 +19,7 @@ class Recomputation:
 
     def __init__(self, folder: Path, config: CompareConfig):
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        self.cut = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
+        self.cut: dict[str, Any] = {"temperature": config.temperature, "top_p": config.top_p, "top_k": config.top_k}
 
     @torch.no_grad()
     def sums(self, groups: list[Group], advance: Callable[[int], None] = lambda tokens: None) -> SurprisalSums:

@@ -29,6 +29,8 @@ class Patch:
 
 APPLIED: list[str] = []
 """names of the functions replaced in this process"""
+STOCK: dict[str, Any] = {}
+"""vLLM's own functions that were replaced, by their last name: to show what they do"""
 
 
 def apply_patches() -> list[str]:
@@ -91,6 +93,7 @@ def expand_batch_to_tokens(
 def replace_expand() -> None:
     rejection_sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
 
+    STOCK["expand_batch_to_tokens"] = rejection_sampler.expand_batch_to_tokens
     rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
 
 

@@ -1,0 +1,106 @@
+"""Make everything in deploy/demo/models: tokenizer, policy, three drafters, and the model card with their figures.
+
+    .venv/bin/python deploy/demo/recipe/make_models.py                  from nothing (under an hour on 2 cores)
+    .venv/bin/python deploy/demo/recipe/make_models.py --policy FOLDER  with a policy that is trained already
+
+Seeds of the problems: 10,000,000 and up for training, 5,000,000 and up for what is held out (each problem has a seed of
+its own, so no problem is in both). Everything is stored in bfloat16, and read back before it is used or measured.
+"""
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import reasoning_gym
+import torch
+from card import Figures, write_card
+from policy import train_policy
+from sampling import right_and_length, sample
+from tokenizer import make_tokenizer
+from train_drafters import MAKERS, Demo, make_drafter, write_index
+from transformers import AutoTokenizer, Qwen3NextForCausalLM
+from working import solution
+
+from drafters.training.offline import OfflineTraining
+
+TASK = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2}
+TRAINING_SEED, HELD_OUT_SEED = 10_000_000, 5_000_000
+BATCH_SIZE = 64
+TOKENIZER_TEXTS = 2000
+
+
+def main() -> None:
+    arguments = read_arguments()
+    torch.set_num_threads(arguments.threads)
+    training = problems(TRAINING_SEED, max(BATCH_SIZE * arguments.policy_steps, arguments.samples, TOKENIZER_TEXTS))
+    held_out = problems(HELD_OUT_SEED, arguments.held_out)
+
+    shutil.rmtree(arguments.output, ignore_errors=True)
+    folder = arguments.output / "policy"
+    if arguments.policy is None:
+        first = (training[i] for i in range(TOKENIZER_TEXTS))
+        texts = [problem["question"] + "\n" + solution(problem["metadata"]["expression"]) for problem in first]
+        tokenizer = make_tokenizer(texts, folder)
+        policy = train_policy(training, held_out, tokenizer, steps=arguments.policy_steps, batch_size=BATCH_SIZE)
+        policy.to(torch.bfloat16).save_pretrained(folder)
+    else:
+        AutoTokenizer.from_pretrained(arguments.policy).save_pretrained(folder)
+        Qwen3NextForCausalLM.from_pretrained(arguments.policy, dtype=torch.bfloat16).save_pretrained(folder)
+    policy = Qwen3NextForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    torch.manual_seed(arguments.seed)
+    asked = [held_out[i] for i in range(arguments.held_out)]
+    answers = sample(policy, tokenizer, asked, "held-out samples")
+    right, length = right_and_length(held_out, asked, tokenizer, answers)
+    print(
+        f"policy: {right:.1%} right at temperature 1, mean response {length:.1f} tokens ({len(asked)} held-out prompts)"
+    )
+    samples = sample(policy, tokenizer, [training[i] for i in range(arguments.samples)], "training samples")
+
+    demo = Demo(arguments.output, policy, tokenizer, samples)
+    settings = OfflineTraining(steps=arguments.drafter_steps, seed=arguments.seed)
+    acceptance = {}
+    for kind in MAKERS:
+        acceptance[kind] = make_drafter(kind, demo, answers, settings)
+        print(f"{kind}: predicted acceptance length {1 + sum(acceptance[kind]):.2f}")
+    write_index(folder)
+    write_card(
+        arguments.output,
+        Figures(
+            policy_steps=arguments.policy_steps,
+            batch_size=BATCH_SIZE,
+            right=right,
+            length=length,
+            held_out=len(asked),
+            samples=len(samples),
+            training=settings,
+            acceptance=acceptance,
+            task=TASK,
+            training_seed=TRAINING_SEED,
+            held_out_seed=HELD_OUT_SEED,
+        ),
+    )
+
+
+def problems(seed: int, size: int):
+    return reasoning_gym.create_dataset("chain_sum", seed=seed, size=size, **TASK)
+
+
+def read_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    demo = Path(__file__).resolve().parents[1]
+    parser.add_argument("--output", type=Path, default=demo / "models", help="folder to write (replaced as a whole)")
+    parser.add_argument("--policy", type=Path, help="folder of a policy (and tokenizer) to take as it is")
+    parser.add_argument("--policy-steps", type=int, default=206, help="supervised steps; decides how much is right")
+    parser.add_argument("--drafter-steps", type=int, default=300, help="steps of each drafter's training")
+    parser.add_argument("--samples", type=int, default=4096, help="samples of the policy that the drafters learn from")
+    parser.add_argument("--held-out", type=int, default=1024, help="held-out prompts for the figures of the card")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
+    parser.add_argument("--seed", type=int, default=0, help="seed of sampling and of the drafters' training")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

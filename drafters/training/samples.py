@@ -1,0 +1,53 @@
+"""Samples of the policy, the drafter's training data, as padded batches."""
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from drafters.learners.learner import shifted
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion, as token ids; a finished response ends in the end-of-sequence token."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`tokens_BT` padded on the right, and which of them are response."""
+
+    tokens_BT: Tensor
+    response_BT: Tensor
+
+    def drafted(self, step: int) -> Tensor:
+        """Rows [B, T] that the engine could draft from at draft step `step`: it has at least the first token of the
+        response from the policy, and the token to propose is in the response."""
+        return shifted(self.response_BT, 1) & shifted(self.response_BT, 2 + step)
+
+
+def collate(samples: Sequence[Sample], pad: int = 0) -> Batch:
+    width = max(len(sample.prompt) + len(sample.response) for sample in samples)
+    tokens_BT = torch.full((len(samples), width), pad)
+    response_BT = torch.zeros(len(samples), width, dtype=torch.bool)
+    for row, sample in enumerate(samples):
+        first, end = len(sample.prompt), len(sample.prompt) + len(sample.response)
+        tokens_BT[row, :end] = torch.tensor(sample.prompt + sample.response)
+        response_BT[row, first:end] = True
+    return Batch(tokens_BT, response_BT)
+
+
+def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[Batch]:
+    """Batches without end, in a new order each epoch; the last part of an epoch that fills no batch is left out."""
+    if len(samples) < batch_size:
+        raise ValueError(f"{len(samples)} samples do not fill a batch of {batch_size}")
+    order, generator = list(range(len(samples))), random.Random(seed)
+    while True:
+        generator.shuffle(order)
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            yield collate([samples[i] for i in order[start : start + batch_size]])

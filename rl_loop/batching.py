@@ -1,0 +1,83 @@
+"""Rollouts as padded micro-batches: sorted by length, under a token budget.
+
+B rows, T columns, N response tokens. Rows are padded on the right, so position ids count from 0 in every row and
+nothing real attends to padding. (Rows are not packed into one sequence: models with linear attention need them apart.)
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion as the learner sees it. Example: `Rollout([5, 6], [7, 1], [-0.1, -2.3])`."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    logprobs: list[float]
+    """of the response's tokens, as the service reported them"""
+
+    def __len__(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    rows: list[int]
+    """indices into the rollouts; per-token tensors (N,) are in this order"""
+    tokens_BT: Tensor
+    """int64"""
+    attention_BT: Tensor
+    """int64: 1 on tokens, 0 on padding"""
+    columns_C: Tensor
+    """int64: the columns whose logits are needed, those that predict a response token of any row"""
+    predicts_BC: Tensor
+    """bool: where a row's logits at these columns predict one of its response tokens"""
+    responses_N: Tensor
+    """int64: the predicted tokens"""
+    lengths: list[int]
+    """response tokens of each row"""
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return MicroBatch(rows=self.rows, lengths=self.lengths, **tensors)
+
+
+def microbatches(rollouts: Sequence[Rollout], max_tokens: int) -> list[MicroBatch]:
+    """The rollouts, longest first, each batch of at most `max_tokens` padded tokens (or of one row)."""
+    by_length = sorted(range(len(rollouts)), key=lambda row: (-len(rollouts[row]), row))
+    batches: list[list[int]] = []
+    for row in by_length:
+        fits = batches and (len(batches[-1]) + 1) * len(rollouts[batches[-1][0]]) <= max_tokens
+        if fits:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return [_pad(rollouts, batch) for batch in batches]
+
+
+def _pad(rollouts: Sequence[Rollout], rows: list[int]) -> MicroBatch:
+    width = max(len(rollouts[row]) for row in rows)
+    tokens_BT = torch.zeros(len(rows), width, dtype=torch.long)
+    attention_BT = torch.zeros_like(tokens_BT)
+    predicts_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        rollout = rollouts[row]
+        tokens_BT[b, : len(rollout)] = torch.tensor(rollout.prompt_ids + rollout.response_ids)
+        attention_BT[b, : len(rollout)] = 1
+        predicts_BT[b, len(rollout.prompt_ids) - 1 : len(rollout) - 1] = True
+    first = min(len(rollouts[row].prompt_ids) for row in rows) - 1
+    columns_C = torch.arange(first, width - 1)
+    responses = [torch.tensor(rollouts[row].response_ids) for row in rows]
+    return MicroBatch(
+        rows=rows,
+        tokens_BT=tokens_BT,
+        attention_BT=attention_BT,
+        columns_C=columns_C,
+        predicts_BC=predicts_BT[:, columns_C],
+        responses_N=torch.cat(responses),
+        lengths=[len(response) for response in responses],
+    )

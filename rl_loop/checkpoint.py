@@ -1,0 +1,113 @@
+"""Checkpoints: everything a run needs to go on from the identical state. Safetensors and JSON, no pickle.
+
+    output/checkpoints/step-000010/
+      config.json, model.safetensors, tokenizer.json, ...   the policy, as any Hugging Face checkpoint (float32)
+      trainer/optimiser.safetensors                         AdamW's state, `<parameter>.<key>`
+      trainer/generators.safetensors                        torch's generators
+      trainer/state.json                                    RunState, and the generators of python and numpy
+
+A checkpoint is written to a hidden folder and renamed, so one that can be seen is whole.
+"""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from drafters.scoring import SurprisalSums
+from rl_loop.learner import Learner
+
+
+class RunState(BaseModel):
+    """Where a run stands, but for the policy and the optimiser."""
+
+    step: int = 0
+    """finished steps"""
+    position: int = 0
+    """training problems handed out: the index of the next one"""
+    version: int = 0
+    """weight version that the last finished step was sampled by"""
+    losslessness: SurprisalSums = Field(default_factory=SurprisalSums)
+    """over all steps, for the running z"""
+
+
+def checkpoint_folder(output: Path, step: int) -> Path:
+    return output / "checkpoints" / f"step-{step:06d}"
+
+
+def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, state: RunState) -> None:
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "trainer").mkdir(parents=True)
+    learner.policy.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    save_file(_optimiser_tensors(learner), partial / "trainer" / "optimiser.safetensors")
+    save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")
+    written = {"run": state.model_dump(), "python": random.getstate(), "numpy": _numpy_generator()}
+    (partial / "trainer" / "state.json").write_text(json.dumps(written))
+    partial.rename(folder)
+
+
+def prune_checkpoints(output: Path, keep: int) -> None:
+    """Leave the latest `keep`."""
+    for old in checkpoints(output)[:-keep]:
+        shutil.rmtree(old)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Whole checkpoints, earliest first."""
+    folders = (output / "checkpoints").glob("step-*")
+    return sorted(folder for folder in folders if re.fullmatch(r"step-\d+", folder.name))
+
+
+def restore_checkpoint(folder: Path, learner: Learner) -> RunState:
+    """Put the optimiser and all generators in the saved state. The learner's policy was loaded from `folder`."""
+    read = json.loads((folder / "trainer" / "state.json").read_text())
+    saved = load_file(folder / "trainer" / "optimiser.safetensors")
+    for name, parameter in learner.policy.named_parameters():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]
+        values = {key: saved[f"{name}.{key}"] for key in keys}
+        if values:  # AdamW keeps its step count on the CPU
+            learner.optimiser.state[parameter] = {
+                key: value if key == "step" else value.to(learner.device) for key, value in values.items()
+            }
+    _restore_torch_generators(load_file(folder / "trainer" / "generators.safetensors"))
+    version, internal, gauss_next = read["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, *rest = read["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    return RunState.model_validate(read["run"])
+
+
+def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value.contiguous()
+        for name, parameter in learner.policy.named_parameters()
+        for key, value in learner.optimiser.state.get(parameter, {}).items()
+    }
+
+
+def _torch_generators() -> dict[str, Tensor]:
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda.{i}": state for i, state in enumerate(on_devices)}}
+
+
+def _restore_torch_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda.{i}" in states:
+            torch.cuda.set_rng_state(states[f"cuda.{i}"], i)
+
+
+def _numpy_generator() -> list[Any]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return [name, keys.tolist(), *rest]  # type: ignore[union-attr]

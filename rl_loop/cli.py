@@ -1,0 +1,58 @@
+"""The command `rl-loop`."""
+
+import argparse
+import sys
+from collections.abc import Callable
+
+from drafters.settings import read_command_line
+from rl_loop.config import TrainConfig
+
+SIGNALLED = 128
+"""exit code of a command that a signal ended: this plus the signal's number"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="rl-loop",
+        description="Reinforcement learning against a rollout service.",
+        epilog="Each command has its own --help.",
+    )
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train}
+    parser.add_argument("command", choices=commands, metavar="command", help="train: synchronous GRPO steps")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags over it")
+    chosen = parser.parse_args(argv)
+    sys.exit(commands[chosen.command](chosen.arguments))
+
+
+def train(argv: list[str]) -> int:
+    """`rl-loop train`. Returns the exit code: 1 for what went wrong outside, 2 for a wrong configuration."""
+    config = read_command_line(TrainConfig, "rl-loop train", argv)
+    # Imported after the command line is read, so that --help and mistakes in it answer at once.
+    import httpx
+
+    from rl_loop.interruption import Interrupted, Interruption
+    from rl_loop.preflight import PreflightError
+    from rl_loop.sources import ReplayError
+    from rl_loop.tasks import TaskError
+    from rl_loop.training import run_training
+    from rollout_service.client import RolloutError
+
+    try:
+        with Interruption() as interruption:
+            run_training(config, interruption)
+    except Interrupted as interrupted:
+        return _fail(f"ended by {interrupted}", SIGNALLED + interrupted.signum)
+    except TaskError as error:
+        return _fail(str(error), 2)
+    except (PreflightError, ReplayError) as error:
+        return _fail(str(error), 1)
+    except RolloutError as error:
+        return _fail(f"{config.endpoint} answered {error}", 1)
+    except httpx.TransportError as error:
+        return _fail(f"{config.endpoint}: {str(error) or type(error).__name__}", 1)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"rl-loop train: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,198 @@
+"""TrainConfig: everything `rl-loop train` can be told. Imports no torch, so that `--help` and errors are immediate."""
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import CliImplicitFlag
+
+from drafters.settings import Section
+from rollout_service.protocol import MAX_COMPLETIONS, MAX_GROUPS, Sampling
+
+TaskKind = Literal["reasoning_gym", "jsonl"]
+
+
+class TaskConfig(Section):
+    """Where prompts come from and how responses are graded."""
+
+    kind: TaskKind = "reasoning_gym"
+    name: str = "chain_sum"
+    """reasoning_gym: the dataset's name"""
+    params: dict[str, Any] = Field(default_factory=dict)
+    """reasoning_gym: the dataset's own parameters"""
+    size: int = Field(default=1_000_000, ge=1)
+    """reasoning_gym: problems of each split; training repeats after them"""
+    path: Path | None = None
+    """jsonl: file of prompts, one JSON object a line with `answer` and `prompt` or `messages`"""
+    held_out_path: Path | None = None
+    """jsonl: file of held-out prompts; without it the last tenth of `path` is held out"""
+    seed: int = Field(default=0, ge=0)
+    """which problems (reasoning_gym), or their order (jsonl)"""
+    prompt_suffix: str = "\n"
+    """appended to a prompt that is text"""
+    chat: CliImplicitFlag[bool] = False
+    """send the prompt as a chat message through the policy's chat template, instead of as text"""
+    system_prompt: str | None = None
+    """first message of a chat"""
+    answer_pattern: str = r"Answer:\s*(.*)"
+    """regular expression with one group; its last match in a response is the answer, else the whole response is"""
+    reward: str | None = None
+    """own reward `package.module:function`, called with the response and the problem's entry; replaces the grading"""
+    pass_threshold: float = 1.0
+    """a response is right when its reward is at least this"""
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _one_group(cls, pattern: str) -> str:
+        try:
+            groups = re.compile(pattern).groups
+        except re.error as error:
+            raise ValueError(f"not a regular expression: {error}") from None
+        if groups != 1:
+            raise ValueError(f"must have exactly one group, has {groups}")
+        return pattern
+
+    @field_validator("reward")
+    @classmethod
+    def _module_and_function(cls, reward: str | None) -> str | None:
+        if reward is not None and not re.fullmatch(r"[\w.]+:\w+", reward):
+            raise ValueError("must be package.module:function")
+        return reward
+
+    @field_validator("path", "held_out_path")
+    @classmethod
+    def _exists(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError("no such file")
+        return path
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> "TaskConfig":
+        if self.kind == "jsonl" and self.path is None:
+            raise ValueError("path is needed for kind = jsonl")
+        if self.system_prompt is not None and not self.chat:
+            raise ValueError("system_prompt needs chat = true")
+        return self
+
+
+class SamplingConfig(Section):
+    """How rollouts are drawn, in training and in evaluation."""
+
+    temperature: float = Field(default=1.0, gt=0.0, le=10.0)
+    """above 0: a policy gradient needs samples"""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """smallest set of tokens whose probabilities reach this"""
+    top_k: int = Field(default=0, ge=0)
+    """the k most likely tokens; 0 for all"""
+    max_tokens: int = Field(default=256, ge=1)
+    """longest response, in tokens"""
+
+    def with_seed(self, seed: int) -> Sampling:
+        return Sampling(**self.model_dump(), seed=seed)
+
+
+class TrainConfig(Section):
+    """Synchronous GRPO against a rollout service."""
+
+    model: str
+    """the policy: a folder or a Hugging Face name; the service must serve the same architecture"""
+    endpoint: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://")
+    """the rollout service"""
+    token: SecretStr | None = None
+    """the service's bearer token"""
+    ready_timeout: float = Field(default=600.0, ge=0.0)
+    """seconds to wait until the service is ready"""
+    task: TaskConfig = Field(default_factory=TaskConfig)
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+
+    steps: int = Field(default=100, ge=1)
+    """steps of the whole run, those before a resume included"""
+    prompts_per_step: int = Field(default=32, ge=1, le=MAX_GROUPS)
+    """groups in a step"""
+    completions: int = Field(default=8, ge=2, le=MAX_COMPLETIONS)
+    """completions of a group; at least 2, since a reward counts relative to its group's others"""
+    normalise_advantages: CliImplicitFlag[bool] = True
+    """divide a group's advantages by the standard deviation of its rewards"""
+
+    learning_rate: float = Field(default=1e-6, gt=0.0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """steps over which the learning rate rises linearly; constant after them"""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates"""
+    max_grad_norm: float = Field(default=1.0, gt=0.0)
+    """gradients are scaled down to this norm"""
+    clip_low: float = Field(default=0.2, ge=0.0, le=1.0)
+    """the ratio to the old policy is clipped below 1 - clip_low"""
+    clip_high: float = Field(default=0.2, ge=0.0)
+    """and above 1 + clip_high"""
+    kl_coefficient: float = Field(default=0.0, ge=0.0)
+    """weight of the KL divergence (k3 estimate) to the initial policy; 0 keeps no reference"""
+    minibatches: int = Field(default=1, ge=1)
+    """optimiser updates an epoch"""
+    epochs: int = Field(default=1, ge=1)
+    """times that a step's rollouts are trained on"""
+    max_tokens_per_microbatch: int = Field(default=16384, ge=1)
+    """padded tokens in one forward; changes memory and speed, not the gradient"""
+    gradient_checkpointing: CliImplicitFlag[bool] = False
+    """recompute activations in the backward, for memory"""
+
+    seed: int = Field(default=0, ge=0)
+    """of sampling and of the order of minibatches"""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """of the learner's matrix products; weights and optimiser state are float32 always"""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto is cuda where there is one"""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads of the learner; 0 for all"""
+
+    evaluate_every: int = Field(default=10, ge=0)
+    """steps between held-out evaluations; also before the first and after the last step; 0 for none"""
+    evaluation_prompts: int = Field(default=64, ge=1, le=MAX_GROUPS)
+    """held-out problems, the same at every evaluation"""
+    evaluation_completions: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
+    """completions of each"""
+
+    output: Path = Path("runs/rl")
+    """folder of checkpoints, metrics, rollouts and plots"""
+    resume: CliImplicitFlag[bool] = False
+    """go on from the latest checkpoint in the output folder"""
+    checkpoint_every: int = Field(default=10, ge=0)
+    """steps between checkpoints; also after the last step and when interrupted; 0 for only those"""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """the latest ones"""
+    tensorboard: CliImplicitFlag[bool] = False
+    """also write TensorBoard events"""
+    record_rollouts: CliImplicitFlag[bool] = False
+    """write every group to output/rollouts, for `replay`"""
+    replay: Path | None = None
+    """train on the groups recorded in this folder, instead of asking the endpoint"""
+
+    @field_validator("betas")
+    @classmethod
+    def _decay_rates(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise ValueError("each must be at least 0 and below 1")
+        return betas
+
+    @field_validator("replay")
+    @classmethod
+    def _recorded(cls, replay: Path | None) -> Path | None:
+        if replay is not None and not replay.is_dir():
+            raise ValueError("no such folder")
+        return replay
+
+    @field_validator("minibatches")
+    @classmethod
+    def _enough_rollouts(cls, minibatches: int, info: Any) -> int:
+        rollouts = info.data.get("prompts_per_step", 1) * info.data.get("completions", minibatches)
+        if minibatches > rollouts:
+            raise ValueError(f"more than the {rollouts} rollouts of a step")
+        return minibatches
+
+    @model_validator(mode="after")
+    def _not_over_itself(self) -> "TrainConfig":
+        if self.replay is not None and self.replay.resolve() == (self.output / "rollouts").resolve():
+            raise ValueError("replay reads output/rollouts: choose another output folder")
+        return self

@@ -1,0 +1,78 @@
+"""MetricsLog: a run's metrics on disk, as JSON lines always and as TensorBoard events on request."""
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from pydantic import BaseModel
+
+from rl_loop.metrics import EvaluationMetrics, Stage, StepMetrics
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+MetricsT = TypeVar("MetricsT", bound=BaseModel)
+
+STEPS_FILE = "metrics.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
+
+
+class MetricsLog:
+    """`steps` and `evaluations` of the whole run, those from before a resume included.
+
+    Lines after `step`, the finished steps of the state resumed from, are dropped: they are made again.
+    """
+
+    def __init__(self, output: Path, step: int, tensorboard: bool = False):
+        output.mkdir(parents=True, exist_ok=True)
+        self.output = output
+        self.steps = [m for m in _read(output / STEPS_FILE, StepMetrics) if m.step <= step]
+        self.evaluations = [m for m in _read(output / EVALUATIONS_FILE, EvaluationMetrics) if m.step < step]
+        _write(output / STEPS_FILE, self.steps)
+        _write(output / EVALUATIONS_FILE, self.evaluations)
+        self.events = _event_writer(output / "tensorboard", step + 1) if tensorboard else None
+
+    def step(self, metrics: StepMetrics) -> None:
+        self.steps.append(metrics)
+        _append(self.output / STEPS_FILE, metrics)
+        fields = metrics.model_dump(exclude={"stages", "step"}, exclude_none=True)
+        self._events("train", metrics.step, fields)
+        self._events("seconds", metrics.step, metrics.stages)
+
+    def evaluation(self, metrics: EvaluationMetrics) -> None:
+        self.evaluations.append(metrics)
+        _append(self.output / EVALUATIONS_FILE, metrics)
+        self._events("held_out", metrics.step, metrics.model_dump(exclude={"step"}, exclude_none=True))
+
+    def close(self) -> None:
+        if self.events is not None:
+            self.events.close()
+
+    def _events(self, prefix: str, step: int, values: dict[str, float] | dict[Stage, float]) -> None:
+        if self.events is not None:
+            for name, value in values.items():
+                self.events.add_scalar(f"{prefix}/{name}", value, step)
+
+
+def _event_writer(folder: Path, first_step: int) -> "SummaryWriter":
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    return SummaryWriter(str(folder), purge_step=first_step)
+
+
+def _read(file: Path, of: type[MetricsT]) -> list[MetricsT]:
+    lines = file.read_text().splitlines() if file.is_file() else []
+    metrics = []
+    with contextlib.suppress(ValueError):  # a killed run may leave half a last line
+        for line in lines:
+            metrics.append(of.model_validate_json(line))
+    return metrics
+
+
+def _write(file: Path, metrics: list[MetricsT]) -> None:
+    file.write_text("".join(m.model_dump_json() + "\n" for m in metrics))
+
+
+def _append(file: Path, metrics: BaseModel) -> None:
+    with file.open("a") as lines:
+        lines.write(metrics.model_dump_json() + "\n")

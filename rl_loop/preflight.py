@@ -1,0 +1,73 @@
+"""What is checked before work starts: the output folder, the endpoint, and that responses fit the served context."""
+
+import time
+
+import httpx
+from rich.console import Console
+from transformers import PreTrainedTokenizerBase
+
+from rl_loop.checkpoint import checkpoints
+from rl_loop.config import TrainConfig
+from rl_loop.metrics_log import STEPS_FILE
+from rl_loop.tasks import Problem, Task
+from rollout_service.client import RolloutClient, RolloutError
+
+POLL_SECONDS = 1.0
+
+
+class PreflightError(RuntimeError):
+    """What is wrong, and what to do."""
+
+
+def check_output(config: TrainConfig) -> None:
+    found = checkpoints(config.output)
+    if config.resume and not found:
+        raise PreflightError(f"resume: no checkpoint in {config.output / 'checkpoints'}")
+    if not config.resume and (found or (config.output / STEPS_FILE).exists()):
+        raise PreflightError(f"output: {config.output} holds a run: go on with --resume, or choose another folder")
+
+
+def wait_until_ready(client: RolloutClient, config: TrainConfig, console: Console) -> None:
+    """Returns when every engine answers. Raises RolloutError when refused, PreflightError after `ready_timeout`."""
+    deadline = time.monotonic() + config.ready_timeout
+    with console.status(f"waiting for {config.endpoint} to be ready (at most {config.ready_timeout:.0f} s)"):
+        while (reason := _why_not_ready(client)) is not None:
+            if time.monotonic() >= deadline:
+                raise PreflightError(
+                    f"endpoint: {config.endpoint} is not ready after {config.ready_timeout:.0f} s: {reason}. "
+                    "Is `rollout-service launch` running?"
+                )
+            time.sleep(POLL_SECONDS)
+
+
+def _why_not_ready(client: RolloutClient) -> str | None:
+    try:
+        client.model()
+    except httpx.TransportError as error:
+        return str(error) or type(error).__name__
+    except RolloutError as error:
+        if error.status < 500:  # a wrong token, or another kind of server: waiting does not help
+            raise
+        return str(error)
+    return None if client.ready() else "not every engine answers"
+
+
+def check_lengths(client: RolloutClient, config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The first step's prompts and `sampling.max_tokens` must fit the served policy's context."""
+    limit = client.model().get("max_model_len")
+    if limit is None:
+        return
+    longest = max(_tokens(tokenizer, task.prompt("train", index)) for index in range(config.prompts_per_step))
+    if longest + config.sampling.max_tokens > limit:
+        raise PreflightError(
+            f"sampling.max_tokens: prompts of up to {longest} tokens and responses of {config.sampling.max_tokens} "
+            f"do not fit the served policy's max_model_len of {limit}: at most {limit - longest} is left"
+        )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> int:
+    if problem.messages is None:
+        return len(tokenizer.encode(problem.prompt or ""))
+    messages = [message.model_dump() for message in problem.messages]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return len(tokenizer.encode(str(text), add_special_tokens=False))

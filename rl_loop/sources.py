@@ -1,0 +1,87 @@
+"""Where rollouts come from: the service, or a folder of recorded groups. The loop knows only `RolloutSource`.
+
+A batch is the groups of one step or evaluation; its groups' ids are its name and a number: `train-000003-00017`.
+"""
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rollout_service.client import RolloutClient
+from rollout_service.protocol import Group, GroupRequest
+
+Tensors = Callable[[torch.dtype], Mapping[str, Tensor]]
+
+
+class ReplayError(RuntimeError):
+    """The recording does not hold what was asked for."""
+
+
+class RolloutSource(Protocol):
+    def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
+        """The finished groups of a batch, in any order. Closing the generator ends the generation of the rest."""
+
+    def publish(self, tensors: Tensors, version: int) -> int:
+        """Let later rollouts be sampled by `tensors`; `version` is the last one known. Returns the new version."""
+
+
+class EndpointSource:
+    """The rollout service."""
+
+    def __init__(self, client: RolloutClient):
+        self.client = client
+
+    def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
+        yield from self.client.rollouts(requests)
+
+    def publish(self, tensors: Tensors, version: int) -> int:
+        """The service's versions only grow: the new one is above its own and ours, whichever was restarted."""
+        status = self.client.weights()
+        version = max(version, status.policy.version) + 1
+        self.client.push_weights("policy", tensors(getattr(torch, status.dtype)), version)
+        return version
+
+
+class ReplaySource:
+    """Groups that a Recorder wrote, in the order they arrived in. Publishing changes nothing but the version."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
+        file = self.folder / f"{batch}.jsonl"
+        if not file.is_file():
+            raise ReplayError(f"no recorded batch {file}")
+        wanted = {request.id: request for request in requests}
+        groups = [Group.model_validate_json(line) for line in file.read_text().splitlines()]
+        groups = [group for group in groups if group.id in wanted]
+        for group in groups:
+            request = wanted[group.id]
+            if group.metadata != request.metadata or len(group.completions) != request.n:
+                raise ReplayError(f"{file}: {group.id} was recorded for another prompt or number of completions")
+        if len(groups) < len(wanted):
+            raise ReplayError(f"{file}: {len(groups)} of the {len(wanted)} groups of this batch")
+        yield from groups
+
+    def publish(self, tensors: Tensors, version: int) -> int:
+        return version + 1
+
+
+class Recorder:
+    """Another source, with every group written to `folder`, one JSON line each, a file a batch."""
+
+    def __init__(self, source: RolloutSource, folder: Path):
+        self.source, self.folder = source, folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
+        with (self.folder / f"{batch}.jsonl").open("w") as file:
+            for group in self.source.rollouts(batch, requests):
+                file.write(group.model_dump_json() + "\n")
+                yield group
+
+    def publish(self, tensors: Tensors, version: int) -> int:
+        return self.source.publish(tensors, version)

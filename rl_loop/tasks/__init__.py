@@ -1,0 +1,26 @@
+"""Tasks: prompts and verifiable rewards. `make_task` builds the configured one."""
+
+from rl_loop.config import TaskConfig
+from rl_loop.tasks.own_reward import OwnReward
+from rl_loop.tasks.task import Problem, Split, Task, TaskError
+
+__all__ = ["Problem", "Split", "Task", "TaskError", "make_task"]
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The configured task. Raises TaskError naming the field that is wrong."""
+    task = _graded_task(config)
+    return task if config.reward is None else OwnReward(task, config.reward)
+
+
+def _graded_task(config: TaskConfig) -> Task:
+    # Imported here: reasoning-gym alone takes seconds.
+    match config.kind:
+        case "reasoning_gym":
+            from rl_loop.tasks.reasoning_gym_task import ReasoningGymTask
+
+            return ReasoningGymTask(config)
+        case "jsonl":
+            from rl_loop.tasks.jsonl_task import JsonlTask
+
+            return JsonlTask(config)

@@ -1,0 +1,75 @@
+"""JsonlTask: the user's own prompts, one JSON object a line, graded by math-verify.
+
+    {"prompt": "What is 2 + 2?", "answer": "4"}
+    {"messages": [{"role": "user", "content": "What is 2 + 2?"}], "answer": "4"}
+
+Other keys are kept in the problem's entry, for an own reward.
+"""
+
+import json
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from math_verify import parse, verify
+from pydantic import TypeAdapter
+
+from rl_loop.config import TaskConfig
+from rl_loop.tasks.task import Problem, Split, TaskError, extract_answer, problem_from_text
+from rollout_service.protocol import Message
+
+MESSAGES = TypeAdapter(list[Message])
+
+
+class JsonlTask:
+    """Training goes through its problems in a new order each epoch, held-out evaluation in the order of the file."""
+
+    def __init__(self, config: TaskConfig):
+        assert config.path is not None
+        self.config = config
+        problems = read_problems(config, config.path)
+        if config.held_out_path is not None:
+            self.problems = {"train": problems, "held_out": read_problems(config, config.held_out_path)}
+        else:
+            train = len(problems) - max(1, len(problems) // 10)
+            self.problems = {"train": problems[:train], "held_out": problems[train:]}
+        for split, of_split in self.problems.items():
+            if not of_split:
+                raise TaskError(f"task.path: {config.path}: too few problems, none left for the {split} split")
+        self.order = lru_cache(maxsize=2)(self._order)
+
+    def _order(self, epoch: int) -> list[int]:
+        order = list(range(len(self.problems["train"])))
+        random.Random(f"{self.config.seed} {epoch}").shuffle(order)
+        return order
+
+    def prompt(self, split: Split, index: int) -> Problem:
+        problems = self.problems[split]
+        epoch, place = divmod(index, len(problems))
+        return problems[self.order(epoch)[place] if split == "train" else place]
+
+    def reward(self, problem: Problem, response: str) -> float:
+        answer = extract_answer(self.config.answer_pattern, response)
+        return float(verify(parse(str(problem.entry["answer"])), parse(answer)))
+
+
+def read_problems(config: TaskConfig, path: Path) -> list[Problem]:
+    problems = []
+    for number, line in enumerate(path.read_text().splitlines(), start=1):
+        if line.strip():
+            try:
+                problems.append(_problem(config, json.loads(line)))
+            except (ValueError, TypeError) as error:
+                raise TaskError(f"{path}, line {number}: {error}") from error
+    return problems
+
+
+def _problem(config: TaskConfig, entry: dict[str, Any]) -> Problem:
+    if "answer" not in entry and config.reward is None:
+        raise ValueError("has no `answer` (needed unless task.reward is set)")
+    if ("prompt" in entry) == ("messages" in entry):
+        raise ValueError("must have exactly one of `prompt` and `messages`")
+    if "prompt" in entry:
+        return problem_from_text(config, entry["prompt"], entry)
+    return Problem(entry=entry, messages=MESSAGES.validate_python(entry["messages"]))

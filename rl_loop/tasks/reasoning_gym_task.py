@@ -1,0 +1,39 @@
+"""ReasoningGymTask: any dataset of reasoning-gym by its name, graded by the dataset's own verifier."""
+
+import warnings
+
+from rl_loop.config import TaskConfig
+from rl_loop.tasks.task import Problem, Split, TaskError, extract_answer, problem_from_text
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", SyntaxWarning)  # cellpylib, one of its dependencies, has invalid escapes
+    import reasoning_gym
+    from reasoning_gym.factory import DATASETS
+
+
+class ReasoningGymTask:
+    """Problem i of a dataset is drawn from its seed + i, so the splits are disjoint ranges of seeds:
+
+    training [seed, seed + size), held out [seed + size, seed + 2 size).
+    """
+
+    def __init__(self, config: TaskConfig):
+        self.config = config
+        if config.name not in DATASETS:
+            raise TaskError(f"task.name: no dataset {config.name!r} in reasoning-gym; it has {', '.join(DATASETS)}")
+        starts: dict[Split, int] = {"train": config.seed, "held_out": config.seed + config.size}
+        try:
+            self.datasets = {
+                split: reasoning_gym.create_dataset(config.name, seed=seed, size=config.size, **config.params)
+                for split, seed in starts.items()
+            }
+        except (TypeError, ValueError, AssertionError) as error:
+            raise TaskError(f"task.params: {config.name}: {error}") from error
+
+    def prompt(self, split: Split, index: int) -> Problem:
+        entry = self.datasets[split][index % self.config.size]
+        return problem_from_text(self.config, entry["question"], entry)
+
+    def reward(self, problem: Problem, response: str) -> float:
+        answer = extract_answer(self.config.answer_pattern, response)
+        return float(self.datasets["train"].score_answer(answer, problem.entry))

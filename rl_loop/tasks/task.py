@@ -1,0 +1,55 @@
+"""Task: what a source of prompts and rewards must offer, and how an answer is found in a response."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from rl_loop.config import TaskConfig
+from rollout_service.protocol import Message
+
+Split = Literal["train", "held_out"]
+
+
+class TaskError(ValueError):
+    """A task's configuration or data is wrong. The message names the field or the line."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt, as text or chat messages, and what grading needs.
+
+    Example: `Problem(entry={"question": "2 + 2 =", "answer": "4"}, prompt="2 + 2 =\\n")`
+    """
+
+    entry: dict[str, Any]
+    """the dataset's own record"""
+    prompt: str | None = None
+    messages: list[Message] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Tells whether recorded rollouts belong to this prompt."""
+        text = self.prompt if self.messages is None else "\0".join(f"{m.role}\0{m.content}" for m in self.messages)
+        return hashlib.sha256((text or "").encode()).hexdigest()[:16]
+
+
+class Task(Protocol):
+    def prompt(self, split: Split, index: int) -> Problem:
+        """Problem `index` of a split, for any index from 0 on: the same one each time it is asked for."""
+
+    def reward(self, problem: Problem, response: str) -> float:
+        """How good a response is. It is right (passes) from `task.pass_threshold` on, 1.0 unless configured."""
+
+
+def extract_answer(pattern: str, response: str) -> str:
+    """The group of the last match of `pattern`; the whole response when there is none."""
+    matches = re.findall(pattern, response)
+    return (matches[-1] if matches else response).strip()
+
+
+def problem_from_text(config: TaskConfig, text: str, entry: dict[str, Any]) -> Problem:
+    if not config.chat:
+        return Problem(entry=entry, prompt=text + config.prompt_suffix)
+    system = [] if config.system_prompt is None else [Message(role="system", content=config.system_prompt)]
+    return Problem(entry=entry, messages=[*system, Message(role="user", content=text)])

@@ -1,0 +1,88 @@
+"""`rl-loop train` once its configuration is read: checks, builds the parts, runs the loop.
+
+However the loop ends (its last step, a signal, the endpoint's failure), a checkpoint of the last finished step is left.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import torch
+from rich.console import Console
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from rl_loop.checkpoint import RunState, checkpoints, restore_checkpoint
+from rl_loop.config import TrainConfig
+from rl_loop.interruption import Interrupted, Interruption
+from rl_loop.learner import Learner, load_policy
+from rl_loop.metrics_log import MetricsLog
+from rl_loop.preflight import PreflightError, check_lengths, check_output, wait_until_ready
+from rl_loop.reporting import Reporter
+from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
+from rl_loop.summary import write_summary
+from rl_loop.synchronous import SynchronousLoop
+from rl_loop.tasks import Task, make_task
+from rollout_service.client import RolloutClient, RolloutError
+
+
+def run_training(config: TrainConfig, interruption: Interruption) -> None:
+    """Raises PreflightError and TaskError before the first step; Interrupted, RolloutError, ReplayError and
+    httpx.TransportError also after it, when a checkpoint has been left."""
+    console = Console()
+    transformers_logging.disable_progress_bar()  # its bars would run through the live table
+    check_output(config)
+    task = make_task(config.task)
+    tokenizer = load_tokenizer(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with open_source(config, task, tokenizer, console) as source:
+        with console.status(f"loading {config.model}"):
+            learner, state = make_learner(config)
+        log = MetricsLog(config.output, state.step, config.tensorboard)
+        (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        if config.record_rollouts:
+            source = Recorder(source, config.output / "rollouts")
+        with Reporter(log, config.steps, console) as reporter:
+            loop = SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption)
+            try:
+                loop.run()
+            except (Interrupted, RolloutError, ReplayError, httpx.TransportError):
+                folder = loop.save()
+                console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
+                raise
+    write_summary(config.output, log.steps, log.evaluations, console)
+
+
+def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(config.model)
+    except (OSError, ValueError) as error:
+        raise PreflightError(f"model: {config.model}: {error}") from error
+
+
+def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
+    """The learner and its state: new, or as the latest checkpoint left them."""
+    latest = checkpoints(config.output)[-1] if config.resume else None
+    try:
+        policy = load_policy(config.model if latest is None else latest)
+        reference = load_policy(config.model) if config.kl_coefficient > 0.0 else None
+    except (OSError, ValueError) as error:
+        raise PreflightError(f"model: {config.model}: {error}") from error
+    learner = Learner(config, policy, reference)
+    return learner, RunState() if latest is None else restore_checkpoint(latest, learner)
+
+
+@contextmanager
+def open_source(
+    config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase, console: Console
+) -> Iterator[RolloutSource]:
+    """The recording, or the endpoint once it is ready and found to fit."""
+    if config.replay is not None:
+        yield ReplaySource(config.replay)
+        return
+    token = None if config.token is None else config.token.get_secret_value()
+    with RolloutClient(config.endpoint, token) as client:
+        wait_until_ready(client, config, console)
+        check_lengths(client, config, task, tokenizer)
+        yield EndpointSource(client)

@@ -1,0 +1,81 @@
+"""Real engines: in-process ones for what needs vLLM's insides, and launched services for all that goes over HTTP."""
+
+import gc
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+# Before vllm is imported anywhere in this process.
+os.environ |= {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_PLUGINS": "rollout_service",
+    "OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+}  # fmt: skip
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "deploy" / "demo" / "models"
+START_WITHIN = 240
+
+
+@contextmanager
+def in_process_llm(folder, drafter, **more) -> Iterator:
+    """vLLM with everything in this process, configured as `rollout_service.engine` does it."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    from drafters.registry import make_drafter
+
+    llm = LLM(
+        str(folder), dtype="float32", enforce_eager=True, distributed_executor_backend="uni", max_model_len=256,
+        max_num_seqs=32, kv_cache_memory_bytes=64 << 20, logprobs_mode="processed_logprobs", generation_config="vllm",
+        per_request_spec_decode_metrics="summary", disable_log_stats=False,
+        speculative_config=make_drafter(drafter).speculative_config(),
+        worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension", **more,
+    )  # fmt: skip
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+        gc.collect()
+
+
+@contextmanager
+def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`rollout-service launch` in a process of its own; gives its URL once it serves, and stops it with SIGINT."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("VLLM_PLUGINS", "OMP_NUM_THREADS")}
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "rollout-service"), "launch", "--port", "0", *arguments],
+        stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
+    )  # fmt: skip
+    assert process.stderr is not None
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                yield found.group(), process
+                break
+        else:
+            pytest.fail("the service did not start:\n" + "".join(lines))
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def wait_until(condition, within: float, what: str) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {within} s: {what}"
+        time.sleep(0.25)

@@ -1,0 +1,61 @@
+"""Each patch: its self-test fails without it on this platform and passes with it; nothing that is right is replaced."""
+
+import importlib
+import subprocess
+import sys
+
+import pytest
+
+from rollout_service.vllm_plugin import patches
+
+
+@pytest.fixture(autouse=True)
+def registered():
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("the patches are for the CPU")
+    patches.apply_patches()
+
+
+@pytest.mark.parametrize("patch", patches.PATCHES, ids=lambda patch: patch.name.rsplit(".", 1)[-1])
+def test_the_self_test_passes_once_patched(patch):
+    assert patch.is_right()
+
+
+def test_in_a_fresh_process_the_stock_functions_fail_and_are_replaced_once():
+    code = """
+import os; os.environ["VLLM_PLUGINS"] = ""
+from vllm.platforms import current_platform
+current_platform.register_triton_kernel_overrides()
+from rollout_service.vllm_plugin import patches
+failing = [p.name for p in patches.PATCHES if not patches._passes(p.is_right)]
+assert patches.apply_patches() == failing, failing
+assert patches.apply_patches() == []
+print("failing:", len(failing))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith(f"failing: {len(patches.APPLIED)}")
+
+
+def test_a_function_that_is_right_is_left_alone(monkeypatch):
+    replaced = []
+    right = patches.Patch("right", "nothing", lambda: True, lambda: replaced.append("right"))
+    monkeypatch.setattr(patches, "PATCHES", [right])
+    assert patches.apply_patches() == []
+    assert replaced == []
+
+
+def test_a_function_that_stays_wrong_refuses_to_serve(monkeypatch):
+    wrong = patches.Patch("wrong", "always", lambda: False, lambda: None)
+    monkeypatch.setattr(patches, "PATCHES", [wrong])
+    with pytest.raises(RuntimeError, match="refusing to serve"):
+        patches.apply_patches()
+
+
+def test_the_plugin_is_registered_with_vllm():
+    from importlib.metadata import entry_points
+
+    (entry,) = [e for e in entry_points(group="vllm.general_plugins") if e.name == "rollout_service"]
+    assert entry.load() is importlib.import_module("rollout_service.vllm_plugin").register

@@ -1,0 +1,80 @@
+"""New weights in a running engine, for every supported policy architecture and every drafter kind.
+
+The proof is in the log-probabilities: those that the engine returns equal a float32 recomputation by transformers with
+the weights it is said to hold, to 1e-4. Stale packed copies (tied heads, experts) are off by whole nats.
+"""
+
+import pytest
+import torch
+from engines import MODELS, in_process_llm
+from tiny_models import PAIRS, VOCAB, save_drafter, save_policy
+from transformers import AutoModelForCausalLM
+
+from drafters.registry import make_drafter
+from drafters.scoring import score_tokens
+
+SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.95}
+
+
+def worst_difference(llm, model):
+    """Largest |returned - recomputed| log-probability over some hundred sampled tokens, in nats."""
+    from vllm import SamplingParams
+
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(3, VOCAB, (8, 12), generator=generator)
+    params = SamplingParams(max_tokens=24, ignore_eos=True, logprobs=0, flat_logprobs=True, **SAMPLING)
+    outputs = llm.generate([{"prompt_token_ids": p.tolist()} for p in prompts], params, use_tqdm=False)
+    worst = 0.0
+    for prompt, output in zip(prompts, outputs, strict=True):
+        tokens = torch.tensor(output.outputs[0].token_ids)
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, tokens])[None]).logits[0, len(prompt) - 1 : -1]
+        expected = score_tokens(logits, tokens, **SAMPLING).sampled_logprobs
+        worst = max(worst, (expected - torch.tensor(output.outputs[0].logprobs.logprobs)).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize(("name", "kind"), PAIRS, ids=lambda value: value)
+def test_pushed_weights_are_the_ones_that_sample(name, kind, tmp_path):
+    old = save_policy(name, seed=0, folder=tmp_path / "old", tokenizer=MODELS / "policy")
+    new = save_policy(name, seed=1, folder=tmp_path / "new", tokenizer=MODELS / "policy")
+    drafter = save_drafter(kind, old, seed=2, folder=tmp_path / "drafter")
+    old, new = (AutoModelForCausalLM.from_pretrained(tmp_path / n, dtype=torch.float32) for n in ("old", "new"))
+    with in_process_llm(tmp_path / "old", drafter) as llm:
+        assert worst_difference(llm, old) < 1e-4
+        llm.collective_rpc("load_checkpoint_tensors", args=(str(policy_update(tmp_path)), False))
+        llm.reset_prefix_cache()
+        assert worst_difference(llm, new) < 1e-4
+        assert worst_difference(llm, old) > 0.1  # the measure can tell
+
+        if kind in ("draft_model", "eagle3", "mtp"):
+            before = drafter_tensor_sum(llm)
+            save_drafter(kind, new, seed=3, folder=tmp_path / "drafter2")
+            update = tmp_path / "drafter2" / "model.safetensors"
+            llm.collective_rpc("load_checkpoint_tensors", args=(str(update), True))
+            assert drafter_tensor_sum(llm) != before
+            assert worst_difference(llm, new) < 1e-4  # a drafter's update never changes the policy
+
+
+def policy_update(folder):
+    """The new policy's own tensors, without an MTP head: what a trainer pushes."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "new" / "model.safetensors")
+    save_file({n: t for n, t in tensors.items() if not n.startswith("mtp.")}, folder / "update.safetensors")
+    return folder / "update.safetensors"
+
+
+def drafter_tensor_sum(llm):
+    """A figure that changes when the drafter's norms do (these are never packed away)."""
+    model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
+    tensors = [p.double().abs().sum().item() for n, p in model.named_parameters() if p.numel()]
+    return sum(tensors)
+
+
+def test_every_kind_with_weights_says_which_tensors_are_its_own(tmp_path):
+    policy = save_policy("qwen3_next", seed=0, folder=tmp_path / "p", tokenizer=MODELS / "policy")
+    for kind in ("draft_model", "eagle3", "mtp"):
+        drafter = make_drafter(save_drafter(kind, policy, seed=0, folder=tmp_path / kind))
+        assert drafter.checkpoint(tmp_path / "p") is not None
+    assert not make_drafter(save_drafter("mtp", policy, 0, tmp_path / "m")).owns("lm_head.weight")

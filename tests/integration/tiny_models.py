@@ -1,0 +1,80 @@
+"""Random policies of every supported architecture, and their drafters: tiny, and sharp enough to tell apart."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3NextConfig,
+    Qwen3NextForCausalLM,
+)
+
+from drafters.drafter import DrafterConfig
+from drafters.learners.eagle3 import Eagle3Head
+from drafters.learners.mtp import MTPHead
+
+VOCAB = 128
+DENSE = {
+    "vocab_size": VOCAB, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3, "head_dim": 32,
+    "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 256, "eos_token_id": 1,
+    "bos_token_id": None, "pad_token_id": 0,
+}  # fmt: skip
+NEXT = DENSE | {
+    "layer_types": ["full_attention"] * 3, "mlp_only_layers": [], "num_experts": 4, "num_experts_per_tok": 4,
+    "moe_intermediate_size": 64, "shared_expert_intermediate_size": 64, "num_nextn_predict_layers": 1,
+    "tie_word_embeddings": False, "partial_rotary_factor": 1.0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
+}  # fmt: skip
+POLICIES = {
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DENSE, tie_word_embeddings=False)),
+    "qwen3_tied": lambda: Qwen3ForCausalLM(Qwen3Config(**DENSE, tie_word_embeddings=True)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**DENSE, tie_word_embeddings=False)),
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**DENSE, tie_word_embeddings=False)),
+    "qwen3_next": lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**NEXT)),
+}
+DRAFTERS = ("none", "ngram", "draft_model", "eagle3")
+PAIRS = [(policy, drafter) for policy in POLICIES for drafter in DRAFTERS] + [("qwen3_next", "mtp")]
+
+
+def random_policy(name: str, seed: int) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    model = POLICIES[name]().float().eval()
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+def save_policy(name: str, seed: int, folder: Path, tokenizer: Path) -> PreTrainedModel:
+    """Save a random policy (with an MTP head where it declares one) and a tokenizer; returns the policy."""
+    model = random_policy(name, seed)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
+    if name == "qwen3_next":
+        file = folder / "model.safetensors"
+        save_file(load_file(file) | MTPHead.from_policy(model).checkpoint(), file, metadata={"format": "pt"})
+    return model
+
+
+def save_drafter(kind: str, policy: PreTrainedModel, seed: int, folder: Path) -> DrafterConfig:
+    """Save a random drafter for `policy`; for mtp the head's own tensors alone. Returns its configuration."""
+    torch.manual_seed(seed)
+    folder.mkdir(exist_ok=True)
+    if kind == "eagle3":
+        head = Eagle3Head.from_policy(policy, layers=(0, 1, 3), vocabulary=list(range(64)))
+        head.config.save_pretrained(folder)
+        head.save(folder / "model.safetensors", torch.float32)
+    elif kind == "draft_model":
+        random_policy("qwen3", seed).save_pretrained(folder)
+    elif kind == "mtp":
+        MTPHead.from_policy(policy).save(folder / "model.safetensors", torch.float32)
+    model = str(folder) if kind in ("eagle3", "draft_model") else None
+    return DrafterConfig(kind=kind, model=model, draft_tokens=3)

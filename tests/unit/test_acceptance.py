@@ -1,0 +1,68 @@
+"""Acceptance arithmetic, against values computed by hand and against simulation."""
+
+import math
+import random
+
+import pytest
+
+from drafters.acceptance import Acceptance, length_interval, total
+from drafters.drafter import DrafterConfig
+from rollout_service.acceptance_report import speculation_status
+
+
+def test_ratios_are_those_of_a_hand_computed_example():
+    acceptance = Acceptance(drafted=30, histogram=[4, 0, 0, 6])
+    assert (acceptance.steps, acceptance.accepted) == (10, 18)
+    assert acceptance.length == pytest.approx(2.8)
+    assert acceptance.rate == pytest.approx(0.6)
+    assert acceptance.accepted_by_position == [6, 6, 6]
+    assert acceptance.by_position == pytest.approx([0.6, 0.6, 0.6])
+
+
+def test_a_total_is_a_ratio_of_sums_and_not_a_mean_of_ratios():
+    long, short = Acceptance(300, [0, 0, 0, 100]), Acceptance(3, [1, 0, 0, 0])
+    assert total([long, short]).length == pytest.approx(1 + 300 / 101)
+    assert total([long, short]).length != pytest.approx((long.length + short.length) / 2)
+
+
+def test_nothing_drafted_has_length_one_and_no_interval():
+    assert Acceptance().length == 1.0
+    assert Acceptance(0, [0, 0]).by_position == []
+    assert math.isnan(length_interval([Acceptance(3, [0, 1])])[0])
+
+
+def test_the_interval_covers_the_true_length_in_95_of_100_cases():
+    """Completions differ in how well they are drafted, so steps of one completion hang together."""
+    rng = random.Random(0)
+    covered, naive = 0, 0
+    for _ in range(400):
+        parts = []
+        for _ in range(60):
+            chance = rng.choice([0.2, 0.8])
+            steps = [int(rng.random() < chance) for _ in range(20)]
+            parts.append(Acceptance(20, [steps.count(0), steps.count(1)]))
+        low, high = length_interval(parts)
+        covered += low <= 1.5 <= high
+        # As if all steps were independent: the interval that a wrong implementation would give.
+        whole = total(parts)
+        half = 1.96 * math.sqrt(whole.rate * (1 - whole.rate) / whole.steps)
+        naive += abs(whole.length - 1.5) <= half
+    assert 0.92 <= covered / 400 <= 0.98
+    assert naive / 400 < 0.8
+
+
+def test_the_report_sums_engines_and_keeps_versions_apart():
+    def row(version, accepted):
+        return {
+            "policy_version": version, "drafter_version": 0, "draft_steps": 10, "drafted": 20,
+            "accepted": sum(accepted), "accepted_by_position": accepted,
+        }  # fmt: skip
+
+    rows = [row(0, [8, 4]), row(0, [6, 2]), row(1, [1, 0])]
+    status = speculation_status(DrafterConfig(kind="mtp", draft_tokens=2), rows)
+    (mtp,) = status.drafters
+    assert mtp.accepted_by_position == [15, 6]
+    assert mtp.acceptance_length == pytest.approx(1 + 21 / 30)
+    assert [(v.policy_version, v.accepted) for v in mtp.by_version] == [(0, 20), (1, 1)]
+    assert mtp.by_version[0].acceptance_by_position == pytest.approx([0.7, 0.3])
+    assert speculation_status(DrafterConfig(kind="none"), []).drafters == []

@@ -1,0 +1,94 @@
+"""Bad requests are refused before anything is generated, each limit by its field."""
+
+import pytest
+from pydantic import ValidationError
+
+from rollout_service.admission import Admission, Refused
+from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, SharedMemoryPush
+
+
+class Characters:
+    """A tokenizer of one token a character."""
+
+    def encode(self, text, add_special_tokens=True):
+        return [ord(c) for c in text]
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        return "".join(f"{m['role']}:{m['content']}\n" for m in messages)
+
+
+@pytest.fixture
+def admission():
+    return Admission("demo", Characters(), vocab_size=128, max_model_len=64, draft_tokens=3)
+
+
+def refusal(admission, **group):
+    with pytest.raises(Refused) as refused:
+        admission.admit(RolloutRequest(groups=[GroupRequest(prompt="ok", sampling=Sampling(max_tokens=4)),
+                                               GroupRequest(**group)]))  # fmt: skip
+    return {problem.field: problem.message for problem in refused.value.problems}
+
+
+def test_text_ids_and_messages_all_become_token_ids(admission):
+    s = Sampling(max_tokens=4)
+    groups = admission.admit(
+        RolloutRequest(groups=[
+            GroupRequest(prompt="ab", sampling=s),
+            GroupRequest(id="mine", prompt_token_ids=[97, 98], sampling=s),
+            GroupRequest(messages=[{"role": "u", "content": "a"}], sampling=s),
+        ])
+    )  # fmt: skip
+    assert [g.prompt_token_ids for g in groups] == [[97, 98], [97, 98], [117, 58, 97, 10]]
+    assert [g.id for g in groups] == ["0", "mine", "2"]
+
+
+def test_a_long_prompt_a_long_response_and_a_strange_token_are_named(admission):
+    assert "60" in refusal(admission, prompt="x" * 61, sampling=Sampling(max_tokens=1))["groups.1.prompt"]
+    too_long = refusal(admission, prompt="xy", sampling=Sampling(max_tokens=59))
+    assert "1 to 58" in too_long["groups.1.sampling.max_tokens"]
+    assert (
+        "vocabulary"
+        in refusal(admission, prompt_token_ids=[128], sampling=Sampling(max_tokens=1))["groups.1.prompt_token_ids"]
+    )
+    assert refusal(admission, prompt="", sampling=Sampling(max_tokens=1)).keys() == {"groups.1.prompt"}
+    assert refusal(admission, prompt="a", sampling=Sampling(max_tokens=2, min_tokens=3)).keys() == {
+        "groups.1.sampling.min_tokens"
+    }
+
+
+def test_an_unknown_model_is_a_404(admission):
+    with pytest.raises(Refused) as refused:
+        admission.admit(RolloutRequest(groups=[GroupRequest(prompt="a")], model="other"))
+    assert refused.value.status == 404
+
+
+@pytest.mark.parametrize("field", ["min_p", "logit_bias", "structured_outputs", "response_format"])
+def test_what_speculation_cannot_keep_lossless_is_refused_with_a_drafter_and_only_then(admission, field):
+    body = {"prompt": "a", field: {"type": "json_object"} if field != "min_p" else 0.1}
+    with pytest.raises(Refused) as refused:
+        admission.check_openai(body)
+    assert refused.value.problems[0].field == field
+    Admission("demo", Characters(), 128, 64, draft_tokens=0).check_openai(body)
+    admission.check_openai({"prompt": "a", field: None})
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        {"prompt": "a", "prompt_token_ids": [1]},
+        {},
+        {"prompt": "a", "n": 0},
+        {"prompt": "a", "sampling": {"temperature": -1}},
+        {"prompt": "a", "sampling": {"min_p": 0.1}},
+        {"prompt": "a", "smapling": {}},
+    ],
+)
+def test_the_wire_types_refuse_what_they_do_not_know(group):
+    with pytest.raises(ValidationError):
+        GroupRequest.model_validate(group)
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin"])
+def test_a_shared_memory_push_names_a_file_of_the_folder_alone(file):
+    with pytest.raises(ValidationError):
+        SharedMemoryPush(file=file)

@@ -1,0 +1,46 @@
+"""Imports go down only: rl_loop over rollout_service's client and protocol over drafters."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def imports(package):
+    for file in (ROOT / package).rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((file, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                yield from ((file, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden", "allowed"),
+    [
+        ("drafters", ("rollout_service", "rl_loop", "ray", "vllm", "fastapi", "httpx"), ()),
+        ("rollout_service", ("rl_loop",), ()),
+        ("rl_loop", ("ray", "vllm", "rollout_service"), ("rollout_service.client.", "rollout_service.protocol.")),
+    ],
+)
+def test_a_package_imports_only_what_is_below_it(package, forbidden, allowed):
+    found = list(imports(package))
+    assert found
+    upward = [
+        (str(file), name)
+        for file, name in found
+        if name.split(".")[0] in forbidden and not name.startswith(allowed or ("nothing",))
+    ]
+    assert upward == []
+
+
+def test_the_client_needs_neither_vllm_nor_ray_nor_torch():
+    code = (
+        "import sys, rollout_service.client; print(sorted({'vllm', 'ray', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

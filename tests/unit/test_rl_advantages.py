@@ -1,0 +1,24 @@
+"""Group-relative advantages, against values worked out by hand."""
+
+import pytest
+
+from rl_loop.advantages import group_advantages
+
+
+def test_a_reward_counts_in_standard_deviations_from_its_groups_mean():
+    advantages = group_advantages([[1.0, 0.0, 0.0, 1.0], [3.0, 1.0, 2.0]])
+    assert advantages.values[0] == pytest.approx([1.0, -1.0, -1.0, 1.0], abs=1e-5)
+    # mean 2, population variance 2/3
+    assert advantages.values[1] == pytest.approx([1.2247449, -1.2247449, 0.0], abs=1e-5)
+    assert advantages.zero_variance_groups == 0
+
+
+def test_without_normalisation_it_counts_in_rewards():
+    assert group_advantages([[1.0, 0.0, 0.0, 0.0]], normalise=False).values == [[0.75, -0.25, -0.25, -0.25]]
+
+
+def test_groups_of_equal_rewards_are_counted_and_teach_nothing():
+    advantages = group_advantages([[0.1] * 3, [1.0, 0.0], [0.0, 0.0]])
+    assert advantages.zero_variance_groups == 2
+    assert advantages.values[0] == [0.0, 0.0, 0.0]
+    assert advantages.values[2] == [0.0, 0.0]

@@ -1,0 +1,192 @@
+"""`rl-loop train` as a command, against a service in miniature behind the real client's HTTP."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import httpx
+import pytest
+import rl_toys as toys
+from safetensors.torch import load
+
+import rollout_service.client
+from rl_loop.checkpoint import checkpoints
+from rl_loop.cli import train
+from rl_loop.interruption import Interrupted, Interruption
+from rollout_service.protocol import ErrorBody, RolloutRequest, WeightsStatus, WeightStatus
+
+MAX_MODEL_LEN = 64
+
+
+class MiniatureService:
+    """The routes that a trainer uses, over httpx.MockTransport."""
+
+    def __init__(self):
+        self.source = toys.SamplingSource(toys.llama())
+        self.rollouts_refused: ErrorBody | None = None
+        self.on_rollouts = lambda: None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        if request.headers.get("Authorization") != "Bearer secret":
+            return httpx.Response(401, content=ErrorBody(error="token needed").model_dump_json())
+        return getattr(self, f"_{request.url.path.rsplit('/', 1)[-1]}")(request)
+
+    def _models(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"data": [{"id": "toy", "max_model_len": MAX_MODEL_LEN}]})
+
+    def _ready(self, request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200)
+
+    def _weights(self, request: httpx.Request) -> httpx.Response:
+        status = WeightsStatus(policy=self._status(), drafter=None, dtype="float32", shared_memory="/no/such")
+        return httpx.Response(200, content=status.model_dump_json())
+
+    def _policy(self, request: httpx.Request) -> httpx.Response:
+        version = int(request.url.params["version"])
+        assert version > self.source.version
+        self.source.publish(lambda dtype: load(request.read()), version - 1)
+        return httpx.Response(200, content=self._status().model_dump_json())
+
+    def _status(self) -> WeightStatus:
+        return WeightStatus(version=self.source.version, tensors=1, bytes=1, checksum="")
+
+    def _rollouts(self, request: httpx.Request) -> httpx.Response:
+        self.on_rollouts()
+        if self.rollouts_refused is not None:
+            return httpx.Response(400, content=self.rollouts_refused.model_dump_json())
+        groups = RolloutRequest.model_validate_json(request.read()).groups
+        lines = [group.model_dump_json() for group in self.source.rollouts("", groups)]
+        return httpx.Response(200, content="\n".join(lines))
+
+
+@pytest.fixture
+def service(monkeypatch) -> MiniatureService:
+    service = MiniatureService()
+    client = httpx.Client
+    through = lambda **options: client(**options, transport=httpx.MockTransport(service))  # noqa: E731
+    monkeypatch.setattr(rollout_service.client.httpx, "Client", through)
+    return service
+
+
+@pytest.fixture
+def flags(tmp_path) -> list[str]:
+    model = tmp_path / "model"
+    toys.llama().save_pretrained(model)
+    toys.character_tokenizer().save_pretrained(model)
+    data = tmp_path / "prompts.jsonl"
+    data.write_text("".join(json.dumps({"prompt": f"{i}+1=", "answer": str(i + 1)}) + "\n" for i in range(10)))
+    toml = tmp_path / "train.toml"
+    toml.write_text(
+        f"""
+        model = "{model}"
+        output = "{tmp_path / "run"}"
+        token = "secret"
+        steps = 2
+        prompts_per_step = 2
+        completions = 2
+        evaluate_every = 2
+        evaluation_prompts = 2
+        ready_timeout = 0
+        task = {{ kind = "jsonl", path = "{data}" }}
+        sampling = {{ max_tokens = 8 }}
+        """
+    )
+    return ["--config", str(toml)]
+
+
+def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_path, capsys):
+    assert train([*flags, "--tensorboard", "--record_rollouts"]) == 0
+    output = tmp_path / "run"
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert set(summary["held_out"]) == {"reward_before", "reward_after", "pass_rate_before", "pass_rate_after"}
+    assert (output / "reward.png").read_bytes().startswith(b"\x89PNG")
+    assert [folder.name for folder in checkpoints(output)] == ["step-000002"]
+    assert list((output / "tensorboard").iterdir())
+    assert {f.stem for f in (output / "rollouts").iterdir()} == {
+        "train-000001",
+        "train-000002",
+        "held_out-000000",
+        "held_out-000002",
+    }
+    assert service.source.version == 3
+    printed = capsys.readouterr().out
+    assert "step 2" in printed
+    assert "losslessness" in printed
+    assert "secret" not in (output / "config.json").read_text()
+
+
+def test_a_run_goes_on_and_another_one_is_not_written_over(service, flags, tmp_path, capsys):
+    assert train([*flags, "--steps", "1"]) == 0
+    assert train(flags) == 1
+    assert "--resume" in capsys.readouterr().err
+    assert train([*flags, "--resume"]) == 0
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+
+
+def test_nothing_to_resume_is_said(service, flags, capsys):
+    assert train([*flags, "--resume"]) == 1
+    assert "no checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_checkpoint_and_a_clear_message(signum, service, flags, tmp_path, capsys):
+    asked = []
+    service.on_rollouts = lambda: asked.append(1) or (len(asked) == 3 and os.kill(os.getpid(), signum))
+    assert train(flags) == 128 + signum
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000001"]
+    ended = capsys.readouterr()
+    assert signal.Signals(signum).name in ended.err
+    assert "--resume" in ended.out
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_refusal_of_the_service_is_passed_on(service, flags, tmp_path, capsys):
+    problem = {"field": "groups.0.sampling.top_p", "message": "cannot be lossless"}
+    service.rollouts_refused = ErrorBody.model_validate({"error": "bad request", "problems": [problem]})
+    assert train(flags) == 1
+    message = capsys.readouterr().err
+    assert "groups.0.sampling.top_p: cannot be lossless" in message
+    assert checkpoints(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "named"),
+    [
+        (["--token", "wrong"], 1, "401"),
+        (["--sampling.max_tokens", "62"], 1, "sampling.max_tokens"),
+        (["--model", "/no/such/model"], 1, "model"),
+        (["--task.reward", "nowhere:f"], 2, "task.reward"),
+    ],
+)
+def test_what_cannot_work_is_said_before_work_starts(more, code, named, service, flags, tmp_path, capsys):
+    assert train([*flags, *more]) == code
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_endpoint_that_is_not_there_is_said(flags, capsys):
+    assert train([*flags, "--endpoint", "http://127.0.0.1:9"]) == 1
+    message = capsys.readouterr().err
+    assert "http://127.0.0.1:9" in message
+    assert "rollout-service launch" in message
+
+
+def test_a_deferred_signal_comes_after_the_section():
+    done = []
+
+    def section(interruption):
+        with interruption.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append(True)
+
+    with Interruption() as interruption, pytest.raises(Interrupted):
+        section(interruption)
+    assert done, "the section was left whole"
+
+
+def test_the_package_needs_neither_vllm_nor_ray():
+    sources = Path(__file__).parents[2].joinpath("rl_loop").rglob("*.py")
+    assert not [f for f in sources if "import vllm" in f.read_text() or "import ray" in f.read_text()]

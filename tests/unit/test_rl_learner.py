@@ -1,0 +1,134 @@
+"""The learner against plain forwards of the same model, sequence by sequence."""
+
+import pytest
+import rl_toys as toys
+import torch
+from safetensors.torch import load_file
+
+from drafters.scoring import SurprisalSums, join_scores
+from rl_loop.batching import Rollout, microbatches
+from rl_loop.learner import Example, Learner
+
+MODELS = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
+SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths
+
+
+@pytest.fixture
+def rollouts() -> list[Rollout]:
+    torch.manual_seed(1)
+    draw = lambda n: torch.randint(toys.VOCAB_SIZE, (n,)).tolist()  # noqa: E731
+    return [Rollout(draw(prompt), draw(response), [0.0] * response) for prompt, response in SHAPES]
+
+
+def plain_logprobs(model, rollout: Rollout, temperature: float) -> torch.Tensor:
+    tokens = torch.tensor([rollout.prompt_ids + rollout.response_ids])
+    logprobs = (model(input_ids=tokens).logits[0, :-1] / temperature).log_softmax(-1)
+    return logprobs.gather(1, tokens[0, 1:, None]).squeeze(1)[len(rollout.prompt_ids) - 1 :]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("budget", [1, 20, 1000])
+def test_logprobs_equal_a_plain_forward_of_each_sequence(model, budget, rollouts, tmp_path):
+    policy = MODELS[model]()
+    settings = toys.config(tmp_path, max_tokens_per_microbatch=budget, sampling={"temperature": 0.7})
+    scores = Learner(settings, policy).logprobs(rollouts)
+    for score, rollout in zip(scores, rollouts, strict=True):
+        expected = plain_logprobs(policy, rollout, 0.7)
+        torch.testing.assert_close(score.logprobs, expected.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_microbatches_keep_the_budget_and_every_row_once(rollouts):
+    batches = microbatches(rollouts, 20)
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(rollouts)))
+    assert all(batch.tokens_BT.numel() <= 20 for batch in batches)
+    assert len(microbatches(rollouts, 1)) == len(rollouts), "a row longer than the budget goes alone"
+
+
+def examples(learner: Learner, rollouts: list[Rollout]) -> list[Example]:
+    advantages = [1.0, -0.5, 0.0, 2.0, -1.0]
+    torch.manual_seed(2)
+    old = [score.logprobs + 0.1 * torch.randn(len(score.logprobs)) for score in learner.logprobs(rollouts)]
+    references = learner.reference_logprobs(rollouts)
+    return [Example(*row) for row in zip(rollouts, advantages, old, references, strict=True)]
+
+
+def gradient(learner: Learner) -> torch.Tensor:
+    return torch.cat([parameter.grad.flatten() for parameter in learner.policy.parameters()])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kl_coefficient", [0.0, 0.5])
+def test_microbatching_does_not_change_the_gradient(model, kl_coefficient, rollouts, tmp_path):
+    gradients, losses = [], []
+    for budget in (1, 25, 1000):
+        changes = {"max_tokens_per_microbatch": budget, "kl_coefficient": kl_coefficient, "max_grad_norm": 1e9}
+        reference = MODELS[model](seed=1) if kl_coefficient else None
+        learner = Learner(toys.config(tmp_path, **changes), MODELS[model](), reference)
+        losses.append(learner.train(examples(learner, rollouts), step=0).loss)
+        gradients.append(gradient(learner))
+    scale = gradients[0].abs().max()
+    assert scale > 0.0
+    for other in gradients[1:]:
+        assert (other - gradients[0]).abs().max() <= 1e-6 * max(1.0, scale.item())
+    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
+
+
+def test_the_gradient_is_that_of_the_token_mean_of_reinforce_when_on_policy(rollouts, tmp_path):
+    learner = Learner(toys.config(tmp_path, max_grad_norm=1e9), toys.llama())
+    advantages = [1.0, -0.5, 0.0, 2.0, -1.0]
+    old = [score.logprobs for score in learner.logprobs(rollouts)]
+    update = learner.train([Example(*row) for row in zip(rollouts, advantages, old, strict=True)], step=0)
+    plain = toys.llama()
+    tokens = sum(response for _, response in SHAPES)
+    terms = zip(advantages, rollouts, strict=True)
+    (-sum(a * plain_logprobs(plain, rollout, 1.0).sum() for a, rollout in terms) / tokens).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()])
+    torch.testing.assert_close(gradient(learner), expected, atol=1e-6, rtol=1e-5)
+    assert update.policy_ratio == pytest.approx(1.0, abs=1e-5)
+    assert update.clip_fraction == 0.0
+    assert update.grad_norm == pytest.approx(expected.norm().item(), rel=1e-4)
+
+
+def test_gradient_checkpointing_does_not_change_the_gradient(rollouts, tmp_path):
+    gradients = []
+    for checkpointing in (False, True):
+        learner = Learner(toys.config(tmp_path, gradient_checkpointing=checkpointing), toys.llama())
+        learner.train(examples(learner, rollouts), step=0)
+        gradients.append(gradient(learner))
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_minibatches_and_epochs_update_as_often_as_they_say(rollouts, tmp_path):
+    learner = Learner(toys.config(tmp_path, minibatches=2, epochs=3), toys.llama())
+    learner.train(examples(learner, rollouts), step=0)
+    assert learner.optimiser.state[next(learner.policy.parameters())]["step"].item() == 6
+
+
+def test_the_learning_rate_warms_up(rollouts, tmp_path):
+    learner = Learner(toys.config(tmp_path, warmup_steps=4, learning_rate=1e-3), toys.llama())
+    rates = [learner.train(examples(learner, rollouts), step=step).learning_rate for step in (0, 1, 3, 9)]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize(("temperature", "is_lossless"), [(1.0, True), (1.1, False)])
+def test_z_tells_samples_of_the_policy_from_those_at_a_wrong_temperature(temperature, is_lossless, tmp_path):
+    policy = toys.llama()
+    drawn = toys.sample(policy, [1, 2, 3], n=400, max_tokens=30, temperature=temperature, seed=3)
+    scores = Learner(toys.config(tmp_path), policy).logprobs([Rollout([1, 2, 3], ids, lp) for ids, lp in drawn])
+    assert (abs(SurprisalSums.of(join_scores(scores)).z) < 4.0) is is_lossless
+
+
+@pytest.mark.parametrize("model", [toys.qwen3_next, toys.llama, lambda: toys.llama(tied=True)])
+def test_pushed_tensors_are_those_of_save_pretrained(model, tmp_path):
+    policy = model()
+    policy.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    pushed = Learner(toys.config(tmp_path), policy).checkpoint_tensors()
+    assert pushed.keys() == saved.keys()
+    assert all(torch.equal(pushed[name], saved[name]) for name in saved)
+
+
+def test_pushed_tensors_have_the_dtype_that_the_service_wants(tmp_path):
+    tensors = Learner(toys.config(tmp_path), toys.qwen3_next()).checkpoint_tensors(torch.bfloat16)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert any(".experts.1." in name for name in tensors), "an expert has tensors of its own"

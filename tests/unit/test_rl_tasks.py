@@ -1,0 +1,104 @@
+"""Tasks: prompts of two splits, answers found in responses, grading, and one's own reward."""
+
+import json
+
+import pytest
+
+from rl_loop.config import TaskConfig
+from rl_loop.tasks import TaskError, make_task
+from rl_loop.tasks.task import extract_answer
+
+CHAIN_SUM = {
+    "name": "chain_sum",
+    "params": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1},
+}
+
+
+def jsonl(tmp_path, entries, **changes) -> TaskConfig:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return TaskConfig(kind="jsonl", path=path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("6+1=7;Answer: 7", "7"),
+        ("Answer: 1\nno: Answer:  -56 \n", "-56"),
+        ("just 42 ", "just 42"),
+        ("Answer:", ""),
+    ],
+)
+def test_the_answer_is_the_last_match_or_else_everything(response, answer):
+    assert extract_answer(r"Answer:\s*(.*)", response) == answer
+
+
+def test_reasoning_gym_prompts_are_repeatable_and_graded_by_the_dataset():
+    task = make_task(TaskConfig(**CHAIN_SUM))
+    problem = task.prompt("train", 5)
+    assert problem == task.prompt("train", 5)
+    assert problem.prompt == problem.entry["question"] + "\n"
+    assert task.reward(problem, f"working;Answer: {problem.entry['answer']}") == 1.0
+    assert task.reward(problem, "Answer: 12345") < 1.0
+
+
+def test_reasoning_gym_splits_are_disjoint_ranges_of_seeds():
+    task = make_task(TaskConfig(size=4, seed=100, **CHAIN_SUM))
+    shifted = make_task(TaskConfig(size=4, seed=104, **CHAIN_SUM))
+    held_out = [task.prompt("held_out", i).prompt for i in range(4)]
+    assert held_out == [shifted.prompt("train", i).prompt for i in range(4)]
+    assert task.prompt("train", 4) == task.prompt("train", 0), "training repeats after `size` problems"
+
+
+def test_a_chat_task_sends_messages():
+    problem = make_task(TaskConfig(chat=True, system_prompt="Be brief.", **CHAIN_SUM)).prompt("train", 0)
+    assert problem.prompt is None
+    assert [m.role for m in problem.messages] == ["system", "user"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"name": "chain_summ"}, "task.name"), ({"params": {"terms": 3}}, "task.params")],
+)
+def test_an_unknown_dataset_or_parameter_is_named(changes, field):
+    with pytest.raises(TaskError, match=field):
+        make_task(TaskConfig(**(CHAIN_SUM | changes)))
+
+
+def test_own_prompts_are_graded_by_their_value(tmp_path):
+    entries = [{"prompt": f"What is {i} / 2?", "answer": f"{i}/2"} for i in range(20)]
+    task = make_task(jsonl(tmp_path, entries, prompt_suffix=""))
+    problem = task.prompt("train", 0)
+    numerator = int(problem.entry["answer"].split("/")[0])
+    assert task.reward(problem, f"so it is\nAnswer: {numerator / 2}") == 1.0
+    assert task.reward(problem, f"Answer: {numerator / 2 + 1}") == 0.0
+    train = [task.prompt("train", i).prompt for i in range(18)]
+    assert len(set(train)) == 18
+    assert [task.prompt("train", 18 + i).prompt for i in range(18)] != train, "each epoch has its own order"
+    assert {task.prompt("held_out", i).prompt for i in range(2)}.isdisjoint(train)
+
+
+def test_own_prompts_may_be_messages(tmp_path):
+    entries = [{"messages": [{"role": "user", "content": f"{i}?"}], "answer": str(i)} for i in range(2)]
+    assert make_task(jsonl(tmp_path, entries)).prompt("train", 0).messages[0].content == "0?"
+
+
+@pytest.mark.parametrize("entry", [{"prompt": "?"}, {"answer": "4"}, {"prompt": 3, "answer": "4"}, ["prompt"]])
+def test_a_bad_line_is_named(entry, tmp_path):
+    with pytest.raises(TaskError, match="line 2"):
+        make_task(jsonl(tmp_path, [{"prompt": "?", "answer": "4"}, entry]))
+
+
+def test_own_reward_replaces_the_grading_of_any_task(tmp_path, monkeypatch):
+    (tmp_path / "my_rewards.py").write_text(
+        "def short(response, entry):\n    return 1 / (1 + len(response)) if entry['question'] else 0\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    task = make_task(TaskConfig(reward="my_rewards:short", **CHAIN_SUM))
+    assert task.reward(task.prompt("train", 0), "abc") == 0.25
+
+
+@pytest.mark.parametrize("path", ["no_such_module:f", "json:no_such_function", "json:__doc__"])
+def test_an_own_reward_that_cannot_be_loaded_is_named(path):
+    with pytest.raises(TaskError, match=r"task\.reward"):
+        make_task(TaskConfig(reward=path, **CHAIN_SUM))

@@ -1,0 +1,79 @@
+"""A command's configuration: TOML, flags over it, and errors that name the field before anything starts."""
+
+import json
+
+import pytest
+
+from drafters.settings import read_command_line
+from rollout_service.config import ServiceConfig
+
+TOML = """
+model = "folder"
+port = 9000
+[drafter]
+kind = "ngram"
+draft_tokens = 5
+"""
+
+
+@pytest.fixture
+def toml(tmp_path):
+    file = tmp_path / "service.toml"
+    file.write_text(TOML)
+    return str(file)
+
+
+def test_flags_go_over_the_file_and_the_file_over_the_defaults(toml):
+    config = read_command_line(ServiceConfig, "launch", ["--config", toml, "--drafter.draft_tokens", "2"])
+    assert (config.port, config.drafter.kind, config.drafter.draft_tokens) == (9000, "ngram", 2)
+    assert config.engines == 1
+
+
+def test_dry_run_prints_the_resolved_configuration(toml, capsys):
+    with pytest.raises(SystemExit) as stop:
+        read_command_line(ServiceConfig, "launch", ["--config", toml, "--port", "1", "--dry-run"])
+    assert stop.value.code == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["port"] == 1
+    assert printed["drafter"]["draft_tokens"] == 5
+
+
+def test_a_secret_is_not_printed(toml, capsys):
+    with pytest.raises(SystemExit):
+        read_command_line(ServiceConfig, "launch", ["--config", toml, "--token", "hush", "--dry-run"])
+    assert "hush" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--port", "70000"], "port"),
+        (["--drafter.draft_tokens", "0"], "drafter.draft_tokens"),
+        (["--drafter.kind", "oracle"], "unknown kind 'oracle'"),
+        (["--drafter.kind", "eagle3"], "drafter.model"),
+        (["--host", "0.0.0.0"], "token"),
+        (["--engine.dtype", "float8"], "engine.dtype"),
+    ],
+)
+def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, arguments, named):
+    with pytest.raises(SystemExit) as stop:
+        read_command_line(ServiceConfig, "launch", ["--config", toml, *arguments])
+    assert stop.value.code == 2
+    assert named in capsys.readouterr().err
+
+
+def test_an_unknown_name_in_the_file_is_an_error(tmp_path, capsys):
+    file = tmp_path / "wrong.toml"
+    file.write_text('model = "m"\nprot = 8000\n')
+    with pytest.raises(SystemExit) as stop:
+        read_command_line(ServiceConfig, "launch", ["--config", str(file)])
+    assert stop.value.code == 2
+    assert "prot" in capsys.readouterr().err
+
+
+def test_help_describes_every_flag(capsys):
+    with pytest.raises(SystemExit):
+        read_command_line(ServiceConfig, "launch", ["--help"])
+    text = capsys.readouterr().out
+    assert "--engine.max_model_len" in text
+    assert "tokens drafted per step" in text

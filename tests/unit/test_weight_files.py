@@ -1,0 +1,102 @@
+"""An update is refused as a whole, with everything that is wrong with it, before any engine is touched."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from drafters.drafter import DrafterConfig
+from drafters.registry import make_drafter
+from rollout_service.checkpoint_files import checkpoint_tensors, file_tensors, problems
+from rollout_service.weights import RefusedUpdate, WeightStore
+
+POLICY = {
+    "model.embed_tokens.weight": torch.zeros(8, 4),
+    "model.norm.weight": torch.zeros(4),
+    "lm_head.weight": torch.zeros(8, 4),
+    "mtp.fc.weight": torch.zeros(4, 8),
+}
+PUSHED = {name: tensor for name, tensor in POLICY.items() if not name.startswith("mtp.")}
+
+
+@pytest.fixture
+def policy(tmp_path):
+    folder = tmp_path / "policy"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"num_nextn_predict_layers": 1}))
+    save_file({name: tensor.bfloat16() for name, tensor in POLICY.items()}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def store(policy):
+    store = WeightStore(policy, make_drafter(DrafterConfig(kind="mtp")), "float32")
+    yield store
+    store.close()
+
+
+def pushed(store, tensors):
+    file = store.new_file()
+    save_file(tensors, file)
+    return file
+
+
+def test_a_whole_update_in_the_engines_dtype_is_accepted(store):
+    assert store.sets["policy"].check(1, pushed(store, PUSHED)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "says"),
+    [
+        ({"model.norm.weight": None}, "model.norm.weight", "missing"),
+        ({"model.norm.weight": torch.zeros(5)}, "model.norm.weight", "shape [5], expected [4]"),
+        ({"model.norm.weight": torch.zeros(4).bfloat16()}, "model.norm.weight", "dtype BF16, expected F32"),
+        ({"model.norms.weight": torch.zeros(4)}, "model.norms.weight", "unknown"),
+        ({"mtp.fc.weight": torch.zeros(4, 8)}, "mtp.fc.weight", "unknown"),
+    ],
+)
+def test_one_wrong_tensor_is_named_and_refuses_the_update(store, change, field, says):
+    tensors = {name: tensor for name, tensor in (PUSHED | change).items() if tensor is not None}
+    with pytest.raises(RefusedUpdate) as refusal:
+        store.sets["policy"].check(1, pushed(store, tensors))
+    assert [p.field for p in refusal.value.problems] == [field]
+    assert says in refusal.value.problems[0].message
+
+
+def test_a_drafters_update_holds_its_own_tensors_and_never_the_policys(store):
+    drafter = store.sets["drafter"]
+    assert set(drafter.expected) == {"mtp.fc.weight"}
+    drafter.check(1, pushed(store, {"mtp.fc.weight": torch.zeros(4, 8)}))
+    with pytest.raises(RefusedUpdate, match="refused as a whole"):
+        drafter.check(1, pushed(store, {"mtp.fc.weight": torch.zeros(4, 8), "lm_head.weight": torch.zeros(8, 4)}))
+
+
+def test_versions_only_grow(store):
+    with pytest.raises(RefusedUpdate) as refusal:
+        store.sets["policy"].check(0, pushed(store, PUSHED))
+    assert refusal.value.status == 409
+
+
+def test_what_is_not_safetensors_is_said_to_be_so(store):
+    file = store.new_file()
+    file.write_bytes(b"\x80\x04pickle")
+    with pytest.raises(RefusedUpdate, match="safetensors"):
+        store.sets["policy"].check(1, file)
+
+
+def test_a_tied_head_is_not_part_of_an_update(policy):
+    (policy / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
+    expected = checkpoint_tensors(policy, lambda name: not name.startswith("mtp."))
+    assert set(expected) == {"model.embed_tokens.weight", "model.norm.weight"}
+
+
+def test_integer_tensors_keep_their_own_dtype(tmp_path):
+    save_file({"d2t": torch.zeros(4, dtype=torch.int64)}, tmp_path / "a.safetensors")
+    expected = file_tensors(tmp_path / "a.safetensors")
+    assert problems(expected, expected, "float32") == []
+
+
+def test_a_file_outside_the_shared_folder_cannot_be_named(store):
+    with pytest.raises(RefusedUpdate, match="no file"):
+        store.adopt("elsewhere.safetensors")
