@@ -100,6 +100,7 @@ class Engine:
                 "gpu_memory_utilization": engine.gpu_memory_utilization,
             }
         )
+        speculative = make_drafter(self.config.drafter).speculative_config()
         return AsyncEngineArgs(
             model=self.model_folder,
             served_model_name=[self.config.served_name],
@@ -109,8 +110,8 @@ class Engine:
             max_num_seqs=engine.max_num_seqs,
             tensor_parallel_size=engine.tensor_parallel_size,
             kv_cache_memory_bytes=int(gib * 2**30) if gib else None,
-            speculative_config=make_drafter(self.config.drafter).speculative_config(),
-            per_request_spec_decode_metrics="summary",
+            speculative_config=speculative,
+            per_request_spec_decode_metrics="summary" if speculative else "none",
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
             generation_config="vllm",  # a checkpoint's own sampling defaults must not change what is asked for
             worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",

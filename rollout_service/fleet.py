@@ -32,6 +32,8 @@ ATTEMPTS = 3
 """times a group is generated before its engines' deaths are the client's business"""
 CHECK_EVERY = 2.0
 """seconds between looks at an engine that has nothing to do"""
+ENGINE_WITHIN = 300.0
+"""seconds a request waits for an engine to come into service"""
 STOP_WITHIN = 10.0
 """seconds an engine has to end in order; then its actor is killed"""
 ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
@@ -157,7 +159,11 @@ class Fleet:
 
     async def _least_loaded(self) -> Member:
         async with self._change:
-            await self._change.wait_for(lambda: any(member.in_service for member in self.members))
+            waiting = self._change.wait_for(lambda: any(member.in_service for member in self.members))
+            try:
+                await asyncio.wait_for(waiting, ENGINE_WITHIN)
+            except TimeoutError:
+                raise FleetError(f"no engine has come into service for {ENGINE_WITHIN:.0f} s") from None
         return min((m for m in self.members if m.in_service), key=lambda m: m.load)
 
     async def generate(self, group: GroupRequest) -> Group:

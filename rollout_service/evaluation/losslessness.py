@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from drafters.scoring import SurprisalSums, score_tokens
 from transformers import AutoModelForCausalLM
 
+from drafters.scoring import SurprisalSums, score_tokens
 from rollout_service.evaluation.config import CompareConfig
 from rollout_service.protocol import Group
 

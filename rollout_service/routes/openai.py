@@ -1,5 +1,6 @@
 """GET /v1/models, POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +11,8 @@ from fastapi.responses import StreamingResponse
 router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"])
 
 PASSED_ON = ("content-type", "accept", "x-request-id")
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left before its answer"""
 DROPPED = ("content-length", "transfer-encoding", "connection")
 ANY_BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
@@ -46,6 +49,21 @@ async def generation(request: Request) -> Response:
 async def through_an_engine(request: Request, body: bytes) -> Response:
     headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
     parts: AsyncIterator[Any] = request.app.state.fleet.openai(request.method, request.url.path, headers, body)
-    start = await anext(parts)
+    first, gone = asyncio.ensure_future(anext(parts)), asyncio.create_task(disconnected(request))
+    try:
+        await asyncio.wait({first, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():  # nobody is left to answer: the engine stops generating
+            first.cancel()
+            await asyncio.wait({first})
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+    finally:
+        gone.cancel()
+    start = first.result()
     kept = {name: value for name, value in start.headers if name.lower() not in DROPPED}
     return StreamingResponse(parts, status_code=start.status, headers=kept)
+
+
+async def disconnected(request: Request) -> None:
+    """Return when the client has gone. The body has been read: what comes next is the disconnection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -35,8 +35,7 @@ def in_process_llm(folder, drafter, **more) -> Iterator:
     llm = LLM(
         str(folder), dtype="float32", enforce_eager=True, distributed_executor_backend="uni", max_model_len=256,
         max_num_seqs=32, kv_cache_memory_bytes=64 << 20, logprobs_mode="processed_logprobs", generation_config="vllm",
-        per_request_spec_decode_metrics="summary", disable_log_stats=False,
-        speculative_config=make_drafter(drafter).speculative_config(),
+        disable_log_stats=False, speculative_config=make_drafter(drafter).speculative_config(),
         worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension", **more,
     )  # fmt: skip
     try:

@@ -10,19 +10,10 @@ from rollout_service.evaluation.report import markdown
 from rollout_service.evaluation.rows import Cell
 from rollout_service.protocol import Completion, Group, Speculation
 
-KEYS = [
-    "drafter",
-    "draft_tokens",
-    "concurrency",
-    "acceptance_length",
-    "acceptance_length_ci",
-    "acceptance_rate",
-    "acceptance_by_position",
-    "tokens_per_second",
-    "speedup",
-    "z",
-    "tokens",
-]
+KEYS = {
+    "drafter", "draft_tokens", "concurrency", "acceptance_length", "acceptance_length_ci", "acceptance_rate",
+    "acceptance_by_position", "tokens_per_second", "speedup", "z", "tokens",
+}  # fmt: skip
 
 
 def group(tokens, histogram):
@@ -50,7 +41,7 @@ def test_speed_is_relative_to_the_same_round_so_that_a_slow_moment_cancels():
     assert row.tokens == 300
     assert none.row(none, z=0.0).speedup == pytest.approx(1.0)
     assert mtp.row(None, z=0.0).speedup is None
-    assert set(KEYS) <= set(json.loads(row.model_dump_json()))
+    assert set(json.loads(row.model_dump_json())) >= KEYS
     assert "| mtp | 3 | probabilistic | 4 |" in markdown([row])
 
 
