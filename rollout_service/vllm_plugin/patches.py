@@ -5,10 +5,11 @@ it is. The self-tests run the function as vLLM would (kernel overrides registere
 """
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -39,8 +40,7 @@ def apply_patches() -> list[str]:
 
     if not current_platform.is_cpu():
         return []
-    current_platform.register_triton_kernel_overrides()
-    # vLLM registers them once more when it makes its worker, and would warn of each.
+    # vLLM registers its kernels once more when it makes its worker, and would warn of each.
     logging.getLogger("vllm.triton_utils.dispatcher").setLevel(logging.ERROR)
     replaced = []
     for patch in PATCHES:
@@ -65,11 +65,57 @@ def _passes(test: Callable[[], bool]) -> bool:
         return False
 
 
+# --- triton_utils.dispatcher._rebind_kernels -----------------------------------------------------------------------
+
+
+def kernels_are_rebound() -> bool:
+    """A kernel's copy in another module is rebound, also beside an object that answers every attribute (llvmlite's)."""
+    dispatcher: Any = import_module("vllm.triton_utils.dispatcher")
+
+    class AnswersAll:
+        def __getattribute__(self, name: str) -> Any:
+            return print
+
+    def kernel() -> None: ...
+
+    module: Any = ModuleType("rollout_service_self_test")
+    module.first, module.copy = AnswersAll(), kernel
+    sys.modules[module.__name__] = module
+    try:
+        dispatcher._rebind_kernels([(kernel, "rebound")])
+    finally:
+        del sys.modules[module.__name__]
+    return module.copy == "rebound"
+
+
+def replace_rebind_kernels() -> None:
+    dispatcher: Any = import_module("vllm.triton_utils.dispatcher")
+
+    def _rebind_kernels(overrides: list[tuple[Any, Any]]) -> None:
+        """Every module's attributes, and the attribute `kernel` of their values, that are an original kernel."""
+        wrappers = {id(original): wrapper for original, wrapper in overrides}
+        for module in list(sys.modules.values()):
+            for name, value in list((getattr(module, "__dict__", None) or {}).items()):
+                if id(value) in wrappers:
+                    setattr(module, name, wrappers[id(value)])
+                    continue
+                own = getattr(value, "__dict__", None)
+                if isinstance(own, Mapping) and id(own.get("kernel")) in wrappers:
+                    value.kernel = wrappers[id(own["kernel"])]
+                    if not isinstance(value, type):
+                        value.__dict__.pop("_kernel_arg_names", None)
+
+    dispatcher._rebind_kernels = _rebind_kernels
+
+
 # --- v1.sample.rejection_sampler.expand_batch_to_tokens ------------------------------------------------------------
 
 
 def expand_is_right() -> bool:
     """A request's temperature, top-k and top-p reach each of its draft positions, in float and in integer."""
+    from vllm.platforms import current_platform
+
+    current_platform.register_triton_kernel_overrides()
     rejection_sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
 
     cumulative = torch.tensor([2, 2, 5], dtype=torch.int32)
@@ -240,6 +286,13 @@ def replace_finalize_reload() -> None:
 
 
 PATCHES = [
+    Patch(
+        "vllm.triton_utils.dispatcher._rebind_kernels",
+        "it fails on modules that hold objects without a plain __dict__ (llvmlite's, once n-grams have loaded it), so "
+        "the CPU kernels of a second engine in a process cannot be registered",
+        kernels_are_rebound,
+        replace_rebind_kernels,
+    ),
     Patch(
         "vllm.v1.sample.rejection_sampler.expand_batch_to_tokens",
         "its CPU kernel writes to a copy unless the values are int64, so draft positions are divided by uninitialised "

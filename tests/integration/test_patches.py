@@ -26,8 +26,6 @@ def test_the_self_test_passes_once_patched(patch):
 def test_in_a_fresh_process_the_stock_functions_fail_and_are_replaced_once():
     code = """
 import os; os.environ["VLLM_PLUGINS"] = ""
-from vllm.platforms import current_platform
-current_platform.register_triton_kernel_overrides()
 from rollout_service.vllm_plugin import patches
 failing = [p.name for p in patches.PATCHES if not patches._passes(p.is_right)]
 assert patches.apply_patches() == failing, failing

@@ -280,8 +280,9 @@ def test_compare_measures_a_running_endpoint(service, tmp_path):
 def test_training_over_http_publishes_its_policy_and_agrees_on_log_probabilities(client, service, tmp_path):
     version = client.weights().policy.version
     done = subprocess.run(
-        [str(Path(sys.executable).parent / "rl-loop"), "train", "--config", "deploy/demo/train.toml", "--endpoint", service,
-         "--steps", "2", "--prompts_per_step", "8", "--evaluate_every", "0", "--output", str(tmp_path / "run")],
+        [str(Path(sys.executable).parent / "rl-loop"), "train", "--config", "deploy/demo/train.toml",
+         "--endpoint", service, "--steps", "2", "--prompts_per_step", "8", "--evaluate_every", "0",
+         "--output", str(tmp_path / "run")],
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -301,9 +302,12 @@ def engine_process(service_process):
 
 
 def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
-    """A service of its own: its engine is killed with pushed weights in service and groups under way; then Ctrl-C."""
+    """Two engines of their own: one is killed with pushed weights in service and groups under way; then Ctrl-C."""
     before = set(os.listdir("/dev/shm"))
-    with launched("--config", "deploy/demo/service.toml", "--drafter.kind", "ngram") as (url, process):
+    with launched("--config", "deploy/demo/service.toml", "--drafter.kind", "ngram", "--engines", "2") as (
+        url,
+        process,
+    ):
         children = psutil.Process(process.pid).children(recursive=True)
         with RolloutClient(url) as client:
             changed = policy_tensors()
@@ -316,8 +320,10 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
             assert len({g.id for g in groups}) == 24
             assert {s.version for g in groups for c in g.completions for s in c.weight_versions} == {5}
             wait_until(client.ready, 60, "the new engine is in service")
+            groups = list(client.rollouts(requests(8, 2, max_tokens=16)))
+            assert {g.engine for g in groups} == {0, 1}
             difference = worst_difference(
-                client.rollouts(requests(2, 2, max_tokens=16)), MODELS / "policy",
+                groups, MODELS / "policy",
                 lambda model: model.lm_head.weight.data.mul_(0.5),
             )  # fmt: skip
             assert difference < 1e-4

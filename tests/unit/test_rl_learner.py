@@ -69,7 +69,7 @@ def test_microbatching_does_not_change_the_gradient(model, kl_coefficient, rollo
     scale = gradients[0].abs().max()
     assert scale > 0.0
     for other in gradients[1:]:
-        assert (other - gradients[0]).abs().max() <= 1e-6 * max(1.0, scale.item())
+        assert (other - gradients[0]).abs().max() <= 1e-5 * scale  # float32 sums in another order
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
 
 
