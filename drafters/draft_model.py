@@ -1,4 +1,4 @@
-"""A small language model of the policy's vocabulary drafts by itself; it reads nothing of the policy."""
+"""A small language model drafts by itself; it reads nothing of the policy."""
 
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,15 @@ class DraftModelDrafter(Drafter):
 
     def speculative_config(self) -> dict[str, Any] | None:
         return self._sampled("draft_model", model=self._model())
+
+    def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None) -> None:
+        assert own_config is not None
+        own, policy = own_config.get("vocab_size"), policy_config.get("vocab_size")
+        if own != policy:
+            raise ValueError(
+                f"drafter.model: the draft model has {own} tokens and the policy {policy}. Drafts of another vocabulary"
+                " have no probabilities in the policy's: use a draft model with the policy's tokenizer"
+            )
 
     def owns(self, name: str) -> bool:
         return True

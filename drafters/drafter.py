@@ -4,11 +4,18 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from drafters.settings import Section
 
 DraftSampling = Literal["probabilistic", "greedy"]
+VerificationChoice = Literal["auto", "standard", "block"]
+LOSSY_OPTIONS = {
+    "acceptance_method", "lenience", "posterior_alpha", "posterior_threshold", "rejection_sample_method",
+    "synthetic_acceptance_length", "synthetic_acceptance_rates", "typical_acceptance",
+    "typical_acceptance_sampler_posterior_alpha", "typical_acceptance_sampler_posterior_threshold",
+}  # fmt: skip
+"""names under which engines offer to accept drafts that the policy would not have sampled"""
 
 
 class DrafterConfig(Section):
@@ -22,10 +29,23 @@ class DrafterConfig(Section):
     """tokens drafted per step (k)"""
     draft_sampling: DraftSampling = "probabilistic"
     """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token"""
+    verification: VerificationChoice = "auto"
+    """standard: one draft after the other; block: the draft as a whole, which accepts more; both are lossless and the
+    project's own (drafters/verification.py); auto: the engine's own standard one where it passes its self-test"""
     prompt_lookup_max: int = Field(default=4, ge=1)
     """ngram: longest run of tokens looked up in the text so far"""
     prompt_lookup_min: int = Field(default=2, ge=1)
     """ngram: shortest run of tokens looked up"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def lossless(cls, data: Any) -> Any:
+        for name in LOSSY_OPTIONS & set(data if isinstance(data, dict) else ()):
+            raise ValueError(
+                f"{name}: a relaxed acceptance changes what is sampled, and is not offered; "
+                'use verification = "standard" or "block"'
+            )
+        return data
 
 
 class Drafter(ABC):
@@ -50,8 +70,9 @@ class Drafter(ABC):
         """The folder that holds the drafter's own tensors; None when it has none."""
         return None
 
-    def check(self, policy_config: dict[str, Any]) -> None:  # noqa: B027  (most kinds need nothing)
-        """Raise ValueError when the policy (its `config.json`) lacks what this kind needs."""
+    def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None) -> None:  # noqa: B027
+        """Raise ValueError naming the field when policy and drafter do not fit: `policy_config` and `own_config` are
+        their `config.json`, the latter None when the drafter has no folder of its own."""
 
     def _model(self) -> str:
         if self.config.model is None:

@@ -23,7 +23,7 @@ class MTPDrafter(Drafter):
     def checkpoint(self, policy: Path) -> Path | None:
         return policy
 
-    def check(self, policy_config: dict[str, Any]) -> None:
+    def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None) -> None:
         if not (policy_config.get("num_nextn_predict_layers") or policy_config.get("mtp_num_hidden_layers")):
             raise ValueError(
                 f"drafter.kind: 'mtp' needs a policy with an MTP layer in its checkpoint, and "

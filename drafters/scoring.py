@@ -32,6 +32,10 @@ class TokenScores:
     def split(self, lengths: list[int]) -> "list[TokenScores]":
         return [TokenScores(*parts) for parts in zip(*(f.split(lengths) for f in self._fields()), strict=True)]
 
+    def where(self, chosen_N: Tensor) -> "TokenScores":
+        """The scores of the tokens that a bool (N,) chooses."""
+        return TokenScores(*(field[chosen_N] for field in self._fields()))
+
     def _fields(self) -> tuple[Tensor, ...]:
         return self.logprobs, self.sampled_logprobs, self.entropy, self.variance
 
@@ -56,14 +60,19 @@ def score_tokens(
     scaled_NV = logits_NV.float() / temperature
     logprobs_NV = scaled_NV.log_softmax(1)
     trained_N = logprobs_NV.gather(1, tokens_N[:, None]).squeeze(1)
+    sampled_N = trained_N
+    probabilities_NV = logprobs_NV.exp()
     if top_k > 0 or top_p < 1.0:
         kept_NV = kept_tokens(scaled_NV, top_p=top_p, top_k=top_k).scatter(1, tokens_N[:, None], True)
         logprobs_NV = scaled_NV.masked_fill(~kept_NV, -math.inf).log_softmax(1)
-    probabilities_NV = logprobs_NV.exp()
-    surprisal_NV = -logprobs_NV.masked_fill(probabilities_NV == 0.0, 0.0)
-    entropy_N = (probabilities_NV * surprisal_NV).sum(1)
-    variance_N = (probabilities_NV * (surprisal_NV - entropy_N[:, None]).square()).sum(1)
-    return TokenScores(trained_N, logprobs_NV.gather(1, tokens_N[:, None]).squeeze(1), entropy_N, variance_N)
+        sampled_N = logprobs_NV.gather(1, tokens_N[:, None]).squeeze(1)
+        probabilities_NV = logprobs_NV.exp()
+        logprobs_NV = logprobs_NV.masked_fill(~kept_NV, 0.0)
+    # The mean and the mean square of log-probabilities; the step pays for each pass over V.
+    weighted_NV = probabilities_NV * logprobs_NV
+    entropy_N = -weighted_NV.sum(1)
+    variance_N = torch.einsum("nv,nv->n", weighted_NV, logprobs_NV) - entropy_N.square()
+    return TokenScores(trained_N, sampled_N, entropy_N, variance_N.clamp(min=0.0))
 
 
 def kept_tokens(scaled_NV: Tensor, *, top_p: float, top_k: int) -> Tensor:

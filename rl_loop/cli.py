@@ -33,6 +33,7 @@ def train(argv: list[str]) -> int:
     from rl_loop.interruption import Interrupted, Interruption
     from rl_loop.preflight import PreflightError
     from rl_loop.sources import ReplayError
+    from rl_loop.synchronous import NotLossless
     from rl_loop.tasks import TaskError
     from rl_loop.training import run_training
     from rollout_service.client import RolloutError
@@ -44,7 +45,7 @@ def train(argv: list[str]) -> int:
         return _fail(f"ended by {interrupted}", SIGNALLED + interrupted.signum)
     except TaskError as error:
         return _fail(str(error), 2)
-    except (PreflightError, ReplayError) as error:
+    except (PreflightError, ReplayError, NotLossless) as error:
         return _fail(str(error), 1)
     except RolloutError as error:
         return _fail(f"{config.endpoint} answered {error}", 1)

@@ -154,6 +154,11 @@ class TrainConfig(Section):
     evaluation_completions: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
     """completions of each"""
 
+    losslessness_limit: float = Field(default=5.0, gt=0.0)
+    """alarm when the running z of all sampled tokens is this far from 0: what is sampled is not the policy then"""
+    losslessness_alarm: Literal["warn", "stop"] = "warn"
+    """warn: say so after every such step; stop: leave a checkpoint and end with exit code 1"""
+
     output: Path = Path("runs/rl")
     """folder of checkpoints, metrics, rollouts and plots"""
     resume: CliImplicitFlag[bool] = False

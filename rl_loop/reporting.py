@@ -84,6 +84,9 @@ class Reporter:
             highlight=False,
         )
 
+    def alarm(self, message: str) -> None:
+        self.console.print(f"[bold red]{message}[/]", highlight=False)
+
     def _screen(self) -> Group:
         return Group(step_table(self.log.steps[-ROWS:]), self.progress)
 

@@ -49,6 +49,10 @@ from rl_loop.tasks import Problem, Split, Task
 from rollout_service.protocol import MAX_COMPLETIONS, Group, GroupRequest
 
 
+class NotLossless(RuntimeError):
+    """What was sampled does not follow the policy that it is said to be sampled from."""
+
+
 def sampling_seed(seed: int, what: str, index: int) -> int:
     """A group's seed; its completions draw with this and the numbers after it, all below 2^31."""
     digest = hashlib.blake2b(f"{seed} {what} {index}".encode(), digest_size=8).digest()
@@ -93,6 +97,7 @@ class SynchronousLoop:
         """From the state's step to the last one; leaves a checkpoint of it."""
         while self.state.step < self.config.steps:
             self._step()
+            self._check_losslessness()
             if self.config.checkpoint_every and self.state.step % self.config.checkpoint_every == 0:
                 self.save()
         if self.config.evaluate_every:
@@ -162,6 +167,19 @@ class SynchronousLoop:
                     seconds=time.perf_counter() - started,
                 )
             )
+
+    def _check_losslessness(self) -> None:
+        """Raises NotLossless when the configuration says so."""
+        z, tokens = self.state.losslessness.z, self.state.losslessness.tokens
+        if abs(z) >= self.config.losslessness_limit:
+            message = (
+                f"after step {self.state.step} the running z of {tokens:,} sampled tokens is {z:+.1f}, beyond "
+                f"losslessness_limit = {self.config.losslessness_limit:g}: the service does not sample the policy. "
+                "`rollout-service audit --endpoint URL` says where it goes wrong"
+            )
+            if self.config.losslessness_alarm == "stop":
+                raise NotLossless(message)
+            self.reporter.alarm(message)
 
     def _publish(self) -> None:
         """Let the source sample from the learner's policy, unless it does."""

@@ -21,14 +21,14 @@ from rl_loop.preflight import PreflightError, check_lengths, check_output, wait_
 from rl_loop.reporting import Reporter
 from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
 from rl_loop.summary import write_summary
-from rl_loop.synchronous import SynchronousLoop
+from rl_loop.synchronous import NotLossless, SynchronousLoop
 from rl_loop.tasks import Task, make_task
 from rollout_service.client import RolloutClient, RolloutError
 
 
 def run_training(config: TrainConfig, interruption: Interruption) -> None:
     """Raises PreflightError and TaskError before the first step; Interrupted, RolloutError, ReplayError and
-    httpx.TransportError also after it, when a checkpoint has been left."""
+    httpx.TransportError also after it, as NotLossless, when a checkpoint has been left."""
     console = Console()
     transformers_logging.disable_progress_bar()  # its bars would run through the live table
     check_output(config)
@@ -47,7 +47,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             loop = SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption)
             try:
                 loop.run()
-            except (Interrupted, RolloutError, ReplayError, httpx.TransportError):
+            except (Interrupted, NotLossless, RolloutError, ReplayError, httpx.TransportError):
                 folder = loop.save()
                 console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
                 raise

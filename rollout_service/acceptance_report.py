@@ -25,6 +25,7 @@ def speculation_status(drafter: DrafterConfig, rows: list[dict[str, Any]]) -> Sp
                 drafter=drafter.kind,
                 draft_tokens=drafter.draft_tokens,
                 draft_sampling=drafter.draft_sampling,
+                verification=drafter.verification,
                 by_version=by_version,
                 **_summed(rows).model_dump(),
             )

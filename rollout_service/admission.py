@@ -2,19 +2,8 @@
 
 from typing import Any
 
+from rollout_service.lossless import request_problems
 from rollout_service.protocol import GroupRequest, Problem, RolloutRequest
-
-LOSSY_FIELDS = {
-    "min_p": "is not applied to draft tokens",
-    "logit_bias": "is not applied to draft tokens",
-    "structured_outputs": "invalidates drafts, which this platform's sampler does not handle",
-    "response_format": "invalidates drafts, which this platform's sampler does not handle",
-    "guided_json": "invalidates drafts, which this platform's sampler does not handle",
-    "guided_regex": "invalidates drafts, which this platform's sampler does not handle",
-    "guided_choice": "invalidates drafts, which this platform's sampler does not handle",
-    "guided_grammar": "invalidates drafts, which this platform's sampler does not handle",
-}
-PLAIN_VALUES: tuple[Any, ...] = (None, {}, [], 0, 0.0, {"type": "text"})
 
 
 class Refused(ValueError):
@@ -28,11 +17,12 @@ class Refused(ValueError):
 class Admission:
     """The limits of one service."""
 
-    def __init__(self, name: str, tokenizer: Any, vocab_size: int, max_model_len: int, draft_tokens: int):
-        """`draft_tokens`: 0 without a drafter. A step of speculation looks that far past a response's last token."""
+    def __init__(
+        self, name: str, tokenizer: Any, vocab_size: int, context_limit: int, drafting: bool, on_cpu: bool = True
+    ):
+        """`context_limit`: of prompt and response together. `drafting`: whether a drafter is on."""
         self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
-        self.max_tokens = max_model_len - (draft_tokens + 1 if draft_tokens else 0)
-        self.drafting = draft_tokens > 0
+        self.max_tokens, self.drafting, self.on_cpu = context_limit, drafting, on_cpu
 
     def admit(self, request: RolloutRequest) -> list[GroupRequest]:
         """The groups with their token ids and ids. Raises Refused with every problem of every group."""
@@ -79,10 +69,6 @@ class Admission:
         """Refuse what speculation cannot keep lossless; everything else is vLLM's to judge."""
         if not self.drafting:
             return
-        problems = [
-            Problem(field=field, message=f"cannot be used with a drafter on: it {reason}")
-            for field, reason in LOSSY_FIELDS.items()
-            if field in body and body[field] not in PLAIN_VALUES
-        ]
+        problems = request_problems(body, on_cpu=self.on_cpu)
         if problems:
             raise Refused(problems)

@@ -29,8 +29,9 @@ def make_app(fleet: Fleet) -> FastAPI:
         config.served_name,
         AutoTokenizer.from_pretrained(fleet.folder),
         vocab_size=fleet.policy_config["vocab_size"],
-        max_model_len=config.engine.max_model_len,
-        draft_tokens=0 if config.drafter.kind == "none" else config.drafter.draft_tokens,
+        context_limit=config.context_limit,
+        drafting=config.drafter.kind != "none",
+        on_cpu=fleet.device == "cpu",
     )
     for module in (rollouts, weights, openai, status):
         app.include_router(module.router)

@@ -1,4 +1,4 @@
-"""The command line: `rollout-service launch | compare`."""
+"""The command line: `rollout-service launch | compare | audit`."""
 
 import sys
 
@@ -7,6 +7,7 @@ USAGE = """usage: rollout-service COMMAND [--config FILE] [--FIELD VALUE ...] [-
 commands:
   launch    serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint
   compare   acceptance, speed and losslessness of drafters on one policy, side by side
+  audit     test that drafters change nothing that is sampled, setting by setting; exit code 1 when they do
 
 Every field of a command's TOML file is a flag of the same name; `rollout-service COMMAND --help` lists them.
 """
@@ -30,6 +31,14 @@ def main() -> None:
         from rollout_service.evaluation.compare import compare
 
         compare(compare_config)
+    elif command == "audit":
+        from drafters.settings import read_command_line
+        from rollout_service.evaluation.audit_config import AuditConfig
+
+        audit_config = read_command_line(AuditConfig, "rollout-service audit", argv)
+        from rollout_service.evaluation.audit import audit
+
+        audit(audit_config)
     elif command in ("--help", "-h"):
         print(USAGE, end="")
     else:

@@ -115,7 +115,7 @@ class RolloutClient(_Connection):
         return SpeculationStatus.model_validate_json(self._get("/v1/speculation"))
 
     def model(self) -> dict[str, Any]:
-        """The served policy: `id` (its name) and `max_model_len`."""
+        """The served policy: `id` (its name) and `max_model_len` (of prompt and response together)."""
         return json.loads(self._get("/v1/models"))["data"][0]
 
     def ready(self) -> bool:
@@ -202,6 +202,10 @@ class AsyncRolloutClient(_Connection):
 
     async def speculation(self) -> SpeculationStatus:
         return SpeculationStatus.model_validate_json(await self._get("/v1/speculation"))
+
+    async def model(self) -> dict[str, Any]:
+        """As `RolloutClient.model`."""
+        return json.loads(await self._get("/v1/models"))["data"][0]
 
     async def _get(self, path: str) -> bytes:
         response = await self.http.get(path)

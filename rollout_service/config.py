@@ -2,11 +2,12 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import Section
+from rollout_service.lossless import check_engine_arguments
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -35,6 +36,12 @@ class EngineConfig(Section):
     seed: int = 0
     vllm: dict[str, Any] = Field(default_factory=dict)
     """further vLLM engine arguments, passed as they are"""
+
+    @field_validator("vllm")
+    @classmethod
+    def lossless(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        check_engine_arguments(arguments)
+        return arguments
 
 
 class ServiceConfig(Section):
@@ -71,6 +78,12 @@ class ServiceConfig(Section):
     def known_drafter(self) -> "ServiceConfig":
         make_drafter(self.drafter).speculative_config()
         return self
+
+    @property
+    def context_limit(self) -> int:
+        """Tokens that prompt and response may have together. A step of speculation looks k + 1 positions past the last
+        token, and no drafter may read past the engine's context."""
+        return self.engine.max_model_len - (0 if self.drafter.kind == "none" else self.drafter.draft_tokens + 1)
 
     @property
     def served_name(self) -> str:

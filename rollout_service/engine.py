@@ -74,7 +74,10 @@ class Engine:
         self.llm = AsyncLLM.from_engine_args(
             self._engine_args(), stat_loggers=[lambda *_: self.counts, PrometheusStatLogger]
         )
+        # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
+        self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
+        await self.set_verification(self.config.drafter.verification)
         if policy is not None:
             await self.load(policy, of_drafter=False)
         if drafter is not None:
@@ -101,6 +104,8 @@ class Engine:
             }
         )
         speculative = make_drafter(self.config.drafter).speculative_config()
+        if speculative and not cpu and self.config.drafter.verification == "block":
+            speculative["rejection_sample_method"] = "block"  # vLLM's own, of the runner that GPUs use
         return AsyncEngineArgs(
             model=self.model_folder,
             served_model_name=[self.config.served_name],
@@ -111,7 +116,7 @@ class Engine:
             tensor_parallel_size=engine.tensor_parallel_size,
             kv_cache_memory_bytes=int(gib * 2**30) if gib else None,
             speculative_config=speculative,
-            per_request_spec_decode_metrics="summary" if speculative else "none",
+            per_request_spec_decode_metrics="detailed" if speculative else "none",
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
             generation_config="vllm",  # a checkpoint's own sampling defaults must not change what is asked for
             worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
@@ -130,12 +135,13 @@ class Engine:
         return Group(
             id=group.id or "",
             prompt_token_ids=group.prompt_token_ids,
-            completions=[self._completion(output) for output in final.outputs],
+            completions=[self._completion(output, group.draft_steps) for output in final.outputs],
+            sampling=group.sampling,
             engine=self.index,
             metadata=group.metadata,
         )
 
-    def _completion(self, output: "CompletionOutput") -> Completion:
+    def _completion(self, output: "CompletionOutput", draft_steps: bool) -> Completion:
         metrics = output.spec_decode_metrics
         speculation = metrics and Speculation(
             drafter=self.config.drafter.kind,
@@ -144,6 +150,7 @@ class Engine:
             drafted=metrics.num_draft_tokens,
             accepted=sum(j * steps for j, steps in enumerate(metrics.histogram)),
             accepted_histogram=metrics.histogram,
+            steps=list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if draft_steps else None,
         )
         return Completion(
             index=output.index,
@@ -187,6 +194,11 @@ class Engine:
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch between sampled and greedy drafts without a restart; both are verified exactly."""
         await self.llm.collective_rpc("set_draft_sampling", args=(draft_sampling,))
+
+    async def set_verification(self, verification: str) -> None:
+        """Switch how drafts are verified without a restart; both ways are exact."""
+        if self.device == "cpu":
+            await self.llm.collective_rpc("set_verification", args=(verification,))
 
     async def speculation(self) -> list[dict[str, Any]]:
         return self.counts.rows()

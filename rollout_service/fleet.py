@@ -36,6 +36,8 @@ ENGINE_WITHIN = 300.0
 """seconds a request waits for an engine to come into service"""
 STOP_WITHIN = 10.0
 """seconds an engine has to end in order; then its actor is killed"""
+REPORTED: set[str] = set()
+"""functions of vLLM that were replaced and reported: every engine of a machine replaces the same"""
 ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
 
 
@@ -59,12 +61,18 @@ class Fleet:
 
     def __init__(self, config: ServiceConfig, *, threads: int | None = None):
         """`threads` per engine overrides the equal share, without reserving cores: for engines that take turns."""
-        self.config = config
         self.device = resolve_device(config.engine.device)
         self.folder = resolve_model(config.model)
-        self.drafter = make_drafter(config.drafter)
         self.policy_config = model_config(self.folder)
-        self.drafter.check(self.policy_config)
+        own_config = None
+        if config.drafter.model is not None:
+            local = resolve_model(config.drafter.model).resolve()
+            own_config = model_config(local)
+            here = config.drafter.model_copy(update={"model": str(local)})
+            config = config.model_copy(update={"drafter": here})
+        self.config = config
+        self.drafter = make_drafter(config.drafter)
+        self.drafter.check(self.policy_config, own_config)
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
@@ -126,7 +134,9 @@ class Fleet:
             replaced = await member.actor.start.remote(files.get("policy"), files.get("drafter"))
             member.in_service = True
         for function, reason in replaced.items():
-            logger.warning("engine %d: replaced %s: %s", member.index, function, reason)
+            if function not in REPORTED:
+                REPORTED.add(function)
+                logger.warning("Replaced in vLLM: %s, because %s", function, reason)
         self.on_started(member.index)
         async with self._change:
             self._change.notify_all()
@@ -243,6 +253,9 @@ class Fleet:
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         await asyncio.gather(*(member.actor.set_draft_sampling.remote(draft_sampling) for member in self.members))
+
+    async def set_verification(self, verification: str) -> None:
+        await asyncio.gather(*(member.actor.set_verification.remote(verification) for member in self.members))
 
     async def speculation(self) -> list[dict[str, Any]]:
         """Counts by version, one row an engine and version."""

@@ -44,6 +44,14 @@ class Sampling(WireType):
     seed: int | None = Field(default=None, ge=0, lt=2**31)
     """completion i of a group draws with seed + i; the sample path also depends on the drafter"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def lossless(cls, data: Any) -> Any:
+        for name in ("min_p", "logit_bias", "logits_processors") if isinstance(data, dict) else ():
+            if name in data:
+                raise ValueError(f"{name} is not offered: it cannot be applied to drafts; top_p and top_k are")
+        return data
+
 
 class Message(WireType):
     role: str
@@ -64,6 +72,8 @@ class GroupRequest(WireType):
     n: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
     """completions"""
     sampling: Sampling = Field(default_factory=Sampling)
+    draft_steps: bool = False
+    """let each completion's speculation record hold every step (`steps`)"""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """comes back with the group, untouched"""
 
@@ -102,6 +112,9 @@ class Speculation(WireType):
     accepted: int
     accepted_histogram: list[int]
     """steps by the number of accepted drafts, 0 to k"""
+    steps: list[tuple[int, int]] | None = None
+    """(drafted, accepted) of every step in order, those without drafts as (0, 0), when asked for: a step yields its
+    accepted drafts and one more token, the last one may be cut by the response's end"""
 
 
 class Completion(WireType):
@@ -109,7 +122,8 @@ class Completion(WireType):
     text: str
     token_ids: list[int]
     logprobs: list[float]
-    """of each token under the distribution it was drawn from (after temperature, top-k, top-p), in nats"""
+    """of each token under the distribution it was drawn from (after temperature, top-k, top-p), in nats; at temperature
+    0, where that is certain, under the one of temperature 1"""
     weight_versions: list[WeightSpan]
     finish_reason: Literal["stop", "length"]
     stop_reason: int | str | None = None
@@ -124,6 +138,8 @@ class Group(WireType):
     id: str
     prompt_token_ids: list[int]
     completions: list[Completion]
+    sampling: Sampling
+    """what it was drawn with: the request's, and the service's own defaults for what that left out"""
     engine: int
     """index of the engine that generated it"""
     metadata: dict[str, Any] = Field(default_factory=dict)
@@ -196,6 +212,7 @@ class DrafterAcceptance(AcceptanceCounts):
     drafter: str
     draft_tokens: int
     draft_sampling: str
+    verification: str
     by_version: list[VersionedAcceptance]
 
 

@@ -4,7 +4,7 @@ from typing import Protocol
 
 from drafters.drafter import DrafterConfig
 from rollout_service.client import AsyncRolloutClient
-from rollout_service.evaluation.config import CompareConfig
+from rollout_service.config import ServiceConfig
 from rollout_service.fleet import Fleet
 from rollout_service.hardware import machine_cores
 from rollout_service.protocol import Group, GroupRequest
@@ -16,22 +16,25 @@ class Arm(Protocol):
     drafter: DrafterConfig
 
     async def generate(self, group: GroupRequest) -> Group: ...
-    async def set_draft_sampling(self, draft_sampling: str) -> None: ...
+    async def draft_as(self, drafter: DrafterConfig) -> None:
+        """From now on draw and verify drafts as `drafter` (otherwise equal to the arm's own) says."""
+
     async def stop(self) -> None: ...
 
 
 class EngineArm:
     """A fleet of one engine that has the machine's cores when its turn comes."""
 
-    def __init__(self, config: CompareConfig, drafter: DrafterConfig):
-        self.drafter = drafter
-        self.fleet = Fleet(config.service(drafter), threads=config.engine.cores or machine_cores())
+    def __init__(self, config: ServiceConfig):
+        self.drafter = config.drafter
+        self.fleet = Fleet(config, threads=config.engine.cores or machine_cores())
 
     async def generate(self, group: GroupRequest) -> Group:
         return await self.fleet.generate(group)
 
-    async def set_draft_sampling(self, draft_sampling: str) -> None:
-        await self.fleet.set_draft_sampling(draft_sampling)
+    async def draft_as(self, drafter: DrafterConfig) -> None:
+        await self.fleet.set_draft_sampling(drafter.draft_sampling)
+        await self.fleet.set_verification(drafter.verification)
 
     async def stop(self) -> None:
         await self.fleet.stop()
@@ -49,14 +52,14 @@ class EndpointArm:
         known = (await client.speculation()).drafters
         if not known:
             return cls(client, DrafterConfig(kind="none"))
-        on = known[0].model_dump(include={"draft_tokens", "draft_sampling"})
+        on = known[0].model_dump(include={"draft_tokens", "draft_sampling", "verification"})
         return cls(client, DrafterConfig(kind=known[0].drafter, **on))
 
     async def generate(self, group: GroupRequest) -> Group:
         return await anext(self.client.rollouts([group]))
 
-    async def set_draft_sampling(self, draft_sampling: str) -> None:
-        """A running service keeps the one it has."""
+    async def draft_as(self, drafter: DrafterConfig) -> None:
+        """A running service keeps to its own way."""
 
     async def stop(self) -> None:
         await self.client.http.aclose()

@@ -2,7 +2,7 @@
 
 for each set of engines that fits:
     start them together
-    for each concurrency, for each round:     each engine, each way of drawing drafts: its share of the responses
+    for each concurrency, for each round:     each engine, each way of drawing and verifying drafts: its share
     stop them
 recompute every token's distribution, and report
 """
@@ -11,32 +11,25 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 import httpx
 import ray
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 
+from drafters.scoring import SurprisalSums, join_scores
 from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
 from rollout_service.evaluation.config import CompareConfig
-from rollout_service.evaluation.losslessness import Recomputation
+from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
 from rollout_service.evaluation.report import write_report
 from rollout_service.evaluation.rows import Cell, Row
+from rollout_service.evaluation.running import generate_all, progress, started_engines
 from rollout_service.fleet import FleetError
 from rollout_service.hardware import resolve_device
-from rollout_service.protocol import Group, GroupRequest, Sampling
+from rollout_service.protocol import GroupRequest, Sampling
 
 WARM_UP_TOKENS = 16
 
@@ -71,19 +64,10 @@ async def measure(config: CompareConfig, console: Console) -> list[Cell]:
         at_once = config.engines_at_once or (1 if resolve_device(config.engine.device) == "cuda" else len(drafters))
         cells: list[Cell] = []
         for start in range(0, len(drafters), at_once):
-            arms = [EngineArm(config, drafter) for drafter in drafters[start : start + at_once]]
-            try:
-                starting = bar.add_task("starting engines", total=len(arms))
-                await asyncio.gather(*(start_engine(arm, bar, starting) for arm in arms))
+            arms = [EngineArm(config.service(drafter)) for drafter in drafters[start : start + at_once]]
+            async with started_engines(arms, bar):
                 cells += await take_turns(config, arms, requests, bar)
-            finally:
-                await asyncio.gather(*(arm.stop() for arm in arms))
         return cells
-
-
-async def start_engine(arm: EngineArm, bar: Progress, task: TaskID) -> None:
-    await arm.fleet.start()
-    bar.advance(task)
 
 
 async def take_turns(
@@ -91,12 +75,10 @@ async def take_turns(
 ) -> list[Cell]:
     """Measure every row of these arms; in each round every row generates its share of `requests`."""
     turns = [
-        (arm, Cell(arm.drafter, draft_sampling, concurrency))
+        (arm, Cell(drafter, concurrency))
         for concurrency in config.concurrency
         for arm in arms
-        for draft_sampling in (
-            config.samplings(arm.drafter) if config.endpoint is None else [arm.drafter.draft_sampling]
-        )
+        for drafter in (config.ways(arm.drafter) if config.endpoint is None else [arm.drafter])
     ]
     task = bar.add_task("generating", total=len(turns) * len(requests))
     short = [
@@ -111,27 +93,11 @@ async def take_turns(
             for arm, cell in turns:
                 if cell.concurrency == concurrency:
                     bar.update(task, description=f"{arm.drafter.kind}, {concurrency} at a time")
-                    await arm.set_draft_sampling(cell.draft_sampling)
+                    await arm.draft_as(cell.drafter)
                     began = time.perf_counter()
                     groups = await generate_all(arm, batch, concurrency, lambda: bar.advance(task))
                     cell.add_round(groups, time.perf_counter() - began)
     return [cell for _, cell in turns]
-
-
-async def generate_all(
-    arm: Arm, requests: list[GroupRequest], concurrency: int, done: Callable[[], None]
-) -> list[Group]:
-    """Every request, at most `concurrency` at a time: the next begins when one ends."""
-    left = iter(requests)
-    groups: list[Group] = []
-
-    async def stream() -> None:
-        for request in left:
-            groups.append(await arm.generate(request))
-            done()
-
-    await asyncio.gather(*(stream() for _ in range(concurrency)))
-    return groups
 
 
 def grid_requests(config: CompareConfig) -> Iterator[GroupRequest]:
@@ -156,21 +122,14 @@ def grid_requests(config: CompareConfig) -> Iterator[GroupRequest]:
 
 def judge(config: CompareConfig, cells: list[Cell], console: Console) -> list[Row]:
     """Rows with their z-scores and their speeds relative to `none` at the same concurrency."""
-    recomputation = Recomputation(resolve_model(config.model), config)
+    recomputation = Recomputation(resolve_model(config.model))
+    cut = Cut(config.temperature, config.top_p, config.top_k)
     baselines = {cell.concurrency: cell for cell in cells if cell.drafter.kind == "none"}
     rows = []
     with progress(console) as bar:
         task = bar.add_task("recomputing distributions", total=sum(sum(cell.tokens) for cell in cells))
         for cell in cells:
-            sums = recomputation.sums(cell.groups, lambda tokens: bar.advance(task, tokens))
-            rows.append(cell.row(baselines.get(cell.concurrency), sums.z))
+            responses = [Response(g.prompt_token_ids, c.token_ids) for g in cell.groups for c in g.completions]
+            scores = recomputation.scores(responses, cut, lambda tokens: bar.advance(task, tokens))
+            rows.append(cell.row(baselines.get(cell.concurrency), SurprisalSums.of(join_scores(scores)).z))
     return rows
-
-
-@contextmanager
-def progress(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bar:
-        yield bar

@@ -1,10 +1,11 @@
 """CompareConfig: the grid of drafters, draft lengths and concurrencies, and what is generated in each cell."""
 
+from itertools import product
 from pathlib import Path
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from drafters.drafter import DrafterConfig, DraftSampling
+from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
 from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
@@ -21,6 +22,8 @@ class ComparedDrafter(Section):
     """draft lengths; the comparison's own when not given"""
     draft_sampling: list[DraftSampling] = Field(default=["probabilistic"], min_length=1)
     """probabilistic, greedy, or both for the difference in acceptance"""
+    verification: list[VerificationChoice] = Field(default=["auto"], min_length=1)
+    """auto, standard, block, or several for the difference in acceptance"""
 
 
 class CompareConfig(Section):
@@ -81,12 +84,14 @@ class CompareConfig(Section):
                 ]
         return arms
 
-    def samplings(self, arm: DrafterConfig) -> list[DraftSampling]:
-        """The ways of drawing drafts to measure on an arm's engine."""
+    def ways(self, arm: DrafterConfig) -> list[DrafterConfig]:
+        """The arm's drafter with each way of drawing and verifying drafts that is to be measured on its engine."""
         for drafter in self.drafters:
-            if (drafter.kind, drafter.model) == (arm.kind, arm.model) and make_drafter(arm).samples:
-                return drafter.draft_sampling
-        return ["greedy"]  # deterministic drafts
+            if (drafter.kind, drafter.model) == (arm.kind, arm.model):
+                samplings = drafter.draft_sampling if make_drafter(arm).samples else ["greedy"]  # deterministic drafts
+                ways = product(samplings, drafter.verification)
+                return [arm.model_copy(update={"draft_sampling": s, "verification": v}) for s, v in ways]
+        return [arm]
 
     def service(self, arm: DrafterConfig) -> ServiceConfig:
         return ServiceConfig(model=self.model, engine=self.engine, drafter=arm)

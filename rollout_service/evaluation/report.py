@@ -10,8 +10,8 @@ from rollout_service.evaluation.rows import Row
 
 Z_LIMIT = 4.0
 COLUMNS = (
-    "drafter", "k", "drafts", "streams", "acceptance length", "rate", "by position", "tokens/s", "speed-up", "z",
-    "tokens",
+    "drafter", "k", "drafts", "verified", "streams", "acceptance length", "rate", "by position", "tokens/s", "speed-up",
+    "z", "tokens",
 )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ def cells(row: Row) -> list[str]:
         row.drafter,
         "" if off else str(row.draft_tokens),
         row.draft_sampling,
+        row.verification,
         str(row.concurrency),
         "1" if off else f"{row.acceptance_length:.2f} ± {(high - low) / 2:.2f}",
         "" if off else f"{row.acceptance_rate:.1%}",
@@ -58,7 +59,7 @@ def terminal_table(rows: list[Row], config: CompareConfig) -> Table:
     work = f"temperature {config.temperature:g}, {config.response_tokens} tokens a response"
     table = Table(title=f"Drafters on {config.model}, {work}")
     for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i in (0, 2) else "right", no_wrap=True)
+        table.add_column(column, justify="left" if i in (0, 2, 3) else "right", no_wrap=True)
     for row in rows:
         table.add_row(*cells(row), style=None if abs(row.z) < Z_LIMIT else "red")
     return table
@@ -71,7 +72,8 @@ def markdown(rows: list[Row]) -> str:
 
 def label(row: Row) -> str:
     """The drafter as a legend names it."""
-    return f"{row.drafter}, k={row.draft_tokens}" + (", greedy drafts" if row.draft_sampling == "greedy" else "")
+    greedy = ", greedy drafts" if row.draft_sampling == "greedy" and row.drafter != "ngram" else ""
+    return f"{row.drafter}, k={row.draft_tokens}{greedy}" + (", block" if row.verification == "block" else "")
 
 
 def plot_acceptance(rows: list[Row], config: CompareConfig) -> None:

@@ -17,6 +17,8 @@ class Row(BaseModel):
     draft_tokens: int
     draft_sampling: str
     """probabilistic or greedy; greedy for deterministic drafts; empty without a drafter"""
+    verification: str
+    """standard, block, or auto; empty without a drafter"""
     concurrency: int
     acceptance_length: float
     """tokens per verification, the verifier's own included; 1 without a drafter"""
@@ -40,7 +42,7 @@ class Cell:
     """The measurements of one row while they are collected, one entry of `seconds` and `tokens` a round."""
 
     drafter: DrafterConfig
-    draft_sampling: str
+    """with the way of drawing and verifying drafts"""
     concurrency: int
     groups: list[Group] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -70,7 +72,8 @@ class Cell:
         return Row(
             drafter=self.drafter.kind,
             draft_tokens=0 if off else self.drafter.draft_tokens,
-            draft_sampling="" if off else self.draft_sampling,
+            draft_sampling="" if off else self.drafter.draft_sampling,
+            verification="" if off else self.drafter.verification,
             concurrency=self.concurrency,
             acceptance_length=whole.length,
             acceptance_length_ci=interval,

@@ -11,6 +11,9 @@ from fastapi.responses import StreamingResponse
 router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"])
 
 PASSED_ON = ("content-type", "accept", "x-request-id")
+SAMPLING_HEADER = "x-sampling"
+DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
+"""the service's own, whatever the checkpoint's generation_config says; echoed with what the request gave"""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left before its answer"""
 DROPPED = ("content-length", "transfer-encoding", "connection")
@@ -41,9 +44,12 @@ async def generation(request: Request) -> Response:
         fields = json.loads(body)
     except ValueError:
         fields = {}  # vLLM says what is wrong with it
-    if isinstance(fields, dict):
-        request.app.state.admission.check_openai(fields)
-    return await through_an_engine(request, body)
+    if not isinstance(fields, dict):
+        return await through_an_engine(request, body)
+    request.app.state.admission.check_openai(fields)
+    response = await through_an_engine(request, body)
+    response.headers[SAMPLING_HEADER] = json.dumps(DEFAULTS | {k: fields[k] for k in DEFAULTS if k in fields})
+    return response
 
 
 async def through_an_engine(request: Request, body: bytes) -> Response:

@@ -1,14 +1,18 @@
 """Everything that touches vLLM's insides. vLLM calls `register` in each of its processes, before a model is built.
 
-patches.py     functions that are wrong on this platform: tested, and replaced only if they fail
-worker.py      what the service asks of a worker: load weights in place, switch the draft sampling
-orphan.py      an engine's process ends with its parent
+patches.py        functions that are wrong on this platform: tested, and replaced only if they fail
+verification.py   the project's own verification, in the place of vLLM's
+draft_steps.py    a record of every step of a completion
+worker.py         what the service asks of a worker: load weights in place, switch the draft sampling
+orphan.py         an engine's process ends with its parent
 """
 
 
 def register() -> None:
+    from rollout_service.vllm_plugin.draft_steps import record_undrafted_steps
     from rollout_service.vllm_plugin.orphan import end_with_parent
     from rollout_service.vllm_plugin.patches import apply_patches
 
     end_with_parent()
     apply_patches()
+    record_undrafted_steps()

@@ -14,6 +14,12 @@ from typing import Any
 
 import torch
 
+from rollout_service.vllm_plugin.verification import (
+    rejection_sample_is_right,
+    rejection_sampler,
+    replace_rejection_sample,
+)
+
 # Under vLLM's own logger, so that the line appears where vLLM's do.
 logger = logging.getLogger("vllm.rollout_service")
 
@@ -31,7 +37,7 @@ class Patch:
 APPLIED: list[str] = []
 """names of the functions replaced in this process"""
 STOCK: dict[str, Any] = {}
-"""vLLM's own functions that were replaced, by their last name: to show what they do"""
+"""vLLM's own functions of the rejection sampler, by name, as they were before any was replaced"""
 
 
 def apply_patches() -> list[str]:
@@ -42,6 +48,8 @@ def apply_patches() -> list[str]:
         return []
     # vLLM registers its kernels once more when it makes its worker, and would warn of each.
     logging.getLogger("vllm.triton_utils.dispatcher").setLevel(logging.ERROR)
+    for function in ("expand_batch_to_tokens", "apply_sampling_constraints", "rejection_sample"):
+        STOCK.setdefault(function, getattr(rejection_sampler(), function))
     replaced = []
     for patch in PATCHES:
         if patch.name in APPLIED:  # vLLM loads its plugins more than once in a process
@@ -116,13 +124,11 @@ def expand_is_right() -> bool:
     from vllm.platforms import current_platform
 
     current_platform.register_triton_kernel_overrides()
-    rejection_sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
-
     cumulative = torch.tensor([2, 2, 5], dtype=torch.int32)
-    temperature = rejection_sampler.expand_batch_to_tokens(
+    temperature = rejection_sampler().expand_batch_to_tokens(
         torch.tensor([0.7, 0.3, 0.0]), cumulative, 5, replace_from=0, replace_to=1
     )
-    top_k = rejection_sampler.expand_batch_to_tokens(torch.tensor([5, 6, 7], dtype=torch.int32), cumulative, 5)
+    top_k = rejection_sampler().expand_batch_to_tokens(torch.tensor([5, 6, 7], dtype=torch.int32), cumulative, 5)
     return bool(torch.equal(temperature, torch.tensor([0.7, 0.7, 1.0, 1.0, 1.0])) and top_k.tolist() == [5, 5, 7, 7, 7])
 
 
@@ -137,10 +143,7 @@ def expand_batch_to_tokens(
 
 
 def replace_expand() -> None:
-    rejection_sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
-
-    STOCK["expand_batch_to_tokens"] = rejection_sampler.expand_batch_to_tokens
-    rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
+    rejection_sampler().expand_batch_to_tokens = expand_batch_to_tokens
 
 
 # --- v1.sample.rejection_sampler.apply_sampling_constraints ----------------------------------------------------------
@@ -148,25 +151,21 @@ def replace_expand() -> None:
 
 def no_drafts_is_right() -> bool:
     """A step in which no request has a draft (n-grams that match nothing) goes through with top-k set."""
-    rejection_sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
-
     sampling = SimpleNamespace(
         all_greedy=False, temperature=torch.ones(1), top_k=torch.tensor([2], dtype=torch.int32), top_p=None
     )
     nothing = torch.zeros(0, 4)
     drafts = torch.zeros(1, dtype=torch.int32)
-    return rejection_sampler.apply_sampling_constraints(nothing, drafts, sampling).shape == (0, 4)
+    return rejection_sampler().apply_sampling_constraints(nothing, drafts, sampling).shape == (0, 4)
 
 
 def replace_sampling_constraints() -> None:
-    rejection_sampler: Any = import_module("vllm.v1.sample.rejection_sampler")
-
-    stock = rejection_sampler.apply_sampling_constraints
+    stock = rejection_sampler().apply_sampling_constraints
 
     def apply_sampling_constraints(logits: torch.Tensor, cu_num_draft_tokens: torch.Tensor, sampling: Any) -> Any:
         return stock(logits, cu_num_draft_tokens, sampling) if logits.shape[0] else logits
 
-    rejection_sampler.apply_sampling_constraints = apply_sampling_constraints
+    rejection_sampler().apply_sampling_constraints = apply_sampling_constraints
 
 
 # --- UnquantizedFusedMoEMethod._setup_kernel -----------------------------------------------------------------------
@@ -305,6 +304,12 @@ PATCHES = [
         "top-k takes the maximum of an empty tensor when no request of a step has a draft, which ends the engine",
         no_drafts_is_right,
         replace_sampling_constraints,
+    ),
+    Patch(
+        "vllm.v1.sample.rejection_sampler.rejection_sample",
+        "its CPU kernel passes on drafts that are no tokens (-1), where they are to be refused",
+        rejection_sample_is_right,
+        replace_rejection_sample,
     ),
     Patch(
         "vllm...UnquantizedFusedMoEMethod._setup_kernel",

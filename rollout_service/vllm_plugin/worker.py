@@ -32,8 +32,21 @@ class WorkerExtension:
 
     def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch a running drafter between `probabilistic` and `greedy`. Each step is verified as it was drafted."""
-        drafter: Any = getattr(self, "model_runner").drafter  # noqa: B009  (the mixin declares no attributes)
-        drafter._enable_probabilistic_draft_probs = draft_sampling == "probabilistic"
+        worker: Any = self
+        if worker.vllm_config.speculative_config is not None:
+            worker.model_runner.drafter._enable_probabilistic_draft_probs = draft_sampling == "probabilistic"
+
+    def set_verification(self, verification: str) -> None:
+        """Verify drafts with the project's own `standard` or `block` verification; `auto` leaves vLLM's own where it is
+        right on this platform."""
+        from rollout_service.vllm_plugin import verification as own
+        from rollout_service.vllm_plugin.patches import APPLIED, STOCK
+
+        if verification == "auto" and own.NAME not in (name.rsplit(".", 1)[-1] for name in APPLIED):
+            function = STOCK[own.NAME]
+        else:
+            function = own.make_rejection_sample("block" if verification == "block" else "standard")
+        own.rejection_sampler().rejection_sample = function
 
     def replaced_functions(self) -> dict[str, str]:
         """The functions of vLLM that were found wrong in this process and replaced, with the reasons."""

@@ -1,13 +1,21 @@
 """One launched service, shared by all tests that go over HTTP."""
 
+import json
+import shutil
 from collections.abc import Iterator
 
 import pytest
-from engines import launched
+from engines import MODELS, launched
 
 
 @pytest.fixture(scope="session")
-def service() -> Iterator[str]:
-    """The demo's service with its MTP head on."""
-    with launched("--config", "deploy/demo/service.toml", "--drafter.kind", "mtp") as (url, _):
+def service(tmp_path_factory) -> Iterator[str]:
+    """The demo's service, its MTP head on. The checkpoint's own sampling defaults are poisoned: had they any effect,
+    nothing that is sampled here would follow the policy."""
+    folder = tmp_path_factory.mktemp("service") / "policy"
+    shutil.copytree(MODELS / "policy", folder)
+    file = folder / "generation_config.json"
+    poison = {"temperature": 0.1, "top_p": 0.05, "top_k": 1, "do_sample": True}
+    file.write_text(json.dumps(json.loads(file.read_text()) | poison))
+    with launched("--config", "deploy/demo/service.toml", "--model", str(folder), "--drafter.kind", "mtp") as (url, _):
         yield url

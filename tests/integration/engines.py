@@ -33,10 +33,11 @@ def in_process_llm(folder, drafter, **more) -> Iterator:
     from drafters.registry import make_drafter
 
     llm = LLM(
-        str(folder), dtype="float32", enforce_eager=True, distributed_executor_backend="uni", max_model_len=256,
-        max_num_seqs=32, kv_cache_memory_bytes=64 << 20, logprobs_mode="processed_logprobs", generation_config="vllm",
+        str(folder), dtype="float32", enforce_eager=True, distributed_executor_backend="uni",
+        kv_cache_memory_bytes=64 << 20, generation_config="vllm",
         disable_log_stats=False, speculative_config=make_drafter(drafter).speculative_config(),
-        worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension", **more,
+        worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
+        **{"max_model_len": 256, "max_num_seqs": 32, "logprobs_mode": "processed_logprobs", **more},
     )  # fmt: skip
     try:
         yield llm

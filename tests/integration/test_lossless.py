@@ -1,67 +1,220 @@
-"""The engine samples from the policy's distribution, whatever drafts; the stock CPU function shows we can tell."""
+"""The audit passes what the engine samples, whatever drafts, and catches each way in which sampling can be wrong.
+
+Every fault is put into a running engine; the audit sees nothing but its answers.
+"""
+
+from contextlib import contextmanager
 
 import pytest
+import torch
 from engines import MODELS, in_process_llm
+from tiny_models import save_drafter, save_policy
 
+from drafters import verification
 from drafters.drafter import DrafterConfig
-from rollout_service.evaluation.config import CompareConfig
-from rollout_service.evaluation.losslessness import Recomputation
-from rollout_service.protocol import Completion, Group
+from rollout_service.config import EngineConfig
+from rollout_service.evaluation.audit import Contexts
+from rollout_service.evaluation.audit_config import AuditConfig, Setting
+from rollout_service.evaluation.audit_row import Level, judge
+from rollout_service.evaluation.recomputation import Cut, Recomputation
+from rollout_service.protocol import Completion, Group, Speculation
 from rollout_service.vllm_plugin import patches
 
+POLICY = MODELS / "policy"
+LIMIT = 124
 KINDS = {
     "none": DrafterConfig(),
-    "ngram": DrafterConfig(kind="ngram"),
+    "ngram": DrafterConfig(kind="ngram", draft_sampling="greedy"),
     "draft_model": DrafterConfig(kind="draft_model", model=str(MODELS / "draft_model")),
     "eagle3": DrafterConfig(kind="eagle3", model=str(MODELS / "eagle3")),
     "mtp": DrafterConfig(kind="mtp"),
 }
-PROMPTS = [f"State the final answer to the following arithmetic problem: {a} + {a + 7} - 31 =\n" for a in range(20, 84)]
 
 
-def sample(llm, temperature):
-    """3,072 tokens as groups, drawn with fixed seeds."""
+def sampled(llm, requests):
+    """The groups that an engine answers with, as the service's actor makes them."""
     from vllm import SamplingParams
 
     params = [
-        SamplingParams(temperature=temperature, max_tokens=48, ignore_eos=True, seed=i, logprobs=0, flat_logprobs=True)
-        for i in range(len(PROMPTS))
-    ]
-    outputs = llm.generate(PROMPTS, params, use_tqdm=False)
+        SamplingParams(
+            n=r.n, temperature=r.sampling.temperature, top_p=r.sampling.top_p, top_k=r.sampling.top_k,
+            max_tokens=r.sampling.max_tokens, ignore_eos=True, seed=r.sampling.seed, logprobs=0, flat_logprobs=True,
+        )
+        for r in requests
+    ]  # fmt: skip
+    outputs = llm.generate([{"prompt_token_ids": r.prompt_token_ids} for r in requests], params, use_tqdm=False)
     return [
         Group(
-            id="", engine=0, prompt_token_ids=list(o.prompt_token_ids),
-            completions=[Completion(index=0, text="", token_ids=list(o.outputs[0].token_ids), finish_reason="length",
-                                    logprobs=o.outputs[0].logprobs.logprobs, weight_versions=[])],
+            id="", engine=0, prompt_token_ids=r.prompt_token_ids, sampling=r.sampling,
+            completions=[completion(c) for c in output.outputs],
         )
-        for o in outputs
+        for r, output in zip(requests, outputs, strict=True)
     ]  # fmt: skip
 
 
-def z_score(groups, temperature, tmp_path):
-    (tmp_path / "p.jsonl").touch()
-    config = CompareConfig(model="demo", prompts=tmp_path / "p.jsonl", temperature=temperature)
-    return Recomputation(MODELS / "policy", config).sums(groups).z
+def completion(output):
+    metrics = output.spec_decode_metrics
+    speculation = metrics and Speculation(
+        drafter="", drafter_version=0, draft_steps=sum(metrics.histogram), drafted=metrics.num_draft_tokens,
+        accepted=sum(metrics.per_step_accepted), accepted_histogram=metrics.histogram,
+        steps=list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)),
+    )  # fmt: skip
+    return Completion(
+        index=output.index, text="", token_ids=list(output.token_ids), logprobs=output.logprobs.logprobs,
+        weight_versions=[], finish_reason="length", speculation=speculation,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_samples_follow_the_policy_with_every_drafter(kind, tmp_path):
-    with in_process_llm(MODELS / "policy", KINDS[kind]) as llm:
-        for temperature in (1.0, 0.7):
-            assert abs(z_score(sample(llm, temperature), temperature, tmp_path)) < 4
-        if kind in ("draft_model", "eagle3", "mtp"):
-            llm.collective_rpc("set_draft_sampling", args=("greedy",))
-            assert abs(z_score(sample(llm, 1.0), 1.0, tmp_path)) < 4
+class Auditor:
+    """Audits an engine in this process, row by row."""
+
+    def __init__(self, tokens, policy=POLICY):
+        config = AuditConfig(
+            model=str(policy),
+            engine=EngineConfig(max_model_len=LIMIT + 4),
+            tokens=tokens,
+            response_tokens=8,
+            contexts=16,
+        )
+        self.contexts = Contexts(config, policy, LIMIT)
+        self.recomputation = Recomputation(policy)
+
+    def row(self, llm, drafter, cut, told=None, greedy=None):
+        """The verdict on `cut`; `told` is what the engine is asked for where that is something else."""
+        llm.collective_rpc("set_draft_sampling", args=(drafter.draft_sampling,))
+        llm.collective_rpc("set_verification", args=(drafter.verification,))
+        make = self.contexts.greedy_requests if cut.temperature == 0.0 else self.contexts.requests
+        groups = sampled(llm, make(told or cut))
+        return judge(Setting(drafter, cut), groups, self.recomputation, Level(), LIMIT, greedy)
+
+    def greedy_of(self, llm):
+        groups = sampled(llm, self.contexts.greedy_requests(Cut(0.0)))
+        return {tuple(g.prompt_token_ids): g.completions[0].token_ids for g in groups}
 
 
-def test_the_stock_cpu_function_is_caught(tmp_path, monkeypatch):
-    """Without the patch the same engine draws from something else, by far more than chance."""
+@contextmanager
+def engine(drafter, policy=POLICY, **more):
+    drafter = KINDS[drafter] if isinstance(drafter, str) else drafter
+    more = {"max_num_seqs": 64, "max_model_len": LIMIT + 4, **more}
+    if drafter.kind != "none":
+        more["per_request_spec_decode_metrics"] = "detailed"
+    with in_process_llm(policy, drafter, **more) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def short():
+    return Auditor(tokens=8_000)
+
+
+@pytest.fixture(scope="module")
+def long():
+    return Auditor(tokens=50_000)
+
+
+@pytest.fixture(scope="module")
+def greedy(short):
+    with engine("none") as llm:
+        assert short.row(llm, KINDS["none"], Cut(0.7, 0.9, 20)).failures == []
+        return short.greedy_of(llm)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+def test_every_drafter_passes_with_both_verifications(kind, short, greedy):
+    with engine(kind) as llm:
+        for method, cut in (("standard", Cut(1.0)), ("block", Cut(1.0)), ("block", Cut(0.7, 0.9, 20))):
+            drafter = KINDS[kind].model_copy(update={"verification": method})
+            row = short.row(llm, drafter, cut)
+            assert row.failures == []
+            assert {"draft 1", "draft 2", "draft 3", "bonus", "undrafted", "context limit"} == row.positions.keys()
+            assert sum(score.tokens for name, score in row.positions.items() if name != "context limit") == row.tokens
+        assert short.row(llm, drafter, Cut(0.0), greedy=greedy).failures == []
+
+
+@pytest.mark.parametrize("kind", ["draft_model", "eagle3"])
+def test_a_second_architecture_passes(kind, tmp_path):
+    """A random Qwen3 with a random drafter: hardly any draft is good, and all tokens are unsure."""
+    policy = save_policy("qwen3", seed=0, folder=tmp_path / "policy", tokenizer=POLICY)
+    drafter = save_drafter(kind, policy, seed=1, folder=tmp_path / "drafter")
+    auditor = Auditor(8_000, tmp_path / "policy")
+    with engine("none", tmp_path / "policy") as llm:
+        greedy = auditor.greedy_of(llm)
+    with engine(drafter, tmp_path / "policy") as llm:
+        for method, cut in (("standard", Cut(1.0, 0.9)), ("block", Cut(0.7, 1.0, 20)), ("block", Cut(0.0))):
+            row = auditor.row(llm, drafter.model_copy(update={"verification": method}), cut, greedy=greedy)
+            assert row.failures == []
+
+
+def test_faults_of_verification_are_caught_and_placed(short, long, monkeypatch):
+    def scores(row):
+        return {name: abs(score.z) for name, score in row.positions.items()}
+
+    with engine("mtp") as llm:
+        drafter = KINDS["mtp"].model_copy(update={"verification": "standard"})
+        with monkeypatch.context() as fault:  # the residual is drawn from the target
+            fault.setattr(verification, "residual", lambda target_NV, drafts, rows, weights: target_NV[rows])
+            row = long.row(llm, drafter, Cut(1.0))
+            assert "surprisal" in row.failures
+            assert scores(row)["draft 1"] > 4 > max(scores(row)["bonus"], scores(row)["undrafted"])
+        with monkeypatch.context() as fault:  # the token after an accepted draft comes from the drafter
+            fault.setattr("rollout_service.vllm_plugin.verification.verify", bonus_from_the_drafter)
+            row = long.row(llm, drafter, Cut(1.0))
+            assert "surprisal at bonus" in row.failures
+            assert max(scores(row), key=scores(row).get) == "bonus"
+        assert short.row(llm, drafter, Cut(1.0)).failures == []
+
+
+VERIFY = verification.verify
+
+
+def bonus_from_the_drafter(target_NV, drafts, bonus_R, uniforms_R2, method):
+    """The last draft's own distribution in the place of the target's next one."""
+    if drafts.probs_NV is not None:
+        last = (drafts.starts_R + drafts.lengths_R - 1).clamp(min=0)
+        drawn = torch.multinomial(drafts.probs_NV[last], 1).squeeze(1)
+        bonus_R = torch.where(drafts.lengths_R > 0, drawn, bonus_R)
+    return VERIFY(target_NV, drafts, bonus_R, uniforms_R2, method)
+
+
+def test_faults_of_the_distribution_are_caught(short, monkeypatch):
     from vllm.v1.sample import rejection_sampler
 
+    patches.apply_patches()
     if "vllm.v1.sample.rejection_sampler.expand_batch_to_tokens" not in patches.APPLIED:
         pytest.skip("vLLM's own function is right on this platform")
-    with in_process_llm(MODELS / "policy", KINDS["mtp"]) as llm:
-        monkeypatch.setattr(rejection_sampler, "expand_batch_to_tokens", patches.STOCK["expand_batch_to_tokens"])
-        groups = sample(llm, 0.7)
-    assert not patches.expand_is_right()
-    assert abs(z_score(groups, 0.7, tmp_path)) > 10
+    constraints = rejection_sampler.apply_sampling_constraints
+    with engine("mtp") as llm:
+        with monkeypatch.context() as fault:  # vLLM's own function, as installed on a CPU
+            fault.setattr(rejection_sampler, "expand_batch_to_tokens", patches.STOCK["expand_batch_to_tokens"])
+            row = short.row(llm, KINDS["mtp"], Cut(0.7))
+            assert {"surprisal", "log-probabilities"} <= set(row.failures)
+        with monkeypatch.context() as fault:  # the temperature is applied twice where drafts are verified
+            fault.setattr(
+                rejection_sampler,
+                "apply_sampling_constraints",
+                lambda logits, cu, sampling: constraints(constraints(logits, cu, sampling), cu, sampling),
+            )
+            row = short.row(llm, KINDS["mtp"], Cut(0.7))
+            assert {"surprisal", "log-probabilities"} <= set(row.failures)
+            assert abs(row.positions["draft 1"].z) > 4 > abs(row.positions["undrafted"].z)
+
+
+def test_log_probabilities_before_temperature_are_caught(short):
+    with engine("mtp", logprobs_mode="raw_logprobs") as llm:
+        assert short.row(llm, KINDS["mtp"], Cut(0.7)).failures == ["log-probabilities"]
+
+
+def test_a_temperature_wrong_by_2_percent_is_caught_with_50000_tokens(long):
+    with engine("mtp") as llm:
+        row = long.row(llm, KINDS["mtp"], Cut(1.0), told=Cut(1.02))
+        assert row.tokens >= 50_000
+        assert row.detectable.temperature <= 0.02
+        assert set(row.failures) - {"log-probabilities"}  # those tell of it too, but are not what is asked here
+
+
+def test_greedy_decoding_that_differs_is_caught(short, greedy):
+    with engine("mtp") as llm:
+        wrong = {prompt: [*tokens[:-1], (tokens[-1] + 1) % 160] for prompt, tokens in greedy.items()}
+        row = short.row(llm, KINDS["mtp"], Cut(0.0), greedy=wrong)
+        assert row.failures == ["differs from greedy decoding"]
+        assert row.greedy.identical == 0

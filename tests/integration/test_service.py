@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM
 
 from drafters.scoring import score_tokens
 from rollout_service.client import AsyncRolloutClient, RolloutClient, RolloutError
+from rollout_service.evaluation.audit import audit
+from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.compare import compare
 from rollout_service.evaluation.config import CompareConfig
 from rollout_service.protocol import GroupRequest, Sampling
@@ -138,6 +140,44 @@ def test_openai_routes_are_vllms_own(client):
     assert client.http.post("/v1/completions", json=body | {"max_tokens": 10**6}).status_code == 400
     refused = client.http.post("/v1/completions", json=body | {"min_p": 0.1})
     assert (refused.status_code, refused.json()["problems"][0]["field"]) == (400, "min_p")
+
+
+def test_sampling_defaults_are_the_services_own_and_are_echoed(client):
+    (group,) = client.rollouts([GroupRequest(prompt=PROMPT, n=16, sampling=Sampling(max_tokens=48))])
+    assert (group.sampling.temperature, group.sampling.top_p, group.sampling.top_k) == (1.0, 1.0, 0)
+    assert len({tuple(c.token_ids) for c in group.completions}) > 1  # the checkpoint says: always the best token
+    body = {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 48, "n": 16, "return_token_ids": True, "top_k": 50}
+    response = client.http.post("/v1/completions", json=body)
+    assert json.loads(response.headers["x-sampling"]) == {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
+    assert len({tuple(choice["token_ids"]) for choice in response.json()["choices"]}) > 1
+
+
+def test_every_path_keeps_the_positions_free_that_a_drafter_looks_ahead(client):
+    limit = 512 - (3 + 1)
+    assert client.model()["max_model_len"] == limit
+    ids = [10] * (limit - 20)
+    (group,) = client.rollouts(
+        [GroupRequest(prompt_token_ids=ids, sampling=Sampling(max_tokens=20, ignore_eos=True))]
+    )  # fmt: skip
+    assert len(group.completions[0].token_ids) == 20
+    with pytest.raises(RolloutError, match="1 to 20"):
+        list(client.rollouts([GroupRequest(prompt_token_ids=ids, sampling=Sampling(max_tokens=21))]))
+    body = {"model": "demo-policy", "prompt": ids, "return_token_ids": True, "ignore_eos": True}
+    (choice,) = client.http.post("/v1/completions", json=body | {"max_tokens": 20}).json()["choices"]
+    assert len(choice["token_ids"]) == 20
+    assert client.http.post("/v1/completions", json=body | {"max_tokens": 21}).status_code == 400
+
+
+def test_the_audit_passes_a_running_endpoint(service, tmp_path):
+    config = AuditConfig(
+        model=str(MODELS / "policy"), endpoint=service, temperature=[1.0, 0.0], top_p=[0.9], top_k=[0], tokens=3000,
+        contexts=8, output=tmp_path,
+    )  # fmt: skip
+    rows = audit(config)
+    assert [row.failures for row in rows] == [[], []]
+    assert rows[0].positions.keys() >= {"draft 1", "draft 2", "draft 3", "bonus", "undrafted", "context limit"}
+    assert rows[1].greedy.identical + rows[1].greedy.explained == rows[1].greedy.compared
+    assert [row["drafter"] for row in json.loads((tmp_path / "audit.json").read_text())] == ["mtp", "mtp"]
 
 
 def running(client):

@@ -140,7 +140,12 @@ class SamplingSource:
             for i, (ids, logprobs) in enumerate(drawn)
         ]
         return Group(
-            id=str(request.id), prompt_token_ids=prompt, completions=completions, engine=0, metadata=request.metadata
+            id=str(request.id),
+            prompt_token_ids=prompt,
+            completions=completions,
+            engine=0,
+            sampling=request.sampling,
+            metadata=request.metadata,
         )
 
 

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from rollout_service.admission import Admission, Refused
+from rollout_service.lossless import request_problems
 from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, SharedMemoryPush
 
 
@@ -19,7 +20,7 @@ class Characters:
 
 @pytest.fixture
 def admission():
-    return Admission("demo", Characters(), vocab_size=128, max_model_len=64, draft_tokens=3)
+    return Admission("demo", Characters(), vocab_size=128, context_limit=60, drafting=True)
 
 
 def refusal(admission, **group):
@@ -62,13 +63,14 @@ def test_an_unknown_model_is_a_404(admission):
     assert refused.value.status == 404
 
 
-@pytest.mark.parametrize("field", ["min_p", "logit_bias", "structured_outputs", "response_format"])
+@pytest.mark.parametrize("field", ["min_p", "logit_bias", "response_format", "tool_choice"])
 def test_what_speculation_cannot_keep_lossless_is_refused_with_a_drafter_and_only_then(admission, field):
     body = {"prompt": "a", field: {"type": "json_object"} if field != "min_p" else 0.1}
+    assert "Instead: " in request_problems(body, on_cpu=True)[0].message
     with pytest.raises(Refused) as refused:
         admission.check_openai(body)
     assert refused.value.problems[0].field == field
-    Admission("demo", Characters(), 128, 64, draft_tokens=0).check_openai(body)
+    Admission("demo", Characters(), 128, 64, drafting=False).check_openai(body)
     admission.check_openai({"prompt": "a", field: None})
 
 

@@ -8,7 +8,7 @@ from drafters.drafter import DrafterConfig
 from rollout_service.evaluation.config import CompareConfig
 from rollout_service.evaluation.report import markdown
 from rollout_service.evaluation.rows import Cell
-from rollout_service.protocol import Completion, Group, Speculation
+from rollout_service.protocol import Completion, Group, Sampling, Speculation
 
 KEYS = {
     "drafter", "draft_tokens", "concurrency", "acceptance_length", "acceptance_length_ci", "acceptance_rate",
@@ -25,12 +25,12 @@ def group(tokens, histogram):
         index=0, text="", token_ids=[0] * tokens, logprobs=[0.0] * tokens, weight_versions=[], finish_reason="length",
         speculation=speculation,
     )  # fmt: skip
-    return Group(id="g", prompt_token_ids=[1], completions=[completion], engine=0)
+    return Group(id="g", prompt_token_ids=[1], completions=[completion], sampling=Sampling(), engine=0)
 
 
 def test_speed_is_relative_to_the_same_round_so_that_a_slow_moment_cancels():
-    none = Cell(DrafterConfig(), "", 4)
-    mtp = Cell(DrafterConfig(kind="mtp"), "probabilistic", 4)
+    none = Cell(DrafterConfig(), 4)
+    mtp = Cell(DrafterConfig(kind="mtp"), 4)
     for slow in (1.0, 10.0, 1.0):
         none.add_round([group(100, None)], 2.0 * slow)
         mtp.add_round([group(100, [1, 0, 0, 9])], 1.0 * slow)
@@ -42,11 +42,11 @@ def test_speed_is_relative_to_the_same_round_so_that_a_slow_moment_cancels():
     assert none.row(none, z=0.0).speedup == pytest.approx(1.0)
     assert mtp.row(None, z=0.0).speedup is None
     assert set(json.loads(row.model_dump_json())) >= KEYS
-    assert "| mtp | 3 | probabilistic | 4 |" in markdown([row])
+    assert "| mtp | 3 | probabilistic | auto | 4 |" in markdown([row])
 
 
 def test_the_rate_interval_is_the_length_interval_per_draft():
-    cell = Cell(DrafterConfig(kind="mtp"), "probabilistic", 1)
+    cell = Cell(DrafterConfig(kind="mtp"), 1)
     cell.add_round([group(10, [4, 0, 0, 6]), group(10, [2, 0, 0, 8]), group(10, [0, 5, 0, 5])], 1.0)
     row = cell.row(None, z=0.0)
     low, high = row.acceptance_rate_ci
@@ -63,5 +63,5 @@ def test_one_engine_serves_all_ways_of_drawing_its_drafts(tmp_path):
     arms = config.arms()
     assert [(a.kind, a.draft_tokens) for a in arms[1:]] == [("ngram", 1), ("ngram", 3), ("mtp", 1), ("mtp", 3)]
     assert arms[0].kind == "none"
-    assert config.samplings(arms[-1]) == ["probabilistic", "greedy"]
-    assert config.samplings(arms[1]) == ["greedy"]
+    assert [way.draft_sampling for way in config.ways(arms[-1])] == ["probabilistic", "greedy"]
+    assert [way.draft_sampling for way in config.ways(arms[1])] == ["greedy"]

@@ -11,7 +11,7 @@ from drafters.scoring import SurprisalSums
 from rl_loop.learner import Learner
 from rl_loop.metrics import STAGES
 from rl_loop.sources import Recorder, ReplayError, ReplaySource
-from rl_loop.synchronous import sampling_seed
+from rl_loop.synchronous import NotLossless, sampling_seed
 from rollout_service.protocol import MAX_COMPLETIONS
 
 
@@ -64,6 +64,41 @@ def test_trainer_and_rollout_agree_when_the_source_samples_what_was_published(tm
         assert abs(metrics.z) < 4.0
     assert abs(loop.state.losslessness.z) < 4.0
     assert loop.state.losslessness.tokens == sum(m.tokens for m in loop.reporter.log.steps)
+
+
+class Hot(toys.SamplingSource):
+    """Samples at another temperature than it was asked for."""
+
+    def rollouts(self, batch, requests):
+        hot = [r.model_copy(update={"sampling": r.sampling.model_copy(update={"temperature": 3.0})}) for r in requests]
+        yield from super().rollouts(batch, hot)
+
+
+@pytest.mark.parametrize("alarm", ["warn", "stop"])
+def test_an_alarm_is_raised_when_the_running_z_passes_its_limit(tmp_path, alarm):
+    settings = toys.config(
+        tmp_path, steps=3, prompts_per_step=16, completions=8, losslessness_limit=4.0, losslessness_alarm=alarm
+    )
+    policy = toys.llama()
+    policy.lm_head.weight.data *= 8.0  # unsure enough that the temperature shows
+    loop = toys.loop(settings, Learner(settings, policy), Hot(toys.llama()))
+    alarms = []
+    loop.reporter.alarm = alarms.append
+    if alarm == "stop":
+        with pytest.raises(NotLossless, match="running z"):
+            loop.run()
+    else:
+        loop.run()
+        assert len(alarms) == 3
+        assert "running z" in alarms[0]
+    assert abs(loop.state.losslessness.z) > 4.0
+
+
+def test_no_alarm_is_raised_when_the_policy_is_sampled(tmp_path):
+    settings = toys.config(
+        tmp_path, steps=3, prompts_per_step=16, completions=8, losslessness_limit=4.0, losslessness_alarm="stop"
+    )
+    assert abs(run(settings).state.losslessness.z) < 4.0
 
 
 def test_a_source_that_keeps_old_weights_is_seen(tmp_path):

@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from drafters.drafter import DrafterConfig
+from drafters.registry import make_drafter
 from drafters.settings import read_command_line
 from rollout_service.config import ServiceConfig
 
@@ -53,6 +55,9 @@ def test_a_secret_is_not_printed(toml, capsys):
         (["--drafter.kind", "eagle3"], "drafter.model"),
         (["--host", "0.0.0.0"], "token"),
         (["--engine.dtype", "float8"], "engine.dtype"),
+        (["--engine.vllm", '{"speculative_config": {"synthetic_acceptance_rates": [1.0]}}'], "drafter.verification"),
+        (["--engine.vllm", '{"logits_processors": ["a.B"]}'], "engine.vllm.logits_processors"),
+        (["--engine.vllm", '{"override_generation_config": {"top_p": 0.5}}'], "give them in each request"),
     ],
 )
 def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, arguments, named):
@@ -60,6 +65,25 @@ def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, argume
         read_command_line(ServiceConfig, "launch", ["--config", toml, *arguments])
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["typical_acceptance", "rejection_sample_method", "posterior_threshold", "lenience"])
+def test_a_relaxed_acceptance_is_refused_and_the_lossless_options_are_named(tmp_path, capsys, option):
+    file = tmp_path / "lossy.toml"
+    file.write_text(f'model = "m"\n[drafter]\nkind = "ngram"\n{option} = 0.5\n')
+    with pytest.raises(SystemExit) as stop:
+        read_command_line(ServiceConfig, "launch", ["--config", str(file)])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert option in printed
+    assert 'verification = "standard" or "block"' in printed
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused():
+    drafter = make_drafter(DrafterConfig(kind="draft_model", model="m"))
+    drafter.check({"vocab_size": 160}, {"vocab_size": 160})
+    with pytest.raises(ValueError, match=r"drafter\.model.*512 tokens and the policy 160"):
+        drafter.check({"vocab_size": 160}, {"vocab_size": 512})
 
 
 def test_an_unknown_name_in_the_file_is_an_error(tmp_path, capsys):

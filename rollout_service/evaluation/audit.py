@@ -1,0 +1,178 @@
+"""`rollout-service audit`: sample from the engine with every drafter and setting, test against the exact distributions.
+
+for each drafter's engine:   for each of its rows:   several responses to each of the same contexts
+recompute every token's distribution, test (audit_row.py), and report
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+import ray
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from drafters.drafter import DrafterConfig
+from rollout_service.checkpoint_files import model_config, resolve_model
+from rollout_service.client import RolloutError
+from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
+from rollout_service.evaluation.audit_config import AuditConfig, Setting
+from rollout_service.evaluation.audit_report import write_report
+from rollout_service.evaluation.audit_row import AuditRow, Level, judge
+from rollout_service.evaluation.recomputation import Cut, Recomputation
+from rollout_service.evaluation.running import generate_all, progress, started_engines
+from rollout_service.fleet import FleetError
+from rollout_service.hardware import resolve_device
+from rollout_service.protocol import Group, GroupRequest, Sampling
+
+COMPLETIONS = 8
+"""of a request"""
+
+Sampled = tuple[Setting, list[Group]]
+Greedy = dict[tuple[int, ...], list[int]]
+
+
+def audit(config: AuditConfig) -> list[AuditRow]:
+    """Sample, test, print, and write audit.json and audit.md to `config.output`. Exits 1 when a row fails or an engine
+    does."""
+    console = Console()
+    folder = resolve_model(config.model)
+    try:
+        sampled, greedy, limit = asyncio.run(sample(config, folder, console))
+    except (FleetError, RolloutError, httpx.HTTPError, ValueError, OSError) as error:
+        sys.exit(f"rollout-service audit: {error}")
+    except KeyboardInterrupt:
+        sys.exit("rollout-service audit: interrupted; nothing was written")
+    finally:
+        ray.shutdown()
+    recomputation, level = Recomputation(folder), Level(config.limit, config.logprob_tolerance)
+    rows = []
+    with progress(console) as bar:
+        task = bar.add_task("testing rows", total=len(sampled))
+        for setting, groups in sampled:
+            rows.append(judge(setting, groups, recomputation, level, limit, greedy))
+            bar.advance(task)
+    write_report(rows, config, console)
+    if any(row.failures for row in rows):
+        sys.exit(1)
+    return rows
+
+
+async def sample(config: AuditConfig, folder: Path, console: Console) -> tuple[list[Sampled], Greedy | None, int]:
+    """The rows' groups; what greedy decoding without a drafter gives, where an engine without one is audited; and the
+    context limit."""
+    with progress(console) as bar:
+        if config.endpoint is not None:
+            token = config.token.get_secret_value() if config.token else None
+            arm = await EndpointArm.connect(config.endpoint, token)
+            try:
+                limit = (await arm.client.model())["max_model_len"]
+                rows = config.rows_of(arm.drafter)
+                return await sample_rows(config, arm, rows, Contexts(config, folder, limit), bar), None, limit
+            finally:
+                await arm.stop()
+        rows = config.rows()
+        limit = config.context_limit
+        contexts = Contexts(config, folder, limit)
+        drafters = list(dict.fromkeys(engine_key(row.drafter) for row in rows))
+        if any(row.cut.temperature == 0.0 for row in rows) and engine_key(DrafterConfig()) not in drafters:
+            drafters.insert(0, engine_key(DrafterConfig()))
+        at_once = 1 if resolve_device(config.engine.device) == "cuda" else len(drafters)
+        sampled: list[Sampled] = []
+        greedy: Greedy | None = None
+        for start in range(0, len(drafters), at_once):
+            keys = drafters[start : start + at_once]
+            arms = [EngineArm(config.service(DrafterConfig.model_validate_json(key))) for key in keys]
+            async with started_engines(arms, bar):
+                for key, engine in zip(keys, arms, strict=True):
+                    of_engine = [row for row in rows if engine_key(row.drafter) == key]
+                    sampled += await sample_rows(config, engine, of_engine, contexts, bar)
+                    if engine.drafter.kind == "none":
+                        requests = contexts.greedy_requests(Cut(temperature=0.0))
+                        groups = await generate_all(engine, requests, config.engine.max_num_seqs, lambda: None)
+                        greedy = {tuple(g.prompt_token_ids): g.completions[0].token_ids for g in groups}
+        order = {id(row): place for place, row in enumerate(rows)}
+        return sorted(sampled, key=lambda pair: order[id(pair[0])]), greedy, limit
+
+
+def engine_key(drafter: DrafterConfig) -> str:
+    """Rows of one key share an engine: drawing and verifying are switched while it runs."""
+    return drafter.model_copy(update={"draft_sampling": "probabilistic", "verification": "auto"}).model_dump_json()
+
+
+async def sample_rows(
+    config: AuditConfig, arm: Arm, rows: Sequence[Setting], contexts: "Contexts", bar: Progress
+) -> list[Sampled]:
+    sampled = []
+    for row in rows:
+        requests = contexts.greedy_requests(row.cut) if row.cut.temperature == 0.0 else contexts.requests(row.cut)
+        task = bar.add_task(f"{row.drafter.kind}, temperature {row.cut.temperature:g}", total=len(requests))
+        await arm.draft_as(row.drafter)
+        in_flight = max(1, config.engine.max_num_seqs // requests[0].n)
+        groups = await generate_all(arm, requests, in_flight, lambda task=task: bar.advance(task))  # type: ignore[misc]
+        sampled.append((row, groups))
+        bar.remove_task(task)
+    return sampled
+
+
+class Contexts:
+    """The prompts: the configured ones or a few random tokens each, and long ones whose responses end at the limit."""
+
+    def __init__(self, config: AuditConfig, folder: Path, limit: int):
+        self.config, self.limit = config, limit
+        self.vocabulary = model_config(folder)["vocab_size"]
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.longest = limit - config.response_tokens
+        if self.longest < 2:
+            raise ValueError(f"response_tokens: {config.response_tokens} leave no room for a prompt in {limit} tokens")
+        long = -(-config.contexts // 8)
+        self.prompts = [
+            *(self._configured(folder) if config.prompts else self._random(config.contexts))[: config.contexts - long],
+            *(self._tokens(self.longest) for _ in range(long)),
+        ]
+        self.greedy_prompts = self._random(-(-config.tokens // config.response_tokens)) + self.prompts
+        self.requested = 0
+
+    def _configured(self, folder: Path) -> list[list[int]]:
+        from transformers import AutoTokenizer
+
+        assert self.config.prompts is not None
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        lines = [json.loads(line) for line in self.config.prompts.read_text().splitlines() if line.strip()]
+        prompts = [line.get("prompt_token_ids") or tokenizer.encode(line["prompt"]) for line in lines]
+        return [prompt[-self.longest :] for prompt in prompts]
+
+    def _random(self, count: int) -> list[list[int]]:
+        """`count` prompts, none twice, as short as there are enough of: the shorter, the less sure is the policy."""
+        found: dict[tuple[int, ...], None] = {}
+        length = 1
+        while len(found) < count:
+            if 2 * len(found) >= self.vocabulary**length:
+                length += 1
+            found.setdefault(tuple(self._tokens(length)))
+        return [list(prompt) for prompt in found]
+
+    def _tokens(self, length: int) -> list[int]:
+        return torch.randint(self.vocabulary, (length,), generator=self.generator).tolist()
+
+    def requests(self, cut: Cut) -> list[GroupRequest]:
+        """Responses to every context, equally many, COMPLETIONS a request, all with seeds of their own."""
+        config = self.config
+        each = -(-config.tokens // (config.response_tokens * len(self.prompts) * COMPLETIONS))
+        return [self._request(prompt, cut, COMPLETIONS) for _ in range(each) for prompt in self.prompts]
+
+    def greedy_requests(self, cut: Cut) -> list[GroupRequest]:
+        """One response to each of as many prompts as there are tokens to compare."""
+        return [self._request(prompt, cut, 1) for prompt in self.greedy_prompts]
+
+    def _request(self, prompt: list[int], cut: Cut, n: int) -> GroupRequest:
+        self.requested += n
+        sampling = Sampling(
+            **cut._asdict(), max_tokens=self.config.response_tokens, ignore_eos=True,
+            seed=(self.config.seed + self.requested) % 2**31,
+        )  # fmt: skip
+        return GroupRequest(prompt_token_ids=prompt, n=n, sampling=sampling, draft_steps=True)

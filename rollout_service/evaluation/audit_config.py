@@ -1,0 +1,141 @@
+"""AuditConfig: the grid of settings that are tested for losslessness, and the rows that cover it."""
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from allpairspy import AllPairs
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
+from drafters.registry import make_drafter
+from drafters.settings import Section
+from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.evaluation.recomputation import Cut
+
+
+class AuditedDrafter(Section):
+    """One drafter of the grid."""
+
+    kind: str
+    """one of the kinds in drafters/registry.py, none included"""
+    model: str | None = None
+    """folder or Hugging Face name of its checkpoint"""
+    draft_tokens: int = Field(default=3, ge=1, le=16)
+
+
+class Setting(NamedTuple):
+    """One row: what is sampled with."""
+
+    drafter: DrafterConfig
+    cut: Cut
+
+
+class AuditConfig(Section):
+    """Test what the engine samples, with each drafter and setting, against the policy's exact distributions."""
+
+    model: str
+    """the policy: a folder or a Hugging Face name"""
+    engine: EngineConfig = EngineConfig()
+    drafters: list[AuditedDrafter] = Field(default=[AuditedDrafter(kind="none")], min_length=1)
+    temperature: list[float] = Field(default=[0.0, 0.7, 1.0, 1.2], min_length=1)
+    top_p: list[float] = Field(default=[1.0, 0.9], min_length=1)
+    top_k: list[int] = Field(default=[0, 20], min_length=1)
+    """0 for all tokens"""
+    verification: list[VerificationChoice] = Field(default=["standard", "block"], min_length=1)
+    draft_sampling: list[DraftSampling] = Field(default=["probabilistic", "greedy"], min_length=1)
+    every_combination: bool = False
+    """the whole grid, instead of a set of rows in which every pair of values occurs"""
+
+    tokens: int = Field(default=50_000, ge=100)
+    """at least this many a row"""
+    response_tokens: int = Field(default=12, ge=2)
+    """length of every response: short ones hold more tokens that the policy is unsure of"""
+    contexts: int = Field(default=16, ge=1)
+    """prompts that are sampled from; one in eight is so long that its responses end at the context limit"""
+    prompts: Path | None = None
+    """JSON lines with `prompt` or `prompt_token_ids`; when not given, prompts of a few random tokens, where the policy
+    is unsure and the test is sharp"""
+    seed: int = 0
+    """of the random prompts and of the sampling"""
+
+    limit: float = Field(default=4.0, gt=0.0)
+    """standard deviations from which a row fails; the other tests use the same level"""
+    logprob_tolerance: float = Field(default=1e-4, gt=0.0)
+    """largest difference in nats between returned and recomputed log-probabilities; for an engine in float32"""
+    endpoint: str | None = None
+    """audit this running service, with the drafter and the verification that it has, instead of starting engines"""
+    token: SecretStr | None = None
+    """the endpoint's bearer token"""
+    output: Path = Path("report/audit")
+    """folder of audit.json and audit.md"""
+
+    @field_validator("prompts")
+    @classmethod
+    def prompts_exist(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError("no such file")
+        return path
+
+    @field_validator("temperature", "top_p", "top_k")
+    @classmethod
+    def in_range(cls, values: list[float], info) -> list[float]:
+        low, high = {"temperature": (0.0, 10.0), "top_p": (1e-6, 1.0), "top_k": (0, 2**31)}[info.field_name]
+        if not all(low <= value <= high for value in values):
+            raise ValueError(f"each must be from {low:g} to {high:g}")
+        return values
+
+    @model_validator(mode="after")
+    def known_drafters(self) -> "AuditConfig":
+        for drafter in self.drafters:
+            make_drafter(self.drafter_config(drafter)).speculative_config()
+        return self
+
+    @staticmethod
+    def drafter_config(drafter: AuditedDrafter) -> DrafterConfig:
+        return DrafterConfig(**drafter.model_dump())
+
+    def service(self, drafter: DrafterConfig) -> ServiceConfig:
+        return ServiceConfig(model=self.model, engine=self.engine, drafter=drafter)
+
+    @property
+    def context_limit(self) -> int:
+        """The smallest of the drafters': all answer the same prompts."""
+        return min(self.service(self.drafter_config(drafter)).context_limit for drafter in self.drafters)
+
+    def rows(self) -> list[Setting]:
+        """The settings of this configuration's engines."""
+        drafters = [self.drafter_config(drafter) for drafter in self.drafters]
+        factors: list[list[Any]] = [
+            drafters,
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            self.verification,
+            self.draft_sampling,
+        ]
+        choose: Callable[..., Iterable[Sequence[Any]]] = product if self.every_combination else pairwise
+        settings = []
+        for drafter, temperature, top_p, top_k, verification, sampling in choose(*factors):
+            chosen = {
+                "verification": verification,
+                "draft_sampling": sampling if make_drafter(drafter).samples else "greedy",  # deterministic drafts
+            }
+            settings.append(Setting(drafter.model_copy(update=chosen), Cut(temperature, top_p, top_k)))
+        unique = {setting.drafter.model_dump_json() + str(setting.cut): setting for setting in settings}
+        order = [drafter.kind for drafter in drafters]
+        return sorted(unique.values(), key=lambda setting: (order.index(setting.drafter.kind), setting.cut))
+
+    def rows_of(self, drafter: DrafterConfig) -> list[Setting]:
+        """The settings of a running service: its drafter is what it is."""
+        cuts = product(self.temperature, self.top_p, self.top_k)
+        return [Setting(drafter, Cut(*cut)) for cut in cuts]
+
+
+def pairwise(*factors: list[Any]) -> Iterable[Sequence[Any]]:
+    """Rows in which every pair of values of two factors occurs."""
+    if len(factors) < 2:
+        return [[value] for value in factors[0]]
+    places = [list(range(len(factor))) for factor in factors]
+    return [[factor[i] for factor, i in zip(factors, row, strict=True)] for row in AllPairs(places)]

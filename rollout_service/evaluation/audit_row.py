@@ -1,0 +1,240 @@
+"""One row of the audit: the tests of one setting's samples, and the verdict.
+
+Where a token stands in its draft is known from the step's record: position i is the i-th token of a step that drafted
+at least i, accepted or put in the place of a refused draft. Given that the step came that far, such a token follows the
+target. (Accepted ones alone do not, and the replacing ones alone do not: only both together.)
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from drafters.scoring import SurprisalSums, TokenScores, join_scores, kept_tokens
+from rollout_service.evaluation.audit_config import Setting
+from rollout_service.evaluation.goodness import EXPECTED, Fit, detectable_shift, g_test, holm, p_of_z
+from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
+from rollout_service.protocol import Completion, Group
+
+NEAR_TIE = 1e-3
+"""nats between the best two tokens within which an engine and a recomputation may differ at temperature 0"""
+
+
+class Score(BaseModel):
+    tokens: int
+    z: float
+
+
+class PairFit(BaseModel):
+    """The first two tokens after each context, against exact probabilities."""
+
+    p_first: float
+    """of the first tokens, all contexts together"""
+    p_both: float
+    """of the pairs, all contexts together"""
+    p_worst_context: float
+    """the smallest of single contexts, corrected for their number"""
+    draws: int
+
+
+class Greedy(BaseModel):
+    """At temperature 0: responses compared with those of the engine without a drafter (or a recomputation)."""
+
+    compared: int
+    identical: int
+    explained: int
+    """differ first where the best two tokens are as good as equal"""
+
+
+class Detectable(BaseModel):
+    """The smallest bias that this many tokens would have shown four times in five."""
+
+    nats_per_token: float
+    """of the mean surprisal"""
+    temperature: float
+    """relative error of the temperature"""
+    total_variation: float
+    """of the first token's distribution, whatever the bias looks like"""
+
+
+class AuditRow(BaseModel):
+    drafter: str
+    draft_tokens: int
+    draft_sampling: str
+    verification: str
+    temperature: float
+    top_p: float
+    top_k: int
+    tokens: int
+    z: float | None
+    """None at temperature 0, where nothing is left to chance"""
+    positions: dict[str, Score]
+    """z by position: draft 1 to draft k, bonus, undrafted; and of responses that end at the context limit"""
+    fit: PairFit | None
+    logprob_difference_max: float
+    logprob_difference_mean: float
+    greedy: Greedy | None
+    detectable: Detectable | None
+    acceptance_length: float
+    failures: list[str]
+    """what is wrong; a row without any has passed"""
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a row is held to."""
+
+    limit: float = 4.0
+    logprob_tolerance: float = 1e-4
+
+    @property
+    def p(self) -> float:
+        return p_of_z(self.limit)
+
+
+def judge(
+    setting: Setting, groups: Sequence[Group], recomputation: Recomputation, level: Level, context_limit: int,
+    greedy: dict[tuple[int, ...], list[int]] | None = None,
+) -> AuditRow:  # fmt: skip
+    """`greedy`: at temperature 0, by prompt what the engine gives without a drafter."""
+    cut = setting.cut
+    completions = [(group.prompt_token_ids, c) for group in groups for c in group.completions]
+    responses = [Response(prompt, c.token_ids) for prompt, c in completions]
+    scores = join_scores(recomputation.scores(responses, cut))
+    returned = torch.tensor([logprob for _, c in completions for logprob in c.logprobs])
+    differences = (scores.sampled_logprobs - returned).abs()
+    row = AuditRow(
+        **setting.drafter.model_dump(include={"draft_tokens", "draft_sampling", "verification"}),
+        **cut._asdict(),
+        drafter=setting.drafter.kind,
+        tokens=len(returned),
+        z=None,
+        positions={},
+        fit=None,
+        logprob_difference_max=differences.max().item(),
+        logprob_difference_mean=differences.mean().item(),
+        greedy=None,
+        detectable=None,
+        acceptance_length=acceptance_length([c for _, c in completions]),
+        failures=[],
+    )
+    if not row.logprob_difference_max <= level.logprob_tolerance:  # nan fails as well
+        row.failures.append("log-probabilities")
+    if cut.temperature == 0.0:
+        row.greedy = compare_greedy(responses, greedy, recomputation)
+        if row.greedy.identical + row.greedy.explained < row.greedy.compared:
+            row.failures.append("differs from greedy decoding")
+        return row
+    sums = SurprisalSums.of(scores)
+    row.z = sums.z
+    if abs(row.z) >= level.limit:
+        row.failures.append("surprisal")
+    at_limit = [sum(map(len, response)) == context_limit for response in responses]
+    row.positions = by_position([c for _, c in completions], at_limit, scores)
+    if holm([p_of_z(score.z) for score in row.positions.values()]) < level.p:
+        worst = max(row.positions, key=lambda name: abs(row.positions[name].z))
+        row.failures.append(f"surprisal at {worst}")
+    row.fit, first = fit_first_two(responses, recomputation, cut)
+    if min(row.fit.p_first, row.fit.p_both, row.fit.p_worst_context) < level.p:
+        row.failures.append("first two tokens")
+    deviation = math.sqrt(sums.variance)
+    row.detectable = Detectable(
+        nats_per_token=detectable_shift(deviation, level.limit) / sums.tokens,
+        temperature=detectable_shift(1.0, level.limit) / deviation if deviation else math.inf,
+        total_variation=first.detectable_variation(level.p),
+    )
+    return row
+
+
+def acceptance_length(completions: Sequence[Completion]) -> float:
+    records = [c.speculation for c in completions if c.speculation]
+    steps = sum(record.draft_steps for record in records)
+    return 1.0 + sum(record.accepted for record in records) / steps if steps else 1.0
+
+
+def token_positions(completion: Completion) -> list[str]:
+    """Where each token stands in its step: "draft i", "bonus" (after a wholly accepted draft), "undrafted".
+
+    Example: steps [(0, 0), (3, 1), (3, 3)] give undrafted; draft 1, draft 2; draft 1, draft 2, draft 3, bonus.
+    """
+    steps = completion.speculation.steps if completion.speculation else None
+    if steps is None:
+        return ["undrafted"] * len(completion.token_ids)
+    names = []
+    for drafted, accepted in steps:
+        names += [f"draft {i + 1}" for i in range(accepted)]
+        names.append("undrafted" if drafted == 0 else "bonus" if accepted == drafted else f"draft {accepted + 1}")
+    return names[: len(completion.token_ids)]
+
+
+def by_position(completions: Sequence[Completion], at_limit: Sequence[bool], scores: TokenScores) -> dict[str, Score]:
+    """`scores` of the completions' tokens; `at_limit` says which completions end at the context limit."""
+    lengths = [len(completion.token_ids) for completion in completions]
+    names_N = np.array([name for completion in completions for name in token_positions(completion)])
+    chosen = {str(name): names_N == name for name in np.unique(names_N)}
+    if any(at_limit):
+        chosen["context limit"] = np.repeat(np.array(at_limit), lengths)
+    sums = {name: SurprisalSums.of(scores.where(torch.from_numpy(of))) for name, of in chosen.items()}
+    return {name: Score(tokens=of.tokens, z=of.z) for name, of in sums.items()}
+
+
+def fit_first_two(responses: Sequence[Response], recomputation: Recomputation, cut: Cut) -> tuple[PairFit, Fit]:
+    """Also the fit of the first tokens alone, over all contexts."""
+    first, both = Fit(), Fit()
+    single: list[float] = []
+    by_prompt: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    for response in responses:
+        by_prompt.setdefault(tuple(response.prompt), []).append((response.tokens[0], response.tokens[1]))
+    prompts = list(by_prompt)
+    first_CV = distribution(recomputation.next_logits([list(prompt) for prompt in prompts]), cut)
+    for prompt, of_first in zip(prompts, first_CV, strict=True):
+        pairs = by_prompt[prompt]
+        counts = np.bincount([a for a, _ in pairs], minlength=len(of_first))
+        of_context = g_test(counts, of_first.numpy())
+        # Pairs that begin with a rare token are rare themselves: they are taken together.
+        begins = (of_first * len(pairs) >= EXPECTED).nonzero().flatten().tolist()
+        after = [[*prompt, token] for token in begins]
+        second_BV = distribution(recomputation.next_logits(after), cut) if after else torch.zeros(0, len(of_first))
+        chances = (of_first[begins, None] * second_BV).flatten().numpy()
+        seen = Counter(pairs)
+        counted = np.array([seen[begin, b] for begin in begins for b in range(len(of_first))])
+        of_pairs = g_test(
+            np.append(counted, len(pairs) - counted.sum()), np.append(chances, max(0.0, 1.0 - chances.sum()))
+        )
+        single += [of_context.p, of_pairs.p]
+        first, both = first.plus(of_context), both.plus(of_pairs)
+    return PairFit(p_first=first.p, p_both=both.p, p_worst_context=holm(single), draws=first.draws), first
+
+
+def distribution(logits_NV: Tensor, cut: Cut) -> Tensor:
+    """What is sampled from, float64 (N, V)."""
+    scaled_NV = logits_NV.double() / cut.temperature
+    kept_NV = kept_tokens(scaled_NV, top_p=cut.top_p, top_k=cut.top_k)
+    return scaled_NV.masked_fill(~kept_NV, -math.inf).softmax(1)
+
+
+def compare_greedy(
+    responses: Sequence[Response], expected: dict[tuple[int, ...], list[int]] | None, recomputation: Recomputation
+) -> Greedy:
+    """With `expected` None, against the recomputation: each token must be its most likely one."""
+    unique = list({(tuple(r.prompt), tuple(r.tokens)): r for r in responses}.values())
+    count = Counter((tuple(r.prompt), tuple(r.tokens)) for r in responses)
+    margins = recomputation.runner_up_margins(unique)
+    result = Greedy(compared=len(responses), identical=0, explained=0)
+    for response, margins_N in zip(unique, margins, strict=True):
+        if expected is None:
+            differs = (margins_N < 0.0).nonzero().flatten().tolist()
+        else:
+            wanted = expected[tuple(response.prompt)]
+            differs = [i for i, (a, b) in enumerate(zip(response.tokens, wanted, strict=True)) if a != b]
+        times = count[tuple(response.prompt), tuple(response.tokens)]
+        if not differs:
+            result.identical += times
+        elif abs(margins_N[differs[0]].item()) < NEAR_TIE:
+            result.explained += times
+    return result

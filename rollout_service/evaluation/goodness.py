@@ -1,0 +1,76 @@
+"""Goodness of fit of counts to exact probabilities, and what a sample of that size can tell.
+
+C outcomes of one multinomial, n draws. Outcomes expected fewer than EXPECTED times are taken together, since the
+statistic follows a chi-square only where counts are not small.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import chi2, ncx2, norm
+
+EXPECTED = 10.0
+"""draws that an outcome of its own is expected to have"""
+POWER = 0.8
+"""chance to notice a bias that is called detectable"""
+
+
+class Fit(NamedTuple):
+    """A likelihood-ratio statistic (G). Fits of independent samples add up."""
+
+    statistic: float = 0.0
+    freedom: int = 0
+    draws: int = 0
+
+    def plus(self, other: "Fit") -> "Fit":
+        return Fit(self.statistic + other.statistic, self.freedom + other.freedom, self.draws + other.draws)
+
+    @property
+    def p(self) -> float:
+        """Chance of a statistic this large when the probabilities are right; 1 where there was nothing to compare."""
+        return float(chi2.sf(self.statistic, self.freedom)) if self.freedom else 1.0
+
+    def detectable_variation(self, level: float) -> float:
+        """The total variation from which a bias is noticed, at this level of the test, with the chance POWER.
+
+        The non-centrality is n sum (p' - p)^2 / p >= n (2 TV)^2 (Cauchy-Schwarz), whatever the bias looks like.
+        """
+        if not self.freedom:
+            return 1.0
+        threshold = chi2.isf(level, self.freedom)
+        noncentrality = brentq(lambda x: ncx2.sf(threshold, self.freedom, x) - POWER, 1e-3, 1e5)
+        return min(1.0, 0.5 * math.sqrt(noncentrality / self.draws))
+
+
+def g_test(counts_C: np.ndarray, probabilities_C: np.ndarray) -> Fit:
+    """G = 2 sum O log(O / E) (Sokal and Rohlf, Biometry) of counts to probabilities that add up to 1."""
+    draws = counts_C.sum()
+    expected_C = draws * probabilities_C
+    alone_C = expected_C >= EXPECTED
+    observed = np.append(counts_C[alone_C], counts_C[~alone_C].sum())
+    expected = np.append(expected_C[alone_C], expected_C[~alone_C].sum())
+    if 0.0 < expected[-1] < EXPECTED and len(expected) > 1:  # too little even together: goes to the rarest other
+        rarest = expected[:-1].argmin()
+        observed[rarest], expected[rarest] = observed[rarest] + observed[-1], expected[rarest] + expected[-1]
+        observed, expected = observed[:-1], expected[:-1]
+    observed, expected = observed[expected > 0.0], expected[expected > 0.0]
+    seen = observed > 0
+    statistic = 2.0 * (observed[seen] * np.log(observed[seen] / expected[seen])).sum()
+    return Fit(max(0.0, float(statistic)), len(expected) - 1, int(draws))
+
+
+def p_of_z(z: float) -> float:
+    """Two-sided."""
+    return float(2.0 * norm.sf(abs(z)))
+
+
+def holm(p_values: list[float]) -> float:
+    """The smallest p-value, corrected for how many there are: Holm's factor for the smallest is their number."""
+    return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
+
+
+def detectable_shift(deviation: float, limit: float) -> float:
+    """The shift of a sum with this standard deviation that passes `limit` deviations with the chance POWER."""
+    return (limit + float(norm.ppf(POWER))) * deviation

@@ -1,0 +1,80 @@
+"""The policy as transformers computes it in float32: the distributions that samples are judged by."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from drafters.scoring import TokenScores, score_tokens
+
+TOKENS_A_FORWARD = 8192
+
+
+class Cut(NamedTuple):
+    """What makes a sampling distribution of logits. Temperature 0 is read as 1, uncut: what the engine's
+    log-probabilities are of, where it takes the most likely token."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+    def arguments(self) -> dict[str, Any]:
+        return self._asdict() if self.temperature > 0.0 else Cut()._asdict()
+
+
+class Response(NamedTuple):
+    """Token ids of a prompt and of what followed it (at least one)."""
+
+    prompt: list[int]
+    tokens: list[int]
+
+
+class Recomputation:
+    def __init__(self, folder: Path):
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+    def scores(
+        self, responses: Sequence[Response], cut: Cut, advance: Callable[[int], None] = lambda tokens: None
+    ) -> list[TokenScores]:
+        """Of each response's tokens, in the order of the responses. `advance` hears of finished tokens."""
+        by_index: dict[int, TokenScores] = {}
+        for index, logits_NV in self._logits(responses):
+            tokens = responses[index].tokens
+            by_index[index] = score_tokens(logits_NV, torch.tensor(tokens), **cut.arguments())
+            advance(len(tokens))
+        return [by_index[index] for index in range(len(responses))]
+
+    def runner_up_margins(self, responses: Sequence[Response]) -> list[Tensor]:
+        """By response: how far each token's logit is above the best other one's, in nats (negative: not the best)."""
+        margins: dict[int, Tensor] = {}
+        for index, logits_NV in self._logits(responses):
+            tokens_N1 = torch.tensor(responses[index].tokens)[:, None]
+            own_N = logits_NV.gather(1, tokens_N1).squeeze(1)
+            margins[index] = own_N - logits_NV.scatter(1, tokens_N1, -torch.inf).amax(1)
+        return [margins[index] for index in range(len(responses))]
+
+    def next_logits(self, prompts: Sequence[list[int]]) -> Tensor:
+        """Of the token that follows each prompt, (len(prompts), V)."""
+        by_index = dict(self._logits([Response(prompt, [0]) for prompt in prompts]))
+        return torch.cat([by_index[index] for index in range(len(prompts))])
+
+    @torch.no_grad()
+    def _logits(self, responses: Sequence[Response]) -> Iterator[tuple[int, Tensor]]:
+        """(index, logits (N, V) at the positions that predict its N tokens), longest responses first."""
+        order = sorted(range(len(responses)), key=lambda i: -len(responses[i].prompt) - len(responses[i].tokens))
+        while order:
+            width = sum(map(len, responses[order[0]]))
+            count = max(1, TOKENS_A_FORWARD // width)
+            batch, order = order[:count], order[count:]
+            ids_BT = torch.zeros(len(batch), width, dtype=torch.long)
+            mask_BT = torch.zeros_like(ids_BT)
+            for row, index in enumerate(batch):
+                ids = responses[index].prompt + responses[index].tokens
+                ids_BT[row, : len(ids)], mask_BT[row, : len(ids)] = torch.tensor(ids), 1
+            logits_BTV = self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+            for row, index in enumerate(batch):
+                start = len(responses[index].prompt) - 1
+                yield index, logits_BTV[row, start : start + len(responses[index].tokens)]

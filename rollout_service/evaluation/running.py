@@ -1,0 +1,60 @@
+"""What every measurement does: start engines together, keep so many requests under way, show progress."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from rollout_service.evaluation.arms import Arm, EngineArm
+from rollout_service.protocol import Group, GroupRequest
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Progress(*columns, console=console) as bar:
+        yield bar
+
+
+@asynccontextmanager
+async def started_engines(arms: Sequence[EngineArm], bar: Progress) -> AsyncIterator[None]:
+    """All of them are in service within, and none is left after."""
+
+    async def start(arm: EngineArm, task: TaskID) -> None:
+        await arm.fleet.start()
+        bar.advance(task)
+
+    try:
+        task = bar.add_task("starting engines", total=len(arms))
+        await asyncio.gather(*(start(arm, task) for arm in arms))
+        yield
+    finally:
+        await asyncio.gather(*(arm.stop() for arm in arms))
+
+
+async def generate_all(
+    arm: Arm, requests: Sequence[GroupRequest], concurrency: int, done: Callable[[], None]
+) -> list[Group]:
+    """Every request, at most `concurrency` at a time: the next begins when one ends."""
+    left = iter(requests)
+    groups: list[Group] = []
+
+    async def stream() -> None:
+        for request in left:
+            groups.append(await arm.generate(request))
+            done()
+
+    await asyncio.gather(*(stream() for _ in range(concurrency)))
+    return groups

@@ -1,0 +1,79 @@
+"""The project's own verification (drafters/verification.py) in the place of vLLM's `rejection_sample`.
+
+Taken where vLLM's own fails its self-test, and on request everywhere: `verification = "standard" | "block"`.
+"""
+
+from importlib import import_module
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from drafters.verification import Drafts, Verification, target_distribution, uniforms, verify
+
+NAME = "rejection_sample"
+
+
+def rejection_sampler() -> Any:
+    return import_module("vllm.v1.sample.rejection_sampler")
+
+
+def make_rejection_sample(verification: Verification) -> Any:
+    """A function with the arguments of vLLM's `rejection_sample`, and what it returns: int32 (R, K + 1), -1 past the
+    end. Synthetic acceptance is not lossless, and not served: its arguments are not looked at."""
+
+    def rejection_sample(
+        draft_token_ids: torch.Tensor,
+        num_draft_tokens: list[int],
+        max_spec_len: int,
+        cu_num_draft_tokens: torch.Tensor,
+        draft_probs: torch.Tensor | None,
+        target_logits: torch.Tensor,
+        bonus_token_ids: torch.Tensor,
+        sampling_metadata: Any,
+        **_: Any,
+    ) -> torch.Tensor:
+        device = target_logits.device
+        lengths_R = torch.tensor(num_draft_tokens, device=device)
+        greedy_N = None
+        if not sampling_metadata.all_random:
+            greedy_R = torch.ones_like(lengths_R, dtype=torch.bool)
+            if not sampling_metadata.all_greedy:
+                greedy_R = sampling_metadata.temperature == 0
+            greedy_N = greedy_R.repeat_interleave(lengths_R)
+        # A request without drafts takes its bonus token: nothing is drawn from its generator.
+        generators = {row: g for row, g in sampling_metadata.generators.items() if num_draft_tokens[row]}
+        tokens_RK1 = verify(
+            target_distribution(target_logits, greedy_N),
+            Drafts(draft_token_ids.long(), lengths_R, draft_probs),
+            bonus_token_ids.flatten().long(),
+            uniforms(len(num_draft_tokens), generators, device),
+            verification,
+        )
+        missing = max_spec_len + 1 - tokens_RK1.shape[1]
+        return torch.nn.functional.pad(tokens_RK1, (0, missing), value=-1).int()
+
+    return rejection_sample
+
+
+def rejection_sample_is_right() -> bool:
+    """Drafts that the target allows with certainty are accepted, impossible ones are replaced, and one that is no token
+    (-1) is never passed on."""
+    certain = torch.full((4, 3), -torch.inf)
+    certain[torch.arange(4), torch.tensor([1, 2, 1, 0])] = 0.0
+    drafted = torch.tensor([1, 2, -1, 2], dtype=torch.int32)
+    probs = torch.zeros(4, 3)
+    probs[torch.arange(4), torch.tensor([1, 2, 0, 2])] = 1.0
+    sampling = SimpleNamespace(all_greedy=False, all_random=True, temperature=torch.ones(3), generators={})
+    for draft_probs in (probs, None):
+        tokens = rejection_sampler().rejection_sample(
+            drafted, [2, 1, 1], 2, torch.tensor([2, 3, 4], dtype=torch.int32), draft_probs, certain.clone(),
+            torch.tensor([[0], [0], [0]], dtype=torch.int32), sampling,
+        )  # fmt: skip
+        if tokens.tolist() != [[1, 2, 0], [1, -1, -1], [0, -1, -1]]:
+            return False
+    return True
+
+
+def replace_rejection_sample() -> None:
+    rejection_sampler().rejection_sample = make_rejection_sample("standard")

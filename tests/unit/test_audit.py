@@ -1,0 +1,177 @@
+"""The audit's parts: which rows are tested, where a token stands, what its tests notice and what they do not."""
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+import torch
+
+from drafters.drafter import DrafterConfig
+from rollout_service.evaluation.audit_config import AuditConfig, Setting, pairwise
+from rollout_service.evaluation.audit_report import markdown
+from rollout_service.evaluation.audit_row import Level, fit_first_two, judge, token_positions
+from rollout_service.evaluation.goodness import Fit, detectable_shift, g_test, holm, p_of_z
+from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
+from rollout_service.protocol import Completion, Group, Sampling, Speculation
+
+VOCAB = 12
+
+
+class Bigrams(Recomputation):
+    """A policy that looks at one token only: its logits are a table."""
+
+    def __init__(self):
+        self.table = 1.5 * torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
+
+    def _logits(self, responses):
+        for index, (prompt, tokens) in enumerate(responses):
+            yield index, self.table[torch.tensor([prompt[-1], *tokens[:-1]])]
+
+    def draw(self, prompts, length, temperature=1.0):
+        """(len(prompts), length) tokens and their log-probabilities."""
+        last, tokens, logprobs = torch.tensor(prompts), [], []
+        for _ in range(length):
+            logp = (self.table[last] / temperature).log_softmax(1)
+            last = torch.multinomial(logp.exp(), 1).squeeze(1)
+            tokens.append(last)
+            logprobs.append(logp.gather(1, last[:, None]).squeeze(1))
+        return torch.stack(tokens, 1).tolist(), torch.stack(logprobs, 1).tolist()
+
+
+def completion(tokens, logprobs, steps=None):
+    speculation = steps and Speculation(
+        drafter="mtp", drafter_version=0, draft_steps=len(steps), drafted=sum(d for d, _ in steps),
+        accepted=sum(a for _, a in steps), accepted_histogram=[], steps=steps,
+    )  # fmt: skip
+    return Completion(
+        index=0, text="", token_ids=tokens, logprobs=logprobs, weight_versions=[], finish_reason="length",
+        speculation=speculation,
+    )  # fmt: skip
+
+
+def groups(policy, count, drawn_at=1.0, length=8):
+    prompts = [i % 4 for i in range(count)]
+    tokens, logprobs = policy.draw(prompts, length, drawn_at)
+    return [
+        Group(id="", prompt_token_ids=[p], completions=[completion(t, lp)], sampling=Sampling(), engine=0)
+        for p, t, lp in zip(prompts, tokens, logprobs, strict=True)
+    ]
+
+
+def row(policy, drawn, cut=None, greedy=None):
+    return judge(Setting(DrafterConfig(), cut or Cut()), drawn, policy, Level(), 1000, greedy)
+
+
+def test_every_pair_of_values_occurs_in_the_rows():
+    factors = [list("abcde"), [0.0, 0.7, 1.0, 1.2], [1.0, 0.9], [0, 20], ["standard", "block"]]
+    rows = list(pairwise(*factors))
+    assert len(rows) == 20  # no fewer: two factors alone have 5 x 4 pairs
+    for i, j in combinations(range(5), 2):
+        assert {(r[i], r[j]) for r in rows} == set(product(factors[i], factors[j]))
+
+
+def test_rows_of_a_configuration_cover_its_drafters_and_deterministic_ones_once():
+    config = AuditConfig(model="m", drafters=[{"kind": "none"}, {"kind": "ngram"}, {"kind": "mtp", "draft_tokens": 5}])
+    rows = config.rows()
+    assert {r.drafter.kind for r in rows} == {"none", "ngram", "mtp"}
+    assert {r.drafter.draft_sampling for r in rows if r.drafter.kind == "ngram"} == {"greedy"}
+    assert {r.drafter.draft_tokens for r in rows if r.drafter.kind == "mtp"} == {5}
+    assert config.context_limit == config.engine.max_model_len - 6
+    assert len({(r.drafter.model_dump_json(), r.cut) for r in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(("field", "value"), [("top_p", [1.5]), ("temperature", [-1.0]), ("prompts", "nowhere")])
+def test_a_wrong_grid_is_refused_by_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        AuditConfig(model="m", **{field: value})
+
+
+def test_tokens_are_placed_by_the_record_of_steps():
+    c = completion(list(range(9)), [0.0] * 9, [(0, 0), (3, 1), (0, 0), (3, 3), (3, 2)])
+    assert token_positions(c) == [
+        "undrafted", "draft 1", "draft 2", "undrafted", "draft 1", "draft 2", "draft 3", "bonus", "draft 1",
+    ]  # fmt: skip
+
+
+def test_what_is_sampled_from_the_policy_passes():
+    torch.manual_seed(0)
+    policy = Bigrams()
+    result = row(policy, groups(policy, 4000))
+    assert result.failures == []
+    assert result.tokens == 32_000
+    assert "pass" in markdown([result])
+
+
+def test_another_temperature_fails_by_surprisal_and_the_row_says_what_it_could_have_seen():
+    torch.manual_seed(0)
+    policy = Bigrams()
+    seen = row(policy, groups(policy, 4000)).detectable
+    drawn = groups(policy, 4000, drawn_at=1.0 + 1.5 * seen.temperature)
+    assert "surprisal" in row(policy, drawn).failures
+    assert "surprisal" in markdown([row(policy, drawn)])
+
+
+def test_returned_log_probabilities_that_differ_fail():
+    torch.manual_seed(0)
+    policy = Bigrams()
+    drawn = groups(policy, 400)
+    drawn[7].completions[0].logprobs[3] += 1e-3
+    assert row(policy, drawn).failures == ["log-probabilities"]
+    drawn[7].completions[0].logprobs[3] = float("nan")
+    assert row(policy, drawn).failures == ["log-probabilities"]
+
+
+def test_a_bias_of_the_second_token_alone_fails_in_the_first_two():
+    torch.manual_seed(0)
+    policy = Bigrams()
+    drawn = groups(policy, 4000)
+    fair, _ = fit_first_two([Response(g.prompt_token_ids, g.completions[0].token_ids) for g in drawn], policy, Cut())
+    for group in drawn[::10]:
+        group.completions[0].token_ids[1] = 5
+    biased, _ = fit_first_two([Response(g.prompt_token_ids, g.completions[0].token_ids) for g in drawn], policy, Cut())
+    assert fair.p_both > 1e-3
+    assert biased.p_both < 1e-5
+    assert biased.p_first == pytest.approx(fair.p_first)
+
+
+def test_greedy_responses_are_compared_with_those_of_no_drafter_or_with_the_policys_maximum():
+    policy = Bigrams()
+    tokens = []
+    for _ in range(6):
+        tokens.append(int(policy.table[tokens[-1] if tokens else 3].argmax()))
+    _, logprobs = [], policy.table[torch.tensor([3, *tokens[:-1]])].log_softmax(1)
+    returned = logprobs.gather(1, torch.tensor(tokens)[:, None]).squeeze(1).tolist()
+    group = Group(
+        id="", prompt_token_ids=[3], completions=[completion(tokens, returned)], sampling=Sampling(temperature=0.0),
+        engine=0,
+    )  # fmt: skip
+    for expected in ({(3,): tokens}, None):
+        result = row(policy, [group], Cut(0.0), expected)
+        assert result.failures == []
+        assert result.greedy.identical == 1
+    other = [*tokens[:-1], (tokens[-1] + 1) % VOCAB]
+    assert row(policy, [group], Cut(0.0), {(3,): other}).failures == ["differs from greedy decoding"]
+
+
+def test_the_g_test_accepts_fair_counts_about_as_often_as_its_level_says():
+    generator = np.random.default_rng(0)
+    chances = generator.dirichlet(np.full(40, 0.3))
+    p_values = [g_test(generator.multinomial(400, chances), chances).p for _ in range(2000)]
+    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.08
+    assert g_test(np.array([5, 0]), np.array([1.0, 0.0])) == Fit(0.0, 0, 5)
+
+
+def test_a_variation_called_detectable_is_noticed_most_times():
+    generator = np.random.default_rng(0)
+    chances = np.full(8, 1 / 8)
+    variation = g_test(generator.multinomial(3000, chances), chances).detectable_variation(1e-3)
+    biased = chances + np.repeat([variation, -variation], 4) / 4  # the least noticeable one: spread evenly
+    noticed = [g_test(generator.multinomial(3000, biased), chances).p < 1e-3 for _ in range(400)]
+    assert 0.72 < np.mean(noticed) < 0.88
+
+
+def test_levels_and_corrections():
+    assert p_of_z(4.0) == pytest.approx(6.33e-5, rel=1e-2)
+    assert holm([0.5, 0.01, 0.2]) == pytest.approx(0.03)
+    assert holm([]) == 1.0
+    assert detectable_shift(2.0, 4.0) == pytest.approx(2 * 4.8416, rel=1e-4)
