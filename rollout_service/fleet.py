@@ -191,7 +191,7 @@ class Fleet:
                 member.in_service = False
             finally:
                 member.load -= group.n
-        raise FleetError(f"group {group.id!r}: the engine that generated it died {ATTEMPTS} times in a row")
+        raise FleetError(f"group {group.id or group.prompt_token_ids}: its engine died {ATTEMPTS} times in a row")
 
     async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
         """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body."""
