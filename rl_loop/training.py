@@ -5,6 +5,7 @@ However the loop ends (its last step, a signal, the endpoint's failure), a check
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import torch
@@ -19,6 +20,7 @@ from rl_loop.learner import Learner, load_policy
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.preflight import PreflightError, check_lengths, check_output, wait_until_ready
 from rl_loop.reporting import Reporter
+from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
 from rl_loop.summary import write_summary
 from rl_loop.synchronous import SynchronousLoop
@@ -43,8 +45,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
         if config.record_rollouts:
             source = Recorder(source, config.output / "rollouts")
-        with Reporter(log, config.steps, console) as reporter:
-            loop = SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption)
+        with Reporter(log, config.steps, console) as reporter, open_pool(config) as pool:
+            loop = SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption, pool)
             try:
                 loop.run()
             except (Interrupted, RolloutError, ReplayError, httpx.TransportError):
@@ -71,6 +73,16 @@ def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
         raise PreflightError(f"model: {config.model}: {error}") from error
     learner = Learner(config, policy, reference)
     return learner, RunState() if latest is None else restore_checkpoint(latest, learner)
+
+
+@contextmanager
+def open_pool(config: TrainConfig) -> Iterator[RewardsPool | None]:
+    """The reward processes, or None where rewards are had in this process."""
+    if config.reward_processes == 0:
+        yield None
+        return
+    with RewardsPool(partial(make_task, config.task), config.reward_processes, config.reward_timeout) as pool:
+        yield pool
 
 
 @contextmanager

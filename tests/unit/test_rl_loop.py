@@ -10,8 +10,8 @@ import torch
 from drafters.scoring import SurprisalSums
 from rl_loop.learner import Learner
 from rl_loop.metrics import STAGES
+from rl_loop.prompts import sampling_seed
 from rl_loop.sources import Recorder, ReplayError, ReplaySource
-from rl_loop.synchronous import sampling_seed
 from rollout_service.protocol import MAX_COMPLETIONS
 
 
