@@ -129,6 +129,12 @@ class TrainConfig(Section):
     """tokens below max_tokens over which the reward falls linearly by 1 (DAPO); 0 for none"""
     correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
 
+    max_staleness: int = Field(default=1, ge=0)
+    """async: updates that a trained token's policy may be behind the one that is trained; older groups are generated
+    again"""
+    lease_seconds: float = Field(default=120.0, gt=1.0, le=86400.0)
+    """async: a trainer that has not been heard of for so long loses its groups to the next one"""
+
     learning_rate: float = Field(default=1e-6, gt=0.0)
     warmup_steps: int = Field(default=0, ge=0)
     """steps over which the learning rate rises linearly; constant after them"""
@@ -217,6 +223,19 @@ class TrainConfig(Section):
                 setattr(self, name, value)
         if self.overlong_buffer > self.sampling.max_tokens:
             raise ValueError(f"overlong_buffer is above sampling.max_tokens, {self.sampling.max_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_mode_takes(self) -> "TrainConfig":
+        if self.mode == "async":
+            if self.replay is not None:
+                raise ValueError('replay: a recording holds no staleness; use mode = "sync"')
+            if "correction" not in self.model_fields_set:
+                self.correction = CorrectionConfig(kind="truncated")
+            if "reward_processes" not in self.model_fields_set:
+                self.reward_processes = 1
+            if self.reward_processes == 0:
+                raise ValueError("reward_processes: asynchronous training grades in processes of their own; at least 1")
         return self
 
     @model_validator(mode="after")

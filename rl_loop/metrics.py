@@ -86,7 +86,7 @@ class Overlap(BaseModel):
     engines_idle: float | None = None
     """mean seconds an engine had nothing to generate; None where it is not known"""
     tokens_wasted: int = 0
-    """tokens generated in vain since the run began: dropped as too old, or aborted"""
+    """tokens generated in vain since the trainer was started: dropped as too old, or aborted"""
 
 
 class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap):
@@ -116,7 +116,7 @@ class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap):
     reference_kl: float
     learning_rate: float
     tokens_per_second: float
-    """of generation"""
+    """of generation; in asynchronous training, over the whole step"""
     stages: dict[Stage, float]
     """seconds of each"""
     seconds: float

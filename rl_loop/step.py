@@ -129,7 +129,7 @@ def step_metrics(
         entropy=prepared.scores.entropy.mean().item(),
         z=prepared.on_policy.z,
         z_running=losslessness.z,
-        tokens_per_second=of_rollouts.tokens / clock.seconds["generation"] if clock.seconds["generation"] else 0.0,
+        tokens_per_second=of_rollouts.tokens / (seconds if config.mode == "async" else clock.seconds["generation"]),
         stages=clock.seconds,
         seconds=seconds,
     )

@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rl_loop.asynchronous import AsynchronousLoop
 from rl_loop.checkpoint import RunState, checkpoints, restore_checkpoint
 from rl_loop.config import TrainConfig
 from rl_loop.interruption import Interrupted, Interruption
@@ -43,10 +44,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             learner, state = make_learner(config)
         log = MetricsLog(config.output, state.step, config.tensorboard)
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-        if config.record_rollouts:
-            source = Recorder(source, config.output / "rollouts")
         with Reporter(log, config.steps, console) as reporter, open_pool(config) as pool:
-            loop = SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption, pool)
+            loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool)
             try:
                 loop.run()
             except (Interrupted, RolloutError, ReplayError, httpx.TransportError):
@@ -54,6 +53,19 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
                 console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
                 raise
     write_summary(config.output, log.steps, log.evaluations, console)
+
+
+def make_loop(
+    config: TrainConfig, task: Task, learner: Learner, tokenizer: PreTrainedTokenizerBase, source: RolloutSource,
+    reporter: Reporter, state: RunState, interruption: Interruption, pool: RewardsPool | None,
+) -> SynchronousLoop | AsynchronousLoop:  # fmt: skip
+    if config.mode == "async":
+        assert isinstance(source, EndpointSource)
+        assert pool is not None
+        return AsynchronousLoop(config, task, learner, tokenizer, source.client, reporter, pool, state, interruption)
+    if config.record_rollouts:
+        source = Recorder(source, config.output / "rollouts")
+    return SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption, pool)
 
 
 def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:

@@ -5,6 +5,7 @@ import math
 import pytest
 import rl_toys as toys
 import torch
+import toy_rewards
 from pydantic import ValidationError
 
 from rl_loop.batching import Rollout
@@ -84,15 +85,9 @@ def test_a_loss_brings_its_own_settings_and_given_ones_go_over_them():
 
 
 def test_dynamic_sampling_fills_a_step_with_groups_that_teach(tmp_path):
-    class HalfIndifferent(toys.CountLetterA):
-        """Prompts of even numbers teach nothing."""
-
-        def reward(self, problem, response):
-            return 0.5 if int(problem.prompt[0]) % 2 == 0 else super().reward(problem, response)
-
     settings = toys.config(tmp_path, loss="dapo", steps=2, sampling={"max_tokens": 20})
     loop = toys.loop(settings, toys.Learner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
-    loop.task = HalfIndifferent()
+    loop.task = toy_rewards.HalfIndifferent()
     loop.run()
     for metrics in loop.reporter.log.steps:
         assert metrics.zero_variance_groups == 0

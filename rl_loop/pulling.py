@@ -1,0 +1,274 @@
+"""Puller: keeps prompts in the service's queue, leases what is finished, grades it, and hands over whole batches.
+
+    indices -> prompts --(queue)--> leased groups -> reward processes -> batch of prompts_per_step groups -> learner
+
+- A training problem is named by its index in the run, so sending it again (after a resume, or when the service was
+  started again) changes nothing.
+- A group is acknowledged when a checkpoint holds its training: until then a trainer that dies gets it again. One that
+  is handed out again although it was trained on (its lease had ended) is acknowledged, not trained on a second time.
+- The batch of step s is leased for the policy that is trained in step s, so the staleness bound holds for its training.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import httpx
+
+from rl_loop.config import TrainConfig
+from rl_loop.metrics import GradedGroup
+from rl_loop.prompts import sampling_seed
+from rl_loop.rewards_pool import RewardsPool
+from rl_loop.step import teaches
+from rl_loop.tasks import Task
+from rollout_service.client import RolloutClient, RolloutError
+from rollout_service.protocol import Group, GroupRequest, LeaseRequest, PromptsRequest
+
+logger = logging.getLogger("rl_loop")
+T = TypeVar("T")
+
+LEASE_WAIT = 2.0
+"""seconds that one request for a batch waits in the service"""
+PAUSE = 1.0
+"""seconds between tries while the service does not answer, unless it says how long"""
+TRANSIENT = (429, 500, 502, 503, 504, 507)
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A step's batch. `spent` groups came on the way and are not trained on: they teach nothing, or lost too many
+    completions."""
+
+    graded: list[GradedGroup]
+    spent: list[str] = field(default_factory=list)
+    replaced: int = 0
+    """of the spent ones, those left out by dynamic sampling"""
+
+    @property
+    def names(self) -> list[str]:
+        return [g.group.id for g in self.graded] + self.spent
+
+
+class Ledger:
+    """Which of the run's problems are where. Its methods may be called from any thread."""
+
+    def __init__(self, position: int, outstanding: Iterable[int], trained: Iterable[str]):
+        self.lock = threading.RLock()
+        self.position = position
+        """index of the next problem to send"""
+        self.outstanding = set(outstanding)
+        """indices sent, and not trained on or spent"""
+        self.trained = set(trained)
+        """names trained on or spent, and not acknowledged"""
+        self.held: dict[str, set[str]] = {}
+        """names under each lease"""
+
+    def consume(self, names: Iterable[str]) -> None:
+        with self.lock:
+            for name in names:
+                self.outstanding.discard(index_of(name))
+                self.trained.add(name)
+
+    def snapshot(self) -> tuple[int, list[int], list[str]]:
+        with self.lock:
+            return self.position, sorted(self.outstanding), sorted(self.trained)
+
+
+def name_of(index: int) -> str:
+    return f"train-{index:09d}"
+
+
+def index_of(name: str) -> int:
+    return int(name.removeprefix("train-"))
+
+
+class Puller(threading.Thread):
+    """Runs until the last step's batch is there, or `stop`. Batches come out of `batches`; `failure` says why not."""
+
+    def __init__(
+        self, config: TrainConfig, task: Task, client: RolloutClient, pool: RewardsPool, run: str, ledger: Ledger,
+        versions: Callable[[int], int], first_step: int,
+    ):  # fmt: skip
+        """`versions`: step (from 0) -> the policy version that is trained in it."""
+        super().__init__(name="puller", daemon=True)
+        self.config, self.task, self.client, self.pool = config, task, client, pool
+        self.run_name, self.ledger, self.versions, self.step = run, ledger, versions, first_step
+        self.batches: queue.Queue[Pulled] = queue.Queue(maxsize=1)
+        self.stopping = threading.Event()
+        self.failure: BaseException | None = None
+        self.ready: list[GradedGroup] = []  # for the step that is being collected
+        self.spent: list[str] = []
+        self.replaced = 0
+        self.arrived: set[int] = set()  # indices leased, and not trained on yet
+        self.resend = True
+
+    def run(self) -> None:
+        try:
+            self._retrying(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
+            while self.step < self.config.steps and not self.stopping.is_set():
+                self._collect()
+                batch = Pulled(self.ready, self.spent, self.replaced)
+                self.ready, self.spent, self.replaced = [], [], 0
+                self._hand_over(batch)
+                self.step += 1
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.failure = error
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    def _hand_over(self, batch: Pulled) -> None:
+        while not self.stopping.is_set():
+            try:
+                return self.batches.put(batch, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def _collect(self) -> None:
+        wanted = self.config.prompts_per_step
+        while len(self.ready) < wanted:
+            self._send_prompts()
+            request = LeaseRequest(
+                groups=wanted - len(self.ready), run=self.run_name, max_staleness=self.config.max_staleness,
+                version=self.versions(self.step), wait=LEASE_WAIT, seconds=self.config.lease_seconds,
+            )  # fmt: skip
+            batch = self._retrying(lambda request=request: self.client.lease(request))  # type: ignore[misc]
+            if batch.lease is not None:
+                self._take(batch.lease, batch.groups)
+
+    def _send_prompts(self) -> None:
+        """Fill up to what bounded staleness can use, but no further than the run's end."""
+        config, ledger = self.config, self.ledger
+        with ledger.lock:
+            self.arrived &= ledger.outstanding
+            to_come = len(ledger.outstanding - self.arrived)
+            untrained = len(ledger.outstanding) - len(self.spent)
+            needed = (config.steps - self.step) * config.prompts_per_step - len(self.ready) - to_come
+            room = (config.max_staleness + 1) * config.prompts_per_step - untrained
+            new = range(ledger.position, ledger.position + max(0, min(needed, room)))
+            indices = [*(sorted(ledger.outstanding) if self.resend else ()), *new]
+        for first in range(0, len(indices), config.prompts_per_step):
+            part = indices[first : first + config.prompts_per_step]
+            request = PromptsRequest(
+                groups=[self._request(index) for index in part], run=self.run_name, max_staleness=config.max_staleness
+            )
+            status = self._retrying(lambda request=request: self.client.send_prompts(request))  # type: ignore[misc]
+            gone = [index_of(name) for name in status.acknowledged]
+            with ledger.lock:
+                ledger.outstanding |= set(part) - set(gone)
+                ledger.position = max(ledger.position, part[-1] + 1)
+            if gone:
+                logger.warning("%d problems were trained on after this checkpoint; they are left out", len(gone))
+        self.resend = False
+
+    def _request(self, index: int) -> GroupRequest:
+        problem = self.task.prompt("train", index)
+        return GroupRequest(
+            id=name_of(index), prompt=problem.prompt, messages=problem.messages, n=self.config.completions,
+            sampling=self.config.sampling.with_seed(sampling_seed(self.config.seed, "train", index)),
+            metadata={"split": "train", "index": index, "prompt": problem.digest},
+        )  # fmt: skip
+
+    def _take(self, lease: str, groups: list[Group]) -> None:
+        ledger = self.ledger
+        with ledger.lock:
+            trained = {group.id for group in groups if group.id in ledger.trained}
+            ledger.held[lease] = {group.id for group in groups}
+            # Sent by a trainer that went further than the checkpoint this one goes on from.
+            ahead = max((index_of(group.id) for group in groups), default=-1)
+            self.resend |= ahead >= ledger.position
+            while ledger.position <= ahead:
+                ledger.outstanding.add(ledger.position)
+                ledger.position += 1
+            # One whose lease was over while it was in our hands is in them still, under this lease now.
+            new = [g for g in groups if g.id not in trained and index_of(g.id) not in self.arrived]
+        if trained:
+            self._retrying(lambda: acknowledge(self.client, ledger, trained))
+        self.arrived |= {index_of(group.id) for group in new}
+        rewards = [
+            self.pool.submit(self.task.prompt("train", index_of(group.id)), [c.text for c in group.completions])
+            for group in new
+        ]
+        for group, futures in zip(new, rewards, strict=True):
+            graded = GradedGroup.of(group, [future.result() for future in futures])
+            teaching = not self.config.dynamic_sampling or teaches(self.config, graded)
+            if len(graded.rewards) > 1 and teaching:
+                self.ready.append(graded)
+            else:
+                self.spent.append(group.id)
+                self.replaced += len(graded.rewards) > 1
+
+    def _retrying(self, call: Callable[[], T]) -> T:
+        """Through a service that is full, or is being started again: for `ready_timeout` seconds."""
+        deadline = time.monotonic() + self.config.ready_timeout
+        while True:
+            if self.stopping.is_set():
+                raise _Stopped
+            try:
+                return call()
+            except (httpx.TransportError, RolloutError) as error:
+                status = error.status if isinstance(error, RolloutError) else None
+                if (status is not None and status not in TRANSIENT) or time.monotonic() > deadline:
+                    raise
+                # What a service without a state folder had in memory is gone; to any other it changes nothing.
+                self.resend |= status is None
+                after = error.retry_after if isinstance(error, RolloutError) else None
+                self.stopping.wait(min(after or PAUSE, PAUSE))
+
+
+class _Stopped(Exception):
+    pass
+
+
+def acknowledge(client: RolloutClient, ledger: Ledger, names: set[str]) -> None:
+    """Those of `names` that are held under a lease that still runs. The others come again, and are acknowledged then.
+
+    Raises RolloutError and httpx.TransportError: then some of them may be acknowledged."""
+    with ledger.lock:
+        by_lease = {lease: held & names for lease, held in ledger.held.items() if held & names}
+    for lease, of_lease in by_lease.items():
+        done = set(of_lease)
+        try:
+            done = set(client.acknowledge(lease, sorted(of_lease)).groups)
+        except RolloutError as error:
+            if error.status != 404:
+                raise
+            done = set()
+        with ledger.lock:
+            ledger.trained -= done
+            left = ledger.held.pop(lease, set()) - of_lease
+            if left:
+                ledger.held[lease] = left
+
+
+class Heartbeat(threading.Thread):
+    """Extends the leases that are held, so that a slow step or a distant checkpoint does not end them."""
+
+    def __init__(self, client: RolloutClient, ledger: Ledger, seconds: float):
+        super().__init__(name="heartbeat", daemon=True)
+        self.client, self.ledger, self.seconds = client, ledger, seconds
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopping.wait(self.seconds / 4):
+            with self.ledger.lock:
+                leases = list(self.ledger.held)
+            for lease in leases:
+                try:
+                    self.client.extend(lease, self.seconds)
+                except RolloutError as error:
+                    logger.warning("a lease could not be extended: %s", error)
+                    if error.status == 404:  # it is over: its groups are handed out again
+                        with self.ledger.lock:
+                            self.ledger.held.pop(lease, None)
+                except httpx.TransportError:  # the service is being started again: it waits for us
+                    break
+
+    def stop(self) -> None:
+        self.stopping.set()
