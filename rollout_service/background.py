@@ -74,7 +74,8 @@ class BackgroundGeneration:
                 logger.error("%s", error)
             self.wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.wake.wait(), LOOK_EVERY)
+                async with asyncio.timeout(LOOK_EVERY):  # wait_for can lose a cancellation
+                    await self.wake.wait()
 
     def _has_room(self) -> bool:
         under_way = sum(run.waiting.request.n for run in self.running.values())

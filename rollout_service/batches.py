@@ -47,6 +47,8 @@ CREATE TABLE IF NOT EXISTS log (
 COUNTED = ("dropped", "wasted_tokens")
 FILLED = 0.9
 """share of the quota from which on new prompts are refused: the rest is for finishing those that are in"""
+FILLED_FOR_RESULTS = 0.97
+"""share from which on finished groups stay in memory: the rest is for leases and acknowledgements, which make room"""
 RETRY_AFTER = 5
 """seconds after which a client that was refused for lack of room should try again"""
 LOG_ROWS = 1_000_000
@@ -189,6 +191,8 @@ class BatchQueue:
         versions = [span.version for completion in group.completions for span in completion.weight_versions]
         tokens = sum(len(completion.token_ids) for completion in group.completions)
         result = group.model_dump_json(exclude_none=True)
+        if self._filled() > FILLED_FOR_RESULTS:
+            raise Unavailable(507, f"the queue's disk is {self._filled():.0%} full")
         with self._transaction() as execute:
             row = execute(
                 "UPDATE groups SET state = 'finished', oldest = ?, tokens = ?, finished = ? "

@@ -67,7 +67,8 @@ async def lease(request: Request, body: LeaseRequest) -> Batch:
     while generation.queue.available(body, version) < body.groups and (left := deadline - time.monotonic()) > 0:
         generation.news.clear()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(generation.news.wait(), min(left, 1.0))
+            async with asyncio.timeout(min(left, 1.0)):
+                await generation.news.wait()
         if await request.is_disconnected():
             return Batch(lease=None, groups=[], version=version, short="the client has gone")
         version = max(generation.version, version)

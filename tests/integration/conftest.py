@@ -6,6 +6,11 @@ import pytest
 from engines import launched
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", type=int, default=5, help="how many faults a training run suffers")
+    parser.addoption("--faults-seed", type=int, default=None, help="which, and when; random when not given")
+
+
 @pytest.fixture(scope="session")
 def service() -> Iterator[str]:
     """The demo's service with its MTP head on."""
