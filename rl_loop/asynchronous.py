@@ -38,7 +38,7 @@ from rl_loop.interruption import Interruption
 from rl_loop.learner import Learner
 from rl_loop.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_metrics
 from rl_loop.prompts import group_requests
-from rl_loop.pulling import Heartbeat, Ledger, Pulled, Puller, acknowledge
+from rl_loop.pulling import TRANSIENT, Heartbeat, Ledger, Pulled, Puller, acknowledge
 from rl_loop.pushing import Pusher
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
@@ -237,8 +237,9 @@ class Evaluation(threading.Thread):
             try:
                 groups = list(loop.client.rollouts(requests))
                 break
-            except httpx.TransportError:
-                if time.perf_counter() - started > config.ready_timeout or loop.pusher.stopping:
+            except (httpx.TransportError, RolloutError) as error:
+                lasting = isinstance(error, RolloutError) and error.status not in TRANSIENT
+                if lasting or loop.pusher.stopping or time.perf_counter() - started > config.ready_timeout:
                     raise
                 time.sleep(1.0)
         futures = [loop.pool.submit(problem_of[g.id], [c.text for c in g.completions]) for g in groups]

@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> None:
         epilog="Each command has its own --help.",
     )
     commands: dict[str, Callable[[list[str]], int]] = {"train": train}
-    parser.add_argument("command", choices=commands, metavar="command", help="train: synchronous or asynchronous, by mode")
+    parser.add_argument(
+        "command", choices=commands, metavar="command", help="train: synchronous or asynchronous, by mode"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags over it")
     chosen = parser.parse_args(argv)
     sys.exit(commands[chosen.command](chosen.arguments))

@@ -172,14 +172,14 @@ class BatchQueue:
     def next_waiting(self) -> Waiting | None:
         """The first group to generate, now being generated: `finish` or `give_back` it."""
         rows = self.database.execute(
-            "SELECT arrival, body, max_staleness FROM groups JOIN requests USING (arrival) WHERE state = 'waiting' "
-            "ORDER BY priority DESC, arrival LIMIT ?",
+            "SELECT arrival, max_staleness FROM groups WHERE state = 'waiting' ORDER BY priority DESC, arrival LIMIT ?",
             (len(self.generating) + 1,),
         )
-        for arrival, request, max_staleness in rows:
+        for arrival, max_staleness in rows.fetchall():
             if arrival not in self.generating:
                 self.generating.add(arrival)
-                return Waiting(arrival, GroupRequest.model_validate_json(request), max_staleness)
+                body = self._value("SELECT body FROM requests WHERE arrival = ?", arrival)
+                return Waiting(arrival, GroupRequest.model_validate_json(body), max_staleness)
         return None
 
     def give_back(self, arrival: int) -> None:
