@@ -79,15 +79,15 @@ class AsynchronousLoop:
         self.wasted_at_start = self.client.batches().tokens_wasted
         self.pusher = Pusher(self.client, self.config.ready_timeout)
         self.puller = Puller(
-            self.config, self.task, self.client, self.pool, self.state.run, self.ledger, self._version, self.state.step
-        )
+            self.config, self.task, self.client, self.pool, self.state.run, self.ledger,
+            self._version, lambda: self.pusher.published, self.state.step,
+        )  # fmt: skip
         self.heartbeat = Heartbeat(self.client, self.ledger, self.config.lease_seconds)
         threads = (self.pusher, self.puller, self.heartbeat)
-        for thread in threads:
-            thread.start()
         try:
+            for thread in threads:
+                thread.start()
             self._publish()
-            self.pusher.wait_for(self._version(self.state.step))
             while self.state.step < self.config.steps:
                 self._step()
             if self.config.evaluate_every:

@@ -31,8 +31,8 @@ from rollout_service.protocol import Group, GroupRequest, LeaseRequest, PromptsR
 logger = logging.getLogger("rl_loop")
 T = TypeVar("T")
 
-LEASE_WAIT = 2.0
-"""seconds that one request for a batch waits in the service"""
+LEASE_WAIT = 0.2
+"""seconds that one request for a batch waits in the service; between two, prompts are sent"""
 PAUSE = 1.0
 """seconds between tries while the service does not answer, unless it says how long"""
 TRANSIENT = (429, 500, 502, 503, 504, 507)
@@ -91,12 +91,13 @@ class Puller(threading.Thread):
 
     def __init__(
         self, config: TrainConfig, task: Task, client: RolloutClient, pool: RewardsPool, run: str, ledger: Ledger,
-        versions: Callable[[int], int], first_step: int,
+        versions: Callable[[int], int], published: Callable[[], int], first_step: int,
     ):  # fmt: skip
-        """`versions`: step (from 0) -> the policy version that is trained in it."""
+        """`versions`: step (from 0) -> the policy version that is trained in it; `published`: that in service."""
         super().__init__(name="puller", daemon=True)
         self.config, self.task, self.client, self.pool = config, task, client, pool
-        self.run_name, self.ledger, self.versions, self.step = run, ledger, versions, first_step
+        self.run_name, self.ledger, self.step = run, ledger, first_step
+        self.versions, self.published = versions, published
         self.batches: queue.Queue[Pulled] = queue.Queue(maxsize=1)
         self.stopping = threading.Event()
         self.failure: BaseException | None = None
@@ -143,15 +144,15 @@ class Puller(threading.Thread):
                 self._take(batch.lease, batch.groups)
 
     def _send_prompts(self) -> None:
-        """Fill up to what bounded staleness can use, but no further than the run's end."""
+        """As many as bounded staleness can use: the policy of step p in service samples for the steps up to
+        p + max_staleness, and for none after them. What it sampled for a later one would be too old by then."""
         config, ledger = self.config, self.ledger
         with ledger.lock:
             self.arrived &= ledger.outstanding
             to_come = len(ledger.outstanding - self.arrived)
-            untrained = len(ledger.outstanding) - len(self.spent)
-            needed = (config.steps - self.step) * config.prompts_per_step - len(self.ready) - to_come
-            room = (config.max_staleness + 1) * config.prompts_per_step - untrained
-            new = range(ledger.position, ledger.position + max(0, min(needed, room)))
+            last = min(self.published() - self.versions(0) + config.max_staleness, config.steps - 1)
+            wanted = (last + 1 - self.step) * config.prompts_per_step - len(self.ready) - to_come
+            new = range(ledger.position, ledger.position + max(0, wanted))
             indices = [*(sorted(ledger.outstanding) if self.resend else ()), *new]
         for first in range(0, len(indices), config.prompts_per_step):
             part = indices[first : first + config.prompts_per_step]

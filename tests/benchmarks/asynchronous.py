@@ -28,7 +28,7 @@ def lines(file: Path) -> list[dict]:
 def measure(output: Path, seeds: list[int], more: list[str]) -> None:
     from engines import launched
 
-    missing = [(m, s) for s in seeds for m in MODES if not (output / f"{m}-{s}" / "summary.json").exists()]
+    missing = [(m, s) for s in seeds for m in reversed(MODES) if not (output / f"{m}-{s}" / "summary.json").exists()]
     if not missing:
         return
     with launched("--config", "deploy/demo/service.toml") as (url, _):
