@@ -101,7 +101,8 @@ class Puller(threading.Thread):
         self.batches: queue.Queue[Pulled] = queue.Queue(maxsize=1)
         self.stopping = threading.Event()
         self.failure: BaseException | None = None
-        self.ready: list[GradedGroup] = []  # for the step that is being collected
+        self.ready: list[GradedGroup] = []  # graded, and in no batch yet
+        self.due: dict[int, int] = {}  # the last step that may use a problem's group, if it is begun when it is sent
         self.spent: list[str] = []
         self.replaced = 0
         self.arrived: set[int] = set()  # indices leased, and not trained on yet
@@ -111,9 +112,8 @@ class Puller(threading.Thread):
         try:
             self._retrying(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
             while self.step < self.config.steps and not self.stopping.is_set():
-                self._collect()
-                batch = Pulled(self.ready, self.spent, self.replaced)
-                self.ready, self.spent, self.replaced = [], [], 0
+                batch = Pulled(self._collect(), self.spent, self.replaced)
+                self.spent, self.replaced = [], 0
                 self._hand_over(batch)
                 self.step += 1
         except _Stopped:
@@ -131,17 +131,44 @@ class Puller(threading.Thread):
             except queue.Full:
                 continue
 
-    def _collect(self) -> None:
+    def _collect(self) -> list[GradedGroup]:
+        """The step's batch: complete when it is full and nothing is on its way that a later step could not use.
+
+        So a long response is waited for, where the bound leaves no other way, and never generated in vain because
+        shorter ones overtook it.
+        """
         wanted = self.config.prompts_per_step
-        while len(self.ready) < wanted:
+        while True:
             self._send_prompts()
+            self._return_too_old()
+            if len(self.ready) >= wanted and not self._is_awaited():
+                in_order = sorted(self.ready, key=self._last_step)
+                self.ready = in_order[wanted:]
+                return in_order[:wanted]
             request = LeaseRequest(
-                groups=wanted - len(self.ready), run=self.run_name, max_staleness=self.config.max_staleness,
+                groups=max(1, wanted - len(self.ready)), run=self.run_name, max_staleness=self.config.max_staleness,
                 version=self.versions(self.step), wait=LEASE_WAIT, seconds=self.config.lease_seconds,
             )  # fmt: skip
             batch = self._retrying(lambda request=request: self.client.lease(request))  # type: ignore[misc]
             if batch.lease is not None:
                 self._take(batch.lease, batch.groups)
+
+    def _is_awaited(self) -> bool:
+        """Whether a problem is on its way whose group this step is the last to use."""
+        with self.ledger.lock:
+            return any(self.due.get(i, self.step) <= self.step for i in self.ledger.outstanding - self.arrived)
+
+    def _last_step(self, graded: GradedGroup) -> int:
+        """The last step that the bound lets train on the group: by its oldest token."""
+        spans = [span.version for c in graded.group.completions for span in c.weight_versions]
+        return min(spans, default=self.versions(self.step)) - self.versions(0) + self.config.max_staleness
+
+    def _return_too_old(self) -> None:
+        """Groups leased for an earlier step than they could be used in; after a resume alone."""
+        for graded in [g for g in self.ready if self._last_step(g) < self.step]:
+            self.ready.remove(graded)
+            self.arrived.discard(index_of(graded.group.id))
+            self._retrying(lambda name=graded.group.id: release(self.client, self.ledger, name))  # type: ignore[misc]
 
     def _send_prompts(self) -> None:
         """As many as bounded staleness can use: the policy of step p in service samples for the steps up to
@@ -149,10 +176,14 @@ class Puller(threading.Thread):
         config, ledger = self.config, self.ledger
         with ledger.lock:
             self.arrived &= ledger.outstanding
-            to_come = len(ledger.outstanding - self.arrived)
+            to_come = sorted(ledger.outstanding - self.arrived)
             last = min(self.published() - self.versions(0) + config.max_staleness, config.steps - 1)
-            wanted = (last + 1 - self.step) * config.prompts_per_step - len(self.ready) - to_come
+            wanted = (last + 1 - self.step) * config.prompts_per_step - len(self.ready) - len(to_come)
             new = range(ledger.position, ledger.position + max(0, wanted))
+            # Of those sent before a resume it is not known when; they are used in their order.
+            unknown = [index for index in to_come if index not in self.due]
+            self.due |= {index: self.step + i // config.prompts_per_step for i, index in enumerate(unknown)}
+            self.due |= dict.fromkeys(new, last)
             indices = [*(sorted(ledger.outstanding) if self.resend else ()), *new]
         for first in range(0, len(indices), config.prompts_per_step):
             part = indices[first : first + config.prompts_per_step]
@@ -246,6 +277,20 @@ def acknowledge(client: RolloutClient, ledger: Ledger, names: set[str]) -> None:
             left = ledger.held.pop(lease, set()) - of_lease
             if left:
                 ledger.held[lease] = left
+
+
+def release(client: RolloutClient, ledger: Ledger, name: str) -> None:
+    """Return a group that is held; nothing is lost when its lease is over."""
+    with ledger.lock:
+        leases = [lease for lease, held in ledger.held.items() if name in held]
+    for lease in leases:
+        try:
+            client.release(lease, [name])
+        except RolloutError as error:
+            if error.status != 404:
+                raise
+        with ledger.lock:
+            ledger.held.get(lease, set()).discard(name)
 
 
 class Heartbeat(threading.Thread):

@@ -85,6 +85,9 @@ class QueueService:
     def extend(self, lease, seconds):
         return self._known(self.queue.extend, lease, seconds)
 
+    def release(self, lease, groups):
+        return self._known(self.queue.release, lease, groups)
+
     def return_leases(self, run):
         with self.lock:
             return self.queue.release_run(run)
@@ -149,6 +152,7 @@ def test_the_reward_goes_up_and_every_group_is_trained_on_once_within_the_bound(
     assert [m.version for m in log.steps] == list(range(1, 13))
     status = service.queue.status()
     assert (status.waiting, status.finished, status.leased) == (0, 0, 0), "nothing is left for nobody"
+    assert (status.dropped, status.tokens_wasted) == (0, 0), "nothing is generated in vain while all goes well"
     for metrics in log.steps:
         assert metrics.exposed_generation <= metrics.seconds
         assert 0.0 < metrics.effective_sample_size <= 1.0
