@@ -48,7 +48,7 @@ integration: venv
 	$(BIN)/python -m pytest tests/integration -q
 
 test-faults: venv
-	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS)
+	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000
 
 lint: venv
 	$(BIN)/ruff check .

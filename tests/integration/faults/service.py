@@ -1,5 +1,6 @@
 """The two processes that are hurt: a service with a state folder, and an asynchronous trainer with checkpoints."""
 
+import contextlib
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 from engines import ROOT, START_WITHIN
 
+RAY_AGENTS = ("dashboard", "Dashboard", "runtime_env", "RuntimeEnvAgent")
 BIN = Path(sys.executable).parent
 
 
@@ -42,13 +44,17 @@ class Process:
         return psutil.Process(self.process.pid).children(recursive=True) if self.is_alive and self.process else []
 
     def kill(self) -> None:
-        """kill -9; returns when its children have noticed and ended."""
+        """kill -9; returns when its children have noticed and ended. Ray's agents take too long: they are killed."""
         assert self.process is not None
-        children = self.children()
+        names = {child: " ".join(_cmdline(child))[:200] for child in self.children()}
         self.process.kill()
         self.process.wait()
-        _, left = psutil.wait_procs(children, timeout=30)
-        assert not left, f"left behind by a killed {self.log.stem}: {[p.cmdline()[:3] for p in left if p.is_running()]}"
+        agents = [child for child, name in names.items() if any(agent in name for agent in RAY_AGENTS)]
+        _, left = psutil.wait_procs([child for child in names if child not in agents], timeout=60)
+        for agent in agents:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                agent.kill()
+        assert not left, f"left behind by a killed {self.log.stem}: {[names[child] for child in left]}"
 
     def stop(self, signum: int, within: float) -> int:
         """Told to stop; its exit code. Nothing of it may be left."""

@@ -1,7 +1,7 @@
 """A training run that is hurt at random moments: nothing is lost, nothing is trained on twice, versions only grow.
 
     make test-faults                                      100 faults
-    pytest tests/integration/faults --faults 20 --faults-seed 7 -s
+    pytest tests/integration/faults --faults 20 --faults-within 600 --faults-seed 7 -s
 
 The count is from two logs that know nothing of each other: the queue's (a table of its database) and the trainer's
 (groups.jsonl).
@@ -28,13 +28,13 @@ from rollout_service.protocol import GroupRequest, Sampling
 PROMPT = "State the final answer to the following arithmetic problem: 12 + 34 - 56 =\n"
 QUOTA_MIB = 4
 SMALL_RUN = (
-    "--prompts_per_step", "4", "--completions", "4", "--sampling.max_tokens", "48", "--steps", "100000",
+    "--prompts_per_step", "4", "--completions", "4", "--sampling.max_tokens", "96", "--steps", "100000",
     "--evaluate_every", "0", "--checkpoint_every", "2", "--lease_seconds", "20", "--ready_timeout", "300",
 )  # fmt: skip
 
 
 def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_path, request):
-    number = request.config.getoption("--faults")
+    number, within = request.config.getoption("--faults"), request.config.getoption("--faults-within")
     seed = request.config.getoption("--faults-seed") or random.randrange(10**6)
     print(f"\n{number} faults, seed {seed}, in {tmp_path}")
     service = Service(tmp_path, "--queue.disk_mib", str(QUOTA_MIB))
@@ -45,7 +45,10 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
         trainer.start()
         bad.start()
         versions.start()
+        ends = time.monotonic() + within
         for i, kind in enumerate(schedule(number, seed)):
+            if time.monotonic() > ends:
+                break
             while trainer.steps() < 3:  # a run that has no checkpoint yet cannot be resumed
                 assert trainer.is_alive, trainer.log.read_text()[-3000:]
                 time.sleep(0.2)
@@ -53,6 +56,8 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
             time.sleep(faults.random.uniform(0.0, 2.0))
             faults.inflict(kind)
             print(f"{i + 1:4d} {kind:8s} {time.monotonic() - began:5.1f} s, {trainer.steps()} steps", flush=True)
+        assert faults.done
+        print(f"inflicted: {dict(faults.done)}")
         assert trainer.interrupt() == 128 + signal.SIGTERM, trainer.log.read_text()[-3000:]
         bad.stop()
         versions.stop()
