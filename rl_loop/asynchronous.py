@@ -36,9 +36,10 @@ from rl_loop.checkpoint import RunState, checkpoint_folder, prune_checkpoints, s
 from rl_loop.config import TrainConfig
 from rl_loop.interruption import Interruption
 from rl_loop.learner import Learner
+from rl_loop.ledger import TRANSIENT, Heartbeat, Ledger, acknowledge
 from rl_loop.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_metrics
 from rl_loop.prompts import group_requests
-from rl_loop.pulling import TRANSIENT, Heartbeat, Ledger, Pulled, Puller, acknowledge
+from rl_loop.pulling import Pulled, Puller
 from rl_loop.pushing import Pusher
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import httpx
 from torch import Tensor
 
-from rl_loop.pulling import TRANSIENT
+from rl_loop.ledger import TRANSIENT
 from rollout_service.client import RolloutClient, RolloutError
 
 logger = logging.getLogger("rl_loop")

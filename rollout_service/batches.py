@@ -10,11 +10,9 @@
 - What is being generated is known to this process alone: after a restart it waits again.
 """
 
-import sqlite3
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,38 +27,14 @@ from rollout_service.protocol import (
     PromptsRequest,
     PromptsStatus,
 )
+from rollout_service.queue_database import QueueDatabase, Unavailable
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS groups (
-  arrival INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL,
-  priority INTEGER NOT NULL, max_staleness INTEGER, oldest INTEGER, tokens INTEGER, finished REAL, lease TEXT,
-  UNIQUE (run, id));
-CREATE TABLE IF NOT EXISTS requests (arrival INTEGER PRIMARY KEY, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS results (arrival INTEGER PRIMARY KEY, body TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS by_state ON groups (state, priority DESC, arrival);
-CREATE INDEX IF NOT EXISTS by_lease ON groups (lease) WHERE lease IS NOT NULL;
-CREATE TABLE IF NOT EXISTS leases (id TEXT PRIMARY KEY, seconds REAL NOT NULL, deadline REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS log (
-  seq INTEGER PRIMARY KEY, time REAL, event TEXT, run TEXT, id TEXT, lease TEXT, version INTEGER);
-"""
-COUNTED = ("dropped", "wasted_tokens")
 FILLED = 0.9
 """share of the quota from which on new prompts are refused: the rest is for finishing those that are in"""
 FILLED_FOR_RESULTS = 0.97
 """share from which on finished groups stay in memory: the rest is for leases and acknowledgements, which make room"""
 RETRY_AFTER = 5
 """seconds after which a client that was refused for lack of room should try again"""
-LOG_ROWS = 1_000_000
-"""lines of the log that a restart keeps"""
-
-
-class Unavailable(RuntimeError):
-    """The queue cannot take or change anything now: 429 when it is full, 507 when its disk is."""
-
-    def __init__(self, status: int, message: str):
-        super().__init__(message)
-        self.status = status
 
 
 class UnknownLease(LookupError):
@@ -80,44 +54,15 @@ class BatchQueue:
 
     def __init__(self, file: Path | None, capacity: int, disk_mib: int):
         self.capacity = capacity
-        self.database = sqlite3.connect(file or ":memory:", isolation_level=None, check_same_thread=False)
-        self.database.execute("PRAGMA journal_mode = WAL")
-        self.database.execute("PRAGMA synchronous = FULL")
-        page_size = self._value("PRAGMA page_size")
-        self.pages = (disk_mib << 20) // page_size
-        self.database.execute(f"PRAGMA max_page_count = {self.pages}")
-        self.database.executescript(SCHEMA)
+        self.tables = QueueDatabase(file, disk_mib)
+        self.database = self.tables.connection
         self.generating: set[int] = set()
-        with self._transaction() as execute:
-            execute("INSERT OR IGNORE INTO counts VALUES (?, 0), (?, 0)", COUNTED)
-            execute("DELETE FROM log WHERE seq <= (SELECT max(seq) FROM log) - ?", (LOG_ROWS,))
+        with self.tables.transaction() as execute:
             # Nobody could extend a lease while the service was down.
             execute("UPDATE leases SET deadline = max(deadline, ? + seconds)", (time.time(),))
 
     def close(self) -> None:
         self.database.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[Any]:
-        try:
-            self.database.execute("BEGIN IMMEDIATE")
-            yield self.database.execute
-            self.database.execute("COMMIT")
-        except BaseException as error:
-            if self.database.in_transaction:
-                self.database.execute("ROLLBACK")
-            if isinstance(error, sqlite3.OperationalError):
-                raise Unavailable(507, f"the queue could not be written: {error}") from error
-            raise
-
-    def _value(self, query: str, *parameters: Any) -> Any:
-        return self.database.execute(query, parameters).fetchone()[0]
-
-    def _log(self, event: str, rows: Sequence[tuple[str, str]], lease: str | None = None, version: int = 0) -> None:
-        lines = [(time.time(), event, run, name, lease, version) for run, name in rows]
-        self.database.executemany(
-            "INSERT INTO log (time, event, run, id, lease, version) VALUES (?, ?, ?, ?, ?, ?)", lines
-        )
 
     # --- prompts in ---
 
@@ -131,16 +76,17 @@ class BatchQueue:
         }  # fmt: skip
         new = [group for group in groups if group.id not in known]
         if new:
-            in_queue = self._value("SELECT count(*) FROM groups WHERE state != 'acknowledged'")
+            in_queue = self.tables.value("SELECT count(*) FROM groups WHERE state != 'acknowledged'")
             if in_queue + len(new) > self.capacity:
                 raise Unavailable(
                     429, f"{in_queue} groups are in the queue, {len(new)} more than {self.capacity} do not fit"
                 )
-            if self._filled() > FILLED:
+            if self.tables.filled() > FILLED:
                 raise Unavailable(
-                    507, f"the queue's disk is {self._filled():.0%} full: acknowledge groups, or raise queue.disk_mib"
+                    507,
+                    f"the queue's disk is {self.tables.filled():.0%} full: acknowledge groups, or raise queue.disk_mib",
                 )
-            with self._transaction() as execute:
+            with self.tables.transaction() as execute:
                 for group in new:
                     arrival = execute(
                         "INSERT INTO groups (run, id, state, priority, max_staleness) VALUES (?, ?, 'waiting', ?, ?) "
@@ -148,23 +94,20 @@ class BatchQueue:
                         (request.run, group.id, request.priority, request.max_staleness),
                     ).fetchone()[0]
                     execute("INSERT INTO requests VALUES (?, ?)", (arrival, group.model_dump_json(exclude_none=True)))
-                self._log("accepted", [(request.run, str(group.id)) for group in new])
+                self.tables.log("accepted", [(request.run, str(group.id)) for group in new])
         acknowledged = [str(name) for name, state in known.items() if state == "acknowledged"]
         return PromptsStatus(accepted=len(new), known=len(known), acknowledged=acknowledged)
 
-    def _filled(self) -> float:
-        return (self._value("PRAGMA page_count") - self._value("PRAGMA freelist_count")) / self.pages
-
     def cancel(self, run: str) -> list[int]:
         """Forget the run's groups that are not acknowledged. Returns those being generated."""
-        with self._transaction() as execute:
+        with self.tables.transaction() as execute:
             rows = execute(
                 "SELECT arrival, id FROM groups WHERE run = ? AND state != 'acknowledged'", (run,)
             ).fetchall()
             execute("DELETE FROM groups WHERE run = ? AND state != 'acknowledged'", (run,))
-            self._forget([arrival for arrival, _ in rows], "requests", "results")
+            self.tables.forget([arrival for arrival, _ in rows], "requests", "results")
             execute("DELETE FROM leases WHERE id NOT IN (SELECT lease FROM groups WHERE lease IS NOT NULL)")
-            self._log("cancelled", [(run, name) for _, name in rows])
+            self.tables.log("cancelled", [(run, name) for _, name in rows])
         return [arrival for arrival, _ in rows if arrival in self.generating]
 
     # --- generation ---
@@ -178,7 +121,7 @@ class BatchQueue:
         for arrival, max_staleness in rows.fetchall():
             if arrival not in self.generating:
                 self.generating.add(arrival)
-                body = self._value("SELECT body FROM requests WHERE arrival = ?", arrival)
+                body = self.tables.value("SELECT body FROM requests WHERE arrival = ?", arrival)
                 return Waiting(arrival, GroupRequest.model_validate_json(body), max_staleness)
         return None
 
@@ -191,9 +134,9 @@ class BatchQueue:
         versions = [span.version for completion in group.completions for span in completion.weight_versions]
         tokens = sum(len(completion.token_ids) for completion in group.completions)
         result = group.model_dump_json(exclude_none=True)
-        if self._filled() > FILLED_FOR_RESULTS:
-            raise Unavailable(507, f"the queue's disk is {self._filled():.0%} full")
-        with self._transaction() as execute:
+        if self.tables.filled() > FILLED_FOR_RESULTS:
+            raise Unavailable(507, f"the queue's disk is {self.tables.filled():.0%} full")
+        with self.tables.transaction() as execute:
             row = execute(
                 "UPDATE groups SET state = 'finished', oldest = ?, tokens = ?, finished = ? "
                 "WHERE arrival = ? AND state = 'waiting' RETURNING run, id",
@@ -201,12 +144,12 @@ class BatchQueue:
             ).fetchone()  # fmt: skip
             if row is not None:  # else its run was cancelled
                 execute("INSERT INTO results VALUES (?, ?)", (arrival, result))
-                self._log("finished", [row], version=version)
+                self.tables.log("finished", [row], version=version)
         self.generating.discard(arrival)
 
     def drop_stale(self, version: int) -> None:
         """Finished groups that can no longer be handed out wait again, as the policy in service is `version`."""
-        with self._transaction():
+        with self.tables.transaction():
             self._drop("max_staleness IS NOT NULL AND oldest < ? - max_staleness", (version,), version)
 
     def _drop(self, condition: str, parameters: tuple[Any, ...], version: int) -> int:
@@ -216,32 +159,24 @@ class BatchQueue:
             parameters,
         ).fetchall()
         if rows:
-            self._count("dropped", len(rows))
-            self._count("wasted_tokens", sum(tokens for *_, tokens in rows))
-            self._forget([arrival for arrival, *_ in rows], "results")
-            self._log("dropped", [(run, name) for _, run, name, _ in rows], version=version)
+            self.tables.count("dropped", len(rows))
+            self.tables.count("wasted_tokens", sum(tokens for *_, tokens in rows))
+            self.tables.forget([arrival for arrival, *_ in rows], "results")
+            self.tables.log("dropped", [(run, name) for _, run, name, _ in rows], version=version)
         return len(rows)
-
-    def _forget(self, arrivals: list[int], *tables: str) -> None:
-        """Bodies are rows of their own: deleting them makes room, which emptying a column does not."""
-        for table in tables:
-            self.database.executemany(f"DELETE FROM {table} WHERE arrival = ?", [(arrival,) for arrival in arrivals])
-
-    def _count(self, name: str, more: int) -> None:
-        self.database.execute("UPDATE counts SET value = value + ? WHERE name = ?", (more, name))
 
     def count(self, *, dropped: int = 0, wasted_tokens: int = 0) -> None:
         """What was aborted in the engines before it was finished."""
-        with self._transaction():
-            self._count("dropped", dropped)
-            self._count("wasted_tokens", wasted_tokens)
+        with self.tables.transaction():
+            self.tables.count("dropped", dropped)
+            self.tables.count("wasted_tokens", wasted_tokens)
 
     # --- batches out ---
 
     def available(self, request: LeaseRequest, version: int) -> int:
         """Finished groups fresh enough to be leased."""
         oldest = version - request.max_staleness if request.max_staleness is not None else 0
-        return self._value(
+        return self.tables.value(
             "SELECT count(*) FROM groups WHERE state = 'finished' AND run = ? AND oldest >= ? "
             "AND (max_staleness IS NULL OR oldest >= ? - max_staleness)",
             request.run, oldest, version,
@@ -251,7 +186,7 @@ class BatchQueue:
         """The oldest fresh groups of the run, at most as many as asked for. `version` is the policy's that will be
         trained on them: the newest of that in service and the trainer's own. Those too stale for it are dropped."""
         name, now = uuid.uuid4().hex, time.time()
-        with self._transaction() as execute:
+        with self.tables.transaction() as execute:
             stale = 0
             if request.max_staleness is not None:
                 stale = self._drop("run = ? AND oldest < ?", (request.run, version - request.max_staleness), version)
@@ -268,7 +203,7 @@ class BatchQueue:
                 self.database.executemany(
                     "UPDATE groups SET state = 'leased', lease = ? WHERE arrival = ?", [(name, row[0]) for row in rows]
                 )
-                self._log("leased", [(request.run, row[1]) for row in rows], name, version)
+                self.tables.log("leased", [(request.run, row[1]) for row in rows], name, version)
         return Batch(
             lease=name if rows else None,
             groups=[Group.model_validate_json(result) for _, _, result in rows],
@@ -295,7 +230,7 @@ class BatchQueue:
         return self._end(lease, names, "finished")
 
     def _end(self, lease: str, names: list[str] | None, state: str, bodies: tuple[str, ...] = ()) -> LeaseStatus:
-        with self._transaction() as execute:
+        with self.tables.transaction() as execute:
             held = execute("SELECT arrival, run, id FROM groups WHERE lease = ?", (lease,)).fetchall()
             if not held:
                 raise UnknownLease(lease)
@@ -305,9 +240,9 @@ class BatchQueue:
                 "UPDATE groups SET state = ?, lease = NULL WHERE arrival = ?",
                 [(state, arrival) for arrival in arrivals],
             )
-            self._forget(arrivals, *bodies)
+            self.tables.forget(arrivals, *bodies)
             event = "acknowledged" if state == "acknowledged" else "returned"
-            self._log(event, [(run, name) for _, run, name in ended], lease)
+            self.tables.log(event, [(run, name) for _, run, name in ended], lease)
             if len(ended) == len(held):
                 execute("DELETE FROM leases WHERE id = ?", (lease,))
         groups = [name for *_, name in ended]
@@ -321,7 +256,7 @@ class BatchQueue:
 
     def extend(self, lease: str, seconds: float) -> LeaseStatus:
         """The lease ends that many seconds from now. Raises UnknownLease."""
-        with self._transaction() as execute:
+        with self.tables.transaction() as execute:
             execute("UPDATE leases SET seconds = ?, deadline = ? WHERE id = ?", (seconds, time.time() + seconds, lease))
             held = [name for (name,) in execute("SELECT id FROM groups WHERE lease = ?", (lease,))]
         if not held:
