@@ -2,12 +2,13 @@
 
     python tests/benchmarks/asynchronous.py [--seeds 0 1 2] [--steps 12] [--output report/asynchronous]
 
-Both modes run against one service, one run after the other, with the same number of updates on as many groups. A run
-whose summary is there already is not made again. Writes figures.json, figures.md and reward.png. Some minutes a run.
+The same number of updates on as many groups, one run after the other. Trainer and engine have both cores in turn
+(sync), or one each (async). Runs that are there are not made again. Writes figures.json, figures.md and reward.png.
 """
 
 import argparse
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
-MODES = ("sync", "async")
+MODES = ("async", "sync")
+# On a machine of 2 cores: in turn each has both, at the same time each has one.
+SERVICE = {"sync": [], "async": ["--engine.cores", "1"]}
+TRAINER = {"sync": [], "async": ["--threads", "1"]}
 
 
 def lines(file: Path) -> list[dict]:
@@ -28,19 +32,21 @@ def lines(file: Path) -> list[dict]:
 def measure(output: Path, seeds: list[int], more: list[str]) -> None:
     from engines import launched
 
-    missing = [(m, s) for s in seeds for m in reversed(MODES) if not (output / f"{m}-{s}" / "summary.json").exists()]
-    if not missing:
-        return
-    with launched("--config", "deploy/demo/service.toml") as (url, _):
-        for mode, seed in missing:
-            print(f"{mode}, seed {seed} ...", flush=True)
-            subprocess.run(["rm", "-rf", str(output / f"{mode}-{seed}")], check=True)
-            subprocess.run(
-                [str(BIN / "rl-loop"), "train", "--config", "deploy/demo/train.toml", "--endpoint", url, "--mode", mode,
-                 "--seed", str(seed), "--task.seed", str(seed * 100_000), "--output", str(output / f"{mode}-{seed}"),
-                 "--checkpoint_every", "0", *more],
-                cwd=ROOT, check=True,
-            )  # fmt: skip
+    for mode in MODES:
+        missing = [seed for seed in seeds if not (output / f"{mode}-{seed}" / "summary.json").exists()]
+        if not missing:
+            continue
+        with launched("--config", "deploy/demo/service.toml", *SERVICE[mode]) as (url, _):
+            for seed in missing:
+                print(f"{mode}, seed {seed} ...", flush=True)
+                folder = output / f"{mode}-{seed}"
+                shutil.rmtree(folder, ignore_errors=True)
+                subprocess.run(
+                    [str(BIN / "rl-loop"), "train", "--config", "deploy/demo/train.toml", "--endpoint", url,
+                     "--mode", mode, "--seed", str(seed), "--task.seed", str(seed * 100_000), "--output", str(folder),
+                     "--checkpoint_every", "0", *TRAINER[mode], *more],
+                    cwd=ROOT, check=True,
+                )  # fmt: skip
 
 
 def figures(output: Path, seeds: list[int]) -> dict[str, dict[str, float]]:

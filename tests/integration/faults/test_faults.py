@@ -28,8 +28,9 @@ from rollout_service.protocol import GroupRequest, Sampling
 PROMPT = "State the final answer to the following arithmetic problem: 12 + 34 - 56 =\n"
 QUOTA_MIB = 4
 SMALL_RUN = (
-    "--prompts_per_step", "4", "--completions", "4", "--sampling.max_tokens", "96", "--steps", "100000",
-    "--evaluate_every", "0", "--checkpoint_every", "2", "--lease_seconds", "20", "--ready_timeout", "300",
+    "--prompts_per_step", "4", "--completions", "4", "--sampling.max_tokens", "96", "--learning_rate", "3e-5",
+    "--steps", "100000", "--threads", "1", "--evaluate_every", "0", "--checkpoint_every", "2",
+    "--lease_seconds", "20", "--ready_timeout", "300",
 )  # fmt: skip
 
 
@@ -37,7 +38,7 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
     number, within = request.config.getoption("--faults"), request.config.getoption("--faults-within")
     seed = request.config.getoption("--faults-seed") or random.randrange(10**6)
     print(f"\n{number} faults, seed {seed}, in {tmp_path}")
-    service = Service(tmp_path, "--queue.disk_mib", str(QUOTA_MIB))
+    service = Service(tmp_path, "--queue.disk_mib", str(QUOTA_MIB), "--engine.cores", "1")
     service.start()
     trainer = Trainer(tmp_path, service.url, *SMALL_RUN)
     faults, bad, versions = Faults(service, trainer, seed), BadRequests(service.url, seed), Versions(service.url)
