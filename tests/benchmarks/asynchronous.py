@@ -1,6 +1,6 @@
 """Synchronous against asynchronous training on the demo policy: held-out reward, exposed generation, seconds a step.
 
-    python tests/benchmarks/asynchronous.py [--seeds 0 1 2] [--steps 12] [--output report/asynchronous]
+    python tests/benchmarks/asynchronous.py [--seeds 0 1 2] [--steps 12] [--TRAINER_FLAG ...]
 
 The same number of updates on as many groups, one run after the other. Trainer and engine have both cores in turn
 (sync), or one each (async). Runs that are there are not made again. Writes figures.json, figures.md and reward.png.
@@ -102,11 +102,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--output", type=Path, default=Path("report/asynchronous"))
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--evaluate_every", type=int, default=6)
     chosen, more = parser.parse_known_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     output = chosen.output.resolve()
     output.mkdir(parents=True, exist_ok=True)
-    measure(output, chosen.seeds, ["--steps", str(chosen.steps), "--evaluate_every", str(chosen.steps // 2), *more])
+    measure(output, chosen.seeds, ["--steps", str(chosen.steps), "--evaluate_every", str(chosen.evaluate_every), *more])
     table = figures(output, chosen.seeds)
     (output / "figures.json").write_text(json.dumps(table, indent=2) + "\n")
     rows = [f"| {name} | {table['sync'][name]:.4g} | {table['async'][name]:.4g} |" for name in table["sync"]]
