@@ -1,11 +1,13 @@
 """Pusher: brings the newest policy into service while the next is trained; what was too slow for that is skipped."""
 
+import hashlib
 import logging
 import threading
 import time
 from collections.abc import Mapping
 
 import httpx
+from safetensors.torch import save
 from torch import Tensor
 
 from rl_loop.ledger import TRANSIENT
@@ -80,10 +82,15 @@ class Pusher(threading.Thread):
         try:
             return self.client.push_weights("policy", tensors, version).pause
         except RolloutError as error:
-            # The answer to an earlier try may have been lost on its way.
-            if error.status != 409 or self.client.weights().policy.version != version:
+            if error.status != 409 or not self._is_in_service(version, tensors):
                 raise
         return 0.0
+
+    def _is_in_service(self, version: int, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether the version was pushed by an earlier try, whose answer was lost, and not by somebody else."""
+        status = self.client.weights().policy
+        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        return status.version == version and status.checksum == hashlib.sha256(save(contiguous)).hexdigest()
 
     def restore(self) -> None:
         """Push the newest again if the service has an older one: it was started again without a state folder."""

@@ -1,6 +1,8 @@
 """Pushes that overlap: one at a time, and of those that wait only the newest is loaded."""
 
 import asyncio
+import errno
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,3 +44,15 @@ async def test_a_push_that_fails_does_not_stand_in_the_way_of_the_next_try(fleet
     assert (await fleet.push("policy", 3, tmp_path / "w")).version == 3
     with pytest.raises(RefusedUpdate, match="versions only grow"):
         await fleet.push("policy", 3, tmp_path / "w")
+
+
+async def test_a_version_that_the_disk_has_no_room_for_is_not_published(fleet, tmp_path):
+    def no_room(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    del fleet._load_everywhere  # the fleet's own
+    fleet.state = SimpleNamespace(keep=no_room, folder=tmp_path)
+    with pytest.raises(RefusedUpdate, match="No space left") as refused:
+        await fleet.push("policy", 1, tmp_path / "w")
+    assert refused.value.status == 507
+    assert fleet.store.sets["policy"].status.version == 0
