@@ -126,7 +126,8 @@ class TrainConfig(Section):
     dynamic_sampling_rounds: int = Field(default=10, ge=1)
     """a step that is not full after so many rounds is trained as it is"""
     overlong_buffer: int = Field(default=0, ge=0)
-    """tokens below max_tokens over which the reward falls linearly by 1 (DAPO); 0 for none"""
+    """tokens below max_tokens over which the reward falls linearly by 1 (DAPO); 0 for none; with dapo a fifth of
+    max_tokens unless given"""
     correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
 
     max_staleness: int = Field(default=1, ge=0)
@@ -221,6 +222,8 @@ class TrainConfig(Section):
         for name, value in LOSS_DEFAULTS[self.loss].items():
             if name not in self.model_fields_set:
                 setattr(self, name, value)
+        if self.loss == "dapo" and "overlong_buffer" not in self.model_fields_set:
+            self.overlong_buffer = self.sampling.max_tokens // 5  # as the paper's 4,096 of 20,480
         if self.overlong_buffer > self.sampling.max_tokens:
             raise ValueError(f"overlong_buffer is above sampling.max_tokens, {self.sampling.max_tokens}")
         return self

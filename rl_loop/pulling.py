@@ -197,7 +197,7 @@ class Puller(threading.Thread):
         ]
         for group, futures in zip(new, rewards, strict=True):
             graded = GradedGroup.of(group, [future.result() for future in futures])
-            teaching = not self.config.dynamic_sampling or teaches(self.config, graded)
+            teaching = not self.config.dynamic_sampling or teaches(graded)
             if len(graded.rewards) > 1 and teaching:
                 self.ready.append(graded)
             else:

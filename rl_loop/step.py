@@ -58,9 +58,9 @@ def shaped_rewards(config: TrainConfig, graded: GradedGroup) -> list[float]:
     return [reward + overlong_penalty(len(c.token_ids), limit, config.overlong_buffer) for reward, c in pairs]
 
 
-def teaches(config: TrainConfig, graded: GradedGroup) -> bool:
-    """Whether its rewards differ: what dynamic sampling keeps."""
-    return len(set(shaped_rewards(config, graded))) > 1
+def teaches(graded: GradedGroup) -> bool:
+    """Whether its rewards differ, before shaping: what dynamic sampling keeps."""
+    return len(set(graded.rewards)) > 1
 
 
 def prepare(

@@ -130,7 +130,7 @@ class SynchronousLoop:
                 arrived = [g for g in self._generate(batch, requests, list(problems.values())) if len(g.rewards) > 1]
             if not config.dynamic_sampling:
                 return arrived, replaced
-            teaching = [g for g in arrived if teaches(config, g)]
+            teaching = [g for g in arrived if teaches(g)]
             graded += teaching
             replaced.groups += len(arrived) - len(teaching)
             if len(graded) >= config.prompts_per_step or replaced.rounds + 1 == config.dynamic_sampling_rounds:

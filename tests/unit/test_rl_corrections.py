@@ -80,6 +80,7 @@ def test_a_loss_brings_its_own_settings_and_given_ones_go_over_them():
     assert (plain.loss, plain.clip_low, plain.clip_high, plain.loss_average) == ("grpo", 0.2, 0.2, "token")
     dapo = TrainConfig(model="m", loss="dapo", clip_low=0.1)
     assert (dapo.clip_low, dapo.clip_high, dapo.dynamic_sampling) == (0.1, 0.28, True)
+    assert (plain.overlong_buffer, dapo.overlong_buffer) == (0, 256 // 5)
     assert TrainConfig(model="m", loss="dr_grpo").normalise_advantages is False
     assert TrainConfig(model="m", loss="gspo").loss_average == "sequence"
 
