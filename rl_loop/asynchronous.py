@@ -23,9 +23,10 @@ import json
 import threading
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty
+from typing import TypeVar
 
 import httpx
 import torch
@@ -39,7 +40,7 @@ from rl_loop.learner import Learner
 from rl_loop.ledger import TRANSIENT, Heartbeat, Ledger, acknowledge
 from rl_loop.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_metrics
 from rl_loop.prompts import group_requests
-from rl_loop.pulling import Pulled, Puller
+from rl_loop.pulling import PAUSE, Pulled, Puller
 from rl_loop.pushing import Pusher
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
@@ -47,6 +48,8 @@ from rl_loop.step import StageClock, prepare, step_metrics
 from rl_loop.tasks import Task
 from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import BatchesStatus
+
+T = TypeVar("T")
 
 GROUPS_FILE = "groups.jsonl"
 ENDS_WITHIN = 10.0
@@ -74,10 +77,10 @@ class AsynchronousLoop:
 
     def run(self) -> None:
         """From the state's step to the last one; leaves a checkpoint of it, and no lease."""
-        status = self.client.weights()
+        status = self._patiently(self.client.weights)
         self.dtype = getattr(torch, status.dtype)
         self.first = max(status.policy.version, self.state.version) + 1 - self.state.step
-        self.wasted_at_start = self.client.batches().tokens_wasted
+        self.wasted_at_start = self._patiently(self.client.batches).tokens_wasted
         self.pusher = Pusher(self.client, self.config.ready_timeout)
         self.puller = Puller(
             self.config, self.task, self.client, self.pool, self.state.run, self.ledger,
@@ -95,11 +98,24 @@ class AsynchronousLoop:
                 self._evaluate()
                 self._finish_evaluation(wait=True)
             self.save()
+            # What is left of the run is trained on, but for its acknowledgement, or was more than it needed.
+            self._patiently(lambda: self.client.cancel_prompts(self.state.run))
         finally:
             for thread in threads:
                 thread.stop()
             for thread in threads:
                 thread.join(ENDS_WITHIN)
+
+    def _patiently(self, call: Callable[[], T]) -> T:
+        """Through a service that is being started again."""
+        deadline = time.monotonic() + self.config.ready_timeout
+        while True:
+            try:
+                return call()
+            except httpx.TransportError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(PAUSE)
 
     def save(self) -> Path:
         """The checkpoint of the last finished step, written unless it is there; then what it holds is acknowledged."""

@@ -51,7 +51,7 @@ def index_of(name: str) -> int:
 
 
 def acknowledge(client: RolloutClient, ledger: Ledger, names: set[str]) -> None:
-    """Those of `names` that are held under a lease that still runs. The others come again, and are acknowledged then.
+    """Those of `names` that are held under a lease that still runs. The others come again, for another checkpoint.
 
     Raises RolloutError and httpx.TransportError: then some of them may be acknowledged."""
     with ledger.lock:

@@ -21,7 +21,7 @@ from typing import TypeVar
 import httpx
 
 from rl_loop.config import TrainConfig
-from rl_loop.ledger import TRANSIENT, Ledger, acknowledge, index_of, name_of, release
+from rl_loop.ledger import TRANSIENT, Ledger, index_of, name_of, release
 from rl_loop.metrics import GradedGroup
 from rl_loop.prompts import sampling_seed
 from rl_loop.rewards_pool import RewardsPool
@@ -161,7 +161,7 @@ class Puller(threading.Thread):
             status = self._retrying(lambda request=request: self.client.send_prompts(request))  # type: ignore[misc]
             gone = [index_of(name) for name in status.acknowledged]
             with ledger.lock:
-                ledger.outstanding |= set(part) - set(gone)
+                ledger.outstanding = (ledger.outstanding | set(part)) - set(gone)
                 ledger.position = max(ledger.position, part[-1] + 1)
             if gone:
                 logger.warning("%d problems were trained on after this checkpoint; they are left out", len(gone))
@@ -186,10 +186,9 @@ class Puller(threading.Thread):
             while ledger.position <= ahead:
                 ledger.outstanding.add(ledger.position)
                 ledger.position += 1
-            # One whose lease was over while it was in our hands is in them still, under this lease now.
+            # One whose lease was over while it was in our hands is in them still, under this lease now; and one that
+            # was trained on is acknowledged with the next checkpoint, not before one holds its training.
             new = [g for g in groups if g.id not in trained and index_of(g.id) not in self.arrived]
-        if trained:
-            self._retrying(lambda: acknowledge(self.client, ledger, trained))
         self.arrived |= {index_of(group.id) for group in new}
         rewards = [
             self.pool.submit(self.task.prompt("train", index_of(group.id)), [c.text for c in group.completions])

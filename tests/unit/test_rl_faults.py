@@ -117,7 +117,9 @@ def test_nothing_is_lost_and_nothing_trained_on_twice_through_random_deaths(tmp_
     assert sum(faults.values()) >= FAULTS / 2
     assert trained_on(settings.output) == groups
     assert in_log(queue, "accepted") == groups
-    assert in_log(queue, "acknowledged") == groups
+    acknowledged, cancelled = in_log(queue, "acknowledged"), in_log(queue, "cancelled")
+    assert acknowledged + cancelled == groups, "all at the end, each once"
+    assert cancelled.total() < acknowledged.total() / 4
     assert front.service.versions == sorted(set(front.service.versions)), "versions only grow"
     assert [m.step for m in running.reporter.log.steps] == list(range(1, steps + 1))
     assert all(len(m.staleness) <= 3 for m in running.reporter.log.steps)
