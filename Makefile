@@ -13,11 +13,14 @@ TORCH_FROM := --torch-backend cpu
 endif
 endif
 
-.PHONY: help venv demo demo-models test unit integration lint format clean
+FAULTS ?= 100
+
+.PHONY: help venv demo demo-models test test-faults unit integration lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, compare the drafters; writes report/"
 	@echo "make test         linting, types, unit and integration tests"
+	@echo "make test-faults  a training run with $(FAULTS) random faults (some half an hour; FAULTS=20 for fewer)"
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
 	@echo "make venv         only install, into $(VENV)"
 
@@ -43,6 +46,9 @@ unit: venv
 
 integration: venv
 	$(BIN)/python -m pytest tests/integration -q
+
+test-faults: venv
+	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000
 
 lint: venv
 	$(BIN)/ruff check .

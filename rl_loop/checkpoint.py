@@ -36,6 +36,12 @@ class RunState(BaseModel):
     """training problems handed out: the index of the next one"""
     version: int = 0
     """weight version that the last finished step was sampled by"""
+    run: str = ""
+    """asynchronous training: the run's name in the service's queue"""
+    outstanding: list[int] = Field(default_factory=list)
+    """asynchronous training: problems below `position` that are not trained on"""
+    trained: list[str] = Field(default_factory=list)
+    """asynchronous training: groups trained on that the service may hand out again"""
     losslessness: SurprisalSums = Field(default_factory=SurprisalSums)
     """over all steps, for the running z"""
 

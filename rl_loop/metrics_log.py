@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
-from rl_loop.metrics import EvaluationMetrics, Stage, StepMetrics
+from rl_loop.metrics import FIELDS_WITHOUT_A_CURVE, EvaluationMetrics, Stage, StepMetrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -35,7 +35,7 @@ class MetricsLog:
     def step(self, metrics: StepMetrics) -> None:
         self.steps.append(metrics)
         _append(self.output / STEPS_FILE, metrics)
-        fields = metrics.model_dump(exclude={"stages", "step"}, exclude_none=True)
+        fields = metrics.model_dump(exclude=FIELDS_WITHOUT_A_CURVE, exclude_none=True)
         self._events("train", metrics.step, fields)
         self._events("seconds", metrics.step, metrics.stages)
 

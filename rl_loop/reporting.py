@@ -25,6 +25,7 @@ COLUMNS: dict[str, Callable[[StepMetrics], str]] = {
     "max Δlogp": lambda m: f"{m.logprob_difference_max:.1e}",
     "z": lambda m: f"{m.z:+.2f}",
     "accept": lambda m: "–" if m.acceptance_length is None else f"{m.acceptance_length:.2f}",
+    "stale": lambda m: f"{m.staleness_mean:.2f}",
     "tok/s": lambda m: f"{m.tokens_per_second:.0f}",
     **{stage: lambda m, stage=stage: f"{m.stages[stage]:.1f}" for stage in STAGES},  # type: ignore[misc]
 }

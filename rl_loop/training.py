@@ -5,6 +5,7 @@ However the loop ends (its last step, a signal, the endpoint's failure), a check
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import torch
@@ -12,16 +13,19 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rl_loop.asynchronous import AsynchronousLoop
 from rl_loop.checkpoint import RunState, checkpoints, restore_checkpoint
 from rl_loop.config import TrainConfig
 from rl_loop.interruption import Interrupted, Interruption
 from rl_loop.learner import Learner, load_policy
+from rl_loop.losslessness import NotLossless
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.preflight import PreflightError, check_lengths, check_output, wait_until_ready
 from rl_loop.reporting import Reporter
+from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
 from rl_loop.summary import write_summary
-from rl_loop.synchronous import NotLossless, SynchronousLoop
+from rl_loop.synchronous import SynchronousLoop
 from rl_loop.tasks import Task, make_task
 from rollout_service.client import RolloutClient, RolloutError
 
@@ -41,10 +45,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             learner, state = make_learner(config)
         log = MetricsLog(config.output, state.step, config.tensorboard)
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-        if config.record_rollouts:
-            source = Recorder(source, config.output / "rollouts")
-        with Reporter(log, config.steps, console) as reporter:
-            loop = SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption)
+        with Reporter(log, config.steps, console) as reporter, open_pool(config) as pool:
+            loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool)
             try:
                 loop.run()
             except (Interrupted, NotLossless, RolloutError, ReplayError, httpx.TransportError):
@@ -52,6 +54,19 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
                 console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
                 raise
     write_summary(config.output, log.steps, log.evaluations, console)
+
+
+def make_loop(
+    config: TrainConfig, task: Task, learner: Learner, tokenizer: PreTrainedTokenizerBase, source: RolloutSource,
+    reporter: Reporter, state: RunState, interruption: Interruption, pool: RewardsPool | None,
+) -> SynchronousLoop | AsynchronousLoop:  # fmt: skip
+    if config.mode == "async":
+        assert isinstance(source, EndpointSource)
+        assert pool is not None
+        return AsynchronousLoop(config, task, learner, tokenizer, source.client, reporter, pool, state, interruption)
+    if config.record_rollouts:
+        source = Recorder(source, config.output / "rollouts")
+    return SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption, pool)
 
 
 def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
@@ -71,6 +86,16 @@ def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
         raise PreflightError(f"model: {config.model}: {error}") from error
     learner = Learner(config, policy, reference)
     return learner, RunState() if latest is None else restore_checkpoint(latest, learner)
+
+
+@contextmanager
+def open_pool(config: TrainConfig) -> Iterator[RewardsPool | None]:
+    """The reward processes, or None where rewards are had in this process."""
+    if config.reward_processes == 0:
+        yield None
+        return
+    with RewardsPool(partial(make_task, config.task), config.reward_processes, config.reward_timeout) as pool:
+        yield pool
 
 
 @contextmanager

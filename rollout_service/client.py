@@ -17,9 +17,17 @@ import httpx
 from pydantic import BaseModel
 
 from rollout_service.protocol import (
+    Batch,
+    BatchesStatus,
     ErrorBody,
     Group,
     GroupRequest,
+    LeaseExtension,
+    LeaseGroups,
+    LeaseRequest,
+    LeaseStatus,
+    PromptsRequest,
+    PromptsStatus,
     RolloutRequest,
     SharedMemoryPush,
     SpeculationStatus,
@@ -36,10 +44,11 @@ JSON = {"Content-Type": "application/json"}
 
 
 class RolloutError(RuntimeError):
-    """The service refused or failed a request. `status` is the HTTP status, `body` what it said."""
+    """The service refused or failed a request. `status` is the HTTP status, `body` what it said, `retry_after` the
+    seconds after which it may be tried again, where the service says so."""
 
-    def __init__(self, status: int, body: ErrorBody):
-        self.status, self.body = status, body
+    def __init__(self, status: int, body: ErrorBody, retry_after: float | None = None):
+        self.status, self.body, self.retry_after = status, body, retry_after
         details = "".join(f"\n  {p.field}: {p.message}" for p in body.problems)
         super().__init__(f"{status}: {body.error}{details}")
 
@@ -49,7 +58,8 @@ def _error(response: httpx.Response) -> RolloutError:
         body = ErrorBody.model_validate_json(response.content)
     except ValueError:
         body = ErrorBody(error=response.text[:500])
-    return RolloutError(response.status_code, body)
+    after = response.headers.get("retry-after")
+    return RolloutError(response.status_code, body, None if after is None else float(after))
 
 
 def _group(line: str) -> Group:
@@ -124,6 +134,51 @@ class RolloutClient(_Connection):
             return self.http.get("/ready", timeout=10.0).status_code == 200
         except httpx.HTTPError:
             return False
+
+    def send_prompts(self, request: PromptsRequest) -> PromptsStatus:
+        """Groups to generate in the background. Raises RolloutError: 429 when the queue is full (try again after
+        `retry_after` seconds), 507 when its disk is; then none was taken."""
+        return PromptsStatus.model_validate_json(self._post("/v1/prompts", request))
+
+    def cancel_prompts(self, run: str) -> None:
+        """Forget the run's groups that are not acknowledged."""
+        response = self.http.delete("/v1/prompts", params={"run": run})
+        if response.status_code != 200:
+            raise _error(response)
+
+    def return_leases(self, run: str) -> None:
+        """Return all leased groups of the run: its trainer begins anew."""
+        response = self.http.delete("/v1/batches", params={"run": run})
+        if response.status_code != 200:
+            raise _error(response)
+
+    def lease(self, request: LeaseRequest) -> Batch:
+        """Finished groups, and why if they are fewer than asked for."""
+        return Batch.model_validate_json(self._post("/v1/batches/lease", request))
+
+    def acknowledge(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
+        """Trained on: the lease's groups, or those named, are never handed out again. RolloutError 404: it is over."""
+        body = self._post(f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
+        return LeaseStatus.model_validate_json(body)
+
+    def release(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
+        """Not trained on: they are handed out again."""
+        body = self._post(f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
+        return LeaseStatus.model_validate_json(body)
+
+    def extend(self, lease: str, seconds: float) -> LeaseStatus:
+        return LeaseStatus.model_validate_json(
+            self._post(f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds))
+        )
+
+    def batches(self) -> BatchesStatus:
+        return BatchesStatus.model_validate_json(self._get("/v1/batches"))
+
+    def _post(self, path: str, body: BaseModel) -> bytes:
+        response = self.http.post(path, content=body.model_dump_json(exclude_none=True), headers=JSON)
+        if response.status_code != 200:
+            raise _error(response)
+        return response.content
 
     def push_weights(self, of: WeightsOf, tensors: Mapping[str, "torch.Tensor"], version: int) -> WeightStatus:
         """Give all engines `tensors` (checkpoint names) as `version`; returns when every engine holds it.
@@ -209,6 +264,52 @@ class AsyncRolloutClient(_Connection):
 
     async def _get(self, path: str) -> bytes:
         response = await self.http.get(path)
+        if response.status_code != 200:
+            raise _error(response)
+        return response.content
+
+    async def send_prompts(self, request: PromptsRequest) -> PromptsStatus:
+        """Groups to generate in the background. Raises RolloutError: 429 when the queue is full (try again after
+        `retry_after` seconds), 507 when its disk is; then none was taken."""
+        return PromptsStatus.model_validate_json(await self._post("/v1/prompts", request))
+
+    async def cancel_prompts(self, run: str) -> None:
+        """Forget the run's groups that are not acknowledged."""
+        response = await self.http.delete("/v1/prompts", params={"run": run})
+        if response.status_code != 200:
+            raise _error(response)
+
+    async def return_leases(self, run: str) -> None:
+        """Return all leased groups of the run: its trainer begins anew."""
+        response = await self.http.delete("/v1/batches", params={"run": run})
+        if response.status_code != 200:
+            raise _error(response)
+
+    async def lease(self, request: LeaseRequest) -> Batch:
+        """Finished groups, and why if they are fewer than asked for."""
+        return Batch.model_validate_json(await self._post("/v1/batches/lease", request))
+
+    async def acknowledge(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
+        """Trained on: the lease's groups, or those named, are never handed out again. RolloutError 404: it is over."""
+        body = await self._post(f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
+        return LeaseStatus.model_validate_json(body)
+
+    async def release(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
+        """Not trained on: they are handed out again."""
+        return LeaseStatus.model_validate_json(
+            await self._post(f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
+        )
+
+    async def extend(self, lease: str, seconds: float) -> LeaseStatus:
+        return LeaseStatus.model_validate_json(
+            await self._post(f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds))
+        )
+
+    async def batches(self) -> BatchesStatus:
+        return BatchesStatus.model_validate_json(await self._get("/v1/batches"))
+
+    async def _post(self, path: str, body: BaseModel) -> bytes:
+        response = await self.http.post(path, content=body.model_dump_json(exclude_none=True), headers=JSON)
         if response.status_code != 200:
             raise _error(response)
         return response.content

@@ -7,10 +7,11 @@ makes a new one.
 
 import functools
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from drafters.registry import make_drafter
 from rollout_service import asgi
@@ -33,6 +34,16 @@ class WeightsFile(NamedTuple):
     path: str
     node: str
     bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
+
+
+class Aborted(NamedTuple):
+    """A group that was ended before it was finished: the tokens that were generated in vain."""
+
+    tokens: int
+
+
+PAUSE_MODES: dict[str, Literal["abort", "wait", "keep"]] = {"drain": "wait", "restart": "abort", "keep": "keep"}
+"""vLLM's name for what happens to running completions at a weight update"""
 
 
 def ends_with_vllm(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
@@ -125,13 +136,17 @@ class Engine:
         )
 
     @ends_with_vllm
-    async def generate(self, group: GroupRequest) -> Group:
-        """All completions of one group with `prompt_token_ids`. Cancelling the call aborts them in vLLM."""
+    async def generate(self, group: GroupRequest, key: str) -> Group | Aborted:
+        """All completions of one group with `prompt_token_ids`. `abort(key)` and some weight updates end it early."""
         assert group.prompt_token_ids is not None
-        prompt = {"prompt_token_ids": group.prompt_token_ids}
+        prompt: dict[str, Any] = {"prompt_token_ids": group.prompt_token_ids}
+        if self.config.weights.keeps_cache:  # new completions must not find the old weights' keys and values
+            prompt["cache_salt"] = f"policy {self.policy_version}"
         final: Any = None
-        async for output in self.llm.generate(prompt, sampling_params(group), f"group-{uuid.uuid4().hex}"):
+        async for output in self.llm.generate(prompt, sampling_params(group), key):
             final = output
+        if any(output.finish_reason == "abort" for output in final.outputs):
+            return Aborted(sum(len(output.token_ids) for output in final.outputs))
         return Group(
             id=group.id or "",
             prompt_token_ids=group.prompt_token_ids,
@@ -140,6 +155,11 @@ class Engine:
             engine=self.index,
             metadata=group.metadata,
         )
+
+    @ends_with_vllm
+    async def abort(self, key: str) -> None:
+        """End the group that `generate` was called with; nothing happens when it has finished."""
+        await self.llm.abort(key)
 
     def _completion(self, output: "CompletionOutput", draft_steps: bool) -> Completion:
         metrics = output.spec_decode_metrics
@@ -169,15 +189,17 @@ class Engine:
         )
 
     @ends_with_vllm
-    async def load(self, weights: WeightsFile, of_drafter: bool) -> None:
-        """Take a version in place. Running completions wait, and go on with the new weights and a new KV cache."""
+    async def load(self, weights: WeightsFile, of_drafter: bool) -> float:
+        """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say. Returns the
+        seconds from the pause to the resumption of generation."""
         import ray
 
         path, copied = Path(weights.path), None
         if ray.get_runtime_context().get_node_id() != weights.node:
             copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
             path.write_bytes((await weights.bytes).data)
-        await self.llm.pause_generation(mode="keep", clear_cache=True)
+        policy, began = self.config.weights, time.monotonic()
+        await self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache)
         try:
             await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
             if of_drafter:
@@ -190,6 +212,7 @@ class Engine:
             await self.llm.resume_generation()
             if copied is not None:
                 copied.unlink()
+        return time.monotonic() - began
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch between sampled and greedy drafts without a restart; both are verified exactly."""

@@ -4,6 +4,8 @@ Pushed bytes become a file in the service's shared-memory folder. Engines on thi
 other nodes it is put once into Ray's object store. The file in service is kept: an engine that restarts takes it.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -17,6 +19,8 @@ from rollout_service.engine import WeightsFile
 from rollout_service.protocol import Problem, WeightsOf, WeightStatus
 
 SHARED_MEMORY = Path("/dev/shm")
+OWNER = "owner"
+"""file that a service holds a lock on while it runs"""
 HEADER_ALLOWANCE = 16 << 20
 
 
@@ -55,7 +59,7 @@ class WeightSet:
                 found,
             )
 
-    def publish(self, weights: WeightsFile, seconds: float) -> WeightStatus:
+    def publish(self, weights: WeightsFile, seconds: float, pause: float) -> WeightStatus:
         """`weights` is what every engine now holds."""
         if self.file is not None:
             Path(self.file.path).unlink(missing_ok=True)
@@ -67,6 +71,7 @@ class WeightSet:
             bytes=path.stat().st_size,
             checksum=_sha256(path),
             seconds=seconds,
+            pause=pause,
         )
         return self.status
 
@@ -75,8 +80,11 @@ class WeightStore:
     """Both weight sets of a service and the shared-memory folder their files lie in."""
 
     def __init__(self, policy_folder: Path, drafter: Drafter, dtype: str):
+        remove_orphans()
         self.folder = SHARED_MEMORY / f"rollout-service-{uuid.uuid4().hex}"
         self.folder.mkdir(mode=0o700)
+        self.owner = (self.folder / OWNER).open("w")
+        fcntl.flock(self.owner, fcntl.LOCK_EX)
         # A client that can read this file is on this machine and may push through the folder.
         (self.folder / "token").write_text(self.folder.name)
         self.sets: dict[WeightsOf, WeightSet] = {
@@ -100,7 +108,16 @@ class WeightStore:
         return file
 
     def close(self) -> None:
+        self.owner.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remove_orphans() -> None:
+    """Folders of services that were killed: nobody holds the lock in them any more."""
+    for file in SHARED_MEMORY.glob(f"rollout-service-*/{OWNER}"):
+        with contextlib.suppress(OSError), file.open("r+") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _elements(spec: TensorSpec) -> int:

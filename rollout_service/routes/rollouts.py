@@ -32,9 +32,7 @@ async def finished_groups(fleet: Fleet, telemetry: Telemetry, groups: list[Group
         for finished in asyncio.as_completed(tasks):
             group = await finished
             telemetry.in_flight.dec()
-            telemetry.groups.inc()
-            telemetry.completions.inc(len(group.completions))
-            telemetry.tokens.inc(sum(len(completion.token_ids) for completion in group.completions))
+            telemetry.finished(group)
             yield group.model_dump_json(exclude_none=True) + "\n"
     except FleetError as error:
         yield ErrorBody(error=str(error)).model_dump_json() + "\n"

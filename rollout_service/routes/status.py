@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from rollout_service.acceptance_report import speculation_status
 from rollout_service.fleet import Fleet
 from rollout_service.protocol import SpeculationStatus
+from rollout_service.routes.batches import queue_status
 
 router = APIRouter(tags=["status"])
 
@@ -30,6 +31,7 @@ async def metrics(request: Request) -> Response:
     telemetry = request.app.state.telemetry
     for member in fleet.members:
         telemetry.restarts.labels(str(member.index)).set(member.restarts)
+    telemetry.batches(queue_status(request.app.state.background))
     text = telemetry.exposition(await fleet.metrics())
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

@@ -51,9 +51,11 @@ async def push(request: Request, of: WeightsOf, version: int = Query(ge=1)) -> W
     except Exception:
         file.unlink(missing_ok=True)
         raise
-    telemetry = request.app.state.telemetry
-    telemetry.pushes.labels(of).inc()
-    telemetry.version.labels(of).set(version)
+    if not status.skipped:
+        telemetry = request.app.state.telemetry
+        telemetry.pushes.labels(of).inc()
+        telemetry.version.labels(of).set(version)
+        telemetry.pause.labels(of).observe(status.pause)
     return status
 
 

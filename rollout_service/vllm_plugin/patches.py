@@ -168,6 +168,50 @@ def replace_sampling_constraints() -> None:
     rejection_sampler().apply_sampling_constraints = apply_sampling_constraints
 
 
+# --- v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync -----------------------------------------------------
+
+
+class _GotPast(Exception):
+    """Raised by what the function reads next."""
+
+
+def seeded_prefill_is_right() -> bool:
+    """A seeded request whose step ends within its prompt, so that what was sampled is discarded, goes through."""
+    runner: Any = import_module("vllm.v1.worker.gpu_model_runner")
+
+    class Ids:
+        def copy(self) -> None:
+            raise _GotPast
+
+    batch = SimpleNamespace(num_reqs=1, generators={0: torch.Generator()}, req_ids=Ids())
+    mask = SimpleNamespace(np=torch.ones(1, dtype=torch.bool).numpy())
+    itself = SimpleNamespace(
+        use_async_scheduling=False, input_batch=batch, discard_request_mask=mask, _get_nans_in_logits=lambda logits: {}
+    )
+    try:
+        runner.GPUModelRunner._bookkeeping_sync(itself, None, None, None, None, 0)
+    except _GotPast:
+        return True
+    return False
+
+
+def replace_bookkeeping() -> None:
+    runner: Any = import_module("vllm.v1.worker.gpu_model_runner")
+
+    stock = runner.GPUModelRunner._bookkeeping_sync
+
+    def _bookkeeping_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
+        # Of the generators it only winds back those of discarded samples; on a CPU they draw on instead.
+        batch, generators = self.input_batch, self.input_batch.generators
+        batch.generators = {}
+        try:
+            return stock(self, *args, **kwargs)
+        finally:
+            batch.generators = generators
+
+    runner.GPUModelRunner._bookkeeping_sync = _bookkeeping_sync
+
+
 # --- UnquantizedFusedMoEMethod._setup_kernel -----------------------------------------------------------------------
 
 
@@ -310,6 +354,13 @@ PATCHES = [
         "its CPU kernel passes on drafts that are no tokens (-1), where they are to be refused",
         rejection_sample_is_right,
         replace_rejection_sample,
+    ),
+    Patch(
+        "vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync",
+        "it winds back the generator of a seeded request whose prefill takes several steps (as after a weight update), "
+        "which generators of a CPU cannot do, and the engine ends",
+        seeded_prefill_is_right,
+        replace_bookkeeping,
     ),
     Patch(
         "vllm...UnquantizedFusedMoEMethod._setup_kernel",
