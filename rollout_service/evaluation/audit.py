@@ -24,7 +24,7 @@ from rollout_service.evaluation.audit_config import AuditConfig, Setting
 from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
 from rollout_service.evaluation.recomputation import Cut, Recomputation
-from rollout_service.evaluation.running import generate_all, progress, started_engines
+from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
 from rollout_service.fleet import FleetError
 from rollout_service.hardware import resolve_device
 from rollout_service.protocol import Group, GroupRequest, Sampling
@@ -39,7 +39,7 @@ Greedy = dict[tuple[int, ...], list[int]]
 def audit(config: AuditConfig) -> list[AuditRow]:
     """Sample, test, print, and write audit.json and audit.md to `config.output`. Exits 1 when a row fails or an engine
     does."""
-    console = Console()
+    console = report_console()
     folder = resolve_model(config.model)
     try:
         sampled, greedy, limit = asyncio.run(sample(config, folder, console))

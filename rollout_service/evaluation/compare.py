@@ -26,7 +26,7 @@ from rollout_service.evaluation.config import CompareConfig
 from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
 from rollout_service.evaluation.report import write_report
 from rollout_service.evaluation.rows import Cell, Row
-from rollout_service.evaluation.running import generate_all, progress, started_engines
+from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
 from rollout_service.fleet import FleetError
 from rollout_service.hardware import resolve_device
 from rollout_service.protocol import GroupRequest, Sampling
@@ -36,7 +36,7 @@ WARM_UP_TOKENS = 16
 
 def compare(config: CompareConfig) -> list[Row]:
     """Measure, print, and write compare.json, compare.md and plots to `config.output`. Exits 1 when an engine fails."""
-    console = Console()
+    console = report_console()
     try:
         cells = asyncio.run(measure(config, console))
     except (FleetError, RolloutError, httpx.HTTPError, ValueError, OSError) as error:

@@ -89,7 +89,12 @@ class CompareConfig(Section):
         for drafter in self.drafters:
             if (drafter.kind, drafter.model) == (arm.kind, arm.model):
                 samplings = drafter.draft_sampling if make_drafter(arm).samples else ["greedy"]  # deterministic drafts
-                ways = product(samplings, drafter.verification)
+                ways = [
+                    (sampling, verification)
+                    for sampling, verification in product(samplings, drafter.verification)
+                    # Of deterministic drafts both verifications make the same decisions.
+                    if sampling == "probabilistic" or verification == drafter.verification[0]
+                ]
                 return [arm.model_copy(update={"draft_sampling": s, "verification": v}) for s, v in ways]
         return [arm]
 

@@ -1,7 +1,9 @@
 """The comparison as a table in the terminal, compare.json, compare.md, and two plots."""
 
 import json
+from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -56,18 +58,27 @@ def cells(row: Row) -> list[str]:
 
 
 def terminal_table(rows: list[Row], config: CompareConfig) -> Table:
+    """Without the columns that follow from others: the files have them all."""
     work = f"temperature {config.temperature:g}, {config.response_tokens} tokens a response"
-    table = Table(title=f"Drafters on {config.model}, {work}")
-    for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i in (0, 2, 3) else "right", no_wrap=True)
+    table = Table(title=f"Drafters on {config.model}, {work}", box=SIMPLE, padding=(0, 1, 0, 0))
+    shown = [i for i, column in enumerate(COLUMNS) if column not in ("rate", "tokens")]
+    for i in shown:
+        table.add_column(COLUMNS[i], justify="left" if i in (0, 2, 3) else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*cells(row), style=None if abs(row.z) < Z_LIMIT else "red")
+        values = cells(row)
+        table.add_row(*(values[i] for i in shown), style=None if abs(row.z) < Z_LIMIT else "red")
     return table
 
 
 def markdown(rows: list[Row]) -> str:
     lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(row) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def style(row: Row, kinds: list[str]) -> dict[str, Any]:
+    """A colour a drafter, a line style a way of drawing and verifying drafts."""
+    way = "--" if row.draft_sampling == "greedy" else ":" if row.verification == "block" else "-"
+    return {"color": f"C{kinds.index(row.drafter)}", "linestyle": way, "marker": "o"}
 
 
 def label(row: Row) -> str:
@@ -80,13 +91,13 @@ def plot_acceptance(rows: list[Row], config: CompareConfig) -> None:
     """Acceptance by position, one line a drafter, at the lowest concurrency."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     drafting = [r for r in rows if r.drafter != "none" and r.concurrency == min(config.concurrency)]
+    kinds = list(dict.fromkeys(row.drafter for row in drafting))
     for row in drafting:
         positions = range(1, len(row.acceptance_by_position) + 1)
-        axes.plot(positions, row.acceptance_by_position, marker="o", label=label(row),
-                  linestyle="--" if row.draft_sampling == "greedy" else "-")  # fmt: skip
+        axes.plot(positions, row.acceptance_by_position, label=label(row), **style(row, kinds))
     axes.set_xticks(range(1, max((r.draft_tokens for r in drafting), default=1) + 1))
     axes.set_xlabel("position in the draft")
     axes.set_ylabel("share of steps that accept it")
@@ -101,12 +112,13 @@ def plot_speed(rows: list[Row], config: CompareConfig) -> None:
     """Speed relative to no drafter by concurrency, one line a drafter."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     drafting = [r for r in rows if r.drafter != "none" and r.speedup is not None]
-    for name in dict.fromkeys(label(row) for row in drafting):
+    kinds = list(dict.fromkeys(row.drafter for row in drafting))
+    for name, row in {label(row): row for row in drafting}.items():
         points = [(r.concurrency, r.speedup) for r in drafting if label(r) == name]
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, linestyle="--" if "greedy" in name else "-")
+        axes.plot(*zip(*points, strict=True), label=name, **style(row, kinds))
     axes.axhline(1.0, color="black", linewidth=1)
     axes.set_xscale("log", base=2)
     axes.set_xticks(config.concurrency, [str(c) for c in config.concurrency])

@@ -18,6 +18,13 @@ from rich.progress import (
 from rollout_service.evaluation.arms import Arm, EngineArm
 from rollout_service.protocol import Group, GroupRequest
 
+TABLE_WIDTH = 150
+
+
+def report_console() -> Console:
+    """As wide as the tables need, also where the output goes to a file or a narrow window."""
+    return Console(width=max(Console().width, TABLE_WIDTH))
+
 
 @contextmanager
 def progress(console: Console) -> Iterator[Progress]:

@@ -1,40 +1,52 @@
-"""What the losslessness statistics cost a training step: entropy and variance of surprisal in the log-probability pass.
+"""What the losslessness statistics cost a training step.
 
     python tests/benchmarks/losslessness_cost.py [FOLDER OF A RUN]
 
-Times the learner's scoring of one micro-batch with them and with the log-probabilities alone, alternating, and relates
-the difference to the steps of a run (`report/train` of the demo unless another is given).
+Times the learner's scoring of one micro-batch, alternating: log-probabilities alone, with entropy (which is reported in
+any case), and with the variance of surprisal and the sums of z as well. Relates the differences to the steps of a run
+(`report/train` of the demo unless another is given).
 """
 
 import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from drafters.scoring import score_tokens, token_logprobs
+from drafters.scoring import SurprisalSums, score_tokens, token_logprobs
 
-VOCABULARY, TOKENS, ROUNDS = 160, 8192, 40
+VOCABULARY, TOKENS, ROUNDS = 160, 8192, 60
 
 
+def with_entropy(logits_NV: Tensor, tokens_N: Tensor) -> tuple[Tensor, Tensor]:
+    logprobs_NV = logits_NV.float().log_softmax(1)
+    return logprobs_NV.gather(1, tokens_N[:, None]), -(logprobs_NV.exp() * logprobs_NV).sum(1)
+
+
+@torch.no_grad()
 def main(run: Path) -> None:
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    logits = 2.0 * torch.randn(TOKENS, VOCABULARY)
-    tokens = torch.randint(VOCABULARY, (TOKENS,))
-    with_them, without = [], []
-    with torch.no_grad():
-        for _ in range(ROUNDS):
+    logits, tokens = 2.0 * torch.randn(TOKENS, VOCABULARY), torch.randint(VOCABULARY, (TOKENS,))
+    arms: dict[str, Callable[[], object]] = {
+        "log-probabilities": lambda: token_logprobs(logits, tokens, 1.0),
+        "with entropy": lambda: with_entropy(logits, tokens),
+        "with variance and z": lambda: SurprisalSums.of(score_tokens(logits, tokens)),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for _ in range(ROUNDS):
+        for name, compute in arms.items():
             began = time.perf_counter()
-            score_tokens(logits, tokens)
-            between = time.perf_counter()
-            token_logprobs(logits, tokens, 1.0)
-            with_them.append(between - began)
-            without.append(time.perf_counter() - between)
-    extra = (statistics.median(with_them) - statistics.median(without)) / TOKENS
-    of_step = statistics.median(extra * step["tokens"] / step["seconds"] for step in steps)
-    print(f"entropy and variance: {1e6 * extra:.2f} us a token; {of_step:.2%} of a step (median of {len(steps)} steps)")
+            compute()
+            seconds[name].append(time.perf_counter() - began)
+    median = {name: statistics.median(of) / TOKENS for name, of in seconds.items()}
+    token_share = statistics.median(step["tokens"] / step["seconds"] for step in steps)
+    for name, of_token in median.items():
+        extra = of_token - median["log-probabilities"]
+        print(f"{name:22} {1e6 * of_token:6.2f} us a token; {extra * token_share:6.2%} of a step beyond the first")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from drafters.training.offline import OfflineTraining
 @dataclass(frozen=True)
 class Figures:
     policy_steps: int
+    slips: float
     batch_size: int
     right: float
     length: float
@@ -39,8 +40,9 @@ its MTP head (`mtp.safetensors`).
 
 ## Policy
 A Qwen3-Next with full attention in every layer, 2.0 M parameters, and a tokenizer of single digits, signs and words.
-Supervised training: {policy_steps} steps of {batch_size} problems with worked solutions, AdamW, seed 0, stopped early
-on purpose.
+Supervised training: {policy_steps} steps of {batch_size} problems with worked solutions, AdamW, seed 0. In them, each
+column is wrong with chance {slips:.0%}, and all that follows builds on it: the policy learns the method and the slips,
+and reinforcement learning has the slips to unlearn.
 Data: reasoning-gym `chain_sum`, {task}; problems seeded from {training_seed} for training and from {held_out_seed} for
 what is held out. Prompt: the question and a newline.
 
@@ -73,6 +75,7 @@ def write_card(folder: Path, figures: Figures) -> None:
         sizes="\n".join(f"| {name} | {what[name]} | {size:,} |" for name, size in models.items()),
         task=", ".join(f"{key} {value}" for key, value in figures.task.items()),
         policy_steps=figures.policy_steps,
+        slips=figures.slips,
         batch_size=figures.batch_size,
         right=figures.right,
         length=figures.length,

@@ -27,6 +27,8 @@ from drafters.training.offline import OfflineTraining
 TASK = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2}
 TRAINING_SEED, HELD_OUT_SEED = 10_000_000, 5_000_000
 BATCH_SIZE = 64
+SLIPS = 0.1
+"""chance of a wrong column in the worked solutions that the policy learns from"""
 TOKENIZER_TEXTS = 2000
 
 
@@ -42,7 +44,9 @@ def main() -> None:
         first = (training[i] for i in range(TOKENIZER_TEXTS))
         texts = [problem["question"] + "\n" + solution(problem["metadata"]["expression"]) for problem in first]
         tokenizer = make_tokenizer(texts, folder)
-        policy = train_policy(training, held_out, tokenizer, steps=arguments.policy_steps, batch_size=BATCH_SIZE)
+        policy = train_policy(
+            training, held_out, tokenizer, steps=arguments.policy_steps, slips=SLIPS, batch_size=BATCH_SIZE
+        )
         policy.to(torch.bfloat16).save_pretrained(folder)
     else:
         AutoTokenizer.from_pretrained(arguments.policy).save_pretrained(folder)
@@ -70,6 +74,7 @@ def main() -> None:
         arguments.output,
         Figures(
             policy_steps=arguments.policy_steps,
+            slips=SLIPS,
             batch_size=BATCH_SIZE,
             right=right,
             length=length,
@@ -93,7 +98,7 @@ def read_arguments() -> argparse.Namespace:
     demo = Path(__file__).resolve().parents[1]
     parser.add_argument("--output", type=Path, default=demo / "models", help="folder to write (replaced as a whole)")
     parser.add_argument("--policy", type=Path, help="folder of a policy (and tokenizer) to take as it is")
-    parser.add_argument("--policy-steps", type=int, default=206, help="supervised steps; decides how much is right")
+    parser.add_argument("--policy-steps", type=int, default=450, help="supervised steps of the policy")
     parser.add_argument("--drafter-steps", type=int, default=240, help="steps of each drafter's training")
     parser.add_argument("--samples", type=int, default=2560, help="samples of the policy that the drafters learn from")
     parser.add_argument("--held-out", type=int, default=1024, help="held-out prompts for the figures of the card")

@@ -1,4 +1,5 @@
-"""Supervised training of the demo policy on worked solutions, stopped while there is still something to learn.
+"""Supervised training of the demo policy on worked solutions of a fallible teacher, whose slips it learns as well: they
+are what is left for reinforcement learning to unlearn.
 
 The policy is a small Qwen3-Next with full attention in every layer: the one architecture that vLLM serves on a CPU with
 an MTP head, an Eagle3 head and a draft model alike. Both experts of a layer act on every token, so no token's
@@ -45,14 +46,16 @@ def policy_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3NextConfig:
     )
 
 
-def batches(problems, tokenizer, batch_size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Padded `(token_ids, labels)` of prompt and worked solution; labels are -100 outside the response."""
+def batches(problems, tokenizer, batch_size: int, slips: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Padded `(token_ids, labels)` of prompt and worked solution; labels are -100 outside the response. `slips`: chance
+    of a wrong column in a solution."""
     for start in range(0, len(problems), batch_size):
         rows = []
         for i in range(start, start + batch_size):
             problem = problems[i]
             prompt = tokenizer.encode(problem["question"] + "\n")
-            answer = [*tokenizer.encode(solution(problem["metadata"]["expression"])), tokenizer.eos_token_id]
+            worked = solution(problem["metadata"]["expression"], seed=i, slips=slips)
+            answer = [*tokenizer.encode(worked), tokenizer.eos_token_id]
             rows.append((prompt, answer))
         width = max(len(p) + len(a) for p, a in rows)
         ids = torch.full((len(rows), width), tokenizer.pad_token_id)
@@ -69,10 +72,11 @@ def train_policy(
     tokenizer,
     *,
     steps: int,
+    slips: float,
     batch_size: int = 64,
     lr: float = 2e-3,
     seed: int = 0,
-    evaluate_every: int = 20,
+    evaluate_every: int = 50,
 ) -> Qwen3NextForCausalLM:
     torch.manual_seed(seed)
     model = Qwen3NextForCausalLM(policy_config(tokenizer)).float()
@@ -83,7 +87,7 @@ def train_policy(
     started, tokens = time.time(), 0
     with Progress() as progress:
         bar = progress.add_task("policy: supervised", total=steps)
-        for step, (ids, labels) in enumerate(batches(dataset, tokenizer, batch_size)):
+        for step, (ids, labels) in enumerate(batches(dataset, tokenizer, batch_size, slips)):
             if step == steps:
                 break
             logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits

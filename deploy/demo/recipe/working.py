@@ -4,13 +4,22 @@
 
 Each step adds or subtracts the next term from the running total, column by column from the right. A subtraction that
 goes below zero is turned round first. Carries are `+1`, borrows `-1` in the next column.
+
+The teacher is fallible: with a set chance a column's last digit is wrong, and all that follows is built on it. So the
+policy learns the method and, along with it, slips; reinforcement learning has those to unlearn.
 """
 
+import random
+from collections.abc import Callable
 
-def columns(left: int, right: int, sign: str) -> str:
-    """Column-by-column `left sign right` for left >= right >= 0 (subtraction) or any left, right >= 0 (addition)."""
+Slip = Callable[[], bool]
+
+
+def columns(left: int, right: int, sign: str, draw: random.Random, slip: Slip) -> tuple[str, int]:
+    """Column-by-column `left sign right` for left >= right >= 0 (subtraction) or any left, right >= 0 (addition), and
+    the result that stands in the columns."""
     a, b = str(left)[::-1], str(right)[::-1]
-    written, carry = [], 0
+    written, digits, carry = [], "", 0
     for i in range(max(len(a), len(b))):
         x, y = int(a[i]) if i < len(a) else 0, int(b[i]) if i < len(b) else 0
         value = x + y + carry if sign == "+" else x - y - carry
@@ -19,35 +28,40 @@ def columns(left: int, right: int, sign: str) -> str:
             value, carry, shown = value + 10, 1, f"1{shown}"
         else:
             carry = value // 10 if sign == "+" else 0
+        if slip():
+            value = value - value % 10 + (value + draw.randrange(1, 10)) % 10
         written.append(f"{shown}={value}")
-    return ",".join(written)
+        digits = str(value % 10) + digits
+    if carry and sign == "+":
+        digits = "1" + digits
+    return ",".join(written), int(digits)
 
 
-def step(total: int, sign: str, term: int) -> str:
-    """One step `total sign term` with its working and result."""
-    result = total + term if sign == "+" else total - term
+def step(total: int, sign: str, term: int, draw: random.Random, slip: Slip) -> tuple[str, int]:
+    """One step `total sign term` with its working, and its result."""
     if sign == "+" and total >= 0:
-        work = columns(total, term, "+")
+        work, result = columns(total, term, "+", draw, slip)
         head = f"{total}+{term}"
     elif sign == "-" and total < 0:  # -a - b = -(a + b)
-        work = columns(-total, term, "+")
-        head = f"{total}-{term}=-({-total}+{term})"
+        work, magnitude = columns(-total, term, "+", draw, slip)
+        head, result = f"{total}-{term}=-({-total}+{term})", -magnitude
     else:  # a difference of two magnitudes: the larger one goes first
-        magnitude = abs(total)
-        larger, smaller = max(magnitude, term), min(magnitude, term)
-        work = columns(larger, smaller, "-")
-        head = f"{total}{sign}{term}"
-        turned = f"{'-' if result < 0 else ''}({larger}-{smaller})"
-        if total < 0 or result < 0:
-            head += f"={turned}"
-    return f"{head}:{work}={result};"
+        is_negative = (total + term if sign == "+" else total - term) < 0
+        larger, smaller = max(abs(total), term), min(abs(total), term)
+        work, magnitude = columns(larger, smaller, "-", draw, slip)
+        head, result = f"{total}{sign}{term}", -magnitude if is_negative else magnitude
+        if total < 0 or is_negative:
+            head += f"={'-' if is_negative else ''}({larger}-{smaller})"
+    return f"{head}:{work}={result};", result
 
 
-def solution(expression: str) -> str:
-    """The worked solution of `a + b - c ...` (terms and signs separated by blanks), ending in `Answer: N`."""
+def solution(expression: str, seed: int = 0, slips: float = 0.0) -> str:
+    """The worked solution of `a + b - c ...` (terms and signs separated by blanks), ending in `Answer: N`. Each column
+    is wrong with chance `slips`, the same ones for the same seed."""
+    draw = random.Random(seed)
     terms = expression.split()
     total, lines = int(terms[0]), []
     for sign, term in zip(terms[1::2], terms[2::2], strict=True):
-        lines.append(step(total, sign, int(term)))
-        total = total + int(term) if sign == "+" else total - int(term)
+        line, total = step(total, sign, int(term), draw, lambda: draw.random() < slips)
+        lines.append(line)
     return "".join(lines) + f"Answer: {total}"
