@@ -242,8 +242,8 @@ class Fleet:
                 member.in_service = False
                 deaths += 1
             finally:
-                member.add_load(-group.n)
-        raise FleetError(f"group {group.id!r}: the engine that generated it died {ATTEMPTS} times in a row")
+                member.load -= group.n
+        raise FleetError(f"group {group.id or group.prompt_token_ids}: its engine died {ATTEMPTS} times in a row")
 
     def _count_what_it_leaves(self, call: "asyncio.Future[Group | Aborted]") -> None:
         async def count() -> None:

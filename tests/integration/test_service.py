@@ -165,7 +165,10 @@ def test_every_path_keeps_the_positions_free_that_a_drafter_looks_ahead(client):
     body = {"model": "demo-policy", "prompt": ids, "return_token_ids": True, "ignore_eos": True}
     (choice,) = client.http.post("/v1/completions", json=body | {"max_tokens": 20}).json()["choices"]
     assert len(choice["token_ids"]) == 20
-    assert client.http.post("/v1/completions", json=body | {"max_tokens": 21}).status_code == 400
+    for more in ({"max_tokens": 21}, {"max_tokens": None}):  # vLLM's own route cuts them to what is left
+        (choice,) = client.http.post("/v1/completions", json=body | more).json()["choices"]
+        assert len(choice["token_ids"]) == 20
+    assert client.http.post("/v1/completions", json=body | {"prompt": [10] * (limit + 1)}).status_code == 400
 
 
 def test_the_audit_passes_a_running_endpoint(service, tmp_path):
@@ -220,7 +223,7 @@ def test_speculation_and_metrics_count_the_same_drafts(client):
     records = [c.speculation for g in groups for c in g.completions]
     assert after.accepted - before.accepted == sum(r.accepted for r in records)
     assert after.draft_steps - before.draft_steps == sum(r.draft_steps for r in records)
-    assert after.acceptance_length > 2.0
+    assert 1 + (after.accepted - before.accepted) / (after.draft_steps - before.draft_steps) > 2.0
     text = client.http.get("/metrics").text
     counted = next(line for line in text.splitlines() if line.startswith("vllm:spec_decode_num_accepted_tokens_total"))
     assert float(counted.rsplit(" ", 1)[1]) == after.accepted
