@@ -50,7 +50,7 @@ class AuditConfig(Section):
 
     tokens: int = Field(default=50_000, ge=100)
     """at least this many a row"""
-    response_tokens: int = Field(default=12, ge=2)
+    response_tokens: int = Field(default=8, ge=2)
     """length of every response: short ones hold more tokens that the policy is unsure of"""
     contexts: int = Field(default=16, ge=1)
     """prompts that are sampled from; one in eight is so long that its responses end at the context limit"""
