@@ -45,7 +45,7 @@ unit: venv
 	$(BIN)/python -m pytest tests/unit -q
 
 integration: venv
-	$(BIN)/python -m pytest tests/integration -q
+	$(BIN)/python -m pytest tests/integration -q --ignore tests/integration/faults
 
 test-faults: venv
 	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000
