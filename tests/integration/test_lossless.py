@@ -126,7 +126,7 @@ def test_every_drafter_passes_with_both_verifications(kind, short, greedy):
             drafter = KINDS[kind].model_copy(update={"verification": method})
             row = short.row(llm, drafter, cut)
             assert row.failures == []
-            assert {"draft 1", "draft 2", "draft 3", "bonus", "undrafted", "context limit"} == row.positions.keys()
+            assert {"draft 1", "draft 2", "undrafted", "context limit"} <= row.positions.keys()
             assert sum(score.tokens for name, score in row.positions.items() if name != "context limit") == row.tokens
         assert short.row(llm, drafter, Cut(0.0), greedy=greedy).failures == []
 
