@@ -8,7 +8,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import httpx
 import ray
@@ -17,13 +16,14 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drafters.drafter import DrafterConfig
-from rollout_service.checkpoint_files import model_config, resolve_model
+from drafters.scoring import join_scores
+from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
 from rollout_service.evaluation.audit_config import AuditConfig, Setting
 from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
-from rollout_service.evaluation.recomputation import Cut, Recomputation
+from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
 from rollout_service.fleet import FleetError
 from rollout_service.hardware import resolve_device
@@ -31,6 +31,8 @@ from rollout_service.protocol import Group, GroupRequest, Sampling
 
 COMPLETIONS = 8
 """of a request"""
+CANDIDATES = 16
+"""random prompts that each chosen one is the least sure of"""
 
 Sampled = tuple[Setting, list[Group]]
 Greedy = dict[tuple[int, ...], list[int]]
@@ -41,15 +43,15 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     does."""
     console = report_console()
     folder = resolve_model(config.model)
+    recomputation, level = Recomputation(folder), Level(config.limit, config.logprob_tolerance)
     try:
-        sampled, greedy, limit = asyncio.run(sample(config, folder, console))
+        sampled, greedy, limit = asyncio.run(sample(config, recomputation, console))
     except (FleetError, RolloutError, httpx.HTTPError, ValueError, OSError) as error:
         sys.exit(f"rollout-service audit: {error}")
     except KeyboardInterrupt:
         sys.exit("rollout-service audit: interrupted; nothing was written")
     finally:
         ray.shutdown()
-    recomputation, level = Recomputation(folder), Level(config.limit, config.logprob_tolerance)
     rows = []
     with progress(console) as bar:
         task = bar.add_task("testing rows", total=len(sampled))
@@ -62,7 +64,9 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     return rows
 
 
-async def sample(config: AuditConfig, folder: Path, console: Console) -> tuple[list[Sampled], Greedy | None, int]:
+async def sample(
+    config: AuditConfig, recomputation: Recomputation, console: Console
+) -> tuple[list[Sampled], Greedy | None, int]:
     """The rows' groups; what greedy decoding without a drafter gives, where an engine without one is audited; and the
     context limit."""
     with progress(console) as bar:
@@ -72,12 +76,13 @@ async def sample(config: AuditConfig, folder: Path, console: Console) -> tuple[l
             try:
                 limit = (await arm.client.model())["max_model_len"]
                 rows = config.rows_of(arm.drafter)
-                return await sample_rows(config, arm, rows, Contexts(config, folder, limit), bar), None, limit
+                contexts = Contexts(config, recomputation, limit)
+                return await sample_rows(config, arm, rows, contexts, bar), None, limit
             finally:
                 await arm.stop()
         rows = config.rows()
         limit = config.context_limit
-        contexts = Contexts(config, folder, limit)
+        contexts = Contexts(config, recomputation, limit)
         drafters = list(dict.fromkeys(engine_key(row.drafter) for row in rows))
         if any(row.cut.temperature == 0.0 for row in rows) and engine_key(DrafterConfig()) not in drafters:
             drafters.insert(0, engine_key(DrafterConfig()))
@@ -120,28 +125,33 @@ async def sample_rows(
 
 
 class Contexts:
-    """The prompts: the configured ones or a few random tokens each, and long ones whose responses end at the limit."""
+    """The prompts: the configured ones or a few random tokens each, and long ones whose responses end at the limit.
 
-    def __init__(self, config: AuditConfig, folder: Path, limit: int):
-        self.config, self.limit = config, limit
-        self.vocabulary = model_config(folder)["vocab_size"]
+    Of random prompts those are taken after which the policy is least sure: the variance of the surprisal is what a
+    wrong temperature shows in. The choice looks at the policy alone, so it favours no outcome.
+    """
+
+    def __init__(self, config: AuditConfig, recomputation: Recomputation, limit: int):
+        self.config, self.limit, self.recomputation = config, limit, recomputation
+        self.vocabulary = recomputation.vocabulary
         self.generator = torch.Generator().manual_seed(config.seed)
         self.longest = limit - config.response_tokens
         if self.longest < 2:
             raise ValueError(f"response_tokens: {config.response_tokens} leave no room for a prompt in {limit} tokens")
         long = -(-config.contexts // 8)
+        short = config.contexts - long
         self.prompts = [
-            *(self._configured(folder) if config.prompts else self._random(config.contexts))[: config.contexts - long],
-            *(self._tokens(self.longest) for _ in range(long)),
+            *(self._configured()[:short] if config.prompts else self._unsure(self._random(CANDIDATES * short), short)),
+            *self._unsure([self._tokens(self.longest) for _ in range(CANDIDATES * long)], long),
         ]
         self.greedy_prompts = self._random(-(-config.tokens // config.response_tokens)) + self.prompts
         self.requested = 0
 
-    def _configured(self, folder: Path) -> list[list[int]]:
+    def _configured(self) -> list[list[int]]:
         from transformers import AutoTokenizer
 
         assert self.config.prompts is not None
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(self.recomputation.folder)
         lines = [json.loads(line) for line in self.config.prompts.read_text().splitlines() if line.strip()]
         prompts = [line.get("prompt_token_ids") or tokenizer.encode(line["prompt"]) for line in lines]
         return [prompt[-self.longest :] for prompt in prompts]
@@ -155,6 +165,10 @@ class Contexts:
                 length += 1
             found.setdefault(tuple(self._tokens(length)))
         return [list(prompt) for prompt in found]
+
+    def _unsure(self, candidates: list[list[int]], count: int) -> list[list[int]]:
+        after = join_scores(self.recomputation.scores([Response(prompt, [0]) for prompt in candidates], Cut()))
+        return [candidates[i] for i in after.variance.topk(count).indices.tolist()]
 
     def _tokens(self, length: int) -> list[int]:
         return torch.randint(self.vocabulary, (length,), generator=self.generator).tolist()

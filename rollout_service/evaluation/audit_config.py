@@ -55,8 +55,8 @@ class AuditConfig(Section):
     contexts: int = Field(default=16, ge=1)
     """prompts that are sampled from; one in eight is so long that its responses end at the context limit"""
     prompts: Path | None = None
-    """JSON lines with `prompt` or `prompt_token_ids`; when not given, prompts of a few random tokens, where the policy
-    is unsure and the test is sharp"""
+    """JSON lines with `prompt` or `prompt_token_ids`, where whole drafts are accepted more often and the bonus token is
+    seen more; when not given, prompts of a few random tokens, where the policy is unsure and the test is sharp"""
     seed: int = 0
     """of the random prompts and of the sampling"""
 

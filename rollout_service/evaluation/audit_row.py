@@ -23,6 +23,8 @@ from rollout_service.protocol import Completion, Group
 
 NEAR_TIE = 1e-3
 """nats between the best two tokens within which an engine and a recomputation may differ at temperature 0"""
+ON_THE_EDGE = 1e-5
+"""nats or probability from the edge of top-k or top-p within which rounding may cut one token more or fewer"""
 
 
 class Score(BaseModel):
@@ -78,6 +80,8 @@ class AuditRow(BaseModel):
     fit: PairFit | None
     logprob_difference_max: float
     logprob_difference_mean: float
+    logprobs_on_the_edge: int
+    """tokens left out of the differences, because a token lies on the edge of top-k or top-p to within rounding"""
     greedy: Greedy | None
     detectable: Detectable | None
     acceptance_length: float
@@ -107,7 +111,7 @@ def judge(
     responses = [Response(prompt, c.token_ids) for prompt, c in completions]
     scores = join_scores(recomputation.scores(responses, cut))
     returned = torch.tensor([logprob for _, c in completions for logprob in c.logprobs])
-    differences = (scores.sampled_logprobs - returned).abs()
+    differences, on_the_edge = logprob_differences(responses, scores, returned, recomputation, cut, level)
     row = AuditRow(
         **setting.drafter.model_dump(include={"draft_tokens", "draft_sampling", "verification"}),
         **cut._asdict(),
@@ -118,6 +122,7 @@ def judge(
         fit=None,
         logprob_difference_max=differences.max().item(),
         logprob_difference_mean=differences.mean().item(),
+        logprobs_on_the_edge=on_the_edge,
         greedy=None,
         detectable=None,
         acceptance_length=acceptance_length([c for _, c in completions]),
@@ -149,6 +154,23 @@ def judge(
         total_variation=first.detectable_variation(level.p),
     )
     return row
+
+
+def logprob_differences(
+    responses: Sequence[Response], scores: TokenScores, returned: Tensor, recomputation: Recomputation, cut: Cut,
+    level: Level,
+) -> tuple[Tensor, int]:  # fmt: skip
+    """|returned - recomputed| by token, 0 where rounding at the edge of the cut explains it; and how many it does."""
+    differences = (scores.sampled_logprobs - returned).abs()
+    if cut.temperature == 0.0 or (cut.top_k == 0 and cut.top_p == 1.0):
+        return differences, 0
+    lengths = [len(response.tokens) for response in responses]
+    wrong = [i for i, part in enumerate(differences.split(lengths)) if part.max() > level.logprob_tolerance]
+    gaps = [torch.full((length,), math.inf) for length in lengths]
+    for index, gap in zip(wrong, recomputation.edge_gaps([responses[i] for i in wrong], cut), strict=True):
+        gaps[index] = gap
+    explained = (torch.cat(gaps) < ON_THE_EDGE) & (differences > level.logprob_tolerance)
+    return differences.masked_fill(explained, 0.0), int(explained.sum())
 
 
 def acceptance_length(completions: Sequence[Completion]) -> float:

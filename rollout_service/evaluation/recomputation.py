@@ -34,7 +34,9 @@ class Response(NamedTuple):
 
 class Recomputation:
     def __init__(self, folder: Path):
+        self.folder = folder
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        self.vocabulary: int = self.model.config.get_text_config().vocab_size
 
     def scores(
         self, responses: Sequence[Response], cut: Cut, advance: Callable[[int], None] = lambda tokens: None
@@ -55,6 +57,21 @@ class Recomputation:
             own_N = logits_NV.gather(1, tokens_N1).squeeze(1)
             margins[index] = own_N - logits_NV.scatter(1, tokens_N1, -torch.inf).amax(1)
         return [margins[index] for index in range(len(responses))]
+
+    def edge_gaps(self, responses: Sequence[Response], cut: Cut) -> list[Tensor]:
+        """By response: how near some token is to the edge of top-k (in nats between the last kept and the next) or of
+        top-p (in probability): where that is rounding error, an engine may rightly cut one token more or fewer."""
+        gaps: dict[int, Tensor] = {}
+        for index, logits_NV in self._logits(responses):
+            descending_NV = (logits_NV.float() / cut.temperature).sort(1, descending=True).values
+            gap_N = torch.full((len(logits_NV),), torch.inf)
+            if 0 < cut.top_k < logits_NV.shape[1]:
+                gap_N = descending_NV[:, cut.top_k - 1] - descending_NV[:, cut.top_k]
+                descending_NV = descending_NV[:, : cut.top_k]
+            if cut.top_p < 1.0:
+                gap_N = gap_N.minimum((descending_NV.softmax(1).cumsum(1) - cut.top_p).abs().amin(1))
+            gaps[index] = gap_N
+        return [gaps[index] for index in range(len(responses))]
 
     def next_logits(self, prompts: Sequence[list[int]]) -> Tensor:
         """Of the token that follows each prompt, (len(prompts), V)."""

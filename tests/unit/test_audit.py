@@ -121,6 +121,29 @@ def test_returned_log_probabilities_that_differ_fail():
     assert row(policy, drawn).failures == ["log-probabilities"]
 
 
+@pytest.mark.parametrize("cut", [Cut(1.0, 1.0, 3), Cut(1.0, 0.75, 0)])
+def test_a_token_more_in_the_cut_is_explained_where_it_lies_on_the_edge_and_there_alone(cut):
+    def failures(beyond_the_edge):
+        """Of an engine that keeps four tokens where the recomputation keeps three, the fourth of them tied with it."""
+        torch.manual_seed(0)
+        policy = Bigrams()
+        kept = torch.tensor([0.25, 0.25, 0.25 + beyond_the_edge, 0.25 - beyond_the_edge])
+        policy.table = torch.full((VOCAB, VOCAB), -20.0)
+        policy.table[:, :4] = kept.log()
+        tokens = torch.randint(3, (40, 8)).tolist()
+        logprobs = [kept.log()[line].tolist() for line in torch.tensor(tokens)]
+        drawn = [
+            Group(id="", prompt_token_ids=[0], completions=[completion(*c)], sampling=Sampling(), engine=0)
+            for c in zip(tokens, logprobs, strict=True)
+        ]
+        result = row(policy, drawn, cut)
+        assert (result.logprobs_on_the_edge > 0) == (not result.failures)
+        return result.failures
+
+    assert failures(1e-6) == []
+    assert failures(1e-3) == ["log-probabilities"]
+
+
 def test_a_bias_of_the_second_token_alone_fails_in_the_first_two():
     torch.manual_seed(0)
     policy = Bigrams()
