@@ -70,3 +70,20 @@ def length_interval(parts: Sequence[Acceptance], z: float = 1.96) -> tuple[float
     variance = sum((part.accepted - ratio * part.steps) ** 2 for part in parts) / whole.steps**2
     half = z * math.sqrt(variance * len(parts) / (len(parts) - 1))
     return whole.length - half, whole.length + half
+
+
+def by_context_length(completions: Iterable[tuple[int, Sequence[int]]]) -> dict[int, Acceptance]:
+    """Acceptance by the tokens of context that a draft step began with, in classes that double: 1, 2, 4, 8, ...
+
+    A completion is its prompt's length and the number of drafts that each of its steps accepted, in order: a step
+    begins where the one before left off, the first after the response's first token. Drafted tokens are not counted.
+    """
+    histograms: dict[int, list[int]] = {}
+    for tokens, accepted_by_step in completions:
+        context = tokens + 1
+        for accepted in accepted_by_step:
+            histogram = histograms.setdefault(1 << (context.bit_length() - 1), [])
+            histogram += [0] * (accepted + 1 - len(histogram))
+            histogram[accepted] += 1
+            context += accepted + 1
+    return {floor: Acceptance(0, histogram) for floor, histogram in histograms.items()}

@@ -2,13 +2,13 @@
 
       task                      source (the rollout service)                learner
        |                              |                                        |
-       |  prepare     weights, version N  <------------------------------ checkpoint_tensors
+       |  prepare     weights, version N  <------------------------------ checkpoint_tensors, and the drafter's
        |  data        problems -> group requests                               |
        |------------------------------>                                        |
        |  generation  groups, each as it finishes                              |
        <------------------------------|                                        |
        |  rewards                                                              |
-       |  logprob     trainer's log-probabilities, entropy, z  <---------------|
+       |  logprob     trainer's log-probabilities, entropy, z  <---------------|  (the drafter learns here)
        |  data        advantages                                               |
        |  train       clipped loss, AdamW  ------------------------------------> policy N+1
 
@@ -32,6 +32,7 @@ from drafters.scoring import SurprisalSums, join_scores
 from rl_loop.advantages import group_advantages
 from rl_loop.checkpoint import RunState, checkpoint_folder, prune_checkpoints, save_checkpoint
 from rl_loop.config import TrainConfig
+from rl_loop.drafter_metrics import drafter_metrics
 from rl_loop.interruption import Interruption
 from rl_loop.learner import Example, Learner
 from rl_loop.metrics import (
@@ -43,6 +44,7 @@ from rl_loop.metrics import (
     mismatch_metrics,
     rollout_metrics,
 )
+from rl_loop.online_drafter import OnlineDrafter, learning_drafter
 from rl_loop.reporting import Reporter
 from rl_loop.sources import RolloutSource
 from rl_loop.tasks import Problem, Split, Task
@@ -81,11 +83,13 @@ class SynchronousLoop:
         reporter: Reporter,
         state: RunState | None = None,
         interruption: Interruption | None = None,
+        drafter: OnlineDrafter | None = None,
     ):
         self.config, self.task, self.learner, self.tokenizer = config, task, learner, tokenizer
         self.source, self.reporter = source, reporter
         self.state = state or RunState()
         self.interruption = interruption or Interruption()
+        self.drafter = drafter
         self.version = self.state.version
         self.is_published = False
 
@@ -106,7 +110,7 @@ class SynchronousLoop:
         if not folder.exists():
             with self.interruption.deferred():
                 self.reporter.stage("checkpoint")
-                save_checkpoint(folder, self.learner, self.tokenizer, self.state)
+                save_checkpoint(folder, self.learner, self.tokenizer, self.state, self.drafter)
                 prune_checkpoints(self.config.output, self.config.keep_checkpoints)
         return folder
 
@@ -126,7 +130,9 @@ class SynchronousLoop:
             graded = self._generate(batch, requests, list(problems.values()))
         with clock("logprob"):
             rollouts = [rollout for g in graded for rollout in g.rollouts]
-            scores = self.learner.logprobs(rollouts)
+            completions = [completion for g in graded for completion in g.group.completions]
+            with learning_drafter(self.drafter, self.learner.policy, state.step, completions) as (learned, after):
+                scores = self.learner.logprobs(rollouts, after)
             references = self.learner.reference_logprobs(rollouts)
         with clock("data"):
             advantages = group_advantages([g.rewards for g in graded], config.normalise_advantages)
@@ -162,12 +168,19 @@ class SynchronousLoop:
                     seconds=time.perf_counter() - started,
                 )
             )
+            if self.drafter is not None:
+                self.drafter.finish_step()
+            self.reporter.drafter(
+                drafter_metrics(self.reporter.log.drafter, graded, self.state.step, self.version, learned)
+            )
 
     def _publish(self) -> None:
         """Let the source sample from the learner's policy, unless it does."""
         if not self.is_published:
             self.version = self.source.publish(self.learner.checkpoint_tensors, self.version)
             self.is_published = True
+        if self.drafter is not None:
+            self.drafter.publish(self.source)
 
     def _evaluate(self) -> EvaluationMetrics:
         """The same held-out problems with the same seeds each time."""

@@ -6,6 +6,7 @@ with RolloutClient("http://127.0.0.1:8000") as client:
     client.push_weights("policy", tensors, version=1)
 """
 
+import hashlib
 import json
 import tempfile
 import uuid
@@ -166,6 +167,14 @@ class RolloutClient(_Connection):
         if response.status_code != 200:
             raise _error(response)
         return WeightStatus.model_validate_json(response.content)
+
+
+def tensors_checksum(tensors: Mapping[str, "torch.Tensor"]) -> str:
+    """SHA-256 of the safetensors bytes that `push_weights` makes of `tensors`: `WeightStatus.checksum` once pushed."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return hashlib.sha256(save(contiguous)).hexdigest()
 
 
 def _chunks(file: Path) -> Iterator[bytes]:

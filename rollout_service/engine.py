@@ -111,7 +111,7 @@ class Engine:
             tensor_parallel_size=engine.tensor_parallel_size,
             kv_cache_memory_bytes=int(gib * 2**30) if gib else None,
             speculative_config=speculative,
-            per_request_spec_decode_metrics="summary" if speculative else "none",
+            per_request_spec_decode_metrics="detailed" if speculative else "none",
             logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
             generation_config="vllm",  # a checkpoint's own sampling defaults must not change what is asked for
             worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
@@ -144,6 +144,7 @@ class Engine:
             drafted=metrics.num_draft_tokens,
             accepted=sum(j * steps for j, steps in enumerate(metrics.histogram)),
             accepted_histogram=metrics.histogram,
+            accepted_by_step=metrics.per_step_accepted,
         )
         return Completion(
             index=output.index,

@@ -102,6 +102,8 @@ class Speculation(WireType):
     accepted: int
     accepted_histogram: list[int]
     """steps by the number of accepted drafts, 0 to k"""
+    accepted_by_step: list[int] = Field(default_factory=list)
+    """accepted drafts of each step, in order: which context length a step had follows from it"""
 
 
 class Completion(WireType):
