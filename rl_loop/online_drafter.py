@@ -13,11 +13,11 @@ gradient checkpointing.) So the drafter costs no further forward of the policy.
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -34,14 +34,10 @@ from drafters.training.state import restore_training_state, training_state
 from rl_loop.batching import MicroBatch
 from rl_loop.config import TrainConfig
 from rl_loop.metrics import accepted_drafts
+from rl_loop.sources import RolloutSource
 from rollout_service.protocol import Completion
 
 STATE, FACTS = "drafter.safetensors", "drafter.json"
-
-
-class DrafterSink(Protocol):
-    def publish_drafter(self, tensors: Callable[[torch.dtype], Mapping[str, Tensor]], version: int) -> int:
-        """Let engines draft with `tensors`; `version` is the last one known. Returns the new version."""
 
 
 @dataclass
@@ -65,6 +61,8 @@ class OnlineDrafter:
         self.trained_steps = 0
         self.unfinished: tuple[dict[str, Tensor], dict[str, Any]] | None = None
         """state and facts from before the step in progress: what a checkpoint of the last finished step holds"""
+        self.has_learned = False
+        """since it was loaded or restored"""
         self.is_published = False
         """whether the engines hold what `learner` holds; False at first: what the service holds is not known"""
 
@@ -105,17 +103,17 @@ class OnlineDrafter:
             yield update, after_forward
         self.trained_steps += 1
         if self.trained_steps % self.config.drafter.training.push_every == 0:
-            self.is_published = False
+            self.is_published, self.has_learned = False, True
 
     def finish_step(self) -> None:
         """What was learned counts from here on."""
         self.unfinished = None
 
-    def publish(self, sink: DrafterSink) -> bool:
+    def publish(self, source: RolloutSource) -> bool:
         """Push the drafter unless the engines hold it; whether it was pushed."""
         if self.is_published:
             return False
-        self.version = sink.publish_drafter(self.tensors, self.version)
+        self.version = source.publish_drafter(self.tensors, self.version, is_new=self.has_learned)
         self.is_published = True
         return True
 
@@ -146,7 +144,7 @@ class OnlineDrafter:
         restore_training_state(state, self.learner, self.trainer.optimiser)
         self.version, self.trained_steps = facts["version"], facts["trained_steps"]
         self.rule.best, self.rule.is_behind, self.rule.last = facts["best"], facts["is_behind"], facts["last"]
-        self.unfinished, self.is_published = None, False
+        self.unfinished, self.is_published, self.has_learned = None, False, False
 
 
 @contextmanager

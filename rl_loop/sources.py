@@ -27,8 +27,9 @@ class RolloutSource(Protocol):
     def publish(self, tensors: Tensors, version: int) -> int:
         """Let later rollouts be sampled by `tensors`; `version` is the last one known. Returns the new version."""
 
-    def publish_drafter(self, tensors: Tensors, version: int) -> int:
-        """Let later rollouts be drafted by `tensors`; the drafter's versions count apart from the policy's."""
+    def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
+        """Let later rollouts be drafted by `tensors`; the drafter's versions count apart from the policy's. Unless
+        `is_new`, the engines may hold these very tensors."""
 
 
 class EndpointSource:
@@ -47,15 +48,16 @@ class EndpointSource:
         self.client.push_weights("policy", tensors(getattr(torch, status.dtype)), version)
         return version
 
-    def publish_drafter(self, tensors: Tensors, version: int) -> int:
-        """As `publish`, for the drafter alone. A service that holds the same bytes keeps its version: nothing is due.
+    def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
+        """As `publish`, for the drafter alone. One that is not new is pushed unless the service holds the same bytes.
 
-        Raises RolloutError when the service's drafter has no weights of its own."""
+        Raises RolloutError when the service's drafter has no weights of its own.
+        """
         status = self.client.weights()
         if status.drafter is None:
             raise RolloutError(409, ErrorBody(error="no drafter with weights of its own; start the service with one"))
         pushed = tensors(getattr(torch, status.dtype))
-        if tensors_checksum(pushed) == status.drafter.checksum:
+        if not is_new and tensors_checksum(pushed) == status.drafter.checksum:
             return status.drafter.version
         version = max(version, status.drafter.version) + 1
         self.client.push_weights("drafter", pushed, version)
@@ -86,7 +88,7 @@ class ReplaySource:
     def publish(self, tensors: Tensors, version: int) -> int:
         return version + 1
 
-    def publish_drafter(self, tensors: Tensors, version: int) -> int:
+    def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
         return version + 1
 
 
@@ -106,5 +108,5 @@ class Recorder:
     def publish(self, tensors: Tensors, version: int) -> int:
         return self.source.publish(tensors, version)
 
-    def publish_drafter(self, tensors: Tensors, version: int) -> int:
-        return self.source.publish_drafter(tensors, version)
+    def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
+        return self.source.publish_drafter(tensors, version, is_new=is_new)

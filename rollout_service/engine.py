@@ -130,13 +130,15 @@ class Engine:
         return Group(
             id=group.id or "",
             prompt_token_ids=group.prompt_token_ids,
-            completions=[self._completion(output) for output in final.outputs],
+            completions=[self._completion(output, len(group.prompt_token_ids)) for output in final.outputs],
             engine=self.index,
             metadata=group.metadata,
         )
 
-    def _completion(self, output: "CompletionOutput") -> Completion:
+    def _completion(self, output: "CompletionOutput", prompt_tokens: int) -> Completion:
         metrics = output.spec_decode_metrics
+        if metrics:
+            self.counts.add_contexts(prompt_tokens, metrics.per_step_accepted)
         speculation = metrics and Speculation(
             drafter=self.config.drafter.kind,
             drafter_version=self.drafter_version,
@@ -163,8 +165,11 @@ class Engine:
         )
 
     @ends_with_vllm
-    async def load(self, weights: WeightsFile, of_drafter: bool) -> None:
-        """Take a version in place. Running completions wait, and go on with the new weights and a new KV cache."""
+    async def load(self, weights: WeightsFile, of_drafter: bool) -> dict[str, Any]:
+        """Take a version in place. Running completions wait, and go on with the new weights and a new KV cache.
+
+        Returns what `WorkerExtension.load_checkpoint_tensors` says of the file and of the modules that changed.
+        """
         import ray
 
         path, copied = Path(weights.path), None
@@ -173,7 +178,7 @@ class Engine:
             path.write_bytes((await weights.bytes).data)
         await self.llm.pause_generation(mode="keep", clear_cache=True)
         try:
-            await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
+            reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
             if of_drafter:
                 self.drafter_version = weights.version
             else:
@@ -184,6 +189,7 @@ class Engine:
             await self.llm.resume_generation()
             if copied is not None:
                 copied.unlink()
+        return reports[0] | {"changed": sum(report["changed"] for report in reports)}
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch between sampled and greedy drafts without a restart; both are verified exactly."""
@@ -191,6 +197,10 @@ class Engine:
 
     async def speculation(self) -> list[dict[str, Any]]:
         return self.counts.rows()
+
+    async def context_acceptance(self) -> dict[int, list[int]]:
+        """Histograms of accepted drafts by context length, as `drafters.acceptance.by_context_length` counts them."""
+        return {floor: acceptance.histogram for floor, acceptance in self.counts.by_context.items()}
 
     async def metrics(self) -> str:
         """vLLM's Prometheus metrics of this engine, in text format."""

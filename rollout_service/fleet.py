@@ -18,6 +18,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from drafters.registry import make_drafter
+from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
@@ -66,6 +67,9 @@ class Fleet:
         self.policy_config = model_config(self.folder)
         self.drafter.check(self.policy_config)
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
+        self.alarms = Alarms(config.alarms)
+        self.drafter_since: dict[int, int] = {0: 0}
+        """drafter versions, and the policy version that was in service when each came"""
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.members: list[Member] = []
@@ -207,14 +211,15 @@ class Fleet:
 
     # --- control ---
 
-    async def push(self, of: WeightsOf, version: int, file: Path) -> WeightStatus:
-        """Load a checked file into every engine and publish its version. `file` is ours: kept while in service.
+    async def push(self, of: WeightsOf, version: int, file: Path, sent: str | None = None) -> WeightStatus:
+        """Load a checked file into every engine and publish its version. `file` is ours: kept while in service; `sent`
+        is the sender's checksum of it.
 
         Raises RefusedUpdate before any engine is touched, FleetError when no engine could take it.
         """
         weights_set = self.store.sets[of]
         async with self._weights_lock:
-            weights_set.check(version, file)
+            checksum = weights_set.check(version, file, sent)
             began = time.monotonic()
             weights = self._locate(version, file)
             members = [member for member in self.members if member.in_service]
@@ -229,7 +234,14 @@ class Fleet:
             if len(failed) == len(members):
                 reason = failed[0][1] if failed else "none is in service"
                 raise FleetError(f"no engine could load {of} version {version}: {reason}")
-            return weights_set.publish(weights, time.monotonic() - began)
+            is_new = self.store.differs(of, file, checksum)
+            status = weights_set.publish(weights, checksum, time.monotonic() - began)
+            policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
+            if of == "drafter":
+                self.drafter_since[version] = policy
+            reports = {m.index: r for m, r in zip(members, results, strict=True) if isinstance(r, dict)}
+            self.alarms.after_push(of, policy, drafter, checksum=checksum, is_new=is_new, reports=reports)
+            return status
 
     def _locate(self, version: int, file: Path) -> WeightsFile:
         here = ray.get_runtime_context().get_node_id()
@@ -248,6 +260,16 @@ class Fleet:
         """Counts by version, one row an engine and version."""
         calls = [member.actor.speculation.remote() for member in self.members if member.in_service]
         return [row for rows in await asyncio.gather(*calls) for row in rows]
+
+    async def check_acceptance(self) -> None:
+        """Raise the alarms that the counts so far give reason to; an engine that dies meanwhile has no say."""
+        with contextlib.suppress(*ENGINE_LOST):
+            self.alarms.check_acceptance(await self.speculation())
+
+    async def context_acceptance(self) -> list[dict[int, list[int]]]:
+        """Histograms of accepted drafts by context length, one an engine."""
+        calls = [member.actor.context_acceptance.remote() for member in self.members if member.in_service]
+        return await asyncio.gather(*calls)
 
     async def metrics(self) -> dict[int, str]:
         """vLLM's Prometheus text of each engine in service, by its index."""

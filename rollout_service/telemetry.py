@@ -25,6 +25,7 @@ class Telemetry:
         self.in_flight = Gauge("rollout_groups_in_flight", "Groups being generated", registry=self.registry)
         self.pushes = Counter("rollout_weight_pushes", "Published updates", ["of"], registry=self.registry)
         self.version = Gauge("rollout_weight_version", "Version in service", ["of"], registry=self.registry)
+        self.alarms = Counter("rollout_speculation_alarms", "Alarms raised", ["kind"], registry=self.registry)
         self.restarts = Gauge("rollout_engine_restarts", "Restarts of an engine", ["engine"], registry=self.registry)
 
     def exposition(self, engines: dict[int, str]) -> bytes:

@@ -36,6 +36,7 @@ async def finished_groups(fleet: Fleet, telemetry: Telemetry, groups: list[Group
             telemetry.completions.inc(len(group.completions))
             telemetry.tokens.inc(sum(len(completion.token_ids) for completion in group.completions))
             yield group.model_dump_json(exclude_none=True) + "\n"
+        await fleet.check_acceptance()
     except FleetError as error:
         yield ErrorBody(error=str(error)).model_dump_json() + "\n"
     finally:  # the client has gone, or an engine could not finish: nothing goes on in the engines

@@ -36,7 +36,7 @@ class Source(toys.SamplingSource):
         self.version = max(version, self.version) + 1
         return self.version
 
-    def publish_drafter(self, tensors, version):
+    def publish_drafter(self, tensors, version, *, is_new):
         self.pushed.append({name: t.clone() for name, t in tensors(torch.float32).items()})
         return len(self.pushed)
 
