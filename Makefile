@@ -13,12 +13,13 @@ TORCH_FROM := --torch-backend cpu
 endif
 endif
 
-.PHONY: help venv demo demo-models test unit integration lint format clean
+.PHONY: help venv demo demo-models study test unit integration lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, compare the drafters; writes report/"
 	@echo "make test         linting, types, unit and integration tests"
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
+	@echo "make study        drafters by draft length and by training data, and with a policy that moves; writes report/study"
 	@echo "make venv         only install, into $(VENV)"
 
 venv: $(VENV)/.installed
@@ -35,6 +36,9 @@ demo: venv
 
 demo-models: venv
 	$(BIN)/python deploy/demo/recipe/make_models.py
+
+study: venv
+	$(BIN)/python deploy/demo/study/run.py --config deploy/demo/study/study.toml
 
 test: lint unit integration
 

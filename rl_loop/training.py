@@ -44,6 +44,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             drafter = make_drafter(config, learner)
         log = MetricsLog(config.output, state.step, config.tensorboard)
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        endpoint = source if isinstance(source, EndpointSource) else None
         if config.record_rollouts:
             source = Recorder(source, config.output / "rollouts")
         with Reporter(log, config.steps, console) as reporter:
@@ -54,6 +55,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
                 folder = loop.save()
                 console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
                 raise
+        for alarm in endpoint.client.speculation().alarms if endpoint else []:
+            console.print(f"alarm of the service, {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
     write_summary(config.output, log.steps, log.evaluations, console)
     if log.drafter:
         plot_acceptance(config.output / "acceptance.png", log.steps, log.drafter)

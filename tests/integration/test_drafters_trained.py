@@ -36,8 +36,7 @@ def sampled(llm, temperature=1.0, count=320, max_tokens=160):
     return samples, total(Acceptance(m.num_draft_tokens, m.histogram) for m in metrics)
 
 
-@pytest.mark.parametrize("kind", DEMO)
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize(("kind", "temperature"), [("draft_model", 1.0), ("eagle3", 0.7), ("mtp", 1.0)])
 def test_the_predicted_acceptance_length_is_the_measured_one(kind, temperature):
     with in_process_llm(MODELS / "policy", DEMO[kind], per_request_spec_decode_metrics="summary") as llm:
         samples, measured = sampled(llm, temperature)
@@ -50,21 +49,26 @@ def test_the_predicted_acceptance_length_is_the_measured_one(kind, temperature):
     assert 1 + sum(predicted) == pytest.approx(measured.length, rel=0.03)
 
 
-@pytest.mark.parametrize("kind", DEMO)
-def test_a_drafter_trained_from_scratch_is_loaded_and_accepted(kind, tmp_path):
-    data = tmp_path / "groups.jsonl"
-    with in_process_llm(MODELS / "policy", DrafterConfig()) as llm:
-        from vllm import SamplingParams
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory):
+    """Completions of the policy as JSON lines, as the service answers."""
+    from vllm import SamplingParams
 
-        params = SamplingParams(temperature=1.0, max_tokens=60, seed=0, n=8)
-        prompts = [f"State the final answer to the following arithmetic problem: {a} + 31 - 24 =\n" for a in range(16)]
-        with data.open("w") as lines:
-            for output in llm.generate(prompts, params, use_tqdm=False):
-                completions = [{"token_ids": list(completion.token_ids)} for completion in output.outputs]
-                entry = {"prompt_token_ids": list(output.prompt_token_ids), "completions": completions}
-                lines.write(json.dumps(entry) + "\n")
+    file = tmp_path_factory.mktemp("rollouts") / "groups.jsonl"
+    params = SamplingParams(temperature=1.0, max_tokens=60, seed=0, n=8)
+    prompts = [f"State the final answer to the following arithmetic problem: {a} + 31 - 24 =\n" for a in range(16, 32)]
+    with in_process_llm(MODELS / "policy", DrafterConfig()) as llm, file.open("w") as lines:
+        for output in llm.generate(prompts, params, use_tqdm=False):
+            completions = [{"token_ids": list(completion.token_ids)} for completion in output.outputs]
+            entry = {"prompt_token_ids": list(output.prompt_token_ids), "completions": completions}
+            lines.write(json.dumps(entry) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("kind", DEMO)
+def test_a_drafter_trained_from_scratch_is_loaded_and_accepted(kind, rollouts, tmp_path):
     by_position = train_drafter(TrainDrafterConfig.model_validate({
-        "kind": kind, "policy": str(MODELS / "policy"), "data": data, "out": tmp_path / "out", "device": "cpu",
+        "kind": kind, "policy": str(MODELS / "policy"), "data": rollouts, "out": tmp_path / "out", "device": "cpu",
         "head": {"policy_layers": [2, 4, 6], "vocabulary_size": 32, "hidden_size": 64},
         "training": {"steps": 30, "batch_size": 16, "warmup": 5, "validate_every": 30},
     }))  # fmt: skip

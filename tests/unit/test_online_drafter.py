@@ -18,7 +18,9 @@ from rl_loop.drafter_plot import plot_acceptance, pushes
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.online_drafter import OnlineDrafter
-from rl_loop.sources import Recorder, ReplaySource
+from rl_loop.sources import EndpointSource, Recorder, ReplaySource
+from rollout_service.client import RolloutError, tensors_checksum
+from rollout_service.protocol import WeightsStatus, WeightStatus
 
 POLICIES = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
 PAIRS = [("llama", "eagle3"), ("llama", "draft_model"), ("qwen3_next", "mtp"), ("qwen3_next", "eagle3")]
@@ -200,3 +202,32 @@ def test_acceptance_is_reported_by_context_length(tmp_path):
     # Prompts of four tokens: steps that accept 1 and 2 begin with 5 and 7 tokens of context.
     assert [(c.from_tokens, c.draft_steps, c.accepted) for c in line.by_context_length] == [(4, 24, 36)]
     assert line.acceptance_length == pytest.approx(2.5)
+
+
+class Service:
+    """A rollout service's client, as far as pushes of a drafter go."""
+
+    def __init__(self, drafter):
+        self.drafter, self.pushes = drafter, []
+
+    def weights(self):
+        policy = WeightStatus(version=4, tensors=1, bytes=1, checksum="")
+        return WeightsStatus(policy=policy, drafter=self.drafter, dtype="float32", shared_memory="")
+
+    def push_weights(self, of, tensors, version):
+        self.pushes.append((of, version))
+        self.drafter = WeightStatus(version=version, tensors=1, bytes=1, checksum=tensors_checksum(tensors))
+
+
+def test_a_service_that_holds_the_drafter_already_is_not_pushed_to_unless_it_should_be_new():
+    service = Service(WeightStatus(version=0, tensors=1, bytes=0, checksum=""))
+    source, tensors = EndpointSource(service), lambda dtype: {"fc.weight": torch.ones(3, dtype=dtype)}
+    assert source.publish_drafter(tensors, 0, is_new=False) == 1, "a checkpoint's tensors are not known: it is pushed"
+    assert source.publish_drafter(tensors, 0, is_new=False) == 1
+    assert source.publish_drafter(tensors, 5, is_new=True) == 6, "the service then says that nothing changed"
+    assert service.pushes == [("drafter", 1), ("drafter", 6)]
+
+
+def test_a_service_whose_drafter_has_no_weights_says_what_to_do():
+    with pytest.raises(RolloutError, match="start the service with one"):
+        EndpointSource(Service(None)).publish_drafter(lambda dtype: {}, 0, is_new=True)
