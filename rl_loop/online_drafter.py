@@ -138,11 +138,17 @@ class OnlineDrafter:
 
     def _facts(self) -> dict[str, Any]:
         rule = {"best": self.rule.best, "is_behind": self.rule.is_behind, "last": self.rule.last}
-        return {"version": self.version, "trained_steps": self.trained_steps, **rule}
+        return {
+            "version": self.version,
+            "trained_steps": self.trained_steps,
+            "updates": self.trainer.updates,
+            **rule,
+        }
 
     def _restore(self, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
         restore_training_state(state, self.learner, self.trainer.optimiser)
         self.version, self.trained_steps = facts["version"], facts["trained_steps"]
+        self.trainer.updates = facts["updates"]
         self.rule.best, self.rule.is_behind, self.rule.last = facts["best"], facts["is_behind"], facts["last"]
         self.unfinished, self.is_published, self.has_learned = None, False, False
 

@@ -122,7 +122,10 @@ class OnlineTraining(Section):
     """trained steps between two pushes to the engines"""
     tokens_per_update: int = Field(default=2048, ge=1)
     """padded tokens of one optimiser update (or one rollout): a step's rollouts make as many updates as they fill"""
-    learning_rate: float = Field(default=3e-4, gt=0)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """constant after the warm-up: a drafter that is good already loses by large steps"""
+    warmup: int = Field(default=20, ge=0)
+    """optimiser updates over which the learning rate rises linearly: AdamW's first steps know no scale yet"""
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     """the drafter's gradients are scaled down to this norm, apart from the policy's"""

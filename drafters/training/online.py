@@ -59,6 +59,8 @@ class OnlineTrainer:
         self.optimiser = torch.optim.AdamW(
             learner.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
         )
+        self.updates = 0
+        """since the start of the run"""
 
     def learn(self, policy: PolicyOutputs, batch: Batch, seed: str) -> Iterator[tuple[float, float]]:
         """One update for every `tokens_per_update` tokens; gives the loss and the gradient's norm of each."""
@@ -82,6 +84,9 @@ class OnlineTrainer:
             step_decay=settings.step_decay,
             distance=self.distance,
         )
+        self.updates += 1
+        rising = min(1.0, self.updates / settings.warmup) if settings.warmup else 1.0
+        self.optimiser.param_groups[0]["lr"] = settings.learning_rate * rising
         self.optimiser.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.learner.parameters(), settings.max_grad_norm)

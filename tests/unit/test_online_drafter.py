@@ -55,7 +55,7 @@ class Source(toys.SamplingSource):
 
 
 def settings(output, kind, folder, training=None, **changes):
-    fields = {"learning_rate": 1e-2, "tokens_per_update": 40} | (training or {})
+    fields = {"learning_rate": 1e-2, "tokens_per_update": 40, "warmup": 0} | (training or {})
     drafter = {"kind": kind, "model": None if folder is None else str(folder), "training": fields}
     return toys.config(output, drafter=drafter, steps=4, prompts_per_step=3, **changes)
 
@@ -137,6 +137,18 @@ def test_every_mth_step_and_never_are_what_they_say():
     for fields, expected in [({"every": 3}, [0, 3, 6]), ({"when": "never"}, []), ({}, list(range(8)))]:
         rule = UpdateRule(OnlineTraining(**fields))
         assert [step for step in range(8) if rule.is_due(step, 2.0)] == expected
+
+
+def test_the_learning_rate_of_the_drafter_warms_up_and_goes_on_rising_after_a_resume(tmp_path):
+    folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
+    config = settings(tmp_path / "run", "eagle3", folder, {"warmup": 24})
+    drafter = run(config, toys.llama, Source(toys.llama())).drafter
+    updates = drafter.trainer.updates
+    assert 4 < updates < 24
+    assert drafter.trainer.optimiser.param_groups[0]["lr"] == pytest.approx(1e-2 * updates / 24)
+    again = OnlineDrafter.load(config, toys.llama())
+    again.restore(checkpoints(config.output)[-1])
+    assert again.trainer.updates == updates
 
 
 def test_a_drafter_that_is_not_due_is_neither_trained_nor_pushed(tmp_path):

@@ -1,6 +1,6 @@
 """Part 3: reinforcement learning that moves the policy far, with a drafter that is frozen, trained online, or adaptive.
 
-Each arm is the real thing: a launched service, and `rl-loop train` against its endpoint, from the same start with the
+Each arm is the real thing: `rl-loop train` against the endpoint of a launched service, from the same start, with the
 same seeds.
 """
 
@@ -21,17 +21,24 @@ BIN = Path(sys.executable).parent
 
 
 def moving(config: StudyConfig) -> list[dict[str, Any]]:
-    """One row an arm: acceptance and reward by step, pushes, and rollout time."""
+    """One row an arm: acceptance and reward by step, pushes, and rollout time. An interrupted arm goes on."""
+    left = [name for name in config.moving.arms if not (_output(config, name) / "summary.json").is_file()]
+    if left:
+        # One service for all: each arm begins by pushing the policy and the drafter that it begins with.
+        with service(config) as endpoint:
+            for name in left:
+                file = config.work / f"moving-{name}.json"
+                file.write_text(json.dumps(_train_config(config, name, endpoint, _output(config, name)), indent=2))
+                _train(file, _output(config, name))
     return [_arm(config, name) for name in config.moving.arms]
 
 
+def _output(config: StudyConfig, name: str) -> Path:
+    return config.work / f"moving-{name}"
+
+
 def _arm(config: StudyConfig, name: str) -> dict[str, Any]:
-    output = config.work / f"moving-{name}"
-    if not (output / "summary.json").is_file():
-        with service(config) as endpoint:
-            file = config.work / f"moving-{name}.json"
-            file.write_text(json.dumps(_train_config(config, name, endpoint, output), indent=2))
-            _train(file, output)
+    output = _output(config, name)
     steps = _lines(output / "metrics.jsonl")
     drafter = _lines(output / "drafter.jsonl")
     return {
@@ -57,6 +64,7 @@ def _train_config(config: StudyConfig, name: str, endpoint: str, output: Path) -
         "model": config.model,
         "endpoint": endpoint,
         "output": str(output),
+        "resume": (output / "checkpoints").is_dir(),
         "drafter": {key: value for key, value in drafter.items() if value is not None},
     }
 
