@@ -15,13 +15,14 @@ endif
 
 FAULTS ?= 100
 
-.PHONY: help venv demo demo-models test test-faults unit integration lint format clean
+.PHONY: help venv demo demo-models study test test-faults unit integration lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, compare the drafters; writes report/"
 	@echo "make test         linting, types, unit and integration tests"
 	@echo "make test-faults  a training run with $(FAULTS) random faults (some half an hour; FAULTS=20 for fewer)"
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
+	@echo "make study        drafters by draft length and by training data, and with a policy that moves; writes report/study"
 	@echo "make venv         only install, into $(VENV)"
 
 venv: $(VENV)/.installed
@@ -38,6 +39,9 @@ demo: venv
 
 demo-models: venv
 	$(BIN)/python deploy/demo/recipe/make_models.py
+
+study: venv
+	$(BIN)/python deploy/demo/study/run.py --config deploy/demo/study/study.toml
 
 test: lint unit integration
 

@@ -1,6 +1,7 @@
 """The command `drafters`: train a drafter, or say what a checkpoint is."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 
@@ -31,6 +32,7 @@ def train(argv: list[str]) -> int:
     # Imported after the command line is read, so that --help and mistakes in it answer at once.
     from drafters.training.command import train_drafter
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: leaves a state to resume
     try:
         train_drafter(config)
     except ValueError as error:

@@ -40,12 +40,14 @@ from rl_loop.learner import Learner
 from rl_loop.ledger import TRANSIENT, Heartbeat, Ledger, acknowledge
 from rl_loop.losslessness import check_losslessness
 from rl_loop.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_metrics
+from rl_loop.online_drafter import OnlineDrafter
 from rl_loop.prompts import group_requests
 from rl_loop.pulling import PAUSE, Pulled, Puller
 from rl_loop.pushing import Pusher
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
-from rl_loop.step import StageClock, prepare, step_metrics
+from rl_loop.sources import EndpointSource
+from rl_loop.step import StageClock, prepare, report_drafter, step_metrics
 from rl_loop.tasks import Task
 from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import BatchesStatus
@@ -63,10 +65,10 @@ class AsynchronousLoop:
     def __init__(
         self, config: TrainConfig, task: Task, learner: Learner, tokenizer: PreTrainedTokenizerBase,
         client: RolloutClient, reporter: Reporter, pool: RewardsPool, state: RunState | None = None,
-        interruption: Interruption | None = None,
+        interruption: Interruption | None = None, drafter: OnlineDrafter | None = None,
     ):  # fmt: skip
         self.config, self.task, self.learner, self.tokenizer = config, task, learner, tokenizer
-        self.client, self.reporter, self.pool = client, reporter, pool
+        self.client, self.reporter, self.pool, self.drafter = client, reporter, pool, drafter
         self.state = state or RunState()
         self.state.run = self.state.run or uuid.uuid4().hex
         self.interruption = interruption or Interruption()
@@ -93,6 +95,7 @@ class AsynchronousLoop:
             for thread in threads:
                 thread.start()
             self._publish()
+            self._publish_drafter()
             while self.state.step < self.config.steps:
                 self._step()
             if self.config.evaluate_every:
@@ -124,7 +127,7 @@ class AsynchronousLoop:
         with self.interruption.deferred():
             if not folder.exists():
                 self.reporter.stage("checkpoint")
-                save_checkpoint(folder, self.learner, self.tokenizer, self.state)
+                save_checkpoint(folder, self.learner, self.tokenizer, self.state, self.drafter)
                 prune_checkpoints(self.config.output, self.config.keep_checkpoints)
             try:
                 acknowledge(self.client, self.ledger, set(self.state.trained))
@@ -139,6 +142,18 @@ class AsynchronousLoop:
     def _publish(self) -> None:
         self.pusher.offer(self._version(self.state.step), self._tensors())
 
+    def _publish_drafter(self) -> None:
+        """Bring what the drafter has learned into service. It is small, so the loop waits; a service that is being
+        started again gets it after the next step."""
+        if self.drafter is None:
+            return
+        try:
+            self.drafter.publish(EndpointSource(self.client))
+        except (httpx.TransportError, RolloutError) as error:
+            if isinstance(error, RolloutError) and error.status not in TRANSIENT:
+                raise
+            self.reporter.console.print(f"the drafter could not be pushed yet: {error}")
+
     def _tensors(self) -> Mapping[str, Tensor]:
         """A copy: the learner goes on."""
         return {name: tensor.clone() for name, tensor in self.learner.checkpoint_tensors(self.dtype).items()}
@@ -150,7 +165,9 @@ class AsynchronousLoop:
             self._evaluate()
         with clock("generation"):
             batch = self._next_batch()
-        prepared = prepare(config, self.learner, batch.graded, self._version(state.step), clock)
+        prepared = prepare(
+            config, self.learner, batch.graded, self._version(state.step), clock, self.drafter, state.step
+        )
         queue_status = self._queue_status()
         with self.interruption.deferred():
             with clock("train"):
@@ -172,6 +189,8 @@ class AsynchronousLoop:
                     seconds=time.perf_counter() - started,
                 )
             )  # fmt: skip
+            report_drafter(self.drafter, prepared, self.state.step, self.reporter)
+        self._publish_drafter()
         self._finish_evaluation(wait=False)
         if config.checkpoint_every and self.state.step % config.checkpoint_every == 0:
             self.save()

@@ -8,6 +8,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from drafters.settings import Section
+from drafters.training.config import OnlineTraining
 from rl_loop.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
 from rollout_service.protocol import MAX_COMPLETIONS, MAX_GROUPS, Sampling
 
@@ -93,6 +94,23 @@ class SamplingConfig(Section):
         return Sampling(**self.model_dump(), seed=seed)
 
 
+class DrafterTrainingConfig(Section):
+    """The service's drafter, trained along with the policy."""
+
+    kind: Literal["none", "mtp", "eagle3", "draft_model"] = "none"
+    """the kind that the service drafts with; none leaves its drafter alone"""
+    model: str | None = None
+    """the checkpoint that the service started with: a folder or a Hugging Face name; for mtp the policy's when not
+    given"""
+    training: OnlineTraining = Field(default_factory=OnlineTraining)
+
+    @model_validator(mode="after")
+    def _has_checkpoint(self) -> "DrafterTrainingConfig":
+        if self.kind in ("eagle3", "draft_model") and self.model is None:
+            raise ValueError(f"model is needed for kind = {self.kind}")
+        return self
+
+
 class TrainConfig(Section):
     """Reinforcement learning against a rollout service."""
 
@@ -108,6 +126,7 @@ class TrainConfig(Section):
     """seconds to wait until the service is ready"""
     task: TaskConfig = Field(default_factory=TaskConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    drafter: DrafterTrainingConfig = Field(default_factory=DrafterTrainingConfig)
 
     steps: int = Field(default=100, ge=1)
     """steps of the whole run, those before a resume included"""

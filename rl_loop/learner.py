@@ -6,7 +6,7 @@
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,9 +80,14 @@ class Learner:
     def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
         return model.to(self.device).eval()  # type: ignore[arg-type]
 
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[TokenScores]:
-        """Of each rollout's response tokens under the policy as it samples. No gradient, on the CPU."""
-        return self._score(self.policy, rollouts)
+    def logprobs(
+        self, rollouts: Sequence[Rollout], after_forward: Callable[[MicroBatch], None] = lambda batch: None
+    ) -> list[TokenScores]:
+        """Of each rollout's response tokens under the policy as it samples. No gradient, on the CPU.
+
+        `after_forward` is told each micro-batch whose forward is done.
+        """
+        return self._score(self.policy, rollouts, after_forward)
 
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Sequence[Tensor | None]:
         """Of each rollout's response tokens under the reference, at the sampling temperature; Nones without one."""
@@ -91,7 +96,12 @@ class Learner:
         return [scores.logprobs for scores in self._score(self.reference, rollouts)]
 
     @torch.no_grad()
-    def _score(self, model: PreTrainedModel, rollouts: Sequence[Rollout]) -> list[TokenScores]:
+    def _score(
+        self,
+        model: PreTrainedModel,
+        rollouts: Sequence[Rollout],
+        after_forward: Callable[[MicroBatch], None] = lambda batch: None,
+    ) -> list[TokenScores]:
         sampling = self.config.sampling
         by_row: dict[int, TokenScores] = {}
         for batch in self._microbatches(rollouts):
@@ -103,6 +113,7 @@ class Learner:
                 top_k=sampling.top_k,
             )
             by_row.update(zip(batch.rows, scores.cpu().split(batch.lengths), strict=True))
+            after_forward(batch)
         return [by_row[row] for row in range(len(rollouts))]
 
     def train(self, examples: Sequence[Example], *, step: int) -> UpdateMetrics:

@@ -65,6 +65,18 @@ def check_lengths(client: RolloutClient, config: TrainConfig, task: Task, tokeni
         )
 
 
+def check_drafter(client: RolloutClient, config: TrainConfig) -> None:
+    """A drafter that is trained must be the kind that the service drafts with."""
+    if config.drafter.kind == "none":
+        return
+    served = [drafter.drafter for drafter in client.speculation().drafters]
+    if served != [config.drafter.kind]:
+        raise PreflightError(
+            f"drafter.kind: {config.endpoint} drafts with {' and '.join(served) or 'none'}, not {config.drafter.kind}; "
+            "start it with that drafter, or train the one it has"
+        )
+
+
 def _tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> int:
     if problem.messages is None:
         return len(tokenizer.encode(problem.prompt or ""))

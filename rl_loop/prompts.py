@@ -23,6 +23,7 @@ def group_requests(
             prompt=problem.prompt,
             messages=problem.messages,
             n=completions,
+            draft_steps=True,
             sampling=config.sampling.with_seed(sampling_seed(config.seed, seed_by, number)),
             metadata={"split": split, "index": index, "prompt": problem.digest},
         )

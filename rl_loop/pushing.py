@@ -1,17 +1,15 @@
 """Pusher: brings the newest policy into service while the next is trained; what was too slow for that is skipped."""
 
-import hashlib
 import logging
 import threading
 import time
 from collections.abc import Mapping
 
 import httpx
-from safetensors.torch import save
 from torch import Tensor
 
 from rl_loop.ledger import TRANSIENT
-from rollout_service.client import RolloutClient, RolloutError
+from rollout_service.client import RolloutClient, RolloutError, tensors_checksum
 
 logger = logging.getLogger("rl_loop")
 
@@ -89,8 +87,7 @@ class Pusher(threading.Thread):
     def _is_in_service(self, version: int, tensors: Mapping[str, Tensor]) -> bool:
         """Whether the version was pushed by an earlier try, whose answer was lost, and not by somebody else."""
         status = self.client.weights().policy
-        contiguous = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-        return status.version == version and status.checksum == hashlib.sha256(save(contiguous)).hexdigest()
+        return status.version == version and status.checksum == tensors_checksum(tensors)
 
     def restore(self) -> None:
         """Push the newest again if the service has an older one: it was started again without a state folder."""

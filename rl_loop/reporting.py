@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rl_loop.drafter_metrics import DrafterMetrics
 from rl_loop.metrics import STAGES, EvaluationMetrics, StepMetrics
 from rl_loop.metrics_log import MetricsLog
 
@@ -76,6 +77,10 @@ class Reporter:
             shown = "  ".join(f"{name} {show(metrics)}" for name, show in COLUMNS.items() if name not in STAGES)
             seconds = " ".join(f"{stage} {metrics.stages[stage]:.1f}" for stage in STAGES)
             self.console.print(f"{shown}  seconds: {seconds}", soft_wrap=True, highlight=False)
+
+    def drafter(self, metrics: DrafterMetrics | None) -> None:
+        if metrics is not None:
+            self.log.drafter_step(metrics)
 
     def evaluation(self, metrics: EvaluationMetrics) -> None:
         self.log.evaluation(metrics)

@@ -15,8 +15,11 @@ from rl_loop.advantages import Advantages, group_advantages
 from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
 from rl_loop.corrections import CorrectionMetrics, correct, staleness
+from rl_loop.drafter_metrics import drafter_metrics
 from rl_loop.learner import Example, Learner, UpdateMetrics
 from rl_loop.metrics import STAGES, GradedGroup, Overlap, Stage, StepMetrics, mismatch_metrics, rollout_metrics
+from rl_loop.online_drafter import DrafterUpdate, OnlineDrafter, learning_drafter
+from rl_loop.reporting import Reporter
 from rl_loop.shaping import overlong_penalty
 
 
@@ -49,6 +52,8 @@ class Prepared:
     advantages: Advantages
     correction: CorrectionMetrics
     examples: list[Example]
+    learned: DrafterUpdate
+    """what the drafter made of the batch"""
 
 
 def shaped_rewards(config: TrainConfig, graded: GradedGroup) -> list[float]:
@@ -64,11 +69,15 @@ def teaches(graded: GradedGroup) -> bool:
 
 
 def prepare(
-    config: TrainConfig, learner: Learner, graded: Sequence[GradedGroup], version: int, clock: StageClock
-) -> Prepared:
+    config: TrainConfig, learner: Learner, graded: Sequence[GradedGroup], version: int, clock: StageClock,
+    drafter: OnlineDrafter | None, step: int,
+) -> Prepared:  # fmt: skip
+    """The batch of `step`, from 0, for the policy of `version`; the drafter learns from the forward that scores it."""
     with clock("logprob"):
         rollouts = [rollout for g in graded for rollout in g.rollouts]
-        scores = learner.logprobs(rollouts)
+        completions = [completion for g in graded for completion in g.group.completions]
+        with learning_drafter(drafter, learner.policy, step, completions) as (learned, after):
+            scores = learner.logprobs(rollouts, after)
         references = learner.reference_logprobs(rollouts)
     with clock("data"):
         advantages = group_advantages([shaped_rewards(config, g) for g in graded], config.normalise_advantages)
@@ -86,7 +95,7 @@ def prepare(
         is_async = config.mode == "async"
         on_policy = on_policy_sums(rollouts, scores, version) if is_async else SurprisalSums.of(all_scores)
         return Prepared(
-            list(graded), version, rollouts, all_scores, on_policy, advantages, correction.metrics, examples,
+            list(graded), version, rollouts, all_scores, on_policy, advantages, correction.metrics, examples, learned,
         )  # fmt: skip
 
 
@@ -133,3 +142,11 @@ def step_metrics(
         stages=clock.seconds,
         seconds=seconds,
     )
+
+
+def report_drafter(drafter: OnlineDrafter | None, prepared: Prepared, step: int, reporter: Reporter) -> None:
+    """What the drafter learned counts from here on. `step`: the finished one, from 1."""
+    if drafter is not None:
+        drafter.finish_step()
+    earlier = reporter.log.drafter
+    reporter.drafter(drafter_metrics(earlier, prepared.graded, step, prepared.version, prepared.learned))

@@ -2,13 +2,13 @@
 
       task                      source (the rollout service)                learner
        |                              |                                        |
-       |  prepare     weights, version N  <------------------------------ checkpoint_tensors
+       |  prepare     weights, version N  <------------------------------ checkpoint_tensors, and the drafter's
        |  data        problems -> group requests                               |
        |------------------------------>                                        |
        |  generation  groups, each as it finishes                              |
        <------------------------------|                                        |
        |  rewards                                                              |
-       |  logprob     trainer's log-probabilities, entropy, z  <---------------|
+       |  logprob     trainer's log-probabilities, entropy, z  <---------------|  (the drafter learns here)
        |  data        advantages                                               |
        |  train       clipped loss, AdamW  ------------------------------------> policy N+1
 
@@ -33,11 +33,12 @@ from rl_loop.interruption import Interruption
 from rl_loop.learner import Learner
 from rl_loop.losslessness import check_losslessness
 from rl_loop.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_metrics
+from rl_loop.online_drafter import OnlineDrafter
 from rl_loop.prompts import group_requests
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import RolloutSource
-from rl_loop.step import StageClock, prepare, step_metrics, teaches
+from rl_loop.step import StageClock, prepare, report_drafter, step_metrics, teaches
 from rl_loop.tasks import Problem, Split, Task
 from rollout_service.protocol import Group, GroupRequest
 
@@ -57,12 +58,14 @@ class SynchronousLoop:
         state: RunState | None = None,
         interruption: Interruption | None = None,
         pool: RewardsPool | None = None,
+        drafter: OnlineDrafter | None = None,
     ):
         """`pool` grades in processes of their own; without it rewards are had in this one."""
         self.config, self.task, self.learner, self.tokenizer = config, task, learner, tokenizer
         self.source, self.reporter, self.pool = source, reporter, pool
         self.state = state or RunState()
         self.interruption = interruption or Interruption()
+        self.drafter = drafter
         self.version = self.state.version
         self.is_published = False
 
@@ -84,7 +87,7 @@ class SynchronousLoop:
         if not folder.exists():
             with self.interruption.deferred():
                 self.reporter.stage("checkpoint")
-                save_checkpoint(folder, self.learner, self.tokenizer, self.state)
+                save_checkpoint(folder, self.learner, self.tokenizer, self.state, self.drafter)
                 prune_checkpoints(self.config.output, self.config.keep_checkpoints)
         return folder
 
@@ -97,7 +100,7 @@ class SynchronousLoop:
             started += self._evaluate().seconds  # an evaluation is no part of the step
         graded, replaced = self._batch(clock)
         overlap = Overlap(exposed_generation=clock.seconds["generation"], learner_idle=clock.seconds["generation"])
-        prepared = prepare(config, self.learner, graded, self.version, clock)
+        prepared = prepare(config, self.learner, graded, self.version, clock, self.drafter, state.step)
         with self.interruption.deferred():
             with clock("train"):
                 update = self.learner.train(prepared.examples, step=state.step)
@@ -115,6 +118,7 @@ class SynchronousLoop:
                     seconds=time.perf_counter() - started,
                 )
             )  # fmt: skip
+            report_drafter(self.drafter, prepared, self.state.step, self.reporter)
 
     def _batch(self, clock: StageClock) -> tuple[list[GradedGroup], "Replaced"]:
         """The step's graded groups; with dynamic sampling, further rounds of prompts until enough of them teach."""
@@ -144,6 +148,8 @@ class SynchronousLoop:
         if not self.is_published:
             self.version = self.source.publish(self.learner.checkpoint_tensors, self.version)
             self.is_published = True
+        if self.drafter is not None:
+            self.drafter.publish(self.source)
 
     def _evaluate(self) -> EvaluationMetrics:
         """The same held-out problems with the same seeds each time."""

@@ -26,7 +26,8 @@ def make_app(fleet: Fleet) -> FastAPI:
     config = fleet.config
     app = FastAPI(title="rollout-service", summary="RL rollouts with lossless speculative decoding", version="0.1.0")
     app.state.fleet = fleet
-    app.state.telemetry = Telemetry()
+    app.state.telemetry = telemetry = Telemetry()
+    fleet.alarms.on_alarm = lambda kind: telemetry.alarms.labels(kind).inc()
     app.state.admission = Admission(
         config.served_name,
         AutoTokenizer.from_pretrained(fleet.folder),

@@ -6,6 +6,7 @@ with RolloutClient("http://127.0.0.1:8000") as client:
     client.push_weights("policy", tensors, version=1)
 """
 
+import hashlib
 import json
 import tempfile
 import uuid
@@ -194,12 +195,12 @@ class RolloutClient(_Connection):
             file = shared / f"push-{uuid.uuid4().hex}.safetensors"
             try:
                 save_file(contiguous, file)
-                return self._push(of, version, SharedMemoryPush(file=file.name))
+                return self._push(of, version, SharedMemoryPush(file=file.name), file)
             finally:
                 file.unlink(missing_ok=True)
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as staged:
             save_file(contiguous, staged.name)
-            return self._push(of, version, Path(staged.name))
+            return self._push(of, version, Path(staged.name), Path(staged.name))
 
     def _shared_memory(self) -> Path | None:
         """The service's shared-memory folder when it is this machine's: the `token` file in it is ours to read."""
@@ -211,8 +212,10 @@ class RolloutClient(_Connection):
             return None
         return folder if here == folder.name else None
 
-    def _push(self, of: WeightsOf, version: int, what: BaseModel | Path) -> WeightStatus:
-        path, query = f"/v1/weights/{of}", {"version": version}
+    def _push(self, of: WeightsOf, version: int, what: BaseModel | Path, file: Path) -> WeightStatus:
+        with file.open("rb") as stream:
+            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+        path, query = f"/v1/weights/{of}", {"version": str(version), "checksum": checksum}
         if isinstance(what, BaseModel):
             response = self.http.post(path, params=query, json=what.model_dump())
         else:
@@ -221,6 +224,14 @@ class RolloutClient(_Connection):
         if response.status_code != 200:
             raise _error(response)
         return WeightStatus.model_validate_json(response.content)
+
+
+def tensors_checksum(tensors: Mapping[str, "torch.Tensor"]) -> str:
+    """SHA-256 of the safetensors bytes that `push_weights` makes of `tensors`: `WeightStatus.checksum` once pushed."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return hashlib.sha256(save(contiguous)).hexdigest()
 
 
 def _chunks(file: Path) -> Iterator[bytes]:

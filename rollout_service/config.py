@@ -68,6 +68,15 @@ class QueueConfig(Section):
     """size of its database; prompts are answered with 507 when it is nearly full"""
 
 
+class AlarmConfig(Section):
+    """When speculation that has become slow is loud: a log line, a metric, and a field of GET /v1/speculation."""
+
+    acceptance_fall: float = Field(default=0.2, gt=0, le=1)
+    """fraction by which the acceptance rate may fall after a push of policy or drafter"""
+    draft_steps: int = Field(default=500, ge=1)
+    """draft steps that a pair of versions needs before its acceptance is judged"""
+
+
 class ServiceConfig(Section):
     """Serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint."""
 
@@ -79,6 +88,7 @@ class ServiceConfig(Section):
     """number of engines"""
     engine: EngineConfig = EngineConfig()
     drafter: DrafterConfig = DrafterConfig()
+    alarms: AlarmConfig = AlarmConfig()
     host: str = "127.0.0.1"
     """address to listen on; any but a loopback address needs a token"""
     port: int = Field(default=8000, ge=0, le=65535)

@@ -36,6 +36,18 @@ class WeightsFile(NamedTuple):
     bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
 
 
+class Loaded(NamedTuple):
+    """What an engine says of an update that it took."""
+
+    pause: float
+    """seconds from the pause to the resumption of generation"""
+    checksum: str
+    """SHA-256 of the bytes that it read"""
+    changed: int
+    """modules that hold something else than before"""
+    modules: int
+
+
 class Aborted(NamedTuple):
     """A group that was ended before it was finished: the tokens that were generated in vain."""
 
@@ -150,7 +162,7 @@ class Engine:
         return Group(
             id=group.id or "",
             prompt_token_ids=group.prompt_token_ids,
-            completions=[self._completion(output, group.draft_steps) for output in final.outputs],
+            completions=[self._completion(output, group) for output in final.outputs],
             sampling=group.sampling,
             engine=self.index,
             metadata=group.metadata,
@@ -161,8 +173,10 @@ class Engine:
         """End the group that `generate` was called with; nothing happens when it has finished."""
         await self.llm.abort(key)
 
-    def _completion(self, output: "CompletionOutput", draft_steps: bool) -> Completion:
+    def _completion(self, output: "CompletionOutput", group: GroupRequest) -> Completion:
         metrics = output.spec_decode_metrics
+        steps = list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if metrics else []
+        self.counts.add_contexts(len(group.prompt_token_ids or ()), steps)
         speculation = metrics and Speculation(
             drafter=self.config.drafter.kind,
             drafter_version=self.drafter_version,
@@ -170,7 +184,7 @@ class Engine:
             drafted=metrics.num_draft_tokens,
             accepted=sum(j * steps for j, steps in enumerate(metrics.histogram)),
             accepted_histogram=metrics.histogram,
-            steps=list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if draft_steps else None,
+            steps=steps if group.draft_steps else None,
         )
         return Completion(
             index=output.index,
@@ -189,9 +203,8 @@ class Engine:
         )
 
     @ends_with_vllm
-    async def load(self, weights: WeightsFile, of_drafter: bool) -> float:
-        """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say. Returns the
-        seconds from the pause to the resumption of generation."""
+    async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
+        """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say."""
         import ray
 
         path, copied = Path(weights.path), None
@@ -201,7 +214,7 @@ class Engine:
         policy, began = self.config.weights, time.monotonic()
         await self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache)
         try:
-            await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
+            reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
             if of_drafter:
                 self.drafter_version = weights.version
             else:
@@ -212,7 +225,8 @@ class Engine:
             await self.llm.resume_generation()
             if copied is not None:
                 copied.unlink()
-        return time.monotonic() - began
+        changed = sum(report["changed"] for report in reports)
+        return Loaded(time.monotonic() - began, reports[0]["checksum"], changed, reports[0]["modules"])
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch between sampled and greedy drafts without a restart; both are verified exactly."""
@@ -225,6 +239,10 @@ class Engine:
 
     async def speculation(self) -> list[dict[str, Any]]:
         return self.counts.rows()
+
+    async def context_acceptance(self) -> dict[int, list[int]]:
+        """Histograms of accepted drafts by context length, as `drafters.acceptance.by_context_length` counts them."""
+        return {floor: acceptance.histogram for floor, acceptance in self.counts.by_context.items()}
 
     async def metrics(self) -> str:
         """vLLM's Prometheus metrics of this engine, in text format."""

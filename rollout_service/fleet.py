@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from drafters.registry import make_drafter
+from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
@@ -94,6 +95,9 @@ class Fleet:
         self.drafter.check(self.policy_config, own_config)
         self.state = StateFolder(config.state) if config.state is not None else None
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
+        self.alarms = Alarms(config.alarms)
+        self.drafter_since: dict[int, int] = {0: 0}
+        """drafter versions, and the policy version that was in service when each came"""
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.members: list[Member] = []
@@ -156,12 +160,12 @@ class Fleet:
             file = self.store.new_file()
             shutil.copyfile(kept[version], file)
             try:
-                weights_set.check(version, file)
+                checksum = weights_set.check(version, file)
             except RefusedUpdate as error:
                 raise FleetError(
                     f"state: {kept[version]} is not of this model: {error}; choose another folder"
                 ) from None
-            weights_set.publish(self._locate(version, file), seconds=0.0, pause=0.0)
+            weights_set.publish(self._locate(version, file), checksum, seconds=0.0, pause=0.0)
 
     def _actor_options(self) -> dict[str, Any]:
         cuda = self.device == "cuda"
@@ -282,8 +286,9 @@ class Fleet:
 
     # --- control ---
 
-    async def push(self, of: WeightsOf, version: int, file: Path) -> WeightStatus:
-        """Load a checked file into every engine and publish its version. `file` is ours: kept while in service.
+    async def push(self, of: WeightsOf, version: int, file: Path, sent: str | None = None) -> WeightStatus:
+        """Load a checked file into every engine and publish its version. `file` is ours: kept while in service; `sent`
+        is the sender's checksum of it.
 
         Raises RefusedUpdate before any engine is touched, FleetError when no engine could take it. The status says
         `skipped` when a newer version came while this one was waiting for its turn.
@@ -296,13 +301,13 @@ class Fleet:
                 file.unlink(missing_ok=True)
                 return weights_set.status.model_copy(update={"skipped": True})
             try:
-                weights_set.check(version, file)
-                return await self._load_everywhere(of, version, file)
+                checksum = weights_set.check(version, file, sent)
+                return await self._load_everywhere(of, version, file, checksum)
             except BaseException:
                 self._newest[of] = weights_set.status.version
                 raise
 
-    async def _load_everywhere(self, of: WeightsOf, version: int, file: Path) -> WeightStatus:
+    async def _load_everywhere(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
         began = time.monotonic()
         if self.state is not None:
             try:
@@ -325,10 +330,16 @@ class Fleet:
                 self.state.forget_all_but(of, self.store.sets[of].status.version)
             reason = failed[0][1] if failed else "none is in service"
             raise FleetError(f"no engine could load {of} version {version}: {reason}")
-        pause = max(result for result in results if not isinstance(result, BaseException))
-        status = self.store.sets[of].publish(weights, time.monotonic() - began, pause)
+        loaded = {m.index: r for m, r in zip(members, results, strict=True) if not isinstance(r, BaseException)}
+        is_new = self.store.differs(of, file, checksum)
+        pause = max(report.pause for report in loaded.values())
+        status = self.store.sets[of].publish(weights, checksum, time.monotonic() - began, pause)
         if self.state is not None:
             self.state.forget_all_but(of, version)
+        policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
+        if of == "drafter":
+            self.drafter_since[version] = policy
+        self.alarms.after_push(of, policy, drafter, checksum=checksum, is_new=is_new, loaded=loaded)
         self.on_published(of, version)
         return status
 
@@ -352,6 +363,16 @@ class Fleet:
         """Counts by version, one row an engine and version."""
         calls = [member.actor.speculation.remote() for member in self.members if member.in_service]
         return [row for rows in await asyncio.gather(*calls) for row in rows]
+
+    async def check_acceptance(self) -> None:
+        """Raise the alarms that the counts so far give reason to; an engine that dies meanwhile has no say."""
+        with contextlib.suppress(*ENGINE_LOST):
+            self.alarms.check_acceptance(await self.speculation())
+
+    async def context_acceptance(self) -> list[dict[int, list[int]]]:
+        """Histograms of accepted drafts by context length, one an engine."""
+        calls = [member.actor.context_acceptance.remote() for member in self.members if member.in_service]
+        return await asyncio.gather(*calls)
 
     async def metrics(self) -> dict[int, str]:
         """vLLM's Prometheus text of each engine in service, by its index."""

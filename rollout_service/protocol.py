@@ -317,14 +317,50 @@ class VersionedAcceptance(AcceptanceCounts):
     drafter_version: int
 
 
+class AgedAcceptance(AcceptanceCounts):
+    drafter_age: int
+    """policy versions since the drafter's last update"""
+
+
+class ContextAcceptance(WireType):
+    """Draft steps that began with `from_tokens` tokens of context or more, and fewer than twice as many. Finished
+    completions of POST /v1/rollouts only."""
+
+    from_tokens: int
+    draft_steps: int
+    accepted: int
+    acceptance_length: float
+    acceptance_by_position: list[float]
+
+
 class DrafterAcceptance(AcceptanceCounts):
     drafter: str
     draft_tokens: int
     draft_sampling: str
     verification: str
     by_version: list[VersionedAcceptance]
+    by_age: list[AgedAcceptance] = Field(default_factory=list)
+    by_context_length: list[ContextAcceptance] = Field(default_factory=list)
+
+
+AlarmKind = Literal["not_changed", "checksum", "acceptance_fell"]
+
+
+class SpeculationAlarm(WireType):
+    """Speculation that has become slow without being wrong. Raised once for a pair of versions."""
+
+    kind: AlarmKind
+    """not_changed: a push left what was there; checksum: an engine read other bytes than were sent; acceptance_fell:
+    after a push, the acceptance rate is below the one before by more than the set fraction"""
+    of: WeightsOf
+    """the weights whose push it is about"""
+    policy_version: int
+    drafter_version: int
+    message: str
 
 
 class SpeculationStatus(WireType):
     drafters: list[DrafterAcceptance]
     """empty when no drafter is on"""
+    alarms: list[SpeculationAlarm] = Field(default_factory=list)
+    """since the start, earliest first"""

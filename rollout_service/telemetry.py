@@ -33,6 +33,7 @@ class Telemetry:
         self.wasted = Gauge("rollout_tokens_wasted", "Tokens dropped as stale or aborted", registry=self.registry)
         self.dropped = Gauge("rollout_groups_dropped", "Groups dropped as stale", registry=self.registry)
         self.idle = Gauge("rollout_engine_idle_seconds", "Without work", ["engine"], registry=self.registry)
+        self.alarms = Counter("rollout_speculation_alarms", "Alarms raised", ["kind"], registry=self.registry)
         self.restarts = Gauge("rollout_engine_restarts", "Restarts of an engine", ["engine"], registry=self.registry)
 
     def finished(self, group: Group) -> None:

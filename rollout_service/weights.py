@@ -12,6 +12,8 @@ import shutil
 import uuid
 from pathlib import Path
 
+from safetensors import safe_open
+
 from drafters.drafter import Drafter
 from drafters.mtp import is_mtp
 from rollout_service.checkpoint_files import TensorSpec, checkpoint_tensors, file_tensors, problems
@@ -43,11 +45,15 @@ class WeightSet:
         self.largest_bytes = 8 * elements + HEADER_ALLOWANCE
         self.file: WeightsFile | None = None
 
-    def check(self, version: int, file: Path) -> None:
-        """Raises RefusedUpdate with everything that is wrong."""
+    def check(self, version: int, file: Path, sent: str | None = None) -> str:
+        """Returns the file's SHA-256; `sent` is the sender's. Raises RefusedUpdate with everything that is wrong."""
         if version <= self.status.version:
             message = f"version {version} is not above {self.status.version}, which is in service; versions only grow"
             raise RefusedUpdate(message, [Problem(field="version", message=message)], status=409)
+        received = _sha256(file)
+        if sent is not None and received != sent:
+            message = f"received bytes with SHA-256 {received}, and the sender's have {sent}: push again"
+            raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
         try:
             found = problems(file_tensors(file), self.expected, self.dtype)
         except ValueError as error:
@@ -58,8 +64,9 @@ class WeightSet:
                 f"version {self.status.version} stays in service",
                 found,
             )
+        return received
 
-    def publish(self, weights: WeightsFile, seconds: float, pause: float) -> WeightStatus:
+    def publish(self, weights: WeightsFile, checksum: str, seconds: float, pause: float) -> WeightStatus:
         """`weights` is what every engine now holds."""
         if self.file is not None:
             Path(self.file.path).unlink(missing_ok=True)
@@ -69,7 +76,7 @@ class WeightSet:
             version=weights.version,
             tensors=len(self.expected),
             bytes=path.stat().st_size,
-            checksum=_sha256(path),
+            checksum=checksum,
             seconds=seconds,
             pause=pause,
         )
@@ -90,7 +97,7 @@ class WeightStore:
         self.sets: dict[WeightsOf, WeightSet] = {
             "policy": WeightSet("policy", checkpoint_tensors(policy_folder, lambda name: not is_mtp(name)), dtype)
         }
-        of_drafter = drafter.checkpoint(policy_folder)
+        of_drafter = self.drafter_folder = drafter.checkpoint(policy_folder)
         if of_drafter is not None:
             self.sets["drafter"] = WeightSet("drafter", checkpoint_tensors(of_drafter, drafter.owns), dtype)
 
@@ -106,6 +113,29 @@ class WeightStore:
             message = f"no file {name!r} in {self.folder}"
             raise RefusedUpdate(message, [Problem(field="file", message=message)]) from None
         return file
+
+    def version(self, of: WeightsOf) -> int:
+        return self.sets[of].status.version if of in self.sets else 0
+
+    def differs(self, of: WeightsOf, file: Path, checksum: str) -> bool | None:
+        """Whether an update differs from what is in service; None where only reading a whole policy would tell.
+
+        A service's first drafter comes from a checkpoint, whose tensors are compared in the update's dtype; being equal
+        is then no fault: a trainer that begins with that checkpoint may push it to be sure.
+        """
+        in_service = self.sets[of].status
+        if in_service.version > 0:
+            return checksum != in_service.checksum
+        return None if of == "policy" else self._differs_from_checkpoint(file) or None
+
+    def _differs_from_checkpoint(self, file: Path) -> bool:
+        from drafters.checkpoint_files import read_tensors
+
+        assert self.drafter_folder is not None
+        loaded = read_tensors(self.drafter_folder, self.sets["drafter"].expected.__contains__)
+        with safe_open(file, "pt") as update:
+            pushed = {name: update.get_tensor(name) for name in update.keys()}  # noqa: SIM118
+        return not all(bool((loaded[name].to(t.dtype) == t).all()) for name, t in pushed.items())
 
     def close(self) -> None:
         self.owner.close()

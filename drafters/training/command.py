@@ -70,7 +70,7 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
         (records / VALIDATION).write_text("".join(json.dumps(entry) + "\n" for entry in validations))
 
     def write() -> None:
-        save_file(cast_state(trainer), records / STATE)
+        save_file(trainer.state(), records / STATE)
         learner.write(config.out, folder, getattr(torch, config.dtype))
         plot(records / "acceptance.png", trainer.losses, validations)
 
@@ -125,10 +125,6 @@ def make_learner(config: TrainDrafterConfig, policy: PreTrainedModel, texts: lis
     if config.init is None:
         return new_learner(config.kind, policy, config.head, texts)
     return load_learner(config.kind, resolve_model(config.init), policy)
-
-
-def cast_state(trainer: OfflineTrainer) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.state().items()}
 
 
 def plot(file: Path, losses: list[float], validations: list[dict[str, Any]]) -> None:

@@ -105,3 +105,41 @@ class TrainDrafterConfig(Section):
             if source is not None and Path(source).resolve() == self.out.resolve():
                 raise ValueError(f"out: is the folder of `{field}`, which must stay as it is; choose another")
         return self
+
+
+class OnlineTraining(Section):
+    """How a drafter is trained while its policy is: when, and with which steps (AdamW, constant learning rate)."""
+
+    when: Literal["every", "adaptive", "never"] = "every"
+    """every: each `every` steps; adaptive: while acceptance is below a fraction of its best; never: a frozen drafter"""
+    every: int = Field(default=1, ge=1)
+    """steps from one trained step to the next"""
+    start_below: float = Field(default=0.95, gt=0, le=1)
+    """adaptive: start when the acceptance length falls below this fraction of the run's best"""
+    stop_above: float = Field(default=0.98, gt=0, le=1)
+    """adaptive: stop when it is above this fraction again"""
+    push_every: int = Field(default=1, ge=1)
+    """trained steps between two pushes to the engines"""
+    tokens_per_update: int = Field(default=2048, ge=1)
+    """padded tokens of one optimiser update (or one rollout): a step's rollouts make as many updates as they fill"""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """constant after the warm-up: a drafter that is good already loses by large steps"""
+    warmup: int = Field(default=20, ge=0)
+    """optimiser updates over which the learning rate rises linearly: AdamW's first steps know no scale yet"""
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """the drafter's gradients are scaled down to this norm, apart from the policy's"""
+    draft_steps: int = Field(default=3, ge=1, le=16)
+    """draft steps that are unrolled and trained"""
+    step_decay: float = Field(default=0.8, gt=0, le=1)
+    """weight of a draft step's loss relative to the step before"""
+    loss: Objective = "soft_cross_entropy"
+    """distance from the policy's distribution: soft_cross_entropy, total_variation or top_k"""
+    top_k: int = Field(default=32, ge=1)
+    """tokens that loss = top_k keeps of the policy's distribution"""
+
+    @model_validator(mode="after")
+    def _hysteresis(self) -> "OnlineTraining":
+        if self.stop_above < self.start_below:
+            raise ValueError(f"stop_above: {self.stop_above} is below start_below, {self.start_below}")
+        return self

@@ -13,6 +13,7 @@ from drafters.training.config import OfflineTraining
 from drafters.training.losses import DraftDistance
 from drafters.training.prediction import predicted_acceptance
 from drafters.training.samples import Batch, Sample, epochs
+from drafters.training.state import restore_training_state, training_state
 
 
 def draft_loss(
@@ -85,23 +86,12 @@ class OfflineTrainer:
 
     def state(self) -> dict[str, Tensor]:
         """Learner, optimiser and losses as tensors, for `restore`."""
-        tensors = {f"learner.{name}": t for name, t in self.learner.state_dict().items()}
-        for name, parameter in self.learner.named_parameters():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"optimiser.{name}.{key}"] = value
-        return tensors | {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        losses = torch.tensor(self.losses, dtype=torch.float64)
+        return training_state(self.learner, self.optimiser) | {"losses": losses}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Go on from `state`. Raises RuntimeError when it is another learner's."""
-        own = {n.removeprefix("learner."): t for n, t in tensors.items() if n.startswith("learner.")}
-        self.learner.load_state_dict(own)
-        for name, parameter in self.learner.named_parameters():
-            keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{name}.{key}" in tensors]
-            values = {key: tensors[f"optimiser.{name}.{key}"] for key in keys}
-            if values:  # AdamW keeps its step count on the CPU
-                self.optimiser.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
-                }
+        restore_training_state(tensors, self.learner, self.optimiser)
         self.losses = tensors["losses"].tolist()
         self.schedule.last_epoch = self.step
         self.optimiser.param_groups[0]["lr"] = self.settings.learning_rate * self.schedule.lr_lambdas[0](self.step)

@@ -34,6 +34,7 @@ async def finished_groups(fleet: Fleet, telemetry: Telemetry, groups: list[Group
             telemetry.in_flight.dec()
             telemetry.finished(group)
             yield group.model_dump_json(exclude_none=True) + "\n"
+        await fleet.check_acceptance()
     except FleetError as error:
         yield ErrorBody(error=str(error)).model_dump_json() + "\n"
     finally:  # the client has gone, or an engine could not finish: nothing goes on in the engines

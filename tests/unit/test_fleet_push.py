@@ -17,9 +17,11 @@ def fleet(monkeypatch, tmp_path):
     fleet._weights_lock, fleet._newest, fleet.loaded = asyncio.Lock(), {}, []
     weights = WeightSet("policy", {}, "float32")
     fleet.store = type("Store", (), {"sets": {"policy": weights}})
+    for name in ("w", "bad", "1", "2", "3", "4"):
+        (tmp_path / name).touch()
     monkeypatch.setattr("rollout_service.weights.file_tensors", lambda file: {})
 
-    async def load_everywhere(of, version, file):
+    async def load_everywhere(of, version, file, checksum):
         await asyncio.sleep(0.05)
         if file.name == "bad":
             raise FleetError("no engine could load it")
@@ -32,7 +34,7 @@ def fleet(monkeypatch, tmp_path):
 
 
 async def test_a_learner_that_pushes_faster_than_engines_load_skips_versions(fleet, tmp_path):
-    pushes = [asyncio.create_task(fleet.push("policy", version, tmp_path / "w")) for version in (1, 2, 3, 4)]
+    pushes = [asyncio.create_task(fleet.push("policy", version, tmp_path / str(version))) for version in (1, 2, 3, 4)]
     statuses = await asyncio.gather(*pushes)
     assert fleet.loaded == [1, 4]
     assert [status.skipped for status in statuses] == [False, True, True, False]
