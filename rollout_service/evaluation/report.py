@@ -119,7 +119,7 @@ def plot_speed(rows: list[Row], config: CompareConfig) -> None:
     for name, row in {label(row): row for row in drafting}.items():
         points = [(r.concurrency, r.speedup) for r in drafting if label(r) == name]
         axes.plot(*zip(*points, strict=True), label=name, **style(row, kinds))
-    axes.axhline(1.0, color="black", linewidth=1)
+    axes.axhline(1.0, color="black", linewidth=1, label="none")
     axes.set_xscale("log", base=2)
     axes.set_xticks(config.concurrency, [str(c) for c in config.concurrency])
     axes.set_xlabel("completions at the same time")
