@@ -65,6 +65,16 @@ def check_lengths(client: RolloutClient, config: TrainConfig, task: Task, tokeni
         )
 
 
+def warn_of_memory_queue(client: RolloutClient, config: TrainConfig, console: Console) -> None:
+    """An asynchronous run whose groups would die with the service is told so; it can do with that."""
+    if config.mode == "async" and not client.batches().persistent:
+        console.print(
+            f"{config.endpoint} keeps its queue and weights in memory: what it has generated is lost if it dies. "
+            "Launch it with `--state FOLDER` to keep them.",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+
+
 def check_drafter(client: RolloutClient, config: TrainConfig) -> None:
     """A drafter that is trained must be the kind that the service drafts with."""
     if config.drafter.kind == "none":

@@ -22,7 +22,14 @@ from rl_loop.learner import Learner, load_policy
 from rl_loop.losslessness import NotLossless
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.online_drafter import OnlineDrafter
-from rl_loop.preflight import PreflightError, check_drafter, check_lengths, check_output, wait_until_ready
+from rl_loop.preflight import (
+    PreflightError,
+    check_drafter,
+    check_lengths,
+    check_output,
+    wait_until_ready,
+    warn_of_memory_queue,
+)
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
@@ -134,4 +141,5 @@ def open_source(
         wait_until_ready(client, config, console)
         check_lengths(client, config, task, tokenizer)
         check_drafter(client, config)
+        warn_of_memory_queue(client, config, console)
         yield EndpointSource(client)

@@ -53,7 +53,7 @@ class BatchQueue:
     """`capacity` groups that are not acknowledged; `disk_mib` of database. Times are seconds since the epoch."""
 
     def __init__(self, file: Path | None, capacity: int, disk_mib: int):
-        self.capacity = capacity
+        self.capacity, self.persistent = capacity, file is not None
         self.tables = QueueDatabase(file, disk_mib)
         self.database = self.tables.connection
         self.generating: set[int] = set()
@@ -292,6 +292,7 @@ class BatchQueue:
             leases=[LeaseInfo(lease=name, groups=n, seconds_left=end - now) for name, end, n in leases],
             dropped=counts["dropped"],
             tokens_wasted=counts["wasted_tokens"],
+            persistent=self.persistent,
         )
 
     def log(self) -> Iterator[dict[str, Any]]:

@@ -246,6 +246,8 @@ class BatchesStatus(WireType):
     """groups that became too stale, finished or not, and were generated again"""
     tokens_wasted: int
     """of dropped groups, and of those that a weight update aborted"""
+    persistent: bool
+    """whether the queue is on disk, and outlives the service"""
     engines_idle: list[float] = Field(default_factory=list)
     """seconds since the start that each engine had nothing to generate"""
 

@@ -153,6 +153,7 @@ def test_everything_is_there_after_a_kill(tmp_path):
     assert again.expire_leases() == 0, "nobody could extend the lease while the service was down"
     status = again.status()
     assert (status.waiting, status.finished, status.leased, status.acknowledged) == (2, 1, 1, 1)
+    assert status.persistent
     assert again.acknowledge(batch.lease, None).groups == ["b"]
     assert generate(again, version=2) == ["d", "e"]
     taken = lease(again, version=2)

@@ -15,6 +15,7 @@ from rl_loop.checkpoint import checkpoints, restore_checkpoint
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.metrics_log import MetricsLog
+from rl_loop.preflight import warn_of_memory_queue
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
 from rollout_service.batches import BatchQueue, UnknownLease
@@ -243,3 +244,10 @@ def test_what_fails_for_good_ends_the_run(tmp_path, service, pool):
     service.send_prompts = refused
     with pytest.raises(RolloutError, match="no such prompt"):
         loop(config(tmp_path), service, pool).run()
+
+
+def test_a_run_is_told_that_its_groups_would_die_with_the_service(service, tmp_path, capsys):
+    warn_of_memory_queue(service, toys.config(tmp_path, mode="async"), Console())
+    assert "--state" in capsys.readouterr().out
+    warn_of_memory_queue(service, toys.config(tmp_path, mode="sync"), Console())
+    assert capsys.readouterr().out == ""
