@@ -13,12 +13,16 @@ TORCH_FROM := --torch-backend cpu
 endif
 endif
 
-.PHONY: help venv demo demo-models test unit integration lint format clean
+FAULTS ?= 100
+
+.PHONY: help venv demo demo-models study test test-faults unit integration lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, compare the drafters; writes report/"
 	@echo "make test         linting, types, unit and integration tests"
+	@echo "make test-faults  a training run with $(FAULTS) random faults (some half an hour; FAULTS=20 for fewer)"
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
+	@echo "make study        drafters by draft length and by training data, and with a policy that moves; writes report/study"
 	@echo "make venv         only install, into $(VENV)"
 
 venv: $(VENV)/.installed
@@ -36,13 +40,19 @@ demo: venv
 demo-models: venv
 	$(BIN)/python deploy/demo/recipe/make_models.py
 
+study: venv
+	$(BIN)/python deploy/demo/study/run.py --config deploy/demo/study/study.toml
+
 test: lint unit integration
 
 unit: venv
 	$(BIN)/python -m pytest tests/unit -q
 
 integration: venv
-	$(BIN)/python -m pytest tests/integration -q
+	$(BIN)/python -m pytest tests/integration -q --ignore tests/integration/faults
+
+test-faults: venv
+	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000
 
 lint: venv
 	$(BIN)/ruff check .

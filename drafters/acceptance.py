@@ -70,3 +70,20 @@ def length_interval(parts: Sequence[Acceptance], z: float = 1.96) -> tuple[float
     variance = sum((part.accepted - ratio * part.steps) ** 2 for part in parts) / whole.steps**2
     half = z * math.sqrt(variance * len(parts) / (len(parts) - 1))
     return whole.length - half, whole.length + half
+
+
+def by_context_length(completions: Iterable[tuple[int, Sequence[tuple[int, int]]]]) -> dict[int, Acceptance]:
+    """Acceptance by the tokens of context that a draft step began with, in classes that double: 1, 2, 4, 8, ...
+
+    A completion is its prompt's length and (drafted, accepted) of each of its steps, in order: a step begins where the
+    one before left off. Steps without drafts, as the prompt's own, only lengthen the context.
+    """
+    classes: dict[int, Acceptance] = {}
+    for context, steps in completions:
+        for drafted, accepted in steps:
+            if drafted:
+                floor = 1 << (context.bit_length() - 1)
+                step = Acceptance(drafted, [0] * accepted + [1])
+                classes[floor] = classes.get(floor, Acceptance()) + step
+            context += accepted + 1
+    return classes

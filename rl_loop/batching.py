@@ -5,7 +5,7 @@ nothing real attends to padding. (Rows are not packed into one sequence: models 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -19,6 +19,8 @@ class Rollout:
     response_ids: list[int]
     logprobs: list[float]
     """of the response's tokens, as the service reported them"""
+    versions: list[int] = field(default_factory=list)
+    """weight version that sampled each token of the response; empty when not known"""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)

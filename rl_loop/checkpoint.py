@@ -5,6 +5,8 @@
       trainer/optimiser.safetensors                         AdamW's state, `<parameter>.<key>`
       trainer/generators.safetensors                        torch's generators
       trainer/state.json                                    RunState, and the generators of python and numpy
+      drafter/, or mtp.safetensors                          the drafter as an engine loads it, where the run trains one
+      trainer/drafter.safetensors, trainer/drafter.json     its float32 weights and optimiser; version, update rule
 
 A checkpoint is written to a hidden folder and renamed, so one that can be seen is whole.
 """
@@ -25,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from drafters.scoring import SurprisalSums
 from rl_loop.learner import Learner
+from rl_loop.online_drafter import OnlineDrafter
 
 
 class RunState(BaseModel):
@@ -36,6 +39,12 @@ class RunState(BaseModel):
     """training problems handed out: the index of the next one"""
     version: int = 0
     """weight version that the last finished step was sampled by"""
+    run: str = ""
+    """asynchronous training: the run's name in the service's queue"""
+    outstanding: list[int] = Field(default_factory=list)
+    """asynchronous training: problems below `position` that are not trained on"""
+    trained: list[str] = Field(default_factory=list)
+    """asynchronous training: groups trained on that the service may hand out again"""
     losslessness: SurprisalSums = Field(default_factory=SurprisalSums)
     """over all steps, for the running z"""
 
@@ -44,7 +53,13 @@ def checkpoint_folder(output: Path, step: int) -> Path:
     return output / "checkpoints" / f"step-{step:06d}"
 
 
-def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokenizerBase, state: RunState) -> None:
+def save_checkpoint(
+    folder: Path,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    state: RunState,
+    drafter: OnlineDrafter | None = None,
+) -> None:
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "trainer").mkdir(parents=True)
@@ -54,6 +69,8 @@ def save_checkpoint(folder: Path, learner: Learner, tokenizer: PreTrainedTokeniz
     save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")
     written = {"run": state.model_dump(), "python": random.getstate(), "numpy": _numpy_generator()}
     (partial / "trainer" / "state.json").write_text(json.dumps(written))
+    if drafter is not None:
+        drafter.save(partial)
     partial.rename(folder)
 
 

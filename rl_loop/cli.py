@@ -18,7 +18,9 @@ def main(argv: list[str] | None = None) -> None:
         epilog="Each command has its own --help.",
     )
     commands: dict[str, Callable[[list[str]], int]] = {"train": train}
-    parser.add_argument("command", choices=commands, metavar="command", help="train: synchronous GRPO steps")
+    parser.add_argument(
+        "command", choices=commands, metavar="command", help="train: synchronous or asynchronous, by mode"
+    )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags over it")
     chosen = parser.parse_args(argv)
     sys.exit(commands[chosen.command](chosen.arguments))
@@ -31,9 +33,9 @@ def train(argv: list[str]) -> int:
     import httpx
 
     from rl_loop.interruption import Interrupted, Interruption
+    from rl_loop.losslessness import NotLossless
     from rl_loop.preflight import PreflightError
     from rl_loop.sources import ReplayError
-    from rl_loop.synchronous import NotLossless
     from rl_loop.tasks import TaskError
     from rl_loop.training import run_training
     from rollout_service.client import RolloutError

@@ -8,6 +8,8 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from drafters.settings import Section
+from drafters.training.config import OnlineTraining
+from rl_loop.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
 from rollout_service.protocol import MAX_COMPLETIONS, MAX_GROUPS, Sampling
 
 TaskKind = Literal["reasoning_gym", "jsonl"]
@@ -92,11 +94,30 @@ class SamplingConfig(Section):
         return Sampling(**self.model_dump(), seed=seed)
 
 
+class DrafterTrainingConfig(Section):
+    """The service's drafter, trained along with the policy."""
+
+    kind: Literal["none", "mtp", "eagle3", "draft_model"] = "none"
+    """the kind that the service drafts with; none leaves its drafter alone"""
+    model: str | None = None
+    """the checkpoint that the service started with: a folder or a Hugging Face name; for mtp the policy's when not
+    given"""
+    training: OnlineTraining = Field(default_factory=OnlineTraining)
+
+    @model_validator(mode="after")
+    def _has_checkpoint(self) -> "DrafterTrainingConfig":
+        if self.kind in ("eagle3", "draft_model") and self.model is None:
+            raise ValueError(f"model is needed for kind = {self.kind}")
+        return self
+
+
 class TrainConfig(Section):
-    """Synchronous GRPO against a rollout service."""
+    """Reinforcement learning against a rollout service."""
 
     model: str
     """the policy: a folder or a Hugging Face name; the service must serve the same architecture"""
+    mode: Literal["sync", "async"] = "sync"
+    """sync: each step samples with the policy it trains; async: generation goes on while the policy is trained"""
     endpoint: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://")
     """the rollout service"""
     token: SecretStr | None = None
@@ -105,6 +126,7 @@ class TrainConfig(Section):
     """seconds to wait until the service is ready"""
     task: TaskConfig = Field(default_factory=TaskConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    drafter: DrafterTrainingConfig = Field(default_factory=DrafterTrainingConfig)
 
     steps: int = Field(default=100, ge=1)
     """steps of the whole run, those before a resume included"""
@@ -112,8 +134,26 @@ class TrainConfig(Section):
     """groups in a step"""
     completions: int = Field(default=8, ge=2, le=MAX_COMPLETIONS)
     """completions of a group; at least 2, since a reward counts relative to its group's others"""
+    loss: LossName = "grpo"
+    """the objective; each is a file in rl_loop/losses"""
+    loss_average: Average = "token"
+    """over what: all tokens alike, all sequences alike, or a sum over max_tokens; the loss's own when not given"""
     normalise_advantages: CliImplicitFlag[bool] = True
-    """divide a group's advantages by the standard deviation of its rewards"""
+    """divide a group's advantages by the standard deviation of its rewards; not with dr_grpo unless given"""
+    dynamic_sampling: CliImplicitFlag[bool] = False
+    """replace groups whose rewards are all equal by others until the step is full; with dapo unless given"""
+    dynamic_sampling_rounds: int = Field(default=10, ge=1)
+    """a step that is not full after so many rounds is trained as it is"""
+    overlong_buffer: int = Field(default=0, ge=0)
+    """tokens below max_tokens over which the reward falls linearly by 1 (DAPO); 0 for none; with dapo a fifth of
+    max_tokens unless given"""
+    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
+
+    max_staleness: int = Field(default=1, ge=0)
+    """async: updates that a trained token's policy may be behind the one that is trained; older groups are generated
+    again"""
+    lease_seconds: float = Field(default=120.0, gt=1.0, le=86400.0)
+    """async: a trainer that has not been heard of for so long loses its groups to the next one"""
 
     learning_rate: float = Field(default=1e-6, gt=0.0)
     warmup_steps: int = Field(default=0, ge=0)
@@ -124,9 +164,9 @@ class TrainConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """gradients are scaled down to this norm"""
     clip_low: float = Field(default=0.2, ge=0.0, le=1.0)
-    """the ratio to the old policy is clipped below 1 - clip_low"""
+    """the ratio to the old policy is clipped below 1 - clip_low; the loss's own when not given"""
     clip_high: float = Field(default=0.2, ge=0.0)
-    """and above 1 + clip_high"""
+    """and above 1 + clip_high; the loss's own when not given"""
     kl_coefficient: float = Field(default=0.0, ge=0.0)
     """weight of the KL divergence (k3 estimate) to the initial policy; 0 keeps no reference"""
     minibatches: int = Field(default=1, ge=1)
@@ -146,6 +186,11 @@ class TrainConfig(Section):
     """auto is cuda where there is one"""
     threads: int = Field(default=0, ge=0)
     """CPU threads of the learner; 0 for all"""
+
+    reward_processes: int = Field(default=0, ge=0)
+    """processes that grade responses; 0 grades in the trainer's own, without a time limit"""
+    reward_timeout: float = Field(default=60.0, gt=0.0)
+    """seconds one reward may take in such a process; a longer one costs its completion"""
 
     evaluate_every: int = Field(default=10, ge=0)
     """steps between held-out evaluations; also before the first and after the last step; 0 for none"""
@@ -195,6 +240,30 @@ class TrainConfig(Section):
         if minibatches > rollouts:
             raise ValueError(f"more than the {rollouts} rollouts of a step")
         return minibatches
+
+    @model_validator(mode="after")
+    def _what_the_loss_takes(self) -> "TrainConfig":
+        for name, value in LOSS_DEFAULTS[self.loss].items():
+            if name not in self.model_fields_set:
+                setattr(self, name, value)
+        if self.loss == "dapo" and "overlong_buffer" not in self.model_fields_set:
+            self.overlong_buffer = self.sampling.max_tokens // 5  # as the paper's 4,096 of 20,480
+        if self.overlong_buffer > self.sampling.max_tokens:
+            raise ValueError(f"overlong_buffer is above sampling.max_tokens, {self.sampling.max_tokens}")
+        return self
+
+    @model_validator(mode="after")
+    def _what_the_mode_takes(self) -> "TrainConfig":
+        if self.mode == "async":
+            if self.replay is not None:
+                raise ValueError('replay: a recording holds no staleness; use mode = "sync"')
+            if "correction" not in self.model_fields_set:
+                self.correction = CorrectionConfig(kind="truncated")
+            if "reward_processes" not in self.model_fields_set:
+                self.reward_processes = 1
+            if self.reward_processes == 0:
+                raise ValueError("reward_processes: asynchronous training grades in processes of their own; at least 1")
+        return self
 
     @model_validator(mode="after")
     def _not_over_itself(self) -> "TrainConfig":

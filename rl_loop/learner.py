@@ -6,7 +6,7 @@
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 from drafters.scoring import TokenScores, score_tokens, token_logprobs
 from rl_loop.batching import MicroBatch, Rollout, microbatches
 from rl_loop.config import TrainConfig
-from rl_loop.losses import clipped_policy_loss, k3_divergence
+from rl_loop.losses import LossInput, Totals, k3_divergence, policy_loss
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,11 @@ class Example:
     rollout: Rollout
     advantage: float
     old_logprobs: Tensor
-    """under the policy before the step's first update"""
+    """under the policy that the clipped ratio is taken to: the one before the step's first update"""
     reference_logprobs: Tensor | None = None
     """all examples of a step have them, or none"""
+    weights: Tensor | None = None
+    """of its tokens' loss terms, for tokens of another policy; all examples of a step have them, or none"""
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,14 @@ class Learner:
     def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
         return model.to(self.device).eval()  # type: ignore[arg-type]
 
-    def logprobs(self, rollouts: Sequence[Rollout]) -> list[TokenScores]:
-        """Of each rollout's response tokens under the policy as it samples. No gradient, on the CPU."""
-        return self._score(self.policy, rollouts)
+    def logprobs(
+        self, rollouts: Sequence[Rollout], after_forward: Callable[[MicroBatch], None] = lambda batch: None
+    ) -> list[TokenScores]:
+        """Of each rollout's response tokens under the policy as it samples. No gradient, on the CPU.
+
+        `after_forward` is told each micro-batch whose forward is done.
+        """
+        return self._score(self.policy, rollouts, after_forward)
 
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Sequence[Tensor | None]:
         """Of each rollout's response tokens under the reference, at the sampling temperature; Nones without one."""
@@ -89,7 +96,12 @@ class Learner:
         return [scores.logprobs for scores in self._score(self.reference, rollouts)]
 
     @torch.no_grad()
-    def _score(self, model: PreTrainedModel, rollouts: Sequence[Rollout]) -> list[TokenScores]:
+    def _score(
+        self,
+        model: PreTrainedModel,
+        rollouts: Sequence[Rollout],
+        after_forward: Callable[[MicroBatch], None] = lambda batch: None,
+    ) -> list[TokenScores]:
         sampling = self.config.sampling
         by_row: dict[int, TokenScores] = {}
         for batch in self._microbatches(rollouts):
@@ -101,6 +113,7 @@ class Learner:
                 top_k=sampling.top_k,
             )
             by_row.update(zip(batch.rows, scores.cpu().split(batch.lengths), strict=True))
+            after_forward(batch)
         return [by_row[row] for row in range(len(rollouts))]
 
     def train(self, examples: Sequence[Example], *, step: int) -> UpdateMetrics:
@@ -116,8 +129,9 @@ class Learner:
         return UpdateMetrics(**means, learning_rate=learning_rate)
 
     def _update(self, examples: Sequence[Example]) -> dict[str, float]:
-        """One optimiser update on the token-level mean over the examples. Returns UpdateMetrics' fields."""
+        """One optimiser update on the mean over the examples. Returns UpdateMetrics' fields."""
         tokens = sum(len(example.rollout.response_ids) for example in examples)
+        totals = Totals(tokens, len(examples), self.config.sampling.max_tokens)
         # What has no advantage has no gradient either, unless there is a reference: it counts, but is spared the work.
         taught = [e for e in examples if e.advantage != 0.0 or e.reference_logprobs is not None]
         spared = tokens - sum(len(example.rollout.response_ids) for example in taught)
@@ -130,35 +144,38 @@ class Learner:
         }
         self.optimiser.zero_grad()
         for batch in self._microbatches([example.rollout for example in taught]):
-            terms = self._backward(batch, [taught[row] for row in batch.rows], tokens)
+            terms = self._backward(batch, [taught[row] for row in batch.rows], totals)
             sums = {name: value + terms[name] for name, value in sums.items()}
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         self.optimiser.step()
         return {**sums, "grad_norm": norm.item()}
 
-    def _backward(self, batch: MicroBatch, examples: Sequence[Example], tokens: int) -> dict[str, float]:
-        """Adds the micro-batch's gradient; `examples` are its rows. Returns its part of the means over `tokens`."""
+    def _backward(self, batch: MicroBatch, examples: Sequence[Example], totals: Totals) -> dict[str, float]:
+        """Adds the micro-batch's gradient; `examples` are its rows. Returns its part of the whole batch's means."""
         advantages_N = torch.tensor([e.advantage for e in examples]).repeat_interleave(torch.tensor(batch.lengths))
         old_logprobs_N = torch.cat([example.old_logprobs for example in examples])
         references = [e.reference_logprobs for e in examples if e.reference_logprobs is not None]
+        weights = [example.weights for example in examples if example.weights is not None]
         with self._training():
             logits_NV = self._logits(self.policy, batch)
             logprobs_N = token_logprobs(logits_NV, batch.responses_N, self.config.sampling.temperature)
-            objective = clipped_policy_loss(
+            terms = LossInput(
                 logprobs_N,
                 old_logprobs_N.to(self.device),
                 advantages_N.to(self.device),
-                clip_low=self.config.clip_low,
-                clip_high=self.config.clip_high,
-                tokens=tokens,
+                batch.lengths,
+                self.config.clip_low,
+                self.config.clip_high,
             )
+            weights_N = torch.cat(weights).to(self.device) if weights else None
+            objective = policy_loss(self.config.loss, terms, totals, self.config.loss_average, weights_N)
             loss, divergence = objective.loss, torch.zeros(())
             if references:
-                divergence = k3_divergence(logprobs_N, torch.cat(references).to(self.device), tokens=tokens)
+                divergence = k3_divergence(logprobs_N, torch.cat(references).to(self.device), tokens=totals.tokens)
                 loss = loss + self.config.kl_coefficient * divergence
             loss.backward()
-        terms = {**objective.metrics, "loss": loss, "reference_kl": divergence}
-        return {name: term.item() for name, term in terms.items()}
+        parts = {**objective.metrics, "loss": loss, "reference_kl": divergence}
+        return {name: part.item() for name, part in parts.items()}
 
     @contextmanager
     def _training(self) -> Iterator[None]:

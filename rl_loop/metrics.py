@@ -6,12 +6,14 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from drafters.acceptance import Acceptance, total
 from drafters.scoring import TokenScores
 from rl_loop.batching import Rollout
 from rollout_service.protocol import Completion, Group
+
+FIELDS_WITHOUT_A_CURVE = {"step", "stages", "staleness"}
 
 Stage = Literal["data", "prepare", "generation", "logprob", "train"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -60,19 +62,50 @@ class EvaluationMetrics(RolloutMetrics):
     seconds: float
 
 
-class StepMetrics(RolloutMetrics, MismatchMetrics):
+class OffPolicyMetrics(BaseModel):
+    """How far the policies that sampled a step's tokens are from the one that is trained on them."""
+
+    staleness: list[int] = Field(default_factory=list)
+    """tokens by the number of versions that they are older than the trained policy: 0, 1, 2, ..."""
+    staleness_mean: float = 0.0
+    importance_ratio: float = 1.0
+    """mean over tokens of the policy before the step to the one that sampled"""
+    effective_sample_size: float = 1.0
+    """of these ratios, as a share of the tokens"""
+    masked: float = 0.0
+    """share of tokens that the correction leaves out"""
+
+
+class Overlap(BaseModel):
+    """What a step's wall-clock time was spent waiting for."""
+
+    exposed_generation: float = 0.0
+    """seconds that the learner waited for rollouts"""
+    learner_idle: float = 0.0
+    """seconds that the learner did nothing: waiting for rollouts or for new weights to be in service"""
+    engines_idle: float | None = None
+    """mean seconds an engine had nothing to generate; None where it is not known"""
+    tokens_wasted: int = 0
+    """tokens generated in vain since the trainer was started: dropped as too old, or aborted"""
+
+
+class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap):
     step: int
     """from 1"""
     version: int
-    """weight version that sampled the step's rollouts"""
+    """the trained policy's; in synchronous training it sampled the step's rollouts too"""
     zero_variance_groups: int
     """groups whose completions all have the same reward"""
+    groups_replaced: int = 0
+    """by dynamic sampling, their rewards being all equal"""
+    rewards_failed: int = 0
+    """completions left out because their reward raised or took too long"""
     entropy: float
     """mean over tokens, in nats"""
     z: float
-    """losslessness of the step's tokens; a correct sampler gives a standard normal"""
+    """losslessness of the step's tokens that the trained policy sampled; a correct sampler gives a standard normal"""
     z_running: float
-    """of all steps' tokens"""
+    """of all steps' such tokens"""
     loss: float
     grad_norm: float
     clip_fraction: float
@@ -83,7 +116,7 @@ class StepMetrics(RolloutMetrics, MismatchMetrics):
     reference_kl: float
     learning_rate: float
     tokens_per_second: float
-    """of generation"""
+    """of generation; in asynchronous training, over the whole step"""
     stages: dict[Stage, float]
     """seconds of each"""
     seconds: float
@@ -95,10 +128,28 @@ class GradedGroup:
     group: Group
     rewards: list[float]
     """one a completion"""
+    failed: int = 0
+    """completions left out because their rewards failed"""
+
+    @classmethod
+    def of(cls, group: Group, rewards: Sequence[float | None]) -> "GradedGroup":
+        """Without the completions whose reward is None: it could not be had."""
+        pairs = [pair for pair in zip(group.completions, rewards, strict=True) if pair[1] is not None]
+        failed = len(rewards) - len(pairs)
+        kept = group if not failed else group.model_copy(update={"completions": [c for c, _ in pairs]})
+        return cls(kept, [reward for _, reward in pairs if reward is not None], failed)
 
     @property
     def rollouts(self) -> list[Rollout]:
-        return [Rollout(self.group.prompt_token_ids, c.token_ids, c.logprobs) for c in self.group.completions]
+        return [
+            Rollout(self.group.prompt_token_ids, c.token_ids, c.logprobs, token_versions(c))
+            for c in self.group.completions
+        ]
+
+
+def token_versions(completion: Completion) -> list[int]:
+    """The weight version that sampled each token."""
+    return [span.version for span in completion.weight_versions for _ in range(span.start, span.end)]
 
 
 def rollout_metrics(batch: Sequence[GradedGroup], pass_threshold: float) -> RolloutMetrics:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
-from rl_loop.metrics import EvaluationMetrics, Stage, StepMetrics
+from rl_loop.drafter_metrics import DrafterMetrics
+from rl_loop.metrics import FIELDS_WITHOUT_A_CURVE, EvaluationMetrics, Stage, StepMetrics
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -15,10 +16,11 @@ MetricsT = TypeVar("MetricsT", bound=BaseModel)
 
 STEPS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
+DRAFTER_FILE = "drafter.jsonl"
 
 
 class MetricsLog:
-    """`steps` and `evaluations` of the whole run, those from before a resume included.
+    """`steps`, `evaluations` and `drafter` (a line a step) of the whole run, those from before a resume included.
 
     Lines after `step`, the finished steps of the state resumed from, are dropped: they are made again.
     """
@@ -28,16 +30,23 @@ class MetricsLog:
         self.output = output
         self.steps = [m for m in _read(output / STEPS_FILE, StepMetrics) if m.step <= step]
         self.evaluations = [m for m in _read(output / EVALUATIONS_FILE, EvaluationMetrics) if m.step < step]
+        self.drafter = [m for m in _read(output / DRAFTER_FILE, DrafterMetrics) if m.step <= step]
         _write(output / STEPS_FILE, self.steps)
+        _write(output / DRAFTER_FILE, self.drafter)
         _write(output / EVALUATIONS_FILE, self.evaluations)
         self.events = _event_writer(output / "tensorboard", step + 1) if tensorboard else None
 
     def step(self, metrics: StepMetrics) -> None:
         self.steps.append(metrics)
         _append(self.output / STEPS_FILE, metrics)
-        fields = metrics.model_dump(exclude={"stages", "step"}, exclude_none=True)
+        fields = metrics.model_dump(exclude=FIELDS_WITHOUT_A_CURVE, exclude_none=True)
         self._events("train", metrics.step, fields)
         self._events("seconds", metrics.step, metrics.stages)
+
+    def drafter_step(self, metrics: DrafterMetrics) -> None:
+        self.drafter.append(metrics)
+        _append(self.output / DRAFTER_FILE, metrics)
+        self._events("drafter", metrics.step, metrics.scalars())
 
     def evaluation(self, metrics: EvaluationMetrics) -> None:
         self.evaluations.append(metrics)

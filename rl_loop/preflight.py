@@ -65,6 +65,28 @@ def check_lengths(client: RolloutClient, config: TrainConfig, task: Task, tokeni
         )
 
 
+def warn_of_memory_queue(client: RolloutClient, config: TrainConfig, console: Console) -> None:
+    """An asynchronous run whose groups would die with the service is told so; it can do with that."""
+    if config.mode == "async" and not client.batches().persistent:
+        console.print(
+            f"{config.endpoint} keeps its queue and weights in memory: what it has generated is lost if it dies. "
+            "Launch it with `--state FOLDER` to keep them.",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+
+
+def check_drafter(client: RolloutClient, config: TrainConfig) -> None:
+    """A drafter that is trained must be the kind that the service drafts with."""
+    if config.drafter.kind == "none":
+        return
+    served = [drafter.drafter for drafter in client.speculation().drafters]
+    if served != [config.drafter.kind]:
+        raise PreflightError(
+            f"drafter.kind: {config.endpoint} drafts with {' and '.join(served) or 'none'}, not {config.drafter.kind}; "
+            "start it with that drafter, or train the one it has"
+        )
+
+
 def _tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> int:
     if problem.messages is None:
         return len(tokenizer.encode(problem.prompt or ""))

@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from rl_loop.drafter_metrics import DrafterMetrics
 from rl_loop.metrics import STAGES, EvaluationMetrics, StepMetrics
 from rl_loop.metrics_log import MetricsLog
 
@@ -25,6 +26,7 @@ COLUMNS: dict[str, Callable[[StepMetrics], str]] = {
     "max Δlogp": lambda m: f"{m.logprob_difference_max:.1e}",
     "z": lambda m: f"{m.z:+.2f}",
     "accept": lambda m: "–" if m.acceptance_length is None else f"{m.acceptance_length:.2f}",
+    "stale": lambda m: f"{m.staleness_mean:.2f}",
     "tok/s": lambda m: f"{m.tokens_per_second:.0f}",
     **{stage: lambda m, stage=stage: f"{m.stages[stage]:.1f}" for stage in STAGES},  # type: ignore[misc]
 }
@@ -75,6 +77,10 @@ class Reporter:
             shown = "  ".join(f"{name} {show(metrics)}" for name, show in COLUMNS.items() if name not in STAGES)
             seconds = " ".join(f"{stage} {metrics.stages[stage]:.1f}" for stage in STAGES)
             self.console.print(f"{shown}  seconds: {seconds}", soft_wrap=True, highlight=False)
+
+    def drafter(self, metrics: DrafterMetrics | None) -> None:
+        if metrics is not None:
+            self.log.drafter_step(metrics)
 
     def evaluation(self, metrics: EvaluationMetrics) -> None:
         self.log.evaluation(metrics)

@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rollout_service.client import RolloutClient
-from rollout_service.protocol import Group, GroupRequest
+from rollout_service.client import RolloutClient, RolloutError, tensors_checksum
+from rollout_service.protocol import ErrorBody, Group, GroupRequest
 
 Tensors = Callable[[torch.dtype], Mapping[str, Tensor]]
 
@@ -26,6 +26,10 @@ class RolloutSource(Protocol):
 
     def publish(self, tensors: Tensors, version: int) -> int:
         """Let later rollouts be sampled by `tensors`; `version` is the last one known. Returns the new version."""
+
+    def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
+        """Let later rollouts be drafted by `tensors`; the drafter's versions count apart from the policy's. Unless
+        `is_new`, the engines may hold these very tensors."""
 
 
 class EndpointSource:
@@ -42,6 +46,21 @@ class EndpointSource:
         status = self.client.weights()
         version = max(version, status.policy.version) + 1
         self.client.push_weights("policy", tensors(getattr(torch, status.dtype)), version)
+        return version
+
+    def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
+        """As `publish`, for the drafter alone. One that is not new is pushed unless the service holds the same bytes.
+
+        Raises RolloutError when the service's drafter has no weights of its own.
+        """
+        status = self.client.weights()
+        if status.drafter is None:
+            raise RolloutError(409, ErrorBody(error="no drafter with weights of its own; start the service with one"))
+        pushed = tensors(getattr(torch, status.dtype))
+        if not is_new and tensors_checksum(pushed) == status.drafter.checksum:
+            return status.drafter.version
+        version = max(version, status.drafter.version) + 1
+        self.client.push_weights("drafter", pushed, version)
         return version
 
 
@@ -69,6 +88,9 @@ class ReplaySource:
     def publish(self, tensors: Tensors, version: int) -> int:
         return version + 1
 
+    def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
+        return version + 1
+
 
 class Recorder:
     """Another source, with every group written to `folder`, one JSON line each, a file a batch."""
@@ -85,3 +107,6 @@ class Recorder:
 
     def publish(self, tensors: Tensors, version: int) -> int:
         return self.source.publish(tensors, version)
+
+    def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
+        return self.source.publish_drafter(tensors, version, is_new=is_new)

@@ -35,9 +35,18 @@ def summarise(steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetr
         "kl": float(np.mean([m.kl for m in steps])),
         "acceptance_length": 1.0 + accepted / draft_steps if draft_steps else None,
         "tokens": sum(m.tokens for m in steps),
-        "tokens_per_second": sum(m.tokens for m in steps) / seconds["generation"],
+        "tokens_per_second": sum(m.tokens for m in steps) / sum(m.tokens / m.tokens_per_second for m in steps),
         "seconds": sum(m.seconds for m in steps),
         "stages": seconds,
+        "staleness": float(np.mean([m.staleness_mean for m in steps])),
+        "importance_ratio": float(np.mean([m.importance_ratio for m in steps])),
+        "effective_sample_size": float(np.mean([m.effective_sample_size for m in steps])),
+        "clip_fraction": float(np.mean([m.clip_fraction for m in steps])),
+        "masked": float(np.mean([m.masked for m in steps])),
+        "exposed_generation": sum(m.exposed_generation for m in steps),
+        "learner_idle": sum(m.learner_idle for m in steps),
+        "engines_idle": sum(m.engines_idle or 0.0 for m in steps),
+        "tokens_wasted": steps[-1].tokens_wasted,
     }
 
 
@@ -67,6 +76,10 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "KL between trainer and rollouts": f"{summary['kl']:.1e}",
         "acceptance length": "no drafter" if length is None else f"{length:.2f}",
         "tokens per second of generation": f"{summary['tokens_per_second']:.0f}",
+        "staleness, mean versions": f"{summary['staleness']:.2f}",
+        "effective sample size": f"{summary['effective_sample_size']:.3f}",
+        "seconds of exposed generation": f"{summary['exposed_generation']:.1f}",
+        "tokens wasted": str(summary["tokens_wasted"]),
         **{f"seconds, {stage}": f"{seconds:.1f}" for stage, seconds in summary["stages"].items()},
     }
     for name, value in overall.items():

@@ -2,13 +2,13 @@
 
       task                      source (the rollout service)                learner
        |                              |                                        |
-       |  prepare     weights, version N  <------------------------------ checkpoint_tensors
+       |  prepare     weights, version N  <------------------------------ checkpoint_tensors, and the drafter's
        |  data        problems -> group requests                               |
        |------------------------------>                                        |
        |  generation  groups, each as it finishes                              |
        <------------------------------|                                        |
        |  rewards                                                              |
-       |  logprob     trainer's log-probabilities, entropy, z  <---------------|
+       |  logprob     trainer's log-probabilities, entropy, z  <---------------|  (the drafter learns here)
        |  data        advantages                                               |
        |  train       clipped loss, AdamW  ------------------------------------> policy N+1
 
@@ -19,59 +19,31 @@
 - What a step changes (policy, optimiser, state, metrics) changes within one section that a signal does not cut.
 """
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from drafters.scoring import SurprisalSums, join_scores
-from rl_loop.advantages import group_advantages
 from rl_loop.checkpoint import RunState, checkpoint_folder, prune_checkpoints, save_checkpoint
 from rl_loop.config import TrainConfig
 from rl_loop.interruption import Interruption
-from rl_loop.learner import Example, Learner
-from rl_loop.metrics import (
-    STAGES,
-    EvaluationMetrics,
-    GradedGroup,
-    Stage,
-    StepMetrics,
-    mismatch_metrics,
-    rollout_metrics,
-)
+from rl_loop.learner import Learner
+from rl_loop.losslessness import check_losslessness
+from rl_loop.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_metrics
+from rl_loop.online_drafter import OnlineDrafter
+from rl_loop.prompts import group_requests
 from rl_loop.reporting import Reporter
+from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import RolloutSource
+from rl_loop.step import StageClock, prepare, report_drafter, step_metrics, teaches
 from rl_loop.tasks import Problem, Split, Task
-from rollout_service.protocol import MAX_COMPLETIONS, Group, GroupRequest
+from rollout_service.protocol import Group, GroupRequest
 
-
-class NotLossless(RuntimeError):
-    """What was sampled does not follow the policy that it is said to be sampled from."""
-
-
-def sampling_seed(seed: int, what: str, index: int) -> int:
-    """A group's seed; its completions draw with this and the numbers after it, all below 2^31."""
-    digest = hashlib.blake2b(f"{seed} {what} {index}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") % (2**31 - MAX_COMPLETIONS)
-
-
-class StageClock:
-    """Seconds by stage. `announce` is told each stage that begins."""
-
-    def __init__(self, announce: Callable[[str], None]):
-        self.announce = announce
-        self.seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
-
-    @contextmanager
-    def __call__(self, stage: Stage) -> Iterator[None]:
-        self.announce(stage)
-        started = time.perf_counter()
-        yield
-        self.seconds[stage] += time.perf_counter() - started
+Reward = Callable[[], float | None]
+"""waits for it; None when it could not be had"""
 
 
 class SynchronousLoop:
@@ -85,11 +57,15 @@ class SynchronousLoop:
         reporter: Reporter,
         state: RunState | None = None,
         interruption: Interruption | None = None,
+        pool: RewardsPool | None = None,
+        drafter: OnlineDrafter | None = None,
     ):
+        """`pool` grades in processes of their own; without it rewards are had in this one."""
         self.config, self.task, self.learner, self.tokenizer = config, task, learner, tokenizer
-        self.source, self.reporter = source, reporter
+        self.source, self.reporter, self.pool = source, reporter, pool
         self.state = state or RunState()
         self.interruption = interruption or Interruption()
+        self.drafter = drafter
         self.version = self.state.version
         self.is_published = False
 
@@ -97,7 +73,7 @@ class SynchronousLoop:
         """From the state's step to the last one; leaves a checkpoint of it."""
         while self.state.step < self.config.steps:
             self._step()
-            self._check_losslessness()
+            check_losslessness(self.config, self.state.losslessness, self.state.step, self.reporter.alarm)
             if self.config.checkpoint_every and self.state.step % self.config.checkpoint_every == 0:
                 self.save()
         if self.config.evaluate_every:
@@ -111,7 +87,7 @@ class SynchronousLoop:
         if not folder.exists():
             with self.interruption.deferred():
                 self.reporter.stage("checkpoint")
-                save_checkpoint(folder, self.learner, self.tokenizer, self.state)
+                save_checkpoint(folder, self.learner, self.tokenizer, self.state, self.drafter)
                 prune_checkpoints(self.config.output, self.config.keep_checkpoints)
         return folder
 
@@ -122,70 +98,58 @@ class SynchronousLoop:
             self._publish()
         if config.evaluate_every and state.step % config.evaluate_every == 0:
             started += self._evaluate().seconds  # an evaluation is no part of the step
-        with clock("data"):
-            indices = range(state.position, state.position + config.prompts_per_step)
-            problems = self._problems("train", indices)
-            batch = f"train-{state.step + 1:06d}"
-            requests = self._requests(batch, "train", problems, config.completions, seed_by=batch)
-        with clock("generation"):
-            graded = self._generate(batch, requests, list(problems.values()))
-        with clock("logprob"):
-            rollouts = [rollout for g in graded for rollout in g.rollouts]
-            scores = self.learner.logprobs(rollouts)
-            references = self.learner.reference_logprobs(rollouts)
-        with clock("data"):
-            advantages = group_advantages([g.rewards for g in graded], config.normalise_advantages)
-            per_rollout = [value for group in advantages.values for value in group]
-            old = [score.logprobs for score in scores]
-            examples = list(map(Example, rollouts, per_rollout, old, references))
+        graded, replaced = self._batch(clock)
+        overlap = Overlap(exposed_generation=clock.seconds["generation"], learner_idle=clock.seconds["generation"])
+        prepared = prepare(config, self.learner, graded, self.version, clock, self.drafter, state.step)
         with self.interruption.deferred():
             with clock("train"):
-                update = self.learner.train(examples, step=state.step)
+                update = self.learner.train(prepared.examples, step=state.step)
             self.is_published = False
-            all_scores = join_scores(scores)
-            sums = SurprisalSums.of(all_scores)
             self.state = RunState(
                 step=state.step + 1,
-                position=indices.stop,
+                position=state.position + (1 + replaced.rounds) * config.prompts_per_step,
                 version=self.version,
-                losslessness=state.losslessness + sums,
+                losslessness=state.losslessness + prepared.on_policy,
             )
-            of_rollouts = rollout_metrics(graded, config.task.pass_threshold)
             self.reporter.step(
-                StepMetrics(
-                    **of_rollouts.model_dump(),
-                    **mismatch_metrics(rollouts, all_scores).model_dump(),
-                    **asdict(update),
-                    step=self.state.step,
-                    version=self.version,
-                    zero_variance_groups=advantages.zero_variance_groups,
-                    entropy=all_scores.entropy.mean().item(),
-                    z=sums.z,
-                    z_running=self.state.losslessness.z,
-                    tokens_per_second=of_rollouts.tokens / clock.seconds["generation"],
-                    stages=clock.seconds,
+                step_metrics(
+                    config, prepared, update, clock, overlap, step=self.state.step,
+                    losslessness=self.state.losslessness, groups_replaced=replaced.groups,
                     seconds=time.perf_counter() - started,
                 )
-            )
+            )  # fmt: skip
+            report_drafter(self.drafter, prepared, self.state.step, self.reporter)
 
-    def _check_losslessness(self) -> None:
-        """Raises NotLossless when the configuration says so."""
-        z, tokens = self.state.losslessness.z, self.state.losslessness.tokens
-        if abs(z) >= self.config.losslessness_limit:
-            message = (
-                f"after step {self.state.step} the running z of {tokens:,} sampled tokens is {z:+.1f}, beyond "
-                f"losslessness_limit = {self.config.losslessness_limit:g}: the service does not sample the policy. "
-                "`rollout-service audit --endpoint URL` says where it goes wrong"
-            )
-            if self.config.losslessness_alarm == "stop":
-                raise NotLossless(message)
-            self.reporter.alarm(message)
+    def _batch(self, clock: StageClock) -> tuple[list[GradedGroup], "Replaced"]:
+        """The step's graded groups; with dynamic sampling, further rounds of prompts until enough of them teach."""
+        config, state = self.config, self.state
+        graded: list[GradedGroup] = []
+        replaced = Replaced()
+        while True:
+            with clock("data"):
+                first = state.position + replaced.rounds * config.prompts_per_step
+                problems = self._problems("train", range(first, first + config.prompts_per_step))
+                batch = f"train-{state.step + 1:06d}" + (f"-{replaced.rounds + 1}" if replaced.rounds else "")
+                requests = group_requests(config, batch, "train", problems, config.completions, seed_by=batch)
+            with clock("generation"):
+                # A group with one completion left has nothing to be compared with.
+                arrived = [g for g in self._generate(batch, requests, list(problems.values())) if len(g.rewards) > 1]
+            if not config.dynamic_sampling:
+                return arrived, replaced
+            teaching = [g for g in arrived if teaches(g)]
+            graded += teaching
+            replaced.groups += len(arrived) - len(teaching)
+            if len(graded) >= config.prompts_per_step or replaced.rounds + 1 == config.dynamic_sampling_rounds:
+                return graded[: config.prompts_per_step] or arrived, replaced
+            replaced.rounds += 1
 
     def _publish(self) -> None:
         """Let the source sample from the learner's policy, unless it does."""
         if not self.is_published:
             self.version = self.source.publish(self.learner.checkpoint_tensors, self.version)
             self.is_published = True
+        if self.drafter is not None:
+            self.drafter.publish(self.source)
 
     def _evaluate(self) -> EvaluationMetrics:
         """The same held-out problems with the same seeds each time."""
@@ -193,7 +157,8 @@ class SynchronousLoop:
         self.reporter.stage("evaluation")
         problems = self._problems("held_out", range(self.config.evaluation_prompts))
         batch = f"held_out-{self.state.step:06d}"
-        requests = self._requests(batch, "held_out", problems, self.config.evaluation_completions, seed_by="held_out")
+        completions = self.config.evaluation_completions
+        requests = group_requests(self.config, batch, "held_out", problems, completions, seed_by="held_out")
         graded = self._generate(batch, requests, list(problems.values()))
         metrics = EvaluationMetrics(
             **rollout_metrics(graded, self.config.task.pass_threshold).model_dump(),
@@ -207,30 +172,28 @@ class SynchronousLoop:
     def _problems(self, split: Split, indices: range) -> dict[int, Problem]:
         return {index: self.task.prompt(split, index) for index in indices}
 
-    def _requests(
-        self, batch: str, split: Split, problems: dict[int, Problem], completions: int, *, seed_by: str
-    ) -> list[GroupRequest]:
-        return [
-            GroupRequest(
-                id=f"{batch}-{number:05d}",
-                prompt=problem.prompt,
-                messages=problem.messages,
-                n=completions,
-                sampling=self.config.sampling.with_seed(sampling_seed(self.config.seed, seed_by, number)),
-                metadata={"split": split, "index": index, "prompt": problem.digest},
-            )
-            for number, (index, problem) in enumerate(problems.items())
-        ]
-
     def _generate(self, batch: str, requests: Sequence[GroupRequest], problems: Sequence[Problem]) -> list[GradedGroup]:
         """The graded groups, in the order of the requests; each is graded when it arrives."""
         problem_of = {request.id: problem for request, problem in zip(requests, problems, strict=True)}
-        arrived = {}
+        arrived: dict[str, tuple[Group, list[Reward]]] = {}
         with self.reporter.groups(len(requests)) as advance, closing(self.source.rollouts(batch, requests)) as groups:
             for group in groups:
-                arrived[group.id] = self._grade(group, problem_of[group.id])
+                arrived[group.id] = group, self._rewards(group, problem_of[group.id])
                 advance()
-        return [arrived[str(request.id)] for request in requests]
+        in_order = [arrived[str(request.id)] for request in requests]
+        return [GradedGroup.of(group, [reward() for reward in rewards]) for group, rewards in in_order]
 
-    def _grade(self, group: Group, problem: Problem) -> GradedGroup:
-        return GradedGroup(group, [self.task.reward(problem, completion.text) for completion in group.completions])
+    def _rewards(self, group: Group, problem: Problem) -> list[Reward]:
+        texts = [completion.text for completion in group.completions]
+        if self.pool is not None:
+            return [future.result for future in self.pool.submit(problem, texts)]
+        values = [self.task.reward(problem, text) for text in texts]
+        return [lambda value=value: value for value in values]  # type: ignore[misc]
+
+
+@dataclass
+class Replaced:
+    """What dynamic sampling did in a step: rounds beyond the first, and groups that were left out."""
+
+    rounds: int = 0
+    groups: int = 0

@@ -5,6 +5,7 @@ However the loop ends (its last step, a signal, the endpoint's failure), a check
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import httpx
 import torch
@@ -12,16 +13,28 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from rl_loop.asynchronous import AsynchronousLoop
 from rl_loop.checkpoint import RunState, checkpoints, restore_checkpoint
 from rl_loop.config import TrainConfig
+from rl_loop.drafter_plot import plot_acceptance
 from rl_loop.interruption import Interrupted, Interruption
 from rl_loop.learner import Learner, load_policy
+from rl_loop.losslessness import NotLossless
 from rl_loop.metrics_log import MetricsLog
-from rl_loop.preflight import PreflightError, check_lengths, check_output, wait_until_ready
+from rl_loop.online_drafter import OnlineDrafter
+from rl_loop.preflight import (
+    PreflightError,
+    check_drafter,
+    check_lengths,
+    check_output,
+    wait_until_ready,
+    warn_of_memory_queue,
+)
 from rl_loop.reporting import Reporter
+from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
 from rl_loop.summary import write_summary
-from rl_loop.synchronous import NotLossless, SynchronousLoop
+from rl_loop.synchronous import SynchronousLoop
 from rl_loop.tasks import Task, make_task
 from rollout_service.client import RolloutClient, RolloutError
 
@@ -39,19 +52,38 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     with open_source(config, task, tokenizer, console) as source:
         with console.status(f"loading {config.model}"):
             learner, state = make_learner(config)
+            drafter = make_drafter(config, learner)
         log = MetricsLog(config.output, state.step, config.tensorboard)
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
-        if config.record_rollouts:
-            source = Recorder(source, config.output / "rollouts")
-        with Reporter(log, config.steps, console) as reporter:
-            loop = SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption)
+        with Reporter(log, config.steps, console) as reporter, open_pool(config) as pool:
+            loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
             try:
                 loop.run()
             except (Interrupted, NotLossless, RolloutError, ReplayError, httpx.TransportError):
                 folder = loop.save()
                 console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
                 raise
+        for alarm in source.client.speculation().alarms if isinstance(source, EndpointSource) else []:
+            console.print(f"alarm of the service, {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
     write_summary(config.output, log.steps, log.evaluations, console)
+    if log.drafter:
+        plot_acceptance(config.output / "acceptance.png", log.steps, log.drafter)
+
+
+def make_loop(
+    config: TrainConfig, task: Task, learner: Learner, tokenizer: PreTrainedTokenizerBase, source: RolloutSource,
+    reporter: Reporter, state: RunState, interruption: Interruption, pool: RewardsPool | None,
+    drafter: OnlineDrafter | None,
+) -> SynchronousLoop | AsynchronousLoop:  # fmt: skip
+    if config.mode == "async":
+        assert isinstance(source, EndpointSource)
+        assert pool is not None
+        return AsynchronousLoop(
+            config, task, learner, tokenizer, source.client, reporter, pool, state, interruption, drafter
+        )
+    if config.record_rollouts:
+        source = Recorder(source, config.output / "rollouts")
+    return SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
 
 
 def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
@@ -73,6 +105,29 @@ def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
     return learner, RunState() if latest is None else restore_checkpoint(latest, learner)
 
 
+def make_drafter(config: TrainConfig, learner: Learner) -> OnlineDrafter | None:
+    """The drafter of the run, as the service's checkpoint or the latest one of the run has it."""
+    if config.drafter.kind == "none":
+        return None
+    try:
+        drafter = OnlineDrafter.load(config, learner.policy)
+        if config.resume:
+            drafter.restore(checkpoints(config.output)[-1])
+    except (OSError, ValueError, RuntimeError) as error:
+        raise PreflightError(f"drafter.model: {error}") from error
+    return drafter
+
+
+@contextmanager
+def open_pool(config: TrainConfig) -> Iterator[RewardsPool | None]:
+    """The reward processes, or None where rewards are had in this process."""
+    if config.reward_processes == 0:
+        yield None
+        return
+    with RewardsPool(partial(make_task, config.task), config.reward_processes, config.reward_timeout) as pool:
+        yield pool
+
+
 @contextmanager
 def open_source(
     config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase, console: Console
@@ -85,4 +140,6 @@ def open_source(
     with RolloutClient(config.endpoint, token) as client:
         wait_until_ready(client, config, console)
         check_lengths(client, config, task, tokenizer)
+        check_drafter(client, config)
+        warn_of_memory_queue(client, config, console)
         yield EndpointSource(client)

@@ -1,15 +1,43 @@
 """GET /v1/speculation: the engines' counts, summed over engines, and the ratios over them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from drafters.acceptance import Acceptance, total
 from drafters.drafter import DrafterConfig
-from rollout_service.protocol import AcceptanceCounts, DrafterAcceptance, SpeculationStatus, VersionedAcceptance
+from rollout_service.protocol import (
+    AcceptanceCounts,
+    AgedAcceptance,
+    ContextAcceptance,
+    DrafterAcceptance,
+    SpeculationAlarm,
+    SpeculationStatus,
+    VersionedAcceptance,
+)
 
 
-def speculation_status(drafter: DrafterConfig, rows: list[dict[str, Any]]) -> SpeculationStatus:
-    """`rows`: one an engine and pair of versions, as `Engine.speculation` gives them."""
+def speculation_status(
+    drafter: DrafterConfig,
+    rows: list[dict[str, Any]],
+    drafter_since: Mapping[int, int],
+    contexts: list[dict[int, list[int]]],
+    alarms: list[SpeculationAlarm],
+) -> SpeculationStatus:
+    """`rows`: one an engine and pair of versions, as `Engine.speculation` gives them; `drafter_since`: the policy
+    version that each drafter version came to; `contexts`: one an engine, as `Engine.context_acceptance` gives them."""
     if drafter.kind == "none":
-        return SpeculationStatus(drafters=[])
+        return SpeculationStatus(drafters=[], alarms=alarms)
+    ages = [row["policy_version"] - drafter_since.get(row["drafter_version"], 0) for row in rows]
+    by_age = [
+        AgedAcceptance(
+            drafter_age=age, **_summed([r for r, its in zip(rows, ages, strict=True) if its == age]).model_dump()
+        )
+        for age in sorted(set(ages))
+    ]
+    by_context = [
+        _of_context(floor, total(Acceptance(0, of_engine[floor]) for of_engine in contexts if floor in of_engine))
+        for floor in sorted({floor for of_engine in contexts for floor in of_engine})
+    ]
     pairs = sorted({(row["policy_version"], row["drafter_version"]) for row in rows})
     by_version = [
         VersionedAcceptance(
@@ -27,9 +55,22 @@ def speculation_status(drafter: DrafterConfig, rows: list[dict[str, Any]]) -> Sp
                 draft_sampling=drafter.draft_sampling,
                 verification=drafter.verification,
                 by_version=by_version,
+                by_age=by_age,
+                by_context_length=by_context,
                 **_summed(rows).model_dump(),
             )
-        ]
+        ],
+        alarms=alarms,
+    )
+
+
+def _of_context(floor: int, acceptance: Acceptance) -> ContextAcceptance:
+    return ContextAcceptance(
+        from_tokens=floor,
+        draft_steps=acceptance.steps,
+        accepted=acceptance.accepted,
+        acceptance_length=acceptance.length,
+        acceptance_by_position=acceptance.by_position,
     )
 
 

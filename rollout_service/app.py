@@ -10,9 +10,11 @@ from pydantic import ValidationError
 from starlette.types import Receive, Scope, Send
 
 from rollout_service.admission import Admission, Refused
+from rollout_service.background import BackgroundGeneration
+from rollout_service.batches import RETRY_AFTER, BatchQueue, Unavailable, UnknownLease
 from rollout_service.fleet import Fleet, FleetError
 from rollout_service.protocol import ErrorBody, Problem
-from rollout_service.routes import openai, rollouts, status, weights
+from rollout_service.routes import batches, openai, rollouts, status, weights
 from rollout_service.telemetry import Telemetry
 from rollout_service.weights import RefusedUpdate
 
@@ -24,7 +26,8 @@ def make_app(fleet: Fleet) -> FastAPI:
     config = fleet.config
     app = FastAPI(title="rollout-service", summary="RL rollouts with lossless speculative decoding", version="0.1.0")
     app.state.fleet = fleet
-    app.state.telemetry = Telemetry()
+    app.state.telemetry = telemetry = Telemetry()
+    fleet.alarms.on_alarm = lambda kind: telemetry.alarms.labels(kind).inc()
     app.state.admission = Admission(
         config.served_name,
         AutoTokenizer.from_pretrained(fleet.folder),
@@ -33,7 +36,9 @@ def make_app(fleet: Fleet) -> FastAPI:
         drafting=config.drafter.kind != "none",
         on_cpu=fleet.device == "cpu",
     )
-    for module in (rollouts, weights, openai, status):
+    queue = BatchQueue(fleet.state.queue if fleet.state else None, config.queue.capacity, config.queue.disk_mib)
+    app.state.background = BackgroundGeneration(fleet, queue, app.state.telemetry)
+    for module in (rollouts, batches, weights, openai, status):
         app.include_router(module.router)
     add_error_handlers(app)
     token = config.token.get_secret_value() if config.token else None
@@ -63,6 +68,18 @@ def add_error_handlers(app: FastAPI) -> None:
     async def unfinished(_: Request, error: Exception) -> JSONResponse:
         return answer(503, str(error))
 
+    async def no_room(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Unavailable)
+        response = answer(error.status, str(error))
+        response.headers["Retry-After"] = str(RETRY_AFTER)
+        return response
+
+    async def unknown_lease(_: Request, error: Exception) -> JSONResponse:
+        message = f"no such lease: {error}; it was acknowledged or returned, or it is over"
+        return answer(404, message, [Problem(field="lease", message=message)])
+
+    app.add_exception_handler(Unavailable, no_room)
+    app.add_exception_handler(UnknownLease, unknown_lease)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(ValidationError, invalid)
     app.add_exception_handler(Refused, refused)

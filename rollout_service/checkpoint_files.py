@@ -3,14 +3,17 @@
 Shapes and dtypes are read from the safetensors headers; no tensor is loaded.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from drafters.checkpoint_files import read_config as model_config
+from drafters.checkpoint_files import resolve_model
 from rollout_service.protocol import Problem
+
+__all__ = ["TensorSpec", "checkpoint_tensors", "file_tensors", "model_config", "problems", "resolve_model"]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 FLOATING = {"F64", "F32", "BF16", "F16"}
@@ -20,20 +23,6 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: str
     """as safetensors writes it: F32, BF16, I64, ..."""
-
-
-def resolve_model(model: str) -> Path:
-    """The local folder of a model: itself, or the snapshot of a Hugging Face name (downloaded when not cached)."""
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
-
-
-def model_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
 
 
 def file_tensors(file: Path) -> dict[str, TensorSpec]:

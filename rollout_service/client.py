@@ -6,6 +6,7 @@ with RolloutClient("http://127.0.0.1:8000") as client:
     client.push_weights("policy", tensors, version=1)
 """
 
+import hashlib
 import json
 import tempfile
 import uuid
@@ -17,9 +18,17 @@ import httpx
 from pydantic import BaseModel
 
 from rollout_service.protocol import (
+    Batch,
+    BatchesStatus,
     ErrorBody,
     Group,
     GroupRequest,
+    LeaseExtension,
+    LeaseGroups,
+    LeaseRequest,
+    LeaseStatus,
+    PromptsRequest,
+    PromptsStatus,
     RolloutRequest,
     SharedMemoryPush,
     SpeculationStatus,
@@ -36,10 +45,11 @@ JSON = {"Content-Type": "application/json"}
 
 
 class RolloutError(RuntimeError):
-    """The service refused or failed a request. `status` is the HTTP status, `body` what it said."""
+    """The service refused or failed a request. `status` is the HTTP status, `body` what it said, `retry_after` the
+    seconds after which it may be tried again, where the service says so."""
 
-    def __init__(self, status: int, body: ErrorBody):
-        self.status, self.body = status, body
+    def __init__(self, status: int, body: ErrorBody, retry_after: float | None = None):
+        self.status, self.body, self.retry_after = status, body, retry_after
         details = "".join(f"\n  {p.field}: {p.message}" for p in body.problems)
         super().__init__(f"{status}: {body.error}{details}")
 
@@ -49,7 +59,8 @@ def _error(response: httpx.Response) -> RolloutError:
         body = ErrorBody.model_validate_json(response.content)
     except ValueError:
         body = ErrorBody(error=response.text[:500])
-    return RolloutError(response.status_code, body)
+    after = response.headers.get("retry-after")
+    return RolloutError(response.status_code, body, None if after is None else float(after))
 
 
 def _group(line: str) -> Group:
@@ -125,6 +136,51 @@ class RolloutClient(_Connection):
         except httpx.HTTPError:
             return False
 
+    def send_prompts(self, request: PromptsRequest) -> PromptsStatus:
+        """Groups to generate in the background. Raises RolloutError: 429 when the queue is full (try again after
+        `retry_after` seconds), 507 when its disk is; then none was taken."""
+        return PromptsStatus.model_validate_json(self._post("/v1/prompts", request))
+
+    def cancel_prompts(self, run: str) -> None:
+        """Forget the run's groups that are not acknowledged."""
+        response = self.http.delete("/v1/prompts", params={"run": run})
+        if response.status_code != 200:
+            raise _error(response)
+
+    def return_leases(self, run: str) -> None:
+        """Return all leased groups of the run: its trainer begins anew."""
+        response = self.http.delete("/v1/batches", params={"run": run})
+        if response.status_code != 200:
+            raise _error(response)
+
+    def lease(self, request: LeaseRequest) -> Batch:
+        """Finished groups, and why if they are fewer than asked for."""
+        return Batch.model_validate_json(self._post("/v1/batches/lease", request))
+
+    def acknowledge(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
+        """Trained on: the lease's groups, or those named, are never handed out again. RolloutError 404: it is over."""
+        body = self._post(f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
+        return LeaseStatus.model_validate_json(body)
+
+    def release(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
+        """Not trained on: they are handed out again."""
+        body = self._post(f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
+        return LeaseStatus.model_validate_json(body)
+
+    def extend(self, lease: str, seconds: float) -> LeaseStatus:
+        return LeaseStatus.model_validate_json(
+            self._post(f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds))
+        )
+
+    def batches(self) -> BatchesStatus:
+        return BatchesStatus.model_validate_json(self._get("/v1/batches"))
+
+    def _post(self, path: str, body: BaseModel) -> bytes:
+        response = self.http.post(path, content=body.model_dump_json(exclude_none=True), headers=JSON)
+        if response.status_code != 200:
+            raise _error(response)
+        return response.content
+
     def push_weights(self, of: WeightsOf, tensors: Mapping[str, "torch.Tensor"], version: int) -> WeightStatus:
         """Give all engines `tensors` (checkpoint names) as `version`; returns when every engine holds it.
 
@@ -139,12 +195,12 @@ class RolloutClient(_Connection):
             file = shared / f"push-{uuid.uuid4().hex}.safetensors"
             try:
                 save_file(contiguous, file)
-                return self._push(of, version, SharedMemoryPush(file=file.name))
+                return self._push(of, version, SharedMemoryPush(file=file.name), file)
             finally:
                 file.unlink(missing_ok=True)
         with tempfile.NamedTemporaryFile(suffix=".safetensors") as staged:
             save_file(contiguous, staged.name)
-            return self._push(of, version, Path(staged.name))
+            return self._push(of, version, Path(staged.name), Path(staged.name))
 
     def _shared_memory(self) -> Path | None:
         """The service's shared-memory folder when it is this machine's: the `token` file in it is ours to read."""
@@ -156,8 +212,10 @@ class RolloutClient(_Connection):
             return None
         return folder if here == folder.name else None
 
-    def _push(self, of: WeightsOf, version: int, what: BaseModel | Path) -> WeightStatus:
-        path, query = f"/v1/weights/{of}", {"version": version}
+    def _push(self, of: WeightsOf, version: int, what: BaseModel | Path, file: Path) -> WeightStatus:
+        with file.open("rb") as stream:
+            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
+        path, query = f"/v1/weights/{of}", {"version": str(version), "checksum": checksum}
         if isinstance(what, BaseModel):
             response = self.http.post(path, params=query, json=what.model_dump())
         else:
@@ -166,6 +224,14 @@ class RolloutClient(_Connection):
         if response.status_code != 200:
             raise _error(response)
         return WeightStatus.model_validate_json(response.content)
+
+
+def tensors_checksum(tensors: Mapping[str, "torch.Tensor"]) -> str:
+    """SHA-256 of the safetensors bytes that `push_weights` makes of `tensors`: `WeightStatus.checksum` once pushed."""
+    from safetensors.torch import save
+
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return hashlib.sha256(save(contiguous)).hexdigest()
 
 
 def _chunks(file: Path) -> Iterator[bytes]:
@@ -209,6 +275,52 @@ class AsyncRolloutClient(_Connection):
 
     async def _get(self, path: str) -> bytes:
         response = await self.http.get(path)
+        if response.status_code != 200:
+            raise _error(response)
+        return response.content
+
+    async def send_prompts(self, request: PromptsRequest) -> PromptsStatus:
+        """Groups to generate in the background. Raises RolloutError: 429 when the queue is full (try again after
+        `retry_after` seconds), 507 when its disk is; then none was taken."""
+        return PromptsStatus.model_validate_json(await self._post("/v1/prompts", request))
+
+    async def cancel_prompts(self, run: str) -> None:
+        """Forget the run's groups that are not acknowledged."""
+        response = await self.http.delete("/v1/prompts", params={"run": run})
+        if response.status_code != 200:
+            raise _error(response)
+
+    async def return_leases(self, run: str) -> None:
+        """Return all leased groups of the run: its trainer begins anew."""
+        response = await self.http.delete("/v1/batches", params={"run": run})
+        if response.status_code != 200:
+            raise _error(response)
+
+    async def lease(self, request: LeaseRequest) -> Batch:
+        """Finished groups, and why if they are fewer than asked for."""
+        return Batch.model_validate_json(await self._post("/v1/batches/lease", request))
+
+    async def acknowledge(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
+        """Trained on: the lease's groups, or those named, are never handed out again. RolloutError 404: it is over."""
+        body = await self._post(f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
+        return LeaseStatus.model_validate_json(body)
+
+    async def release(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
+        """Not trained on: they are handed out again."""
+        return LeaseStatus.model_validate_json(
+            await self._post(f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
+        )
+
+    async def extend(self, lease: str, seconds: float) -> LeaseStatus:
+        return LeaseStatus.model_validate_json(
+            await self._post(f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds))
+        )
+
+    async def batches(self) -> BatchesStatus:
+        return BatchesStatus.model_validate_json(await self._get("/v1/batches"))
+
+    async def _post(self, path: str, body: BaseModel) -> bytes:
+        response = await self.http.post(path, content=body.model_dump_json(exclude_none=True), headers=JSON)
         if response.status_code != 200:
             raise _error(response)
         return response.content

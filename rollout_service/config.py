@@ -1,5 +1,6 @@
 """Configuration of the service: what is served, by how many engines, with which drafter, and where it listens."""
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -44,6 +45,38 @@ class EngineConfig(Section):
         return arguments
 
 
+class WeightsConfig(Section):
+    """What running completions do when new policy weights arrive."""
+
+    policy: Literal["keep", "drain", "restart"] = "keep"
+    """keep: pause, and go on with the new weights; drain: finish first; restart: abort, and generate again"""
+    kv_cache: Literal["recompute", "keep"] = "recompute"
+    """with keep: the keys and values of tokens so far, recomputed with the new weights (so that log-probabilities stay
+    exact), or kept (a shorter pause)"""
+
+    @property
+    def keeps_cache(self) -> bool:
+        return self.policy == "keep" and self.kv_cache == "keep"
+
+
+class QueueConfig(Section):
+    """The queue of groups that are generated in the background."""
+
+    capacity: int = Field(default=4096, ge=1)
+    """groups in it that are not acknowledged; more are answered with 429"""
+    disk_mib: int = Field(default=4096, ge=1)
+    """size of its database; prompts are answered with 507 when it is nearly full"""
+
+
+class AlarmConfig(Section):
+    """When speculation that has become slow is loud: a log line, a metric, and a field of GET /v1/speculation."""
+
+    acceptance_fall: float = Field(default=0.2, gt=0, le=1)
+    """fraction by which the acceptance rate may fall after a push of policy or drafter"""
+    draft_steps: int = Field(default=500, ge=1)
+    """draft steps that a pair of versions needs before its acceptance is judged"""
+
+
 class ServiceConfig(Section):
     """Serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint."""
 
@@ -55,12 +88,18 @@ class ServiceConfig(Section):
     """number of engines"""
     engine: EngineConfig = EngineConfig()
     drafter: DrafterConfig = DrafterConfig()
+    alarms: AlarmConfig = AlarmConfig()
     host: str = "127.0.0.1"
     """address to listen on; any but a loopback address needs a token"""
     port: int = Field(default=8000, ge=0, le=65535)
     """port to listen on; 0 for any free one"""
     token: SecretStr | None = None
     """bearer token that every route but /health asks for"""
+    state: Path | None = None
+    """folder of the batch queue and the weights in service, from which a service that starts again goes on; without it
+    they are in memory alone"""
+    queue: QueueConfig = QueueConfig()
+    weights: WeightsConfig = WeightsConfig()
     body_limit_mib: int = Field(default=64, ge=1)
     """largest request body, weights excepted (those are limited by the policy's own size)"""
     engine_logs: bool = False

@@ -7,10 +7,11 @@ makes a new one.
 
 import functools
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from drafters.registry import make_drafter
 from rollout_service import asgi
@@ -33,6 +34,28 @@ class WeightsFile(NamedTuple):
     path: str
     node: str
     bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
+
+
+class Loaded(NamedTuple):
+    """What an engine says of an update that it took."""
+
+    pause: float
+    """seconds from the pause to the resumption of generation"""
+    checksum: str
+    """SHA-256 of the bytes that it read"""
+    changed: int
+    """modules that hold something else than before"""
+    modules: int
+
+
+class Aborted(NamedTuple):
+    """A group that was ended before it was finished: the tokens that were generated in vain."""
+
+    tokens: int
+
+
+PAUSE_MODES: dict[str, Literal["abort", "wait", "keep"]] = {"drain": "wait", "restart": "abort", "keep": "keep"}
+"""vLLM's name for what happens to running completions at a weight update"""
 
 
 def ends_with_vllm(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
@@ -125,24 +148,35 @@ class Engine:
         )
 
     @ends_with_vllm
-    async def generate(self, group: GroupRequest) -> Group:
-        """All completions of one group with `prompt_token_ids`. Cancelling the call aborts them in vLLM."""
+    async def generate(self, group: GroupRequest, key: str) -> Group | Aborted:
+        """All completions of one group with `prompt_token_ids`. `abort(key)` and some weight updates end it early."""
         assert group.prompt_token_ids is not None
-        prompt = {"prompt_token_ids": group.prompt_token_ids}
+        prompt: dict[str, Any] = {"prompt_token_ids": group.prompt_token_ids}
+        if self.config.weights.keeps_cache:  # new completions must not find the old weights' keys and values
+            prompt["cache_salt"] = f"policy {self.policy_version}"
         final: Any = None
-        async for output in self.llm.generate(prompt, sampling_params(group), f"group-{uuid.uuid4().hex}"):
+        async for output in self.llm.generate(prompt, sampling_params(group), key):
             final = output
+        if any(output.finish_reason == "abort" for output in final.outputs):
+            return Aborted(sum(len(output.token_ids) for output in final.outputs))
         return Group(
             id=group.id or "",
             prompt_token_ids=group.prompt_token_ids,
-            completions=[self._completion(output, group.draft_steps) for output in final.outputs],
+            completions=[self._completion(output, group) for output in final.outputs],
             sampling=group.sampling,
             engine=self.index,
             metadata=group.metadata,
         )
 
-    def _completion(self, output: "CompletionOutput", draft_steps: bool) -> Completion:
+    @ends_with_vllm
+    async def abort(self, key: str) -> None:
+        """End the group that `generate` was called with; nothing happens when it has finished."""
+        await self.llm.abort(key)
+
+    def _completion(self, output: "CompletionOutput", group: GroupRequest) -> Completion:
         metrics = output.spec_decode_metrics
+        steps = list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if metrics else []
+        self.counts.add_contexts(len(group.prompt_token_ids or ()), steps)
         speculation = metrics and Speculation(
             drafter=self.config.drafter.kind,
             drafter_version=self.drafter_version,
@@ -150,7 +184,7 @@ class Engine:
             drafted=metrics.num_draft_tokens,
             accepted=sum(j * steps for j, steps in enumerate(metrics.histogram)),
             accepted_histogram=metrics.histogram,
-            steps=list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if draft_steps else None,
+            steps=steps if group.draft_steps else None,
         )
         return Completion(
             index=output.index,
@@ -169,17 +203,18 @@ class Engine:
         )
 
     @ends_with_vllm
-    async def load(self, weights: WeightsFile, of_drafter: bool) -> None:
-        """Take a version in place. Running completions wait, and go on with the new weights and a new KV cache."""
+    async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
+        """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say."""
         import ray
 
         path, copied = Path(weights.path), None
         if ray.get_runtime_context().get_node_id() != weights.node:
             copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
             path.write_bytes((await weights.bytes).data)
-        await self.llm.pause_generation(mode="keep", clear_cache=True)
+        policy, began = self.config.weights, time.monotonic()
+        await self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache)
         try:
-            await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
+            reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
             if of_drafter:
                 self.drafter_version = weights.version
             else:
@@ -190,6 +225,8 @@ class Engine:
             await self.llm.resume_generation()
             if copied is not None:
                 copied.unlink()
+        changed = sum(report["changed"] for report in reports)
+        return Loaded(time.monotonic() - began, reports[0]["checksum"], changed, reports[0]["modules"])
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch between sampled and greedy drafts without a restart; both are verified exactly."""
@@ -202,6 +239,10 @@ class Engine:
 
     async def speculation(self) -> list[dict[str, Any]]:
         return self.counts.rows()
+
+    async def context_acceptance(self) -> dict[int, list[int]]:
+        """Histograms of accepted drafts by context length, as `drafters.acceptance.by_context_length` counts them."""
+        return {floor: acceptance.histogram for floor, acceptance in self.counts.by_context.items()}
 
     async def metrics(self) -> str:
         """vLLM's Prometheus metrics of this engine, in text format."""

@@ -3,14 +3,18 @@
 - A group goes to one engine. When that engine dies the group is generated again; the client notices only time.
 - An engine is in service from the moment it holds the current weights. A restarted one takes them before it serves.
 - A version is published when every engine in service holds it. One push at a time, and no engine starts during a push.
+  Of pushes that wait for their turn only the newest is loaded.
+- With a state folder, a version is kept there before any engine takes it; a service that starts again goes on with it.
 """
 
 import asyncio
 import contextlib
 import logging
+import shutil
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +22,15 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from drafters.registry import make_drafter
+from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
-from rollout_service.engine import Engine, WeightsFile
+from rollout_service.engine import Aborted, Engine, WeightsFile
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
-from rollout_service.protocol import Group, GroupRequest, WeightsOf, WeightStatus
-from rollout_service.weights import WeightStore
+from rollout_service.protocol import Group, GroupRequest, Problem, WeightsOf, WeightStatus
+from rollout_service.state import StateFolder
+from rollout_service.weights import RefusedUpdate, WeightStore
 
 logger = logging.getLogger("rollout_service")
 
@@ -54,6 +60,20 @@ class Member:
     in_service: bool = False
     load: int = 0  # completions under way
     restarts: int = 0
+    idle_since: float | None = field(default_factory=time.monotonic)
+    idle_before: float = 0.0
+
+    def add_load(self, completions: int) -> None:
+        """Fewer than nothing when they have ended."""
+        self.load += completions
+        if self.load == 0:
+            self.idle_since = time.monotonic()
+        elif self.idle_since is not None:
+            self.idle_before, self.idle_since = self.idle_seconds(), None
+
+    def idle_seconds(self) -> float:
+        """With nothing to generate, since the start."""
+        return self.idle_before + (time.monotonic() - self.idle_since if self.idle_since is not None else 0.0)
 
 
 class Fleet:
@@ -73,11 +93,20 @@ class Fleet:
         self.config = config
         self.drafter = make_drafter(config.drafter)
         self.drafter.check(self.policy_config, own_config)
+        self.state = StateFolder(config.state) if config.state is not None else None
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
+        self.alarms = Alarms(config.alarms)
+        self.drafter_since: dict[int, int] = {0: 0}
+        """drafter versions, and the policy version that was in service when each came"""
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.members: list[Member] = []
         self.on_started: Callable[[int], None] = lambda index: None
+        self.on_published: Callable[[WeightsOf, int], None] = lambda of, version: None
+        self.wasted_tokens = 0
+        """of completions that were aborted: by a cancellation, or by a weight update that generates them again"""
+        self._counting: set[asyncio.Task[None]] = set()
+        self._newest: dict[WeightsOf, int] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._change = asyncio.Condition()  # an engine came into service
         self._weights_lock = asyncio.Lock()
@@ -88,6 +117,7 @@ class Fleet:
         """Returns when every engine is in service. Raises FleetError when one cannot start."""
         if not ray.is_initialized():
             start_ray(self.config.ray_address, self.config.engine_logs)
+        self._take_up_kept_weights()
         options = self._actor_options()
         for index in range(self.config.engines):
             actor = (
@@ -117,6 +147,25 @@ class Fleet:
         for member in self.members:
             ray.kill(member.actor, no_restart=True)
         self.store.close()
+        if self.state is not None:
+            self.state.close()
+
+    def _take_up_kept_weights(self) -> None:
+        """What was in service when the state folder was left. Raises FleetError when it does not fit the model."""
+        for of, weights_set in self.store.sets.items():
+            kept = self.state.kept(of) if self.state is not None else {}
+            if not kept:
+                continue
+            version = max(kept)
+            file = self.store.new_file()
+            shutil.copyfile(kept[version], file)
+            try:
+                checksum = weights_set.check(version, file)
+            except RefusedUpdate as error:
+                raise FleetError(
+                    f"state: {kept[version]} is not of this model: {error}; choose another folder"
+                ) from None
+            weights_set.publish(self._locate(version, file), checksum, seconds=0.0, pause=0.0)
 
     def _actor_options(self) -> dict[str, Any]:
         cuda = self.device == "cuda"
@@ -178,26 +227,46 @@ class Fleet:
 
     async def generate(self, group: GroupRequest) -> Group:
         """The finished group. Cancelling aborts it in the engine. Raises FleetError after ATTEMPTS engines died."""
-        for _ in range(ATTEMPTS):
+        deaths = 0
+        while deaths < ATTEMPTS:
             member = await self._least_loaded()
-            member.load += group.n
-            call = member.actor.generate.remote(group)
+            key = f"group-{uuid.uuid4().hex}"
+            member.add_load(group.n)
+            call = asyncio.ensure_future(member.actor.generate.remote(group, key))
             try:
-                return await call
+                outcome = await asyncio.shield(call)
+                if isinstance(outcome, Group):
+                    return outcome
+                self.wasted_tokens += outcome.tokens  # a weight update aborted it: again, with the new weights
             except asyncio.CancelledError:
-                ray.cancel(call)
+                member.actor.abort.remote(key)
+                self._count_what_it_leaves(call)
                 raise
             except ENGINE_LOST:
                 member.in_service = False
+                deaths += 1
             finally:
                 member.load -= group.n
         raise FleetError(f"group {group.id or group.prompt_token_ids}: its engine died {ATTEMPTS} times in a row")
+
+    def _count_what_it_leaves(self, call: "asyncio.Future[Group | Aborted]") -> None:
+        async def count() -> None:
+            with contextlib.suppress(RayError):
+                outcome = await call
+                if isinstance(outcome, Aborted):
+                    self.wasted_tokens += outcome.tokens
+                else:
+                    self.wasted_tokens += sum(len(completion.token_ids) for completion in outcome.completions)
+
+        task = asyncio.create_task(count())
+        self._counting.add(task)
+        task.add_done_callback(self._counting.discard)
 
     async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
         """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body."""
         for _ in range(ATTEMPTS):
             member = await self._least_loaded()
-            member.load += 1
+            member.add_load(1)
             stream = member.actor.openai.options(num_returns="streaming").remote(method, path, headers, body)
             started = False
             try:
@@ -212,34 +281,67 @@ class Fleet:
                     raise
             finally:
                 ray.cancel(stream)
-                member.load -= 1
+                member.add_load(-1)
         raise FleetError(f"the engine that answered died {ATTEMPTS} times in a row")
 
     # --- control ---
 
-    async def push(self, of: WeightsOf, version: int, file: Path) -> WeightStatus:
-        """Load a checked file into every engine and publish its version. `file` is ours: kept while in service.
+    async def push(self, of: WeightsOf, version: int, file: Path, sent: str | None = None) -> WeightStatus:
+        """Load a checked file into every engine and publish its version. `file` is ours: kept while in service; `sent`
+        is the sender's checksum of it.
 
-        Raises RefusedUpdate before any engine is touched, FleetError when no engine could take it.
+        Raises RefusedUpdate before any engine is touched, FleetError when no engine could take it. The status says
+        `skipped` when a newer version came while this one was waiting for its turn.
         """
         weights_set = self.store.sets[of]
+        weights_set.check(version, file)
+        self._newest[of] = max(version, self._newest.get(of, 0))
         async with self._weights_lock:
-            weights_set.check(version, file)
-            began = time.monotonic()
-            weights = self._locate(version, file)
-            members = [member for member in self.members if member.in_service]
-            loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
-            results = await asyncio.gather(*loads, return_exceptions=True)
-            failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
-            for member, error in failed:
-                # Half-loaded weights serve nobody: the engine starts again with what is then in service.
-                logger.error("engine %d could not load %s version %d: %s", member.index, of, version, error)
-                member.in_service = False
-                ray.kill(member.actor, no_restart=False)
-            if len(failed) == len(members):
-                reason = failed[0][1] if failed else "none is in service"
-                raise FleetError(f"no engine could load {of} version {version}: {reason}")
-            return weights_set.publish(weights, time.monotonic() - began)
+            if version < self._newest[of]:
+                file.unlink(missing_ok=True)
+                return weights_set.status.model_copy(update={"skipped": True})
+            try:
+                checksum = weights_set.check(version, file, sent)
+                return await self._load_everywhere(of, version, file, checksum)
+            except BaseException:
+                self._newest[of] = weights_set.status.version
+                raise
+
+    async def _load_everywhere(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
+        began = time.monotonic()
+        if self.state is not None:
+            try:
+                await asyncio.to_thread(self.state.keep, of, version, file)
+            except OSError as full:
+                message = f"version {version} could not be kept in {self.state.folder}: {full.strerror}"
+                raise RefusedUpdate(message, [Problem(field="state", message=message)], status=507) from full
+        weights = self._locate(version, file)
+        members = [member for member in self.members if member.in_service]
+        loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
+        for member, error in failed:
+            # Half-loaded weights serve nobody: the engine starts again with what is then in service.
+            logger.error("engine %d could not load %s version %d: %s", member.index, of, version, error)
+            member.in_service = False
+            ray.kill(member.actor, no_restart=False)
+        if len(failed) == len(members):
+            if self.state is not None:
+                self.state.forget_all_but(of, self.store.sets[of].status.version)
+            reason = failed[0][1] if failed else "none is in service"
+            raise FleetError(f"no engine could load {of} version {version}: {reason}")
+        loaded = {m.index: r for m, r in zip(members, results, strict=True) if not isinstance(r, BaseException)}
+        is_new = self.store.differs(of, file, checksum)
+        pause = max(report.pause for report in loaded.values())
+        status = self.store.sets[of].publish(weights, checksum, time.monotonic() - began, pause)
+        if self.state is not None:
+            self.state.forget_all_but(of, version)
+        policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
+        if of == "drafter":
+            self.drafter_since[version] = policy
+        self.alarms.after_push(of, policy, drafter, checksum=checksum, is_new=is_new, loaded=loaded)
+        self.on_published(of, version)
+        return status
 
     def _locate(self, version: int, file: Path) -> WeightsFile:
         here = ray.get_runtime_context().get_node_id()
@@ -261,6 +363,16 @@ class Fleet:
         """Counts by version, one row an engine and version."""
         calls = [member.actor.speculation.remote() for member in self.members if member.in_service]
         return [row for rows in await asyncio.gather(*calls) for row in rows]
+
+    async def check_acceptance(self) -> None:
+        """Raise the alarms that the counts so far give reason to; an engine that dies meanwhile has no say."""
+        with contextlib.suppress(*ENGINE_LOST):
+            self.alarms.check_acceptance(await self.speculation())
+
+    async def context_acceptance(self) -> list[dict[int, list[int]]]:
+        """Histograms of accepted drafts by context length, one an engine."""
+        calls = [member.actor.context_acceptance.remote() for member in self.members if member.in_service]
+        return await asyncio.gather(*calls)
 
     async def metrics(self) -> dict[int, str]:
         """vLLM's Prometheus text of each engine in service, by its index."""

@@ -3,6 +3,11 @@
 POST /v1/rollouts                     RolloutRequest -> one Group a line (application/x-ndjson)
 POST /v1/weights/{policy|drafter}     safetensors stream, or SharedMemoryPush -> WeightStatus
 GET  /v1/weights                      WeightsStatus
+POST /v1/prompts                      PromptsRequest -> PromptsStatus; DELETE /v1/prompts?run=NAME
+POST /v1/batches/lease                LeaseRequest -> Batch
+POST /v1/batches/{lease}/ack, /nack   LeaseGroups -> LeaseStatus
+POST /v1/batches/{lease}/extend       LeaseExtension -> LeaseStatus
+GET  /v1/batches                      BatchesStatus; DELETE /v1/batches?run=NAME
 GET  /v1/speculation                  SpeculationStatus
 GET  /health, /ready, /metrics
 GET  /v1/models, POST /v1/completions, POST /v1/chat/completions     vLLM's own types
@@ -145,6 +150,108 @@ class Group(WireType):
     metadata: dict[str, Any] = Field(default_factory=dict)
 
 
+class PromptsRequest(WireType):
+    """Groups to generate in the background. Each needs an id of the client's; one sent again changes nothing.
+
+    Example: `{"run": "a1", "groups": [{"id": "train-17", "prompt": "2 + 2 =", "n": 8}], "max_staleness": 2}`
+    """
+
+    groups: list[GroupRequest] = Field(min_length=1, max_length=MAX_GROUPS)
+    run: str = Field(default="", max_length=256)
+    """name of the client's run: ids are its own, and its batches hold its groups alone"""
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    """higher first; equal ones in the order of arrival"""
+    max_staleness: int | None = Field(default=None, ge=0)
+    """weight versions: a group that can no longer be handed out within this bound is generated again"""
+    model: str | None = None
+    """the served policy's name; checked when given"""
+
+
+class PromptsStatus(WireType):
+    accepted: int
+    """new groups, now in the queue"""
+    known: int
+    """groups sent before, left as they are"""
+    acknowledged: list[str] = Field(default_factory=list)
+    """those of them that were acknowledged: they will not be handed out again"""
+
+
+class LeaseRequest(WireType):
+    groups: int = Field(default=1, ge=1, le=MAX_GROUPS)
+    run: str = Field(default="", max_length=256)
+    max_staleness: int | None = Field(default=None, ge=0)
+    """weight versions from a group's oldest token to `version`; older groups are generated again"""
+    version: int | None = Field(default=None, ge=0)
+    """the policy that will be trained on the batch, where it is ahead of that in service"""
+    wait: float = Field(default=0.0, ge=0.0, le=600.0)
+    """seconds to wait until there are as many"""
+    seconds: float = Field(default=300.0, gt=0.0, le=86400.0)
+    """the lease; groups neither acknowledged nor extended by then are handed out again"""
+
+
+class Batch(WireType):
+    """Finished groups under a lease."""
+
+    lease: str | None
+    """None when there is no group"""
+    groups: list[Group]
+    version: int
+    """that staleness was reckoned to"""
+    short: str | None = None
+    """why there are fewer groups than asked for"""
+
+
+class LeaseGroups(WireType):
+    groups: list[str] | None = None
+    """ids; all of the lease when not given"""
+
+
+class LeaseExtension(WireType):
+    seconds: float = Field(default=300.0, gt=0.0, le=86400.0)
+    """from now"""
+
+
+class LeaseStatus(WireType):
+    lease: str
+    groups: list[str]
+    """that were acknowledged, returned or extended"""
+    lost: list[str] = Field(default_factory=list)
+    """that were asked for and are not under this lease (any more)"""
+
+
+class LeaseInfo(WireType):
+    lease: str
+    groups: int
+    seconds_left: float
+
+
+class BatchesStatus(WireType):
+    """Groups by where they are, and what was generated in vain."""
+
+    waiting: int
+    generating: int
+    finished: int
+    leased: int
+    acknowledged: int
+    capacity: int
+    """groups that may be in the queue, acknowledged ones not counted"""
+    oldest_seconds: float
+    """since the oldest finished group was finished"""
+    oldest_version: int | None
+    """weight version of the oldest token of a finished group"""
+    ages: list[float]
+    """of finished groups, in seconds, oldest first"""
+    leases: list[LeaseInfo]
+    dropped: int
+    """groups that became too stale, finished or not, and were generated again"""
+    tokens_wasted: int
+    """of dropped groups, and of those that a weight update aborted"""
+    persistent: bool
+    """whether the queue is on disk, and outlives the service"""
+    engines_idle: list[float] = Field(default_factory=list)
+    """seconds since the start that each engine had nothing to generate"""
+
+
 class Problem(WireType):
     """What was wrong with a request: the field (`groups.3.sampling.top_p`), and what to do."""
 
@@ -170,6 +277,10 @@ class WeightStatus(WireType):
     """SHA-256 of the pushed safetensors bytes; empty for version 0"""
     seconds: float = 0.0
     """from the received bytes to the version's publication"""
+    pause: float = 0.0
+    """of these, the longest time that an engine did not generate"""
+    skipped: bool = False
+    """answer to a push alone: a newer version came before this one was loaded; the status is of what is in service"""
 
 
 class WeightsStatus(WireType):
@@ -208,14 +319,50 @@ class VersionedAcceptance(AcceptanceCounts):
     drafter_version: int
 
 
+class AgedAcceptance(AcceptanceCounts):
+    drafter_age: int
+    """policy versions since the drafter's last update"""
+
+
+class ContextAcceptance(WireType):
+    """Draft steps that began with `from_tokens` tokens of context or more, and fewer than twice as many. Finished
+    completions of POST /v1/rollouts only."""
+
+    from_tokens: int
+    draft_steps: int
+    accepted: int
+    acceptance_length: float
+    acceptance_by_position: list[float]
+
+
 class DrafterAcceptance(AcceptanceCounts):
     drafter: str
     draft_tokens: int
     draft_sampling: str
     verification: str
     by_version: list[VersionedAcceptance]
+    by_age: list[AgedAcceptance] = Field(default_factory=list)
+    by_context_length: list[ContextAcceptance] = Field(default_factory=list)
+
+
+AlarmKind = Literal["not_changed", "checksum", "acceptance_fell"]
+
+
+class SpeculationAlarm(WireType):
+    """Speculation that has become slow without being wrong. Raised once for a pair of versions."""
+
+    kind: AlarmKind
+    """not_changed: a push left what was there; checksum: an engine read other bytes than were sent; acceptance_fell:
+    after a push, the acceptance rate is below the one before by more than the set fraction"""
+    of: WeightsOf
+    """the weights whose push it is about"""
+    policy_version: int
+    drafter_version: int
+    message: str
 
 
 class SpeculationStatus(WireType):
     drafters: list[DrafterAcceptance]
     """empty when no drafter is on"""
+    alarms: list[SpeculationAlarm] = Field(default_factory=list)
+    """since the start, earliest first"""

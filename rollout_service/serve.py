@@ -12,6 +12,7 @@ import uvicorn
 from rich.console import Console
 
 from rollout_service.app import make_app
+from rollout_service.background import BackgroundGeneration
 from rollout_service.config import ServiceConfig
 from rollout_service.fleet import Fleet, FleetError
 
@@ -60,14 +61,16 @@ async def _serve(config: ServiceConfig, listener: socket.socket, console: Consol
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, lambda: stop())
     fleet = Fleet(config)
+    background: BackgroundGeneration | None = None
     try:
         what = f"{config.served_name} on {fleet.device}, drafter {config.drafter.kind}"
         with console.status(f"Starting {config.engines} engine(s): {what}") as status:
             fleet.on_started = lambda i: status.update(f"{what}: engine {i} is in service")
             await fleet.start()
-        server = Server(
-            uvicorn.Config(make_app(fleet), log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off")
-        )
+        app = make_app(fleet)
+        background = app.state.background
+        background.start()
+        server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"))
         stop = server.stop
         host, port = listener.getsockname()[:2]
         console.print(
@@ -77,4 +80,7 @@ async def _serve(config: ServiceConfig, listener: socket.socket, console: Consol
         await server.serve([listener])
     finally:
         console.print("Stopping the engines ...")
+        if background is not None:
+            await background.stop()
+            background.queue.close()
         await fleet.stop()

@@ -4,6 +4,8 @@ from typing import Any, NamedTuple
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
+from drafters.acceptance import Acceptance, by_context_length
+
 
 class Versions(NamedTuple):
     policy: int
@@ -16,6 +18,7 @@ class SpeculationCounts(StatLoggerBase):
     def __init__(self, versions: Versions):
         self.versions = versions
         self.by_version: dict[Versions, dict[str, Any]] = {}
+        self.by_context: dict[int, Acceptance] = {}
 
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
@@ -31,6 +34,11 @@ class SpeculationCounts(StatLoggerBase):
         counts["accepted"] += step.num_accepted_tokens
         per_position = zip(counts["accepted_by_position"], step.num_accepted_tokens_per_pos, strict=True)
         counts["accepted_by_position"] = [a + b for a, b in per_position]
+
+    def add_contexts(self, prompt_tokens: int, steps: list[tuple[int, int]]) -> None:
+        """Count a finished completion's draft steps, (drafted, accepted), by their context length."""
+        for floor, acceptance in by_context_length([(prompt_tokens, steps)]).items():
+            self.by_context[floor] = self.by_context.get(floor, Acceptance()) + acceptance
 
     def log_engine_initialized(self) -> None:
         pass

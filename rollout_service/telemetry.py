@@ -6,9 +6,11 @@ index, so `sum by (engine) (rate(vllm:spec_decode_num_accepted_tokens_total[1m])
 
 from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+
+from rollout_service.protocol import BatchesStatus, Group
 
 KEPT = ("vllm:",)
 """engines' own process metrics (python_gc, ...) are left out"""
@@ -25,7 +27,28 @@ class Telemetry:
         self.in_flight = Gauge("rollout_groups_in_flight", "Groups being generated", registry=self.registry)
         self.pushes = Counter("rollout_weight_pushes", "Published updates", ["of"], registry=self.registry)
         self.version = Gauge("rollout_weight_version", "Version in service", ["of"], registry=self.registry)
+        self.pause = Histogram("rollout_weight_pause_seconds", "Generation stood still", ["of"], registry=self.registry)
+        self.queue = Gauge("rollout_queue_groups", "Groups in the batch queue", ["state"], registry=self.registry)
+        self.oldest = Gauge("rollout_queue_oldest_seconds", "Age of the oldest finished group", registry=self.registry)
+        self.wasted = Gauge("rollout_tokens_wasted", "Tokens dropped as stale or aborted", registry=self.registry)
+        self.dropped = Gauge("rollout_groups_dropped", "Groups dropped as stale", registry=self.registry)
+        self.idle = Gauge("rollout_engine_idle_seconds", "Without work", ["engine"], registry=self.registry)
+        self.alarms = Counter("rollout_speculation_alarms", "Alarms raised", ["kind"], registry=self.registry)
         self.restarts = Gauge("rollout_engine_restarts", "Restarts of an engine", ["engine"], registry=self.registry)
+
+    def finished(self, group: Group) -> None:
+        self.groups.inc()
+        self.completions.inc(len(group.completions))
+        self.tokens.inc(sum(len(completion.token_ids) for completion in group.completions))
+
+    def batches(self, status: BatchesStatus) -> None:
+        for state in ("waiting", "generating", "finished", "leased", "acknowledged"):
+            self.queue.labels(state).set(getattr(status, state))
+        self.oldest.set(status.oldest_seconds)
+        self.wasted.set(status.tokens_wasted)
+        self.dropped.set(status.dropped)
+        for engine, seconds in enumerate(status.engines_idle):
+            self.idle.labels(str(engine)).set(seconds)
 
     def exposition(self, engines: dict[int, str]) -> bytes:
         """Prometheus text of the front and of the engines' texts by index."""

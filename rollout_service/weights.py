@@ -4,11 +4,15 @@ Pushed bytes become a file in the service's shared-memory folder. Engines on thi
 other nodes it is put once into Ray's object store. The file in service is kept: an engine that restarts takes it.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
 import uuid
 from pathlib import Path
+
+from safetensors import safe_open
 
 from drafters.drafter import Drafter
 from drafters.mtp import is_mtp
@@ -17,6 +21,8 @@ from rollout_service.engine import WeightsFile
 from rollout_service.protocol import Problem, WeightsOf, WeightStatus
 
 SHARED_MEMORY = Path("/dev/shm")
+OWNER = "owner"
+"""file that a service holds a lock on while it runs"""
 HEADER_ALLOWANCE = 16 << 20
 
 
@@ -39,11 +45,15 @@ class WeightSet:
         self.largest_bytes = 8 * elements + HEADER_ALLOWANCE
         self.file: WeightsFile | None = None
 
-    def check(self, version: int, file: Path) -> None:
-        """Raises RefusedUpdate with everything that is wrong."""
+    def check(self, version: int, file: Path, sent: str | None = None) -> str:
+        """Returns the file's SHA-256; `sent` is the sender's. Raises RefusedUpdate with everything that is wrong."""
         if version <= self.status.version:
             message = f"version {version} is not above {self.status.version}, which is in service; versions only grow"
             raise RefusedUpdate(message, [Problem(field="version", message=message)], status=409)
+        received = _sha256(file)
+        if sent is not None and received != sent:
+            message = f"received bytes with SHA-256 {received}, and the sender's have {sent}: push again"
+            raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
         try:
             found = problems(file_tensors(file), self.expected, self.dtype)
         except ValueError as error:
@@ -54,8 +64,9 @@ class WeightSet:
                 f"version {self.status.version} stays in service",
                 found,
             )
+        return received
 
-    def publish(self, weights: WeightsFile, seconds: float) -> WeightStatus:
+    def publish(self, weights: WeightsFile, checksum: str, seconds: float, pause: float) -> WeightStatus:
         """`weights` is what every engine now holds."""
         if self.file is not None:
             Path(self.file.path).unlink(missing_ok=True)
@@ -65,8 +76,9 @@ class WeightSet:
             version=weights.version,
             tensors=len(self.expected),
             bytes=path.stat().st_size,
-            checksum=_sha256(path),
+            checksum=checksum,
             seconds=seconds,
+            pause=pause,
         )
         return self.status
 
@@ -75,14 +87,17 @@ class WeightStore:
     """Both weight sets of a service and the shared-memory folder their files lie in."""
 
     def __init__(self, policy_folder: Path, drafter: Drafter, dtype: str):
+        remove_orphans()
         self.folder = SHARED_MEMORY / f"rollout-service-{uuid.uuid4().hex}"
         self.folder.mkdir(mode=0o700)
+        self.owner = (self.folder / OWNER).open("w")
+        fcntl.flock(self.owner, fcntl.LOCK_EX)
         # A client that can read this file is on this machine and may push through the folder.
         (self.folder / "token").write_text(self.folder.name)
         self.sets: dict[WeightsOf, WeightSet] = {
             "policy": WeightSet("policy", checkpoint_tensors(policy_folder, lambda name: not is_mtp(name)), dtype)
         }
-        of_drafter = drafter.checkpoint(policy_folder)
+        of_drafter = self.drafter_folder = drafter.checkpoint(policy_folder)
         if of_drafter is not None:
             self.sets["drafter"] = WeightSet("drafter", checkpoint_tensors(of_drafter, drafter.owns), dtype)
 
@@ -99,8 +114,40 @@ class WeightStore:
             raise RefusedUpdate(message, [Problem(field="file", message=message)]) from None
         return file
 
+    def version(self, of: WeightsOf) -> int:
+        return self.sets[of].status.version if of in self.sets else 0
+
+    def differs(self, of: WeightsOf, file: Path, checksum: str) -> bool | None:
+        """Whether an update differs from what is in service; None where only reading a whole policy would tell.
+
+        A service's first drafter comes from a checkpoint, whose tensors are compared in the update's dtype; being equal
+        is then no fault: a trainer that begins with that checkpoint may push it to be sure.
+        """
+        in_service = self.sets[of].status
+        if in_service.version > 0:
+            return checksum != in_service.checksum
+        return None if of == "policy" else self._differs_from_checkpoint(file) or None
+
+    def _differs_from_checkpoint(self, file: Path) -> bool:
+        from drafters.checkpoint_files import read_tensors
+
+        assert self.drafter_folder is not None
+        loaded = read_tensors(self.drafter_folder, self.sets["drafter"].expected.__contains__)
+        with safe_open(file, "pt") as update:
+            pushed = {name: update.get_tensor(name) for name in update.keys()}  # noqa: SIM118
+        return not all(bool((loaded[name].to(t.dtype) == t).all()) for name, t in pushed.items())
+
     def close(self) -> None:
+        self.owner.close()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def remove_orphans() -> None:
+    """Folders of services that were killed: nobody holds the lock in them any more."""
+    for file in SHARED_MEMORY.glob(f"rollout-service-*/{OWNER}"):
+        with contextlib.suppress(OSError), file.open("r+") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(file.parent, ignore_errors=True)
 
 
 def _elements(spec: TensorSpec) -> int:

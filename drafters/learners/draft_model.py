@@ -1,23 +1,86 @@
 """A small causal language model of the policy's vocabulary as a learner: it reads the tokens, nothing else."""
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from pathlib import Path
+from typing import Any
 
-from drafters.learners.learner import Learner, PolicyOutputs, shifted
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from drafters.learners.learner import Learner, OutputHead, PolicyOutputs, shifted
+
+
+def draft_model_config(policy: PreTrainedModel, hidden_size: int, layers: int) -> Qwen3Config:
+    """A Qwen3 of the policy's vocabulary; heads of 32 to 128 channels (vLLM's CPU attention starts at 32)."""
+    of_policy: Any = policy.config
+    head_dim = 32 if hidden_size <= 256 else 64 if hidden_size <= 1024 else 128
+    heads = max(1, hidden_size // head_dim)
+    return Qwen3Config(
+        architectures=["Qwen3ForCausalLM"],
+        vocab_size=of_policy.vocab_size,
+        hidden_size=hidden_size,
+        intermediate_size=-(-8 * hidden_size // 96) * 32,  # 8/3, as the models of this family, in whole 32s
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=max(1, heads // 4),
+        head_dim=head_dim,
+        max_position_embeddings=of_policy.max_position_embeddings,
+        tie_word_embeddings=False,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        bos_token_id=of_policy.bos_token_id,
+        eos_token_id=of_policy.eos_token_id,
+        pad_token_id=of_policy.pad_token_id,
+    )
 
 
 class DraftModel(Learner):
+    kind = "draft_model"
+
     def __init__(self, model: PreTrainedModel):
         super().__init__()
         self.model = model
 
-    def draft_logprobs(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
+    @classmethod
+    def from_policy(cls, policy: PreTrainedModel, hidden_size: int, layers: int) -> "DraftModel":
+        """A new model at random."""
+        return cls(Qwen3ForCausalLM(draft_model_config(policy, hidden_size, layers)))
+
+    @classmethod
+    def from_folder(cls, folder: Path, policy: PreTrainedModel) -> "DraftModel":
+        """Any causal language model of transformers. Raises ValueError when its vocabulary is not the policy's."""
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        if model.config.vocab_size != policy.config.vocab_size:
+            raise ValueError(
+                f"{folder} has a vocabulary of {model.config.vocab_size} tokens and the policy one of "
+                f"{policy.config.vocab_size}: a draft model needs the policy's tokens"
+            )
+        return cls(model)
+
+    def draft_states(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
         """Given the tokens, each step's distribution is the model's own one further on: one forward makes all."""
-        logprobs_BTV = self.model(input_ids=tokens_BT, use_cache=False).logits.float().log_softmax(-1)
-        return [shifted(logprobs_BTV, j + 1) for j in range(steps)]
+        states_BTD = self.model.get_decoder()(input_ids=tokens_BT, use_cache=False).last_hidden_state
+        return [shifted(states_BTD, j + 1) for j in range(steps)]
+
+    def output_head(self, policy: PolicyOutputs) -> OutputHead:
+        head: Any = self.model.get_output_embeddings()
+        return OutputHead(head.weight, len(head.weight))
 
     def checkpoint(self) -> dict[str, Tensor]:
-        return dict(self.model.state_dict())
+        """As `save_pretrained` writes it: tied duplicates left out, fused experts apart."""
+        own = remove_tied_weights_from_state_dict(dict(self.model.state_dict()), self.model)
+        return dict(revert_weight_conversion(self.model, own))
 
     def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
-        self.model.load_state_dict(tensors)
+        missing, unexpected = self.model.load_state_dict(tensors, strict=False)
+        self.model.tie_weights()
+        tied = set(self.model.all_tied_weights_keys)
+        if unexpected or set(missing) - tied:
+            raise RuntimeError(f"missing tensors {sorted(set(missing) - tied)}, unexpected {sorted(unexpected)}")
+
+    def write(self, folder: Path, policy_folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        self.model.config.dtype = dtype
+        self.model.config.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(policy_folder).save_pretrained(folder)
+        self.save(folder / "model.safetensors", dtype)

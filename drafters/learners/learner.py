@@ -3,6 +3,9 @@
 Shapes, here and in `drafters/training`: B sequences, T tokens (padded on the right), D hidden, V vocabulary, N counted
 rows. Row i of draft step j (both from 0) is the draft that knows tokens 0..i+1 of the policy's own and j drafted ones
 after them; it proposes token i + 2 + j. Teacher forcing puts the policy's tokens in the place of the drafted ones.
+
+Drafter and policy hand out hidden states and an output head, not logits: [B, T, V] would be most of the memory at a
+large vocabulary, and only the rows that count are ever needed.
 """
 
 from abc import ABC, abstractmethod
@@ -19,11 +22,27 @@ from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
+class OutputHead:
+    """From hidden states to log-probabilities over `vocab_size` tokens, those outside `ids_V` (None: all) at -inf."""
+
+    weight_VD: Tensor
+    vocab_size: int
+    ids_V: Tensor | None = None
+
+    def logprobs(self, hidden_ND: Tensor, temperature: float = 1.0) -> Tensor:
+        """log softmax(logits / temperature), float32 [..., V]."""
+        logits_NV = nn.functional.linear(hidden_ND.to(self.weight_VD.dtype), self.weight_VD).float()
+        logprobs_NV = (logits_NV / temperature).log_softmax(-1)
+        if self.ids_V is None:
+            return logprobs_NV
+        everywhere_NV = logprobs_NV.new_full((*hidden_ND.shape[:-1], self.vocab_size), -torch.inf)
+        return everywhere_NV.index_copy(-1, self.ids_V, logprobs_NV)
+
+
+@dataclass(frozen=True)
 class PolicyOutputs:
     """All that a drafter may read of the policy, none of it carrying a gradient."""
 
-    logprobs_BTV: Tensor
-    """log-probabilities of the next token at every position, temperature 1"""
     output_BTD: Tensor
     """the hidden state after the final norm, which the output head reads"""
     layers_BTD: tuple[Tensor, ...]
@@ -31,32 +50,61 @@ class PolicyOutputs:
     embedding_VD: Tensor
     head_VD: Tensor
 
+    @property
+    def head(self) -> OutputHead:
+        return OutputHead(self.head_VD, len(self.head_VD))
+
+    def embedded(self, tokens_BT: Tensor) -> Tensor:
+        return nn.functional.embedding(tokens_BT, self.embedding_VD).to(self.output_BTD.dtype)
+
 
 @torch.no_grad()
 def read_policy(policy: PreTrainedModel, tokens_BT: Tensor, layers: tuple[int, ...] = ()) -> PolicyOutputs:
     """One forward of the policy. Layer id i < the number of layers is what enters layer i; id = the number of layers
     is what the last layer gives, before the final norm (vLLM's `aux_hidden_state_layers`)."""
     decoder: Any = policy.get_decoder()
-    with _inputs_of([decoder.layers[i] if i < len(decoder.layers) else decoder.norm for i in layers]) as entering:
-        output_BTD = decoder(input_ids=tokens_BT, use_cache=False).last_hidden_state
-    embedding: Any = policy.get_input_embeddings()
-    head: Any = policy.get_output_embeddings()
-    return PolicyOutputs(
-        logprobs_BTV=nn.functional.linear(output_BTD, head.weight).float().log_softmax(-1),
-        output_BTD=output_BTD,
-        layers_BTD=tuple(entering),
-        embedding_VD=embedding.weight.detach(),
-        head_VD=head.weight.detach(),
-    )
+    with reading_policy(policy, layers) as read:
+        decoder(input_ids=tokens_BT, use_cache=False)
+    return read.outputs()
+
+
+class PolicyReading:
+    """What the latest forward of the policy showed; filled by the hooks of `reading_policy`."""
+
+    def __init__(self, policy: PreTrainedModel, layers: tuple[int, ...]):
+        self.policy, self.layers = policy, layers
+        self.entering: dict[int, Tensor] = {}
+        self.output_BTD: Tensor | None = None
+
+    def outputs(self) -> PolicyOutputs:
+        embedding: Any = self.policy.get_input_embeddings()
+        head: Any = self.policy.get_output_embeddings()
+        assert self.output_BTD is not None, "no forward of the policy since the hooks were set"
+        return PolicyOutputs(
+            output_BTD=self.output_BTD.float(),
+            layers_BTD=tuple(self.entering[i].float() for i in self.layers),
+            embedding_VD=embedding.weight.detach(),
+            head_VD=head.weight.detach(),
+        )
 
 
 @contextmanager
-def _inputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """The first argument of each module's next call, in the order of calls."""
-    inputs: list[Tensor] = []
-    hooks = [module.register_forward_pre_hook(lambda _, args: inputs.append(args[0])) for module in modules]
+def reading_policy(policy: PreTrainedModel, layers: tuple[int, ...]) -> Iterator[PolicyReading]:
+    """Hooks that keep, detached, what `layers` are given and what the final norm gives in any forward meanwhile.
+
+    They change nothing of that forward: no value, no graph, no random number.
+    """
+    decoder: Any = policy.get_decoder()
+    read = PolicyReading(policy, layers)
+
+    def enters(i: int) -> Any:
+        return lambda _, args: read.entering.__setitem__(i, args[0].detach())
+
+    modules = {i: decoder.layers[i] if i < len(decoder.layers) else decoder.norm for i in layers}
+    hooks = [module.register_forward_pre_hook(enters(i)) for i, module in modules.items()]
+    hooks.append(decoder.norm.register_forward_hook(lambda _, __, out: setattr(read, "output_BTD", out.detach())))
     try:
-        yield inputs
+        yield read
     finally:
         for hook in hooks:
             hook.remove()
@@ -65,15 +113,20 @@ def _inputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
 class Learner(nn.Module, ABC):
     """A drafter as a module to train. Its tensors travel under the names that the engine loads."""
 
+    kind: str
     policy_layers: tuple[int, ...] = ()
     """ids of the policy's hidden states that the drafter reads, ascending"""
 
     @abstractmethod
-    def draft_logprobs(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
-        """The drafter's log-probabilities [B, T, V] of each draft step; -inf for tokens it cannot draft.
+    def draft_states(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
+        """What the output head reads at each draft step [B, T, D].
 
         Rows that would propose a token past the end hold values without meaning.
         """
+
+    @abstractmethod
+    def output_head(self, policy: PolicyOutputs) -> OutputHead:
+        """The head that turns `draft_states` into the drafter's distributions."""
 
     @abstractmethod
     def checkpoint(self) -> dict[str, Tensor]:
@@ -83,14 +136,32 @@ class Learner(nn.Module, ABC):
     def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `checkpoint`. Raises KeyError or RuntimeError when a tensor is missing or misshapen."""
 
+    @abstractmethod
+    def write(self, folder: Path, policy_folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """A checkpoint folder that vLLM loads as it is."""
+
+    def draft_logprobs(
+        self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int, temperature: float = 1.0
+    ) -> list[Tensor]:
+        """The drafter's log-probabilities [B, T, V] of each draft step, for a small vocabulary."""
+        head = self.output_head(policy)
+        return [head.logprobs(states_BTD, temperature) for states_BTD in self.draft_states(tokens_BT, policy, steps)]
+
     def save(self, file: Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write the checkpoint as safetensors, floating-point tensors in `dtype`."""
-        tensors = {name: t.to(dtype) if t.is_floating_point() else t for name, t in self.checkpoint().items()}
-        save_file({name: t.contiguous() for name, t in tensors.items()}, file, metadata={"format": "pt"})
+        save_file(cast(self.checkpoint(), dtype), file, metadata={"format": "pt"})
 
     def load(self, file: Path) -> None:
         """Read what `save` wrote, into this module's own dtype."""
         self.load_checkpoint(load_file(file))
+
+
+def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Detached, contiguous copies on the CPU, floating-point ones in `dtype`."""
+    return {
+        name: (t.detach().to(dtype) if t.is_floating_point() else t.detach()).cpu().contiguous()
+        for name, t in tensors.items()
+    }
 
 
 def shifted(values_BT: Tensor, by: int) -> Tensor:

@@ -1,11 +1,13 @@
 """The multi-token prediction head of Qwen3-Next: one full-attention block over the next token and the hidden state.
 
 Equal to vLLM's `qwen3_next_mtp.py`: the policy's hidden state after its final norm goes in at the first draft step, the
-head's own after `norm` at later ones; embedding and output head are the policy's, read and never trained.
+head's own after `norm` at later ones; embedding and output head are the policy's, read and never trained. The head is
+part of the policy's checkpoint, so what is written is a policy folder with the head in a file of its own.
 """
 
 import copy
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,17 +19,29 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextRotaryEmbedding,
 )
 
-from drafters.learners.learner import Learner, PolicyOutputs
+from drafters.checkpoint_files import copy_policy, write_index
+from drafters.learners.learner import Learner, OutputHead, PolicyOutputs
+from drafters.mtp import is_mtp
 from drafters.training.unroll import unroll
 
 PREFIX = "mtp."
 
 
 class MTPHead(Learner):
-    """For a policy of this configuration (a mixture of experts in every layer, as in all released ones)."""
+    """For a policy of this configuration (a mixture of experts in every layer, as in all released ones).
+
+    Raises ValueError for an architecture that vLLM serves no such head for.
+    """
+
+    kind = "mtp"
 
     def __init__(self, policy_config: PreTrainedConfig):
         super().__init__()
+        if policy_config.model_type != "qwen3_next":
+            raise ValueError(
+                f"kind: an mtp head is made for qwen3_next policies, and vLLM serves none for "
+                f"{policy_config.model_type!r}; train eagle3 or draft_model, which fit any policy"
+            )
         config: Any = copy.deepcopy(policy_config)
         config.num_hidden_layers, config.layer_types = 1, ["full_attention"]
         config._attn_implementation = "sdpa"
@@ -42,22 +56,21 @@ class MTPHead(Learner):
 
     @classmethod
     def from_policy(cls, policy: PreTrainedModel) -> "MTPHead":
-        """A new head whose block and norm start as the policy's last ones (a full-attention layer), `fc` at random."""
+        """A new head whose block and norm start as the policy's last full-attention ones, `fc` at random."""
         head = cls(policy.config)
         decoder: Any = policy.get_decoder()
-        head.layers[0].load_state_dict(decoder.layers[-1].state_dict())
+        full = [layer for layer in decoder.layers if hasattr(layer, "self_attn")]
+        head.layers[0].load_state_dict(full[-1].state_dict())
         head.norm.load_state_dict(decoder.norm.state_dict())
         nn.init.normal_(head.fc.weight, std=policy.config.initializer_range)
         return head
 
-    def draft_logprobs(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
+    def draft_states(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
         def step(
             tokens_BT: Tensor, hidden_BTD: Tensor, positions_T: Tensor, mask_TK: Tensor, keys: DynamicCache
         ) -> tuple[Tensor, Tensor]:
-            embedded_BTD = nn.functional.embedding(tokens_BT, policy.embedding_VD)
-            hidden_BTD = self.fc(
-                torch.cat([self.pre_fc_norm_embedding(embedded_BTD), self.pre_fc_norm_hidden(hidden_BTD)], dim=-1)
-            )
+            embedded_BTD = self.pre_fc_norm_embedding(policy.embedded(tokens_BT))
+            hidden_BTD = self.fc(torch.cat([embedded_BTD, self.pre_fc_norm_hidden(hidden_BTD)], dim=-1))
             hidden_BTD = self.layers[0](
                 hidden_BTD,
                 position_embeddings=self.rotary(hidden_BTD, positions_T[None]),
@@ -65,9 +78,12 @@ class MTPHead(Learner):
                 past_key_values=keys,
             )
             hidden_BTD = self.norm(hidden_BTD)
-            return nn.functional.linear(hidden_BTD, policy.head_VD).float().log_softmax(-1), hidden_BTD
+            return hidden_BTD, hidden_BTD
 
         return unroll(step, tokens_BT, policy.output_BTD, steps)
+
+    def output_head(self, policy: PolicyOutputs) -> OutputHead:
+        return policy.head
 
     def checkpoint(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -93,3 +109,10 @@ class MTPHead(Learner):
         self.load_state_dict(
             state | {f"{experts}gate_up_proj": torch.cat([gate, up], dim=1), f"{experts}down_proj": down}
         )
+
+    def write(self, folder: Path, policy_folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """`folder` becomes the policy of `policy_folder` with this head; it may be that folder itself."""
+        if folder.resolve() != policy_folder.resolve():
+            copy_policy(policy_folder, folder, without=is_mtp, changes={"num_nextn_predict_layers": 1})
+        self.save(folder / "mtp.safetensors", dtype)
+        write_index(folder)

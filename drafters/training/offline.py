@@ -1,81 +1,150 @@
 """Train a drafter on samples of a policy that stays as it is."""
 
+import random
+from collections.abc import Callable, Sequence
+
 import torch
-from pydantic import Field
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from drafters.learners.learner import Learner, PolicyOutputs, read_policy, shifted
-from drafters.settings import Section
-from drafters.training.losses import DISTANCES, Distance
+from drafters.training.config import OfflineTraining
+from drafters.training.losses import DraftDistance
+from drafters.training.prediction import predicted_acceptance
 from drafters.training.samples import Batch, Sample, epochs
-
-
-class OfflineTraining(Section):
-    """How a drafter is trained on a fixed set of samples (AdamW, cosine schedule)."""
-
-    steps: int = Field(default=400, ge=1)
-    """optimiser steps"""
-    batch_size: int = Field(default=32, ge=1)
-    """samples per step"""
-    learning_rate: float = Field(default=2e-3, gt=0)
-    """peak learning rate"""
-    warmup: int = Field(default=20, ge=0)
-    """steps of linear warm-up"""
-    weight_decay: float = Field(default=0.01, ge=0)
-    """AdamW's weight decay"""
-    draft_steps: int = Field(default=3, ge=1)
-    """draft steps that are unrolled and trained"""
-    step_decay: float = Field(default=0.8, gt=0, le=1)
-    """weight of a draft step's loss relative to the step before (0.8 in Eagle3)"""
-    loss: str = Field(default="soft_cross_entropy", pattern="|".join(DISTANCES))
-    """distance from the policy's distribution: soft_cross_entropy or total_variation"""
-    seed: int = 0
-    """order of the samples"""
+from drafters.training.state import restore_training_state, training_state
 
 
 def draft_loss(
-    learner: Learner, policy: PolicyOutputs, batch: Batch, *, draft_steps: int, step_decay: float, distance: Distance
+    learner: Learner,
+    policy: PolicyOutputs,
+    batch: Batch,
+    *,
+    draft_steps: int,
+    step_decay: float,
+    distance: DraftDistance,
 ) -> Tensor:
     """Mean distance over the rows that the engine could draft from, averaged over draft steps by decaying weights."""
-    total, weights = torch.zeros(()), 0.0
-    for j, logprobs_BTV in enumerate(learner.draft_logprobs(batch.tokens_BT, policy, draft_steps)):
+    total, weights = torch.zeros((), device=batch.tokens_BT.device), 0.0
+    head, targets = learner.output_head(policy), distance.targets(policy.head, policy.output_BTD)
+    for j, states_BTD in enumerate(learner.draft_states(batch.tokens_BT, policy, draft_steps)):
         rows = batch.drafted(j)
-        total = total + step_decay**j * distance(shifted(policy.logprobs_BTV, j + 1)[rows], logprobs_BTV[rows]).mean()
+        if rows.any():
+            of_rows = tuple(shifted(target, j + 1)[rows] for target in targets)
+            total = total + step_decay**j * distance(policy.head, of_rows, head, states_BTD[rows]).mean()
         weights += step_decay**j
     return total / weights
 
 
-def train_offline(
-    learner: Learner, policy: PreTrainedModel, samples: list[Sample], settings: OfflineTraining, title: str
-) -> list[float]:
-    """Train `learner` in place with a progress bar called `title`; returns the loss of each step.
+class OfflineTrainer:
+    """One run: the learner with its optimiser and schedule. Same seed, samples and thread count give the same result.
 
-    The policy is only read. Same seed, samples and thread count give the same result.
+    The policy is only read.
     """
-    optimiser = torch.optim.AdamW(
-        learner.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
-    )
-    schedule = get_cosine_schedule_with_warmup(optimiser, settings.warmup, settings.steps)
-    batches, losses = epochs(samples, settings.batch_size, settings.seed), []
-    with Progress() as progress:
-        bar = progress.add_task(title, total=settings.steps)
-        for _ in range(settings.steps):
-            batch = next(batches)
-            loss = draft_loss(
-                learner,
-                read_policy(policy, batch.tokens_BT, learner.policy_layers),
-                batch,
-                draft_steps=settings.draft_steps,
-                step_decay=settings.step_decay,
-                distance=DISTANCES[settings.loss],
-            )
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(learner.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-            progress.update(bar, advance=1, description=f"{title}: loss {losses[-1]:.3f}")
-    return losses
+
+    def __init__(self, learner: Learner, policy: PreTrainedModel, samples: Sequence[Sample], settings: OfflineTraining):
+        self.learner, self.policy, self.samples, self.settings = learner, policy, samples, settings
+        self.distance = DraftDistance(settings.loss, top_k=settings.top_k, temperature=settings.temperature)
+        self.optimiser = torch.optim.AdamW(
+            learner.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
+        )
+        self.schedule = get_cosine_schedule_with_warmup(self.optimiser, settings.warmup, settings.steps)
+        self.losses: list[float] = []
+        """one a step, those before a resume included"""
+        self.batches = epochs(samples, settings.batch_size, settings.seed)
+
+    @property
+    def step(self) -> int:
+        return len(self.losses)
+
+    def update(self) -> float:
+        """One optimiser step; returns its loss."""
+        batch, settings = next(self.batches).to(self.policy.device), self.settings
+        loss = draft_loss(
+            self.learner,
+            read_policy(self.policy, batch.tokens_BT, self.learner.policy_layers),
+            batch,
+            draft_steps=settings.draft_steps,
+            step_decay=settings.step_decay,
+            distance=self.distance,
+        )
+        self.optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.learner.parameters(), 1.0)
+        self.optimiser.step()
+        self.schedule.step()
+        self.losses.append(loss.item())
+        return self.losses[-1]
+
+    def validate(self, held_out: list[Sample]) -> list[float]:
+        """Predicted acceptance by position."""
+        settings = self.settings
+        return predicted_acceptance(
+            self.learner, self.policy, held_out, settings.draft_steps, temperature=settings.temperature
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """Learner, optimiser and losses as tensors, for `restore`."""
+        losses = torch.tensor(self.losses, dtype=torch.float64)
+        return training_state(self.learner, self.optimiser) | {"losses": losses}
+
+    def restore(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from `state`. Raises RuntimeError when it is another learner's."""
+        restore_training_state(tensors, self.learner, self.optimiser)
+        self.losses = tensors["losses"].tolist()
+        self.schedule.last_epoch = self.step
+        self.optimiser.param_groups[0]["lr"] = self.settings.learning_rate * self.schedule.lr_lambdas[0](self.step)
+        self.batches = epochs(self.samples, self.settings.batch_size, self.settings.seed, skip=self.step)
+
+
+def train_offline(
+    trainer: OfflineTrainer,
+    title: str,
+    held_out: list[Sample] | None = None,
+    validated: Callable[[int, list[float]], None] = lambda step, by_position: None,
+    after_step: Callable[[int], None] = lambda step: None,
+) -> list[float]:
+    """Run to `settings.steps` with a progress bar called `title`; returns the loss of each step.
+
+    With `held_out`, `validated` is told the acceptance by position before the first step, every `validate_every` steps
+    and after the last one. `after_step` is told each finished step.
+    """
+    settings, shown = trainer.settings, ""
+
+    def validate() -> None:
+        nonlocal shown
+        if held_out:
+            by_position = trainer.validate(held_out)
+            validated(trainer.step, by_position)
+            shown = f", acceptance length {1 + sum(by_position):.2f}"
+
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn()) as progress:
+        bar = progress.add_task(title, total=settings.steps, completed=trainer.step)
+        if trainer.step == 0:
+            validate()
+        while trainer.step < settings.steps:
+            loss = trainer.update()
+            if trainer.step % settings.validate_every == 0 or trainer.step == settings.steps:
+                validate()
+            after_step(trainer.step)
+            progress.update(bar, advance=1, description=f"{title}: loss {loss:.3f}{shown}")
+    return trainer.losses
+
+
+def split(samples: list[Sample], share: float, most: int = 512) -> tuple[list[Sample], list[Sample]]:
+    """Training and held-out samples, the latter of prompts that are not trained on where there are several prompts."""
+    by_prompt: dict[tuple[int, ...], list[Sample]] = {}
+    for number, sample in enumerate(samples):
+        by_prompt.setdefault(tuple(sample.prompt) or (-number,), []).append(sample)
+    groups = list(by_prompt.values())
+    if len(groups) == 1:
+        groups = [[sample] for sample in samples]
+    wanted = min(most, max(1, round(share * len(samples))))
+    held_out: list[Sample] = []
+    while groups and len(held_out) < wanted:
+        held_out += groups.pop()
+    training = [sample for group in groups for sample in group]
+    random.Random(0).shuffle(training)
+    return training, held_out[:most]

@@ -1,6 +1,6 @@
 """What acceptance an engine will measure, predicted from forward passes over samples of the policy.
 
-A drafted token is accepted with probability min(1, q / p), and accepted or replaced, the token that stands in the end
+A drafted token is accepted with probability min(1, p / q), and accepted or replaced, the token that stands in the end
 is the policy's. So, given a sample, the m-th draft from row i is accepted with min(1, q(x) / p(x)) at the token x that
 stands there, independently of the others. That gives, without drafting anything,
 
@@ -8,54 +8,95 @@ stands there, independently of the others. That gives, without drafting anything
 - the chance that the m-th is accepted as well, averaged over its token: sum min(p, q) = 1 - total variation;
 - how often the engine starts to draft from row i: it does so from the first token of the response, and m + 1 rows
   after every start that accepted exactly m.
+
+An engine also drafts past the end of a response, and counts what would have been accepted there. A sample says nothing
+about that, so a start counts at a position only if the draft at that position lies within the response.
 """
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drafters.learners.learner import Learner, read_policy, shifted
-from drafters.training.losses import total_variation
+from drafters.learners.learner import Learner, OutputHead, PolicyOutputs, read_policy, shifted
+from drafters.training.losses import CHUNK, total_variation
 from drafters.training.samples import Batch, Sample, collate
+
+
+class PredictedAcceptance:
+    """Sums over batches. `by_position` is the share of draft steps that accept at least 1, 2, ... tokens."""
+
+    def __init__(self, draft_tokens: int, temperature: float = 1.0):
+        self.draft_tokens, self.temperature = draft_tokens, temperature
+        self.accepted, self.starts = torch.zeros(draft_tokens), torch.zeros(draft_tokens)
+
+    @torch.no_grad()
+    def add(self, learner: Learner, policy: PolicyOutputs, batch: Batch) -> None:
+        ratios, overlaps = self._ratios_and_overlaps(learner, policy, batch)
+        before = torch.cat([torch.ones_like(ratios[:1]), ratios.cumprod(0)])
+        visits_BT = _visits(before, batch.drafted(0))
+        within = torch.stack([batch.drafted(j) for j in range(self.draft_tokens)])
+        self.accepted += (visits_BT * before[:-1] * overlaps).sum((1, 2)).cpu()
+        self.starts += (visits_BT * within).sum((1, 2)).cpu()
+
+    @property
+    def by_position(self) -> list[float]:
+        return (self.accepted / self.starts.clamp(min=1e-9)).tolist()
+
+    @property
+    def length(self) -> float:
+        return 1.0 + sum(self.by_position)
+
+    def _ratios_and_overlaps(self, learner: Learner, policy: PolicyOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
+        """min(1, q(x) / p(x)) at the sampled token and 1 - total variation, each [steps, B, T], zero past the end."""
+        shape = (self.draft_tokens, *batch.tokens_BT.shape)
+        ratios, overlaps = (torch.zeros(shape, device=batch.tokens_BT.device) for _ in range(2))
+        head = learner.output_head(policy)
+        for j, states_BTD in enumerate(learner.draft_states(batch.tokens_BT, policy, self.draft_tokens)):
+            rows = batch.drafted(j)
+            tokens_N = shifted(batch.tokens_BT, j + 2)[rows]
+            policy_ND, draft_ND = shifted(policy.output_BTD, j + 1)[rows], states_BTD[rows]
+            ratios[j][rows], overlaps[j][rows] = self._compared(policy.head, policy_ND, head, draft_ND, tokens_N)
+        return ratios, overlaps
+
+    def _compared(
+        self, policy_head: OutputHead, policy_ND: Tensor, head: OutputHead, draft_ND: Tensor, tokens_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        ratios, overlaps = [], []
+        rows = max(1, CHUNK // policy_head.vocab_size)
+        for p_ND, q_ND, token_N in zip(policy_ND.split(rows), draft_ND.split(rows), tokens_N.split(rows), strict=True):
+            p_NV, q_NV = policy_head.logprobs(p_ND, self.temperature), head.logprobs(q_ND, self.temperature)
+            at_token = (q_NV.gather(-1, token_N[:, None]) - p_NV.gather(-1, token_N[:, None]))[:, 0]
+            ratios.append(at_token.exp().clamp(max=1.0))
+            overlaps.append(1.0 - total_variation(p_NV, q_NV))
+        return torch.cat(ratios), torch.cat(overlaps)
 
 
 @torch.no_grad()
 def predicted_acceptance(
-    learner: Learner, policy: PreTrainedModel, samples: list[Sample], draft_tokens: int, batch_size: int = 64
+    learner: Learner,
+    policy: PreTrainedModel,
+    samples: list[Sample],
+    draft_tokens: int,
+    *,
+    temperature: float = 1.0,
+    batch_size: int = 64,
 ) -> list[float]:
-    """Share of draft steps that accept at least 1..draft_tokens tokens at temperature 1, probabilistic drafts.
+    """Share of draft steps that accept at least 1..draft_tokens tokens, for probabilistic drafts at `temperature`.
 
-    One plus their sum is the acceptance length. Drafts past the end of a response count as refused; an engine
-    counts some of them as accepted, which is a difference in the last step of a completion only.
+    One plus their sum is the acceptance length.
     """
-    accepted, starts = torch.zeros(draft_tokens), torch.zeros(())
+    predicted = PredictedAcceptance(draft_tokens, temperature)
     for first in range(0, len(samples), batch_size):
-        batch = collate(samples[first : first + batch_size])
-        ratios, overlaps = _ratios_and_overlaps(learner, policy, batch, draft_tokens)
-        before = torch.cat([torch.ones_like(ratios[:1]), ratios.cumprod(0)])
-        visits_BT = _visits(before, batch.drafted(0))
-        accepted += (visits_BT * before[:-1] * overlaps).sum((1, 2))
-        starts += visits_BT.sum()
-    return (accepted / starts).tolist()
-
-
-def _ratios_and_overlaps(learner: Learner, policy: PreTrainedModel, batch: Batch, steps: int) -> tuple[Tensor, Tensor]:
-    """min(1, q(x) / p(x)) at the sampled token and 1 - total variation, each [steps, B, T], zero past the end."""
-    outputs = read_policy(policy, batch.tokens_BT, learner.policy_layers)
-    ratios, overlaps = [], []
-    for j, draft_BTV in enumerate(learner.draft_logprobs(batch.tokens_BT, outputs, steps)):
-        policy_BTV, token_BT1 = shifted(outputs.logprobs_BTV, j + 1), shifted(batch.tokens_BT, j + 2)[..., None]
-        ratio_BT = (draft_BTV.gather(-1, token_BT1) - policy_BTV.gather(-1, token_BT1)).exp().clamp(max=1.0)[..., 0]
-        ratios.append(ratio_BT * batch.drafted(j))
-        overlaps.append((1.0 - total_variation(policy_BTV, draft_BTV)) * batch.drafted(j))
-    return torch.stack(ratios), torch.stack(overlaps)
+        batch = collate(samples[first : first + batch_size]).to(policy.device)
+        predicted.add(learner, read_policy(policy, batch.tokens_BT, learner.policy_layers), batch)
+    return predicted.by_position
 
 
 def _visits(before: Tensor, rows_BT: Tensor) -> Tensor:
     """Expected number of draft steps that start at each row; `before[m]` is the chance to accept at least m."""
     exactly = before - torch.cat([before[1:], torch.zeros_like(before[:1])])
     width = rows_BT.shape[1]
-    visits_BT = torch.zeros(rows_BT.shape)
+    visits_BT = torch.zeros(rows_BT.shape, device=rows_BT.device)
     first_B = rows_BT.int().argmax(1)
     visits_BT[torch.arange(len(first_B)), first_B] = rows_BT.any(1).float()
     for i in range(width):

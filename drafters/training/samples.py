@@ -25,6 +25,9 @@ class Batch:
     tokens_BT: Tensor
     response_BT: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.tokens_BT.to(device), self.response_BT.to(device))
+
     def drafted(self, step: int) -> Tensor:
         """Rows [B, T] that the engine could draft from at draft step `step`: it has at least the first token of the
         response from the policy, and the token to propose is in the response."""
@@ -42,12 +45,18 @@ def collate(samples: Sequence[Sample], pad: int = 0) -> Batch:
     return Batch(tokens_BT, response_BT)
 
 
-def epochs(samples: Sequence[Sample], batch_size: int, seed: int) -> Iterator[Batch]:
-    """Batches without end, in a new order each epoch; the last part of an epoch that fills no batch is left out."""
+def epochs(samples: Sequence[Sample], batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+    """Batches without end, in a new order each epoch; the last part of an epoch that fills no batch is left out.
+
+    `skip` leaves out the first batches, for a run that goes on.
+    """
     if len(samples) < batch_size:
         raise ValueError(f"{len(samples)} samples do not fill a batch of {batch_size}")
     order, generator = list(range(len(samples))), random.Random(seed)
     while True:
         generator.shuffle(order)
         for start in range(0, len(order) - batch_size + 1, batch_size):
-            yield collate([samples[i] for i in order[start : start + batch_size]])
+            if skip > 0:
+                skip -= 1
+            else:
+                yield collate([samples[i] for i in order[start : start + batch_size]])

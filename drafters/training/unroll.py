@@ -24,20 +24,20 @@ class HeadStep(Protocol):
     def __call__(
         self, tokens_BT: Tensor, hidden_BTD: Tensor, positions_T: Tensor, mask_TK: Tensor, keys: DynamicCache
     ) -> tuple[Tensor, Tensor]:
-        """One forward of the head: log-probabilities [B, T, V] and the hidden state that it feeds to its next step.
+        """One forward of the head: what its output head reads [B, T, D], and what it feeds to its next step.
 
         `mask_TK` is True where a query may attend, over the keys held so far and this step's own.
         """
 
 
 def unroll(step: HeadStep, tokens_BT: Tensor, hidden_BTD: Tensor, steps: int) -> list[Tensor]:
-    """Log-probabilities [B, T, V] of each draft step; `hidden_BTD` is what step 0 is fed of the policy."""
+    """What the output head reads [B, T, D] at each draft step; `hidden_BTD` is what step 0 is fed of the policy."""
     rows_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
     own_TT = rows_T[:, None] == rows_T
     mask_TK = rows_T[:, None] >= rows_T
-    keys, logprobs = DynamicCache(), []
+    keys, states = DynamicCache(), []
     for j in range(steps):
-        logprobs_BTV, hidden_BTD = step(shifted(tokens_BT, j + 1), hidden_BTD, rows_T + j, mask_TK, keys)
-        logprobs.append(logprobs_BTV)
+        states_BTD, hidden_BTD = step(shifted(tokens_BT, j + 1), hidden_BTD, rows_T + j, mask_TK, keys)
+        states.append(states_BTD)
         mask_TK = torch.cat([mask_TK, own_TT], dim=1)
-    return logprobs
+    return states

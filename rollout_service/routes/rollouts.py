@@ -32,10 +32,9 @@ async def finished_groups(fleet: Fleet, telemetry: Telemetry, groups: list[Group
         for finished in asyncio.as_completed(tasks):
             group = await finished
             telemetry.in_flight.dec()
-            telemetry.groups.inc()
-            telemetry.completions.inc(len(group.completions))
-            telemetry.tokens.inc(sum(len(completion.token_ids) for completion in group.completions))
+            telemetry.finished(group)
             yield group.model_dump_json(exclude_none=True) + "\n"
+        await fleet.check_acceptance()
     except FleetError as error:
         yield ErrorBody(error=str(error)).model_dump_json() + "\n"
     finally:  # the client has gone, or an engine could not finish: nothing goes on in the engines

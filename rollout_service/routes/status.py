@@ -5,6 +5,7 @@ from fastapi import APIRouter, Request, Response
 from rollout_service.acceptance_report import speculation_status
 from rollout_service.fleet import Fleet
 from rollout_service.protocol import SpeculationStatus
+from rollout_service.routes.batches import queue_status
 
 router = APIRouter(tags=["status"])
 
@@ -30,12 +31,19 @@ async def metrics(request: Request) -> Response:
     telemetry = request.app.state.telemetry
     for member in fleet.members:
         telemetry.restarts.labels(str(member.index)).set(member.restarts)
+    telemetry.batches(queue_status(request.app.state.background))
+    await fleet.check_acceptance()
     text = telemetry.exposition(await fleet.metrics())
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 @router.get("/v1/speculation")
 async def speculation(request: Request) -> SpeculationStatus:
-    """Acceptance since the start: per drafter, by position, and by weight versions."""
+    """Acceptance since the start: per drafter, by position, weight versions, the drafter's age and context length; and
+    the alarms."""
     fleet: Fleet = request.app.state.fleet
-    return speculation_status(fleet.config.drafter, await fleet.speculation())
+    rows = await fleet.speculation()
+    fleet.alarms.check_acceptance(rows)
+    return speculation_status(
+        fleet.config.drafter, rows, fleet.drafter_since, await fleet.context_acceptance(), fleet.alarms.raised
+    )

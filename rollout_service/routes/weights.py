@@ -31,9 +31,15 @@ async def weights(request: Request) -> WeightsStatus:
 
 
 @router.post("/v1/weights/{of}", openapi_extra=BODY)
-async def push(request: Request, of: WeightsOf, version: int = Query(ge=1)) -> WeightStatus:
+async def push(
+    request: Request,
+    of: WeightsOf,
+    version: int = Query(ge=1),
+    checksum: str | None = Query(default=None, pattern="^[0-9a-f]{64}$"),
+) -> WeightStatus:
     """Load new weights into every engine, in place; answers when all hold them and the version is published.
 
+    `checksum` is the sender's SHA-256 of the safetensors bytes: what arrives different is refused.
     The body holds every tensor under its checkpoint name. What does not fit is refused as a whole with a list.
     """
     fleet: Fleet = request.app.state.fleet
@@ -47,13 +53,15 @@ async def push(request: Request, of: WeightsOf, version: int = Query(ge=1)) -> W
         file = await receive(request, fleet.store.new_file(), fleet.store.sets[of].largest_bytes)
     try:
         # Shielded: a client that disconnects must not stop a push half-way through the engines.
-        status = await asyncio.shield(asyncio.create_task(fleet.push(of, version, file)))
+        status = await asyncio.shield(asyncio.create_task(fleet.push(of, version, file, checksum)))
     except Exception:
         file.unlink(missing_ok=True)
         raise
-    telemetry = request.app.state.telemetry
-    telemetry.pushes.labels(of).inc()
-    telemetry.version.labels(of).set(version)
+    if not status.skipped:
+        telemetry = request.app.state.telemetry
+        telemetry.pushes.labels(of).inc()
+        telemetry.version.labels(of).set(version)
+        telemetry.pause.labels(of).observe(status.pause)
     return status
 
 

@@ -8,6 +8,12 @@ import pytest
 from engines import MODELS, launched
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--faults", type=int, default=5, help="how many faults a training run suffers")
+    parser.addoption("--faults-within", type=float, default=55.0, help="seconds after which no more are inflicted")
+    parser.addoption("--faults-seed", type=int, default=None, help="which, and when; random when not given")
+
+
 @pytest.fixture(scope="session")
 def service(tmp_path_factory) -> Iterator[str]:
     """The demo's service, its MTP head on. The checkpoint's own sampling defaults are poisoned: had they any effect,

@@ -297,13 +297,26 @@ def test_a_drafters_push_changes_acceptance_and_never_the_policy(client):
     version = client.weights().drafter.version
     client.push_weights("drafter", noise, version + 1)
     assert acceptance(client) < trained - 0.5
+    fell = client.speculation().alarms[-1]
+    assert (fell.kind, fell.of, fell.drafter_version) == ("acceptance_fell", "drafter", version + 1)
+    assert 'rollout_speculation_alarms_total{kind="acceptance_fell"} 1.0' in client.http.get("/metrics").text
     assert worst_difference(client.rollouts(requests(2, 2, max_tokens=32)), MODELS / "policy") < 1e-4
     client.push_weights("drafter", mtp_tensors(), version + 2)
     assert abs(acceptance(client) - trained) < 0.3
-    by_version = {v.drafter_version for v in client.speculation().drafters[0].by_version}
-    assert {version + 1, version + 2} <= by_version
+    (mtp,) = client.speculation().drafters
+    assert {version + 1, version + 2} <= {v.drafter_version for v in mtp.by_version}
+    assert sum(a.draft_steps for a in mtp.by_age) == sum(v.draft_steps for v in mtp.by_version) == mtp.draft_steps
+    assert [c.from_tokens for c in mtp.by_context_length][:2] == [2, 16]
+    client.push_weights("drafter", mtp_tensors(), version + 3)
+    again = client.speculation().alarms[-1]
+    assert (again.kind, again.drafter_version) == ("not_changed", version + 3)
     with pytest.raises(RolloutError, match=r"lm_head\.weight"):
-        client.push_weights("drafter", mtp_tensors() | {"lm_head.weight": torch.zeros(1)}, version + 3)
+        client.push_weights("drafter", mtp_tensors() | {"lm_head.weight": torch.zeros(1)}, version + 4)
+    reply = client.http.post(
+        "/v1/weights/drafter", params={"version": version + 4, "checksum": "0" * 64}, content=b"\0" * 64,
+        headers={"Content-Type": "application/octet-stream"},
+    )  # fmt: skip
+    assert (reply.status_code, reply.json()["problems"][0]["field"]) == (400, "checksum")
 
 
 def test_compare_measures_a_running_endpoint(service, tmp_path):

@@ -4,6 +4,8 @@ The proof is in the log-probabilities: those that the engine returns equal a flo
 the weights it is said to hold, to 1e-4. Stale packed copies (tied heads, experts) are off by whole nats.
 """
 
+import hashlib
+
 import pytest
 import torch
 from engines import MODELS, in_process_llm
@@ -42,7 +44,9 @@ def test_pushed_weights_are_the_ones_that_sample(name, kind, tmp_path):
     old, new = (AutoModelForCausalLM.from_pretrained(tmp_path / n, dtype=torch.float32) for n in ("old", "new"))
     with in_process_llm(tmp_path / "old", drafter) as llm:
         assert worst_difference(llm, old) < 1e-4
-        llm.collective_rpc("load_checkpoint_tensors", args=(str(policy_update(tmp_path)), False))
+        (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(policy_update(tmp_path)), False))
+        # Norms of a random policy are all ones, old and new: every other module holds something else.
+        assert report["changed"] > report["modules"] / 3
         llm.reset_prefix_cache()
         assert worst_difference(llm, new) < 1e-4
         assert worst_difference(llm, old) > 0.1  # the measure can tell
@@ -51,9 +55,27 @@ def test_pushed_weights_are_the_ones_that_sample(name, kind, tmp_path):
             before = drafter_tensor_sum(llm)
             save_drafter(kind, new, seed=3, folder=tmp_path / "drafter2")
             update = tmp_path / "drafter2" / "model.safetensors"
-            llm.collective_rpc("load_checkpoint_tensors", args=(str(update), True))
+            (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(update), True))
+            assert report["checksum"] == hashlib.sha256(update.read_bytes()).hexdigest()
+            assert report["changed"] > 0
+            assert silent_load_is_noticed(llm, update)
             assert drafter_tensor_sum(llm) != before
             assert worst_difference(llm, new) < 1e-4  # a drafter's update never changes the policy
+
+
+def silent_load_is_noticed(llm, update):
+    """A drafter that takes nothing of an update raises no error of its own; the report of the load shows it."""
+    from rollout_service.alarms import Alarms
+    from rollout_service.config import AlarmConfig
+    from rollout_service.engine import Loaded
+
+    drafter = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
+    drafter.load_weights = lambda weights: [None for _ in weights]
+    (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(update), True))
+    del drafter.load_weights
+    alarms = Alarms(AlarmConfig())
+    alarms.after_push("drafter", 1, 2, checksum=report["checksum"], is_new=True, loaded={0: Loaded(0.0, **report)})
+    return [alarm.kind for alarm in alarms.raised] == ["not_changed"]
 
 
 def policy_update(folder):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from toy_rewards import CountLetterA
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -23,7 +24,6 @@ from rl_loop.metrics_log import MetricsLog
 from rl_loop.reporting import Reporter
 from rl_loop.sources import RolloutSource, Tensors
 from rl_loop.synchronous import SynchronousLoop
-from rl_loop.tasks import Problem, Split
 from rollout_service.protocol import Completion, Group, GroupRequest, Speculation, WeightSpan
 
 CHARACTERS = "\n 0123456789+-=abcdefgh"
@@ -147,16 +147,6 @@ class SamplingSource:
             sampling=request.sampling,
             metadata=request.metadata,
         )
-
-
-class CountLetterA:
-    """Reward: the share of the letter a in the response."""
-
-    def prompt(self, split: Split, index: int) -> Problem:
-        return Problem(entry={}, prompt=f"{index % 10}+{'1' if split == 'train' else '2'}\n")
-
-    def reward(self, problem: Problem, response: str) -> float:
-        return response.count("a") / max(1, len(response))
 
 
 def config(output: Path, **changes: Any) -> TrainConfig:

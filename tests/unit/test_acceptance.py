@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from drafters.acceptance import Acceptance, length_interval, total
+from drafters.acceptance import Acceptance, by_context_length, length_interval, total
 from drafters.drafter import DrafterConfig
 from rollout_service.acceptance_report import speculation_status
 
@@ -51,6 +51,13 @@ def test_the_interval_covers_the_true_length_in_95_of_100_cases():
     assert naive / 400 < 0.8
 
 
+def test_a_steps_context_is_what_the_steps_before_it_left():
+    # A prompt of 5 tokens: steps begin after 6, 8 and 11 tokens; one of 9 tokens: after 10.
+    found = by_context_length([(5, [(0, 0), (3, 1), (3, 2), (3, 0), (0, 0)]), (9, [(0, 0), (3, 3)])])
+    assert {floor: acceptance.histogram for floor, acceptance in found.items()} == {4: [0, 1], 8: [1, 0, 1, 1]}
+    assert total(found.values()).accepted == 6
+
+
 def test_the_report_sums_engines_and_keeps_versions_apart():
     def row(version, accepted):
         return {
@@ -59,10 +66,14 @@ def test_the_report_sums_engines_and_keeps_versions_apart():
         }  # fmt: skip
 
     rows = [row(0, [8, 4]), row(0, [6, 2]), row(1, [1, 0])]
-    status = speculation_status(DrafterConfig(kind="mtp", draft_tokens=2), rows)
+    contexts = [{8: [1, 2, 1], 16: [1, 0, 1]}, {16: [0, 0, 2]}]
+    status = speculation_status(DrafterConfig(kind="mtp", draft_tokens=2), rows, {0: 0}, contexts, [])
     (mtp,) = status.drafters
     assert mtp.accepted_by_position == [15, 6]
     assert mtp.acceptance_length == pytest.approx(1 + 21 / 30)
     assert [(v.policy_version, v.accepted) for v in mtp.by_version] == [(0, 20), (1, 1)]
     assert mtp.by_version[0].acceptance_by_position == pytest.approx([0.7, 0.3])
-    assert speculation_status(DrafterConfig(kind="none"), []).drafters == []
+    assert [(a.drafter_age, a.accepted) for a in mtp.by_age] == [(0, 20), (1, 1)]
+    assert [(c.from_tokens, c.draft_steps, c.accepted) for c in mtp.by_context_length] == [(8, 4, 4), (16, 4, 6)]
+    assert mtp.by_context_length[1].acceptance_length == pytest.approx(1 + 6 / 4)
+    assert speculation_status(DrafterConfig(kind="none"), [], {0: 0}, [], []).drafters == []

@@ -14,7 +14,14 @@ import rollout_service.client
 from rl_loop.checkpoint import checkpoints
 from rl_loop.cli import train
 from rl_loop.interruption import Interrupted, Interruption
-from rollout_service.protocol import ErrorBody, RolloutRequest, WeightsStatus, WeightStatus
+from rollout_service.protocol import (
+    ErrorBody,
+    RolloutRequest,
+    SpeculationAlarm,
+    SpeculationStatus,
+    WeightsStatus,
+    WeightStatus,
+)
 
 MAX_MODEL_LEN = 64
 
@@ -34,6 +41,12 @@ class MiniatureService:
 
     def _models(self, request: httpx.Request) -> httpx.Response:
         return httpx.Response(200, json={"data": [{"id": "toy", "max_model_len": MAX_MODEL_LEN}]})
+
+    def _speculation(self, request: httpx.Request) -> httpx.Response:
+        alarm = SpeculationAlarm(
+            kind="acceptance_fell", of="policy", policy_version=2, drafter_version=1, message="the acceptance rate fell"
+        )
+        return httpx.Response(200, content=SpeculationStatus(drafters=[], alarms=[alarm]).model_dump_json())
 
     def _ready(self, request: httpx.Request) -> httpx.Response:
         return httpx.Response(200)
@@ -101,6 +114,9 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 2
     assert set(summary["held_out"]) == {"reward_before", "reward_after", "pass_rate_before", "pass_rate_after"}
+    for line in map(json.loads, (output / "drafter.jsonl").read_text().splitlines()):
+        assert (line["drafter_version"], line["acceptance_length"], line["updates"]) == (0, 2.5, 0)
+    assert (output / "acceptance.png").read_bytes().startswith(b"\x89PNG")
     assert (output / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert [folder.name for folder in checkpoints(output)] == ["step-000002"]
     assert list((output / "tensorboard").iterdir())
@@ -112,6 +128,7 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
     }
     assert service.source.version == 3
     printed = capsys.readouterr().out
+    assert "alarm of the service, acceptance_fell: the acceptance rate fell" in printed
     assert "step 2" in printed
     assert "losslessness" in printed
     assert "secret" not in (output / "config.json").read_text()

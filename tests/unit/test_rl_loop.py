@@ -9,9 +9,10 @@ import torch
 
 from drafters.scoring import SurprisalSums
 from rl_loop.learner import Learner
+from rl_loop.losslessness import NotLossless
 from rl_loop.metrics import STAGES
+from rl_loop.prompts import sampling_seed
 from rl_loop.sources import Recorder, ReplayError, ReplaySource
-from rl_loop.synchronous import NotLossless, sampling_seed
 from rollout_service.protocol import MAX_COMPLETIONS
 
 

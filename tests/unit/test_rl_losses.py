@@ -1,38 +1,106 @@
-"""The clipped loss and the k3 divergence, against values worked out by hand."""
+"""Every loss, average and the k3 divergence, against values worked out by hand."""
 
 import math
 
 import pytest
 import torch
 
-from rl_loop.losses import clipped_policy_loss, k3_divergence
+from rl_loop.losses import LOSSES, LossInput, Totals, k3_divergence, policy_loss
+from rl_loop.objective import LOSS_DEFAULTS
+
+RATIOS = torch.tensor([1.0, 1.5, 0.5, 1.5, 0.5])
+ADVANTAGES = torch.tensor([2.0, 1.0, 1.0, -1.0, -1.0])
 
 
-def test_clipped_loss_is_the_token_mean_of_the_pessimistic_term():
-    ratio = torch.tensor([1.0, 1.5, 0.5, 1.5, 0.5])
-    advantages = torch.tensor([2.0, 1.0, 1.0, -1.0, -1.0])
-    result = clipped_policy_loss(ratio.log(), torch.zeros(5), advantages, clip_low=0.2, clip_high=0.3, tokens=5)
+def loss_input(ratios, advantages, lengths=None, clip_low=0.2, clip_high=0.3):
+    logprobs = ratios.log().requires_grad_()
+    return LossInput(
+        logprobs, torch.zeros_like(logprobs), advantages, lengths or [1] * len(ratios), clip_low, clip_high
+    )
+
+
+def test_grpo_is_the_token_mean_of_the_pessimistic_term():
+    result = policy_loss("grpo", loss_input(RATIOS, ADVANTAGES), Totals(5, 5, 10), "token")
     # min(ratio A, clipped A): 2, 1.3 (clipped above), 0.5, -1.5, -0.8 (clipped below)
     assert result.loss.item() == pytest.approx(-(2.0 + 1.3 + 0.5 - 1.5 - 0.8) / 5, abs=1e-6)
     assert result.metrics["clip_fraction"].item() == pytest.approx(2 / 5)
     assert result.metrics["policy_ratio"].item() == pytest.approx(1.0)
-    k3 = [r - 1 - math.log(r) for r in ratio.tolist()]
+    k3 = [r - 1 - math.log(r) for r in RATIOS.tolist()]
     assert result.metrics["policy_kl"].item() == pytest.approx(sum(k3) / 5, abs=1e-6)
 
 
 def test_clipped_tokens_have_no_gradient_and_others_that_of_the_ratio():
-    logprobs = torch.tensor([1.0, 1.5]).log().requires_grad_()
-    clipped_policy_loss(logprobs, torch.zeros(2), torch.ones(2), clip_low=0.2, clip_high=0.2, tokens=2).loss.backward()
-    assert logprobs.grad.tolist() == pytest.approx([-0.5, 0.0])
+    batch = loss_input(torch.tensor([1.0, 1.5]), torch.ones(2))
+    policy_loss("grpo", batch, Totals(2, 2, 10), "token").loss.backward()
+    assert batch.logprobs_N.grad.tolist() == pytest.approx([-0.5, 0.0])
 
 
-def test_parts_of_a_batch_add_up_to_the_whole():
+def test_dr_grpo_sums_a_response_and_divides_by_the_constant_length():
+    # Rows of 1 and 4 tokens, max_tokens 10: the sum of all terms over 2 x 10
+    batch = loss_input(RATIOS, ADVANTAGES, lengths=[1, 4])
+    result = policy_loss("dr_grpo", batch, Totals(5, 2, 10), LOSS_DEFAULTS["dr_grpo"]["loss_average"])
+    assert result.loss.item() == pytest.approx(-(2.0 + 1.3 + 0.5 - 1.5 - 0.8) / 20, abs=1e-6)
+
+
+def test_grpo_as_in_its_paper_is_the_mean_of_the_responses_means():
+    result = policy_loss("grpo", loss_input(RATIOS, ADVANTAGES, lengths=[1, 4]), Totals(5, 2, 10), "sequence")
+    assert result.loss.item() == pytest.approx(-(2.0 + (1.3 + 0.5 - 1.5 - 0.8) / 4) / 2, abs=1e-6)
+
+
+def test_dapo_clips_higher_than_it_clips_lower():
+    defaults = LOSS_DEFAULTS["dapo"]
+    batch = loss_input(
+        torch.tensor([1.27, 1.5, 0.5]),
+        torch.tensor([1.0, 1.0, -1.0]),
+        clip_low=defaults["clip_low"],
+        clip_high=defaults["clip_high"],
+    )
+    result = policy_loss("dapo", batch, Totals(3, 3, 10), defaults["loss_average"])
+    # 1.27 is free, 1.5 becomes 1.28, and 0.5 with a negative advantage becomes 0.8
+    assert result.loss.item() == pytest.approx(-(1.27 + 1.28 - 0.8) / 3, abs=1e-6)
+    assert result.metrics["clip_fraction"].item() == pytest.approx(2 / 3)
+
+
+def test_gspo_clips_the_geometric_mean_of_a_whole_response():
+    # Ratios 2 and 8 in one response: geometric mean 4, clipped to 1.3; the other's 0.25 and 1 give 0.5, unclipped
+    batch = loss_input(torch.tensor([2.0, 8.0, 0.25, 1.0]), torch.ones(4), lengths=[2, 2])
+    result = policy_loss("gspo", batch, Totals(4, 2, 10), "sequence")
+    assert result.loss.item() == pytest.approx(-(1.3 + 0.5) / 2, abs=1e-6)
+    assert result.metrics["clip_fraction"].item() == pytest.approx(2 / 4)
+    result.loss.backward()
+    # d/dlogp of -s/2 with s = exp(mean): -s/2 x 1/2 for each of the two tokens of the unclipped response
+    assert batch.logprobs_N.grad.tolist() == pytest.approx([0.0, 0.0, -0.125, -0.125])
+
+
+def test_cispo_bounds_the_weight_and_keeps_every_tokens_gradient():
+    batch = loss_input(torch.tensor([1.0, 3.0, 0.1]), torch.tensor([1.0, 1.0, -2.0]), clip_low=1.0, clip_high=0.5)
+    result = policy_loss("cispo", batch, Totals(3, 3, 10), "token")
+    log3, log01 = math.log(3.0), math.log(0.1)
+    assert result.loss.item() == pytest.approx(-(1.0 * 0.0 + 1.5 * log3 + 0.1 * -2.0 * log01) / 3, abs=1e-6)
+    result.loss.backward()
+    assert batch.logprobs_N.grad.tolist() == pytest.approx([-1 / 3, -1.5 / 3, 0.2 / 3])
+    assert result.metrics["clip_fraction"].item() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("average", ["token", "sequence", "constant"])
+def test_parts_of_a_batch_add_up_to_the_whole(name, average):
     torch.manual_seed(0)
-    new, old, advantages = torch.randn(3, 10)
-    options = {"clip_low": 0.2, "clip_high": 0.2, "tokens": 10}
-    whole = clipped_policy_loss(new, old, advantages, **options).loss
-    parts = [clipped_policy_loss(new[s], old[s], advantages[s], **options).loss for s in (slice(0, 3), slice(3, 10))]
-    assert sum(parts).item() == pytest.approx(whole.item(), abs=1e-6)
+    new, old, advantages, weights = torch.randn(4, 10)
+    lengths, totals = [3, 2, 5], Totals(10, 3, 8)
+
+    def part(tokens, rows):
+        batch = LossInput(new[tokens], old[tokens], advantages[tokens], lengths[rows], 0.2, 0.2)
+        return policy_loss(name, batch, totals, average, weights[tokens]).loss.item()
+
+    whole = part(slice(0, 10), slice(0, 3))
+    assert part(slice(0, 3), slice(0, 1)) + part(slice(3, 10), slice(1, 3)) == pytest.approx(whole, abs=1e-5)
+
+
+def test_weights_scale_their_tokens_terms():
+    weights = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0])
+    result = policy_loss("grpo", loss_input(RATIOS, ADVANTAGES), Totals(5, 5, 10), "token", weights)
+    assert result.loss.item() == pytest.approx(-(2.0 + 2 * 0.5 - 1.5) / 5, abs=1e-6)
 
 
 def test_k3_is_zero_for_equal_policies_and_positive_otherwise():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from drafters.training.offline import OfflineTraining
+from drafters.training.config import OfflineTraining
 
 
 @dataclass(frozen=True)

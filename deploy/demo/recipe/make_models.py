@@ -18,11 +18,11 @@ from card import Figures, write_card
 from policy import train_policy
 from sampling import right_and_length, sample
 from tokenizer import make_tokenizer
-from train_drafters import MAKERS, Demo, make_drafter, write_index
+from train_drafters import SHAPES, Demo, make_drafter
 from transformers import AutoTokenizer, Qwen3NextForCausalLM
 from working import solution
 
-from drafters.training.offline import OfflineTraining
+from drafters.training.config import OfflineTraining
 
 TASK = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2}
 TRAINING_SEED, HELD_OUT_SEED = 10_000_000, 5_000_000
@@ -63,13 +63,12 @@ def main() -> None:
     )
     samples = sample(policy, tokenizer, [training[i] for i in range(arguments.samples)], "training samples")
 
-    demo = Demo(arguments.output, policy, tokenizer, samples)
+    demo = Demo(arguments.output, policy, samples)
     settings = OfflineTraining(steps=arguments.drafter_steps, seed=arguments.seed)
     acceptance = {}
-    for kind in MAKERS:
+    for kind in SHAPES:
         acceptance[kind] = make_drafter(kind, demo, answers, settings)
         print(f"{kind}: predicted acceptance length {1 + sum(acceptance[kind]):.2f}")
-    write_index(folder)
     write_card(
         arguments.output,
         Figures(

@@ -1,0 +1,79 @@
+"""One engine in this process, as the service configures it, and what a drafter comes to on it."""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Before vllm is imported.
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "rollout_service", "VLLM_LOGGING_LEVEL": "ERROR"}
+os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+from config import StudyConfig
+
+from drafters.acceptance import Acceptance, length_interval, total
+from drafters.drafter import DrafterConfig
+from drafters.registry import make_drafter
+from rollout_service.hardware import resolve_device
+
+
+@contextmanager
+def engine(config: StudyConfig, model: str, drafter: DrafterConfig, streams: int) -> Iterator[Any]:
+    """A vLLM `LLM` of `model` with `drafter`."""
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    speculative = make_drafter(drafter).speculative_config()
+    cpu = resolve_device(config.engine.device) == "cpu"
+    platform: dict[str, Any] = (
+        {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        if cpu
+        else {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
+    )
+    llm = LLM(
+        model,
+        dtype=config.engine.dtype,
+        max_model_len=config.engine.max_model_len,
+        max_num_seqs=streams,
+        seed=config.seed,
+        kv_cache_memory_bytes=int((config.engine.kv_cache_gib or 1.0) * 2**30) if cpu else None,
+        generation_config="vllm",
+        disable_log_stats=False,
+        speculative_config=speculative,
+        per_request_spec_decode_metrics="summary" if speculative else "none",
+        **platform,
+        **config.engine.vllm,
+    )
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        cleanup_dist_env_and_memory()
+
+
+def generate(llm: Any, prompts: list[str], **sampling: Any) -> tuple[list[Any], float]:
+    """A completion of each prompt with its own seed; returns vLLM's outputs and the seconds."""
+    from vllm import SamplingParams
+
+    began = time.perf_counter()
+    params = [SamplingParams(temperature=1.0, seed=i, **sampling) for i in range(len(prompts))]
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return outputs, time.perf_counter() - began
+
+
+def measured(outputs: list[Any], seconds: float) -> dict[str, Any]:
+    """Acceptance length with its 95 % interval, acceptance by position, and tokens a second."""
+    metrics = [o.outputs[0].spec_decode_metrics for o in outputs]
+    parts = [Acceptance(m.num_draft_tokens, m.histogram) for m in metrics if m is not None]
+    whole, tokens = total(parts), sum(len(o.outputs[0].token_ids) for o in outputs)
+    low, high = length_interval(parts)
+    return {
+        "acceptance_length": whole.length,
+        "acceptance_length_ci": [low, high] if parts else None,
+        "acceptance_by_position": whole.by_position,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+    }

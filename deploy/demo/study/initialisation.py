@@ -1,0 +1,92 @@
+"""Part 2: a drafter trained on the policy's own rollouts against one trained on other text, all else equal."""
+
+import json
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from config import StudyConfig
+from engines import engine, generate, measured
+from kept import kept
+
+from drafters.drafter import DrafterConfig
+from drafters.training.command import STATE, train_drafter
+from drafters.training.config import HeadShape, LearnerKind, TrainDrafterConfig
+
+STREAMS = 32
+
+
+def initialisation(config: StudyConfig) -> list[dict[str, Any]]:
+    """One row a kind and source of text."""
+    part = config.initialisation
+    lines = [json.loads(line)["prompt"] for line in config.prompts.read_text().splitlines() if line.strip()]
+    rollouts = config.work / "rollouts.jsonl"
+    other = part.other_text or _other_text(config)
+    write_rollouts(config, list(islice(cycle(lines), part.samples)), rollouts)
+    rows = []
+    for kind in part.kinds:
+        for source, data in (("own rollouts", rollouts), ("other text", other)):
+            out = config.work / f"{kind}-{source.replace(' ', '-')}"
+            measure = partial(_row, config, kind, data, out, lines)
+            row = kept(config.work / f"{out.name}.json", measure)
+            rows.append({"drafter": kind, "trained_on": source} | row)
+    return rows
+
+
+def write_rollouts(config: StudyConfig, prompts: list[str], file: Path) -> None:
+    """Completions of the policy, as the service writes them."""
+    if file.is_file():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with engine(config, config.model, DrafterConfig(kind="none"), STREAMS) as llm:
+        outputs, _ = generate(llm, prompts, max_tokens=config.initialisation.response_tokens)
+    with file.open("w") as lines:
+        for output in outputs:
+            completions = [{"token_ids": list(output.outputs[0].token_ids)}]
+            lines.write(json.dumps({"prompt_token_ids": list(output.prompt_token_ids), "completions": completions}))
+            lines.write("\n")
+
+
+def _other_text(config: StudyConfig) -> Path:
+    """Problems and answers of other tasks, as many as there are rollouts."""
+    import reasoning_gym
+
+    file = config.work / "other.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    names = config.initialisation.other_tasks
+    count = -(-config.initialisation.samples // len(names))
+    with file.open("w") as lines:
+        for name in names:
+            for problem in reasoning_gym.create_dataset(name, seed=config.seed, size=count):
+                lines.write(json.dumps({"text": f"{problem['question']}\nAnswer: {problem['answer']}"}) + "\n")
+    return file
+
+
+def _training(config: StudyConfig, kind: LearnerKind, data: Path, out: Path) -> TrainDrafterConfig:
+    part = config.initialisation
+    return TrainDrafterConfig(
+        kind=kind,
+        policy=config.model,
+        data=data,
+        out=out,
+        head=part.heads.get(kind, HeadShape()),
+        training=part.training,
+        samples=part.samples,
+        max_length=config.engine.max_model_len // 2,
+        resume=(out / "training" / STATE).is_file(),
+    )
+
+
+def _row(config: StudyConfig, kind: LearnerKind, data: Path, out: Path, prompts: list[str]) -> dict[str, Any]:
+    if not (out / "config.json").is_file():
+        train_drafter(_training(config, kind, data, out))
+    drafter = DrafterConfig(
+        kind=kind, model=None if kind == "mtp" else str(out), draft_tokens=config.initialisation.draft_tokens
+    )
+    model = str(out) if kind == "mtp" else config.model
+    asked = list(islice(cycle(reversed(prompts)), config.lengths.completions))
+    sampling = {"max_tokens": config.lengths.response_tokens, "ignore_eos": True}
+    with engine(config, model, drafter, config.lengths.streams) as llm:
+        generate(llm, asked[: config.lengths.streams], max_tokens=8)
+        return measured(*generate(llm, asked, **sampling))

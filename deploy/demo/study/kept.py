@@ -1,0 +1,15 @@
+"""Measurements that are kept: what an interrupted study has measured is not measured again."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def kept(file: Path, measure: Callable[[], Any]) -> Any:
+    """What `file` holds; measured and written first where it is not there."""
+    if not file.is_file():
+        found = measure()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    return json.loads(file.read_text())

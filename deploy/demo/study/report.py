@@ -1,0 +1,216 @@
+"""The study's tables, text and plots from its JSON files."""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from config import StudyConfig
+
+LARGE = """The large run to compare with: a policy of 8 billion parameters, vLLM on GPUs (arXiv 2604.26779), as
+acceptance length and speed of generation relative to no drafter. n-gram 2.47 at 0.7x. EAGLE-3 3.32 at 1.8x with 3 draft
+tokens, 4.35 at 1.4x with 5, 5.06 at 1.2x with 7. EAGLE-3 initialised on other text 2.88 at 1.5x, on its own domain 3.32
+at 1.8x; trained online, 3.04 at 1.6x and 3.29 at 1.8x."""
+
+
+def write_report(config: StudyConfig) -> None:
+    """README.md and plots over the parts whose JSON is there."""
+    parts: dict[str, dict[str, Any]] = {}
+    for name in ("lengths", "initialisation", "moving"):
+        file = config.output / f"{name}.json"
+        if file.is_file():
+            parts[name] = json.loads(file.read_text())
+    where = next(iter(parts.values()))
+    versions = "".join(f", {name} {number}" for name, number in where["versions"].items())
+    text = [
+        "# Study: drafters and a policy that moves\n",
+        f"Made by `make study` (deploy/demo/study) on {where['machine']}{versions}. Policy: `{config.model}`.\n",
+        f"{LARGE}\n",
+    ]
+    if "lengths" in parts:
+        text += lengths_text(config, parts["lengths"]["rows"])
+    if "initialisation" in parts:
+        text += initialisation_text(config, parts["initialisation"]["rows"])
+    if "moving" in parts:
+        text += moving_text(config, parts["moving"]["rows"])
+    (config.output / "README.md").write_text("\n".join(text))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def lengths_text(config: StudyConfig, rows: list[dict[str, Any]]) -> list[str]:
+    plot_lengths(config, rows)
+    drafting = [row for row in rows if row["draft_tokens"]]
+    kinds = list(dict.fromkeys(row["drafter"] for row in drafting))
+    ks = sorted({row["draft_tokens"] for row in drafting})
+
+    def cell(kind: str, k: int) -> str:
+        row = next(r for r in drafting if (r["drafter"], r["draft_tokens"]) == (kind, k))
+        return f"{row['acceptance_length']:.2f} / {row['speedup']:.2f}x"
+
+    said = []
+    for kind in kinds:
+        of_kind = [row for row in drafting if row["drafter"] == kind]
+        best = max(of_kind, key=lambda row: row["speedup"])
+        longest = max(of_kind, key=lambda row: row["acceptance_length"])
+        said.append(
+            f"- {kind}: fastest with {best['draft_tokens']} draft tokens ({best['speedup']:.2f}x), most accepted with "
+            f"{longest['draft_tokens']} ({longest['acceptance_length']:.2f}, {longest['speedup']:.2f}x)."
+        )
+    return [
+        "## Draft length\n",
+        f"Acceptance length / speed relative to no drafter; {config.lengths.streams} streams, "
+        f"{config.lengths.completions} completions of {config.lengths.response_tokens} tokens, temperature 1.\n",
+        table(["drafter", *(f"k = {k}" for k in ks)], [[kind, *(cell(kind, k) for k in ks)] for kind in kinds]),
+        "![acceptance and speed by draft length](lengths.png)\n",
+        *said,
+        "",
+        lengths_unlike(drafting),
+        "",
+    ]
+
+
+def initialisation_text(config: StudyConfig, rows: list[dict[str, Any]]) -> list[str]:
+    part = config.initialisation
+    shown = [
+        [
+            row["drafter"],
+            row["trained_on"],
+            f"{row['acceptance_length']:.2f}",
+            " ".join(f"{share:.2f}" for share in row["acceptance_by_position"]),
+        ]
+        for row in rows
+    ]
+    by = {(row["drafter"], row["trained_on"]): row["acceptance_length"] for row in rows}
+    gaps = ", ".join(
+        f"{kind} {by[kind, 'own rollouts'] - by[kind, 'other text']:+.2f}" for kind in dict.fromkeys(k for k, _ in by)
+    )
+    return [
+        "## Initialisation\n",
+        f"New drafters, {part.training.steps} steps of {part.training.batch_size} samples each, {part.draft_tokens} "
+        "draft tokens; the same number of texts from either source.\n",
+        table(["drafter", "trained on", "acceptance length", "by position"], shown),
+        f"Own rollouts instead of other text: {gaps} tokens a verification. {initialisation_unlike(by)}",
+        "",
+    ]
+
+
+def moving_text(config: StudyConfig, rows: list[dict[str, Any]]) -> list[str]:
+    plot_moving(config, rows)
+    shown = [
+        [
+            row["arm"],
+            f"{start(row):.2f}",
+            f"{end(row):.2f}",
+            f"{end(row) / start(row) - 1:+.1%}",
+            f"{min(row['acceptance_length']):.2f}",
+            f"{row['trained_steps']} of {len(row['reward'])}",
+            f"{row['rollout_seconds']:.0f} s",
+            f"{row['verifications_per_token']:.3f}",
+            f"{row['drafter_training_seconds']:.0f} s",
+            f"{row['reward'][0]:.2f} to {row['reward'][-1]:.2f}",
+            f"{row['z']:+.2f}",
+        ]
+        for row in rows
+    ]
+    header = ["drafter", "start", "end", "change", "lowest", "trained in", "rollout time", "verifications a token",
+              "drafter's training", "reward", "z"]  # fmt: skip
+    train = config.moving.train
+    return [
+        "## A policy that moves far\n",
+        f"{len(rows[0]['reward'])} steps of GRPO, learning rate {train.get('learning_rate')}, drafter "
+        f"{config.moving.kind} with 3 draft tokens; acceptance length, start and end as means of three steps. All arms "
+        "begin with the same policy, drafter and seeds, and the samples follow the policy in all (z).\n",
+        table(header, shown),
+        "![acceptance and reward by step](moving.png)\n",
+        *(f"- {arm_text(row)}" for row in rows),
+        "",
+    ]
+
+
+def lengths_unlike(drafting: list[dict[str, Any]]) -> str:
+    """Where speed behaves otherwise than in the large run, which gains 1.8x at k = 3 and less at 5 and 7."""
+    best = max(drafting, key=lambda row: row["speedup"])
+    longest = max(row["draft_tokens"] for row in drafting)
+    fastest = f"{best['drafter']} with {best['draft_tokens']} draft tokens, {best['speedup']:.2f}x"
+    gain = (
+        f"Unlike there, nothing is faster than no drafter (best: {fastest}): a policy of this size costs little more "
+        "than its drafter, so what is saved on one is spent on the other."
+        if best["speedup"] <= 1.0
+        else f"As there, the best drafter is faster than none ({fastest})."
+    )
+    falls = (
+        "As there, the longest draft is not the fastest."
+        if best["draft_tokens"] < longest
+        else ("Unlike there, the longest draft is the fastest.")
+    )
+    return f"{gain} {falls}"
+
+
+def initialisation_unlike(by: dict[tuple[str, str], float]) -> str:
+    worse = [kind for kind, source in by if source == "other text" and by[kind, source] >= by[kind, "own rollouts"]]
+    if worse:
+        return f"Unlike in the large run (3.32 against 2.88), own rollouts do not help {' and '.join(worse)}."
+    return "The direction is the large run's (3.32 against 2.88)."
+
+
+def arm_text(row: dict[str, Any]) -> str:
+    lengths, began = row["acceptance_length"], start(row)
+    step, least = min(enumerate(lengths, start=1), key=lambda pair: pair[1])
+    return (
+        f"{row['arm']}: from {began:.2f} to {least:.2f} at its lowest ({least / began - 1:+.1%}, step {step}), "
+        f"{sum(lengths) / len(lengths):.2f} on average, {lengths[-1]:.2f} in the last step."
+    )
+
+
+def start(row: dict[str, Any]) -> float:
+    return sum(row["acceptance_length"][:3]) / 3
+
+
+def end(row: dict[str, Any]) -> float:
+    return sum(row["acceptance_length"][-3:]) / 3
+
+
+def plot_lengths(config: StudyConfig, rows: list[dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    acceptance, speed = figure.subplots(1, 2)
+    drafting = [row for row in rows if row["draft_tokens"]]
+    for kind in dict.fromkeys(row["drafter"] for row in drafting):
+        of_kind = [row for row in drafting if row["drafter"] == kind]
+        k = [row["draft_tokens"] for row in of_kind]
+        acceptance.plot(k, [row["acceptance_length"] for row in of_kind], marker="o", label=kind)
+        speed.plot(k, [row["speedup"] for row in of_kind], marker="o", label=kind)
+    acceptance.set_ylabel("acceptance length")
+    speed.set_ylabel("speed relative to no drafter")
+    speed.axhline(1.0, color="black", linewidth=1)
+    for axes in (acceptance, speed):
+        axes.set_xlabel("draft tokens")
+        axes.grid(alpha=0.3)
+    acceptance.legend()
+    figure.savefig(config.output / "lengths.png", dpi=120)
+
+
+def plot_moving(config: StudyConfig, rows: list[dict[str, Any]]) -> None:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    acceptance, reward = figure.subplots(2, 1, sharex=True)
+    for row in rows:
+        steps = range(1, len(row["reward"]) + 1)
+        (line,) = acceptance.plot(steps, row["acceptance_length"], label=row["arm"])
+        versions = row["drafter_version"]
+        pushed = [i for i in range(1, len(versions)) if versions[i] != versions[i - 1]]
+        acceptance.plot([i + 1 for i in pushed], [row["acceptance_length"][i] for i in pushed], "o",
+                        color=line.get_color(), markersize=4)  # fmt: skip
+        reward.plot(steps, row["reward"], color=line.get_color(), label=row["arm"])
+    acceptance.set_ylabel("acceptance length")
+    reward.set_ylabel("mean reward")
+    reward.set_xlabel("step (dots: first rollouts of a pushed drafter)")
+    acceptance.legend()
+    for axes in (acceptance, reward):
+        axes.grid(alpha=0.3)
+    figure.savefig(config.output / "moving.png", dpi=120)

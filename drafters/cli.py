@@ -1,0 +1,67 @@
+"""The command `drafters`: train a drafter, or say what a checkpoint is."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable
+
+from drafters.settings import read_command_line
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="drafters", description="Drafters for speculative decoding.", epilog="Each command has its own --help."
+    )
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "inspect": inspect}
+    parser.add_argument(
+        "command",
+        choices=commands,
+        metavar="command",
+        help="train: on rollouts or other text, from scratch or from a checkpoint; inspect: what a checkpoint is",
+    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags over it")
+    chosen = parser.parse_args(argv)
+    sys.exit(commands[chosen.command](chosen.arguments))
+
+
+def train(argv: list[str]) -> int:
+    """`drafters train`. Returns the exit code: 1 for what went wrong outside, 2 for a wrong configuration."""
+    from drafters.training.config import TrainDrafterConfig
+
+    config = read_command_line(TrainDrafterConfig, "drafters train", argv)
+    # Imported after the command line is read, so that --help and mistakes in it answer at once.
+    from drafters.training.command import train_drafter
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: leaves a state to resume
+    try:
+        train_drafter(config)
+    except ValueError as error:
+        return _fail("train", str(error), 2)
+    except OSError as error:
+        return _fail("train", str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("train", f"interrupted; go on with --resume --out {config.out}", 130)
+    return 0
+
+
+def inspect(argv: list[str]) -> int:
+    """`drafters inspect`. Returns the exit code."""
+    parser = argparse.ArgumentParser(prog="drafters inspect", description="What a checkpoint is as a drafter.")
+    parser.add_argument("folder", help="a checkpoint's folder or Hugging Face name")
+    folder = parser.parse_args(argv).folder
+    from drafters.inspect import inspect as inspect_folder
+
+    try:
+        inspect_folder(folder)
+    except (ValueError, OSError) as error:
+        return _fail("inspect", str(error), 2)
+    return 0
+
+
+def _fail(command: str, message: str, code: int) -> int:
+    print(f"drafters {command}: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Eagle3 checkpoints as others publish them, as this project's learner: configuration and tensor names.
+
+    SpecForge, and this project     config.json of a Llama with `draft_vocab_size`; the layer is `midlayer.*`
+    speculators                     `speculators_model_type`, the Llama under `transformer_layer_config`; `layers.0.*`
+
+Both may hold `t2d` (which tokens can be drafted, as a mask) and a copy of the policy's `embed_tokens`. A learner loaded
+here pushes under the names of the file it came from, so that it fits an engine that was started with that file.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, PreTrainedModel
+
+from drafters.checkpoint_files import read_config, read_tensors
+from drafters.learners.eagle3 import Eagle3Head
+
+VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+LAYERS = "eagle_aux_hidden_state_layer_ids"
+
+
+def is_speculators(config: dict[str, Any]) -> bool:
+    return "speculators_model_type" in config
+
+
+def eagle3_layout(folder: Path) -> str:
+    return "speculators" if is_speculators(read_config(folder)) else "SpecForge"
+
+
+def read_eagle3_config(folder: Path, policy_layers: int) -> LlamaConfig:
+    """The head's configuration with every key explicit that vLLM would fill in. Raises ValueError for other heads."""
+    published = read_config(folder)
+    kind = published.get("speculators_model_type", "eagle3")
+    if kind != "eagle3":
+        raise ValueError(f"{folder} is a {kind!r} drafter, not eagle3")
+    block = published["transformer_layer_config"] if is_speculators(published) else published
+    if block.get("model_type", "llama") != "llama" or block.get("num_hidden_layers", 1) != 1:
+        what = f"{block.get('num_hidden_layers', 1)} layers of {block.get('model_type')!r}"
+        raise ValueError(f"{folder}: Eagle3 heads of one Llama layer can be trained, this one has {what}")
+    if published.get("logit_scale", 1.0) != 1.0:
+        raise ValueError(f"{folder}: logit_scale {published['logit_scale']} is not supported")
+    config: Any = LlamaConfig(**{key: value for key, value in block.items() if key not in ("model_type", "dtype")})
+    config.architectures = ["LlamaForCausalLMEagle3"]
+    config.draft_vocab_size = published.get("draft_vocab_size") or config.vocab_size
+    config.target_hidden_size = published.get("target_hidden_size") or config.hidden_size
+    of_eagle = published.get("eagle_config") or {}
+    # speculators' own default is True, vLLM's is False (transformers_utils/configs/speculators/algos.py).
+    defaults = {"norm_before_residual": True} if is_speculators(published) else {}
+    for variant in VARIANTS:
+        default = published.get(variant, defaults.get(variant, False))
+        setattr(config, variant, bool(of_eagle.get(variant, default)))
+    usual = (2, policy_layers // 2, policy_layers - 3)
+    layers = published.get(LAYERS) or of_eagle.get(LAYERS) or usual
+    setattr(config, LAYERS, list(layers))
+    config.num_aux_hidden_states = len(layers)
+    return config
+
+
+def load_eagle3(folder: Path, policy: PreTrainedModel) -> Eagle3Head:
+    """The head in `folder`, in either layout. Raises ValueError naming what does not fit the policy or the learner."""
+    of_policy: Any = policy.config
+    config: Any = read_eagle3_config(folder, of_policy.num_hidden_layers)
+    for mine, key in ((config.target_hidden_size, "hidden_size"), (config.vocab_size, "vocab_size")):
+        if mine != getattr(of_policy, key):
+            raise ValueError(f"{folder} was made for a policy of {key} {mine}; this one has {getattr(of_policy, key)}")
+    tensors = read_tensors(folder)
+    if not tensors:
+        raise ValueError(f"{folder} holds no safetensors file; convert the checkpoint first")
+    embedding: Any = policy.get_input_embeddings()
+    copy = tensors.get("embed_tokens.weight")
+    if (
+        copy is not None
+        and copy.shape == embedding.weight.shape
+        and bool((copy.to(embedding.weight.device, embedding.weight.dtype) == embedding.weight).all())
+    ):
+        del tensors["embed_tokens.weight"]  # vLLM shares the policy's own in this case, and so does the learner
+    offsets = tensors.get("d2t")
+    if config.draft_vocab_size == config.vocab_size:
+        tensors.pop("d2t", None)
+        vocabulary = None
+    elif offsets is None:
+        raise ValueError(f"{folder} drafts {config.draft_vocab_size} tokens and holds no `d2t` to say which")
+    else:
+        vocabulary = [i + offset for i, offset in enumerate(offsets.tolist())]
+    head = Eagle3Head(config, vocabulary)
+    try:
+        head.load_checkpoint(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: {error}") from error
+    return head

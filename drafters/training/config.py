@@ -1,0 +1,145 @@
+"""TrainDrafterConfig: everything `drafters train` can be told. Imports no torch: `--help` and errors are immediate."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import CliImplicitFlag
+
+from drafters.settings import Section
+
+LearnerKind = Literal["eagle3", "mtp", "draft_model"]
+Objective = Literal["soft_cross_entropy", "total_variation", "top_k"]
+
+
+class OfflineTraining(Section):
+    """How a drafter is trained on a fixed set of samples (AdamW, cosine schedule)."""
+
+    steps: int = Field(default=400, ge=1)
+    """optimiser steps, those before a resume included"""
+    batch_size: int = Field(default=32, ge=1)
+    """samples per step"""
+    learning_rate: float = Field(default=2e-3, gt=0)
+    """peak learning rate"""
+    warmup: int = Field(default=20, ge=0)
+    """steps of linear warm-up"""
+    weight_decay: float = Field(default=0.01, ge=0)
+    """AdamW's weight decay"""
+    draft_steps: int = Field(default=3, ge=1, le=16)
+    """draft steps that are unrolled and trained"""
+    step_decay: float = Field(default=0.8, gt=0, le=1)
+    """weight of a draft step's loss relative to the step before (0.8 in Eagle3)"""
+    loss: Objective = "soft_cross_entropy"
+    """distance from the policy's distribution: soft_cross_entropy (forward KL), total_variation (one minus the
+    acceptance), or top_k (forward KL over the policy's most likely tokens and one class for the rest)"""
+    top_k: int = Field(default=32, ge=1)
+    """tokens that loss = top_k keeps of the policy's distribution"""
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    """of the policy when it will sample: its distribution and the drafter's are compared at this temperature"""
+    validate_every: int = Field(default=50, ge=1)
+    """steps between measurements of acceptance by position on held-out samples"""
+    seed: int = 0
+    """order of the samples, and the initial weights of a new drafter"""
+
+
+class HeadShape(Section):
+    """The shape of a new drafter; a drafter that is continued keeps its own."""
+
+    policy_layers: list[int] = Field(default_factory=list)
+    """eagle3: ids of the policy's hidden states (0: embeddings, N: output of the last layer); vLLM's when not given"""
+    vocabulary_size: int = Field(default=0, ge=0)
+    """eagle3: draft only the most frequent tokens of the data, this many; 0 for all"""
+    intermediate_size: int = Field(default=0, ge=0)
+    """eagle3: width of the feed-forward part; 0 for twice the policy's width"""
+    hidden_size: int = Field(default=0, ge=0, multiple_of=32)
+    """draft_model: its width; 0 for half the policy's"""
+    layers: int = Field(default=2, ge=1)
+    """draft_model: its layers"""
+
+
+class TrainDrafterConfig(Section):
+    """Train a drafter on rollouts or other text, from scratch or from a checkpoint."""
+
+    kind: LearnerKind
+    """eagle3, mtp (architectures that vLLM serves one for: qwen3_next), or draft_model"""
+    policy: str
+    """the policy: a folder or a Hugging Face name"""
+    data: Path
+    """JSON lines: groups as POST /v1/rollouts gives them, or objects with `prompt_token_ids` and
+    `response_token_ids`, `prompt` and `response`, `messages`, or `text`; or a plain text file (.txt)"""
+    out: Path
+    """folder to write; vLLM loads it as it is (for mtp it is the policy with the head in it)"""
+    init: str | None = None
+    """continue from this checkpoint instead of from scratch: a drafter's folder or Hugging Face name (SpecForge and
+    speculators layouts for eagle3); for mtp a policy's folder with a head in it"""
+    head: HeadShape = HeadShape()
+    training: OfflineTraining = OfflineTraining()
+    samples: int = Field(default=0, ge=0)
+    """use at most this many samples; 0 for all"""
+    max_length: int = Field(default=2048, ge=4)
+    """samples are cut after this many tokens"""
+    validation: float = Field(default=0.05, gt=0, lt=1)
+    """share of the samples (the last ones, at most 512) that measures acceptance and is not trained on"""
+    resume: CliImplicitFlag[bool] = False
+    """go on from the state in `out`, as if it had not stopped"""
+    save_every: int = Field(default=100, ge=1)
+    """steps between saved states and checkpoints; also at the end and when interrupted"""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """of the written weights; training is in float32"""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    """auto is cuda where there is one"""
+    threads: int = Field(default=0, ge=0)
+    """CPU threads; 0 for all"""
+
+    @field_validator("data")
+    @classmethod
+    def _exists(cls, data: Path) -> Path:
+        if not data.is_file():
+            raise ValueError("no such file")
+        return data
+
+    @model_validator(mode="after")
+    def _not_over_itself(self) -> "TrainDrafterConfig":
+        for field in ("policy", "init"):
+            source = getattr(self, field)
+            if source is not None and Path(source).resolve() == self.out.resolve():
+                raise ValueError(f"out: is the folder of `{field}`, which must stay as it is; choose another")
+        return self
+
+
+class OnlineTraining(Section):
+    """How a drafter is trained while its policy is: when, and with which steps (AdamW, constant learning rate)."""
+
+    when: Literal["every", "adaptive", "never"] = "every"
+    """every: each `every` steps; adaptive: while acceptance is below a fraction of its best; never: a frozen drafter"""
+    every: int = Field(default=1, ge=1)
+    """steps from one trained step to the next"""
+    start_below: float = Field(default=0.95, gt=0, le=1)
+    """adaptive: start when the acceptance length falls below this fraction of the run's best"""
+    stop_above: float = Field(default=0.98, gt=0, le=1)
+    """adaptive: stop when it is above this fraction again"""
+    push_every: int = Field(default=1, ge=1)
+    """trained steps between two pushes to the engines"""
+    tokens_per_update: int = Field(default=2048, ge=1)
+    """padded tokens of one optimiser update (or one rollout): a step's rollouts make as many updates as they fill"""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """constant after the warm-up: a drafter that is good already loses by large steps"""
+    warmup: int = Field(default=20, ge=0)
+    """optimiser updates over which the learning rate rises linearly: AdamW's first steps know no scale yet"""
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """the drafter's gradients are scaled down to this norm, apart from the policy's"""
+    draft_steps: int = Field(default=3, ge=1, le=16)
+    """draft steps that are unrolled and trained"""
+    step_decay: float = Field(default=0.8, gt=0, le=1)
+    """weight of a draft step's loss relative to the step before"""
+    loss: Objective = "soft_cross_entropy"
+    """distance from the policy's distribution: soft_cross_entropy, total_variation or top_k"""
+    top_k: int = Field(default=32, ge=1)
+    """tokens that loss = top_k keeps of the policy's distribution"""
+
+    @model_validator(mode="after")
+    def _hysteresis(self) -> "OnlineTraining":
+        if self.stop_above < self.start_below:
+            raise ValueError(f"stop_above: {self.stop_above} is below start_below, {self.start_below}")
+        return self

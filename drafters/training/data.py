@@ -1,0 +1,82 @@
+"""Training data of a drafter: the rollout service's groups as JSON lines, prompts with responses, chats, or plain text.
+
+{"prompt_token_ids": [...], "completions": [{"token_ids": [...]}, ...], ...}    a Group of POST /v1/rollouts
+{"prompt_token_ids": [...], "response_token_ids": [...]}
+{"prompt": "...", "response": "..."}
+{"messages": [..., {"role": "assistant", "content": "..."}]}                    the last message is the response
+{"text": "..."}                                                                 all of it is response
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from drafters.training.samples import Sample
+
+SHORTEST = 2
+"""tokens of a response: the first one is the policy's, a draft begins after it"""
+
+
+def read_samples(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int, most: int = 0) -> list[Sample]:
+    """The file's samples in order, cut after `max_length` tokens; at most `most` of them (0: all).
+
+    Raises ValueError naming the file, the line and what a line must hold.
+    """
+    found = []
+    of_file = _of_text(file.read_text(), tokenizer, max_length) if file.suffix == ".txt" else _of_lines(file, tokenizer)
+    for sample in of_file:
+        cut = Sample(sample.prompt, sample.response[: max(0, max_length - len(sample.prompt))])
+        if len(cut.response) >= SHORTEST:
+            found.append(cut)
+        if most and len(found) == most:
+            break
+    if not found:
+        raise ValueError(f"data: {file} holds no response of {SHORTEST} or more tokens")
+    return found
+
+
+def _of_text(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Sample]:
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    for start in range(0, len(ids), length):
+        yield Sample([], ids[start : start + length])
+
+
+def _of_lines(file: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
+    with file.open() as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield from _of_object(json.loads(line), tokenizer)
+            except (ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"data: {file}, line {number}: {error}") from error
+
+
+def _of_object(entry: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    def ended(response: list[int]) -> list[int]:
+        return response if tokenizer.eos_token_id is None else [*response, tokenizer.eos_token_id]
+
+    match entry:
+        case {"prompt_token_ids": [*prompt], "completions": [*completions]}:
+            for completion in completions:
+                yield Sample(prompt, completion["token_ids"])
+        case {"prompt_token_ids": [*prompt], "response_token_ids": [*response]}:
+            yield Sample(prompt, response)
+        case {"prompt": str(prompt), "response": str(response)}:
+            yield Sample(tokenizer.encode(prompt), ended(ids(response)))
+        case {"messages": [*messages, {"role": "assistant", "content": str(response)}]}:
+            shown = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            yield Sample(ids(shown), ended(ids(response)))
+        case {"text": str(text)}:
+            yield Sample([], ids(text))
+        case _:
+            raise ValueError(
+                f"has the keys {sorted(entry)}; expected prompt_token_ids with completions or response_token_ids, "
+                "prompt with response, messages that end with the assistant's, or text"
+            )

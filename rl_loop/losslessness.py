@@ -1,0 +1,24 @@
+"""The alarm of a training run: what was sampled does not follow the policy that it is said to be sampled from."""
+
+from collections.abc import Callable
+
+from drafters.scoring import SurprisalSums
+from rl_loop.config import TrainConfig
+
+
+class NotLossless(RuntimeError):
+    """The running z passed its limit, and the configuration says to stop."""
+
+
+def check_losslessness(config: TrainConfig, sums: SurprisalSums, step: int, alarm: Callable[[str], None]) -> None:
+    """`sums` over all sampled tokens up to `step`. Beyond the limit: calls `alarm`, or raises NotLossless."""
+    if abs(sums.z) < config.losslessness_limit:
+        return
+    message = (
+        f"after step {step} the running z of {sums.tokens:,} sampled tokens is {sums.z:+.1f}, beyond "
+        f"losslessness_limit = {config.losslessness_limit:g}: the service does not sample the policy. "
+        "`rollout-service audit --endpoint URL` says where it goes wrong"
+    )
+    if config.losslessness_alarm == "stop":
+        raise NotLossless(message)
+    alarm(message)

@@ -1,0 +1,31 @@
+"""Problems as requests for groups: names, seeds and metadata of what is asked for."""
+
+import hashlib
+
+from rl_loop.config import TrainConfig
+from rl_loop.tasks import Problem, Split
+from rollout_service.protocol import MAX_COMPLETIONS, GroupRequest
+
+
+def sampling_seed(seed: int, what: str, index: int) -> int:
+    """A group's seed; its completions draw with this and the numbers after it, all below 2^31."""
+    digest = hashlib.blake2b(f"{seed} {what} {index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % (2**31 - MAX_COMPLETIONS)
+
+
+def group_requests(
+    config: TrainConfig, batch: str, split: Split, problems: dict[int, Problem], completions: int, *, seed_by: str
+) -> list[GroupRequest]:
+    """One request for each problem, by its index in the split; ids are the batch's name and a number."""
+    return [
+        GroupRequest(
+            id=f"{batch}-{number:05d}",
+            prompt=problem.prompt,
+            messages=problem.messages,
+            n=completions,
+            draft_steps=True,
+            sampling=config.sampling.with_seed(sampling_seed(config.seed, seed_by, number)),
+            metadata={"split": split, "index": index, "prompt": problem.digest},
+        )
+        for number, (index, problem) in enumerate(problems.items())
+    ]

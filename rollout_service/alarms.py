@@ -1,0 +1,95 @@
+"""Alarms: a drafter that is stale, half-loaded or outrun gives right samples only slower, and nobody would notice.
+
+After every push
+- the bytes that each engine read are compared with what was sent (SHA-256);
+- an update that differs from what was in service must change what the engine's kernels hold, and a new drafter version
+  must differ from the one before at all;
+- once enough draft steps are counted, the acceptance rate is compared with that of the versions before.
+
+An alarm is raised once for its versions: a log line, the counter `rollout_speculation_alarms_total{kind}`, and an entry
+of GET /v1/speculation.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any
+
+from rollout_service.config import AlarmConfig
+from rollout_service.engine import Loaded
+from rollout_service.protocol import AlarmKind, SpeculationAlarm, WeightsOf
+
+logger = logging.getLogger("rollout_service")
+
+
+class Alarms:
+    def __init__(self, config: AlarmConfig, on_alarm: Callable[[AlarmKind], None] = lambda kind: None):
+        self.config, self.on_alarm = config, on_alarm
+        self.raised: list[SpeculationAlarm] = []
+
+    def after_push(
+        self,
+        of: WeightsOf,
+        policy: int,
+        drafter: int,
+        *,
+        checksum: str,
+        is_new: bool | None,
+        loaded: dict[int, Loaded],
+    ) -> None:
+        """`policy` and `drafter` are the versions now in service, `checksum` that of the bytes sent, `is_new` whether
+        they differ from what was in service (None: not known), `loaded` what each engine's `load` gave, by index."""
+        version = drafter if of == "drafter" else policy
+        if of == "drafter" and is_new is False:
+            message = (
+                f"drafter version {version} holds the same tensors as the version before it: "
+                "whoever trains the drafter pushed what was in service"
+            )
+            self._raise("not_changed", of, policy, drafter, message)
+        for engine, report in loaded.items():
+            if report.checksum != checksum:
+                message = (
+                    f"engine {engine} read other bytes than were sent for {of} version {version}: "
+                    f"{report.checksum[:12]}..., sent {checksum[:12]}..."
+                )
+                self._raise("checksum", of, policy, drafter, message)
+            if is_new and report.changed == 0:
+                message = (
+                    f"{of} version {version} changed none of the {report.modules} modules of engine {engine}, "
+                    "though its tensors differ from the ones before: the engine goes on with the old ones"
+                )
+                self._raise("not_changed", of, policy, drafter, message)
+
+    def check_acceptance(self, rows: Sequence[dict[str, Any]]) -> None:
+        """`rows` as `Fleet.speculation` gives them. Both versions only grow: their order is that of the pushes."""
+
+        def versions(row: dict[str, Any]) -> tuple[int, int]:
+            return row["policy_version"], row["drafter_version"]
+
+        before: tuple[tuple[int, int], float] | None = None
+        for pair, of_pair in groupby(sorted(rows, key=versions), key=versions):
+            counts = list(of_pair)
+            steps, drafted, accepted = (sum(r[key] for r in counts) for key in ("draft_steps", "drafted", "accepted"))
+            if steps < self.config.draft_steps or not drafted:
+                continue
+            rate = accepted / drafted
+            if before is not None and rate < (1.0 - self.config.acceptance_fall) * before[1]:
+                self._acceptance_fell(before, pair, rate)
+            before = pair, rate
+
+    def _acceptance_fell(self, before: tuple[tuple[int, int], float], pair: tuple[int, int], rate: float) -> None:
+        (policy, drafter), of = pair, "drafter" if pair[1] != before[0][1] else "policy"
+        message = (
+            f"the acceptance rate fell by {1.0 - rate / before[1]:.0%}, from {before[1]:.3f} with policy version "
+            f"{before[0][0]} and drafter version {before[0][1]} to {rate:.3f} with policy version {policy} and drafter "
+            f"version {drafter}; responses are right and slower. Train the drafter, or push one that fits the policy"
+        )
+        self._raise("acceptance_fell", "drafter" if of == "drafter" else "policy", policy, drafter, message)
+
+    def _raise(self, kind: AlarmKind, of: WeightsOf, policy: int, drafter: int, message: str) -> None:
+        alarm = SpeculationAlarm(kind=kind, of=of, policy_version=policy, drafter_version=drafter, message=message)
+        known = [(a.kind, a.policy_version, a.drafter_version) for a in self.raised if kind == "acceptance_fell"]
+        if (kind, policy, drafter) not in known:
+            self.raised.append(alarm)
+            self.on_alarm(kind)
+            logger.error("alarm, %s: %s", kind, message)

@@ -1,0 +1,121 @@
+"""POST /v1/prompts, /v1/batches/...: groups generated in the background, and finished ones out under leases."""
+
+import asyncio
+import contextlib
+import time
+
+from fastapi import APIRouter, Query, Request
+
+from rollout_service.admission import Admission, Refused
+from rollout_service.background import BackgroundGeneration
+from rollout_service.protocol import (
+    Batch,
+    BatchesStatus,
+    LeaseExtension,
+    LeaseGroups,
+    LeaseRequest,
+    LeaseStatus,
+    Problem,
+    PromptsRequest,
+    PromptsStatus,
+    RolloutRequest,
+)
+
+router = APIRouter(tags=["batches"])
+ALL = LeaseGroups()
+
+
+def background(request: Request) -> BackgroundGeneration:
+    return request.app.state.background
+
+
+@router.post("/v1/prompts")
+async def prompts(request: Request, body: PromptsRequest) -> PromptsStatus:
+    """Take groups to generate in the background; they are kept before the answer.
+
+    429 with Retry-After when the queue is full, 507 when its disk is: then none of them was taken.
+    """
+    admission: Admission = request.app.state.admission
+    names = [group.id for group in body.groups]
+    problems = [
+        Problem(field=f"groups.{i}.id", message="is needed: without it a group sent again would be generated twice")
+        for i, name in enumerate(names)
+        if not name
+    ]
+    if not problems and len(set(names)) < len(names):
+        problems = [Problem(field="groups", message="two have the same id")]
+    if problems:
+        raise Refused(problems)
+    groups = await asyncio.to_thread(admission.admit, RolloutRequest(groups=body.groups, model=body.model))
+    status = background(request).queue.add(body, groups)
+    background(request).wake.set()
+    return status
+
+
+@router.delete("/v1/prompts")
+async def cancel(request: Request, run: str = Query()) -> dict[str, int]:
+    """Forget a run's groups that are not acknowledged; those being generated are ended."""
+    return {"ended": background(request).cancel(run)}
+
+
+@router.post("/v1/batches/lease")
+async def lease(request: Request, body: LeaseRequest) -> Batch:
+    """Finished groups, none older than the bound, under a lease; fewer than asked for after the wait, and why."""
+    generation = background(request)
+    deadline = time.monotonic() + body.wait
+    version = max(generation.version, body.version or 0)
+    while generation.queue.available(body, version) < body.groups and (left := deadline - time.monotonic()) > 0:
+        generation.news.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(left, 1.0)):
+                await generation.news.wait()
+        if await request.is_disconnected():
+            return Batch(lease=None, groups=[], version=version, short="the client has gone")
+        version = max(generation.version, version)
+    batch = generation.queue.lease(body, version)
+    generation.wake.set()  # what was dropped is generated again
+    return batch
+
+
+@router.post("/v1/batches/{lease}/ack")
+async def acknowledge(request: Request, lease: str, body: LeaseGroups = ALL) -> LeaseStatus:
+    """Remove the lease's groups, or those named: they are never handed out again. 404 for a lease that is over."""
+    return background(request).queue.acknowledge(lease, body.groups)
+
+
+@router.post("/v1/batches/{lease}/nack")
+async def release(request: Request, lease: str, body: LeaseGroups = ALL) -> LeaseStatus:
+    """Return the lease's groups, or those named, to the queue. 404 for a lease that is over."""
+    status = background(request).queue.release(lease, body.groups)
+    background(request).news.set()
+    return status
+
+
+@router.post("/v1/batches/{lease}/extend")
+async def extend(request: Request, lease: str, body: LeaseExtension) -> LeaseStatus:
+    """Let the lease end so many seconds from now. 404 for a lease that is over."""
+    return background(request).queue.extend(lease, body.seconds)
+
+
+@router.delete("/v1/batches")
+async def release_run(request: Request, run: str = Query()) -> dict[str, int]:
+    """Return all that a run has leased to the queue, at once: for a trainer that begins anew."""
+    returned = background(request).queue.release_run(run)
+    background(request).news.set()
+    return {"returned": returned}
+
+
+@router.get("/v1/batches")
+async def batches(request: Request) -> BatchesStatus:
+    """Groups by where they are, ages, leases, and what was generated in vain."""
+    return queue_status(background(request))
+
+
+def queue_status(generation: BackgroundGeneration) -> BatchesStatus:
+    status, fleet = generation.queue.status(), generation.fleet
+    return status.model_copy(
+        update={
+            "tokens_wasted": status.tokens_wasted + fleet.wasted_tokens,
+            "engines_idle": [member.idle_seconds() for member in fleet.members],
+        }
+    )

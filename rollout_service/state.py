@@ -1,0 +1,62 @@
+"""The state folder: what a service that starts again goes on from. One service at a time has it.
+
+state/lock                        held while a service runs (flock: a killed one lets go of it)
+state/queue.sqlite                the batch queue
+state/weights/policy-12.safetensors   the version in service, one file a weight set
+"""
+
+import fcntl
+import os
+import re
+import shutil
+from pathlib import Path
+
+from rollout_service.protocol import WeightsOf
+
+
+class StateFolder:
+    def __init__(self, folder: Path):
+        """Raises ValueError when another service has the folder, or it cannot be written."""
+        self.folder = folder
+        self.weights = folder / "weights"
+        try:
+            self.weights.mkdir(parents=True, exist_ok=True)
+            self.lock = (folder / "lock").open("w")
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"state: {folder} belongs to a service that is running; choose another folder") from None
+        except OSError as error:
+            raise ValueError(f"state: {folder}: {error.strerror}") from error
+        for partial in self.weights.glob(".*"):
+            partial.unlink()
+
+    @property
+    def queue(self) -> Path:
+        return self.folder / "queue.sqlite"
+
+    def keep(self, of: WeightsOf, version: int, file: Path) -> Path:
+        """A copy that lasts; the earlier versions stay until `forget`. Raises OSError when the disk is full."""
+        kept = self.weights / f"{of}-{version}.safetensors"
+        partial = kept.with_name(f".{kept.name}")
+        try:
+            with file.open("rb") as source, partial.open("wb") as copy:
+                shutil.copyfileobj(source, copy, 16 << 20)
+                copy.flush()
+                os.fsync(copy.fileno())
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        return partial.rename(kept)
+
+    def kept(self, of: WeightsOf) -> dict[int, Path]:
+        """The kept files by version."""
+        files = self.weights.glob(f"{of}-*.safetensors")
+        return {int(m[1]): file for file in files if (m := re.fullmatch(rf"{of}-(\d+)\.safetensors", file.name))}
+
+    def forget_all_but(self, of: WeightsOf, version: int) -> None:
+        for other, file in self.kept(of).items():
+            if other != version:
+                file.unlink()
+
+    def close(self) -> None:
+        self.lock.close()

@@ -1,0 +1,157 @@
+"""The faults: each hurts a running service or trainer, and mends what only a person can mend (starting it again)."""
+
+import contextlib
+import json
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+from engines import wait_until
+from service import Service, Trainer
+
+from rollout_service.client import RolloutClient, RolloutError
+from rollout_service.protocol import GroupRequest, PromptsRequest, Sampling
+
+PATHS = [
+    "/v1/rollouts", "/v1/prompts", "/v1/batches/lease", "/v1/weights/policy?version=999999", "/v1/batches/x/ack",
+    "/v1/batches/x/extend", "/v1/completions",
+]  # fmt: skip
+BODIES = [
+    b"{", b"[]", b"null", b'{"groups": 3}', b'{"groups": [{"prompt": 5}], "x": 1}', b'{"groups": [{"id": "a"}]}',
+    bytes(range(256)), b"", json.dumps({"n": "9" * 5000}).encode(),
+]  # fmt: skip
+RECOVERY = 150.0
+"""seconds within which the run must go on after a fault"""
+
+
+class Faults:
+    def __init__(self, service: Service, trainer: Trainer, seed: int):
+        self.service, self.trainer, self.random = service, trainer, random.Random(seed)
+        self.done: Counter[str] = Counter()
+        self.kinds = {
+            "engine": self.engine,
+            "front": self.front,
+            "trainer": self.trainer_killed,
+            "push": self.cut_push,
+            "disk": self.full_disk,
+        }
+
+    def inflict(self, kind: str) -> None:
+        """One fault; returns when the run has gone on by a step."""
+        self.kinds[kind]()
+        self.done[kind] += 1
+        before = self.trainer.steps()
+        wait_until(lambda: self._went_on(before), RECOVERY, f"the run goes on after {kind}")
+
+    def _went_on(self, before: int) -> bool:
+        assert self.trainer.is_alive, self.trainer.log.read_text()[-3000:]
+        assert self.service.is_alive, self.service.log.read_text()[-3000:]
+        return self.trainer.steps() > before
+
+    def engine(self) -> None:
+        wait_until(lambda: self.service.engine() is not None, RECOVERY, "an engine to kill")
+        victim = self.service.engine()
+        assert victim is not None
+        victim.kill()
+
+    def front(self) -> None:
+        self.service.kill()
+        self.service.start()
+
+    def trainer_killed(self) -> None:
+        self.trainer.kill()
+        self.trainer.start()
+
+    def cut_push(self) -> None:
+        """A push of a far higher version whose connection ends somewhere in the middle of the body."""
+        with RolloutClient(self.service.url) as client:
+            version = client.weights().policy.version
+        kept = next(self.service.state.glob("weights/policy-*.safetensors")).read_bytes()
+        with socket.create_connection(("127.0.0.1", self.service.port)) as connection:
+            head = f"POST /v1/weights/policy?version={version + 1000} HTTP/1.1\r\nHost: localhost\r\n"
+            connection.sendall(f"{head}Content-Length: {len(kept)}\r\n\r\n".encode())
+            connection.sendall(kept[: self.random.randrange(len(kept))])
+
+    def full_disk(self) -> None:
+        """Another client fills the queue's quota, and gives up after a while."""
+        filler = f"filler-{self.random.random()}"
+        with RolloutClient(self.service.url) as client:
+            refusal = self._fill(client, filler)
+            assert refusal is not None, "the disk never became full"
+            assert refusal.status == 507, refusal
+            time.sleep(self.random.uniform(0.5, 2.0))
+            client.cancel_prompts(filler)
+
+    def _fill(self, client: RolloutClient, run: str) -> RolloutError | None:
+        for number in range(1000):
+            blob = {"blob": "x" * 60_000}
+            group = GroupRequest(id=f"{number}", prompt_token_ids=[5], sampling=Sampling(max_tokens=1), metadata=blob)
+            try:
+                client.send_prompts(PromptsRequest(groups=[group], run=run, priority=-1))
+            except RolloutError as error:
+                return error
+        return None
+
+
+class BadRequests(threading.Thread):
+    """Malformed and oversized requests, all the time. `unexpected` are answers that are neither a refusal nor a lost
+    connection."""
+
+    def __init__(self, url: str, seed: int):
+        super().__init__(daemon=True)
+        self.url, self.random = url, random.Random(seed)
+        self.answers: Counter[int] = Counter()
+        self.unexpected: list[str] = []
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        with httpx.Client(base_url=self.url, timeout=20.0) as client:
+            while not self.stopping.wait(0.2):
+                with contextlib.suppress(httpx.TransportError):  # the front is being started again, or hung up
+                    self._one(client)
+
+    def _one(self, client: httpx.Client) -> None:
+        path, body = self.random.choice(PATHS), self.random.choice(BODIES)
+        if self.random.random() < 0.03:
+            body = b" " * (65 << 20)
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+        self.answers[answer.status_code] += 1
+        if not 400 <= answer.status_code < 500 and answer.status_code not in (503, 507):
+            if path == "/v1/batches/lease" and answer.status_code == 200:  # an empty body asks for one group of no run
+                return
+            self.unexpected.append(f"{path} {body[:80]!r}: {answer.status_code} {answer.text[:200]}")
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.join()
+
+
+class Versions(threading.Thread):
+    """Looks at the version in service all the time; `backwards` are the falls."""
+
+    def __init__(self, url: str):
+        super().__init__(daemon=True)
+        self.url, self.seen = url, [0]
+        self.backwards: list[tuple[int, int]] = []
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self.stopping.wait(0.3):
+            with contextlib.suppress(httpx.TransportError, RolloutError), RolloutClient(self.url) as client:
+                version = client.weights().policy.version
+                if version < self.seen[-1]:
+                    self.backwards.append((self.seen[-1], version))
+                if version != self.seen[-1]:
+                    self.seen.append(version)
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self.join()
+
+
+def read_lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]

@@ -1,0 +1,109 @@
+"""Batches under leases and asynchronous training with real engines; what running completions do at a weight update."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from engines import MODELS, ROOT, launched, wait_until
+from safetensors.torch import load_file
+
+from rollout_service.client import RolloutClient
+from rollout_service.protocol import GroupRequest, LeaseRequest, PromptsRequest, Sampling
+
+PROMPT = "State the final answer to the following arithmetic problem: 12 + 34 - 56 =\n"
+
+
+def policy_tensors():
+    return {name: t.float() for name, t in load_file(MODELS / "policy" / "model.safetensors").items()}
+
+
+def prompts(run, count=4, n=4, max_staleness=None, **sampling):
+    groups = [GroupRequest(id=f"{i}", prompt=PROMPT, n=n, sampling=Sampling(**sampling)) for i in range(count)]
+    return PromptsRequest(groups=groups, run=run, max_staleness=max_staleness)
+
+
+def versions(groups):
+    return [[span.version for span in c.weight_versions] for g in groups for c in g.completions]
+
+
+def begun(client):
+    """Tokens that vLLM has generated."""
+    text = client.http.get("/metrics").text
+    lines = [line for line in text.splitlines() if line.startswith("vllm:generation_tokens_total")]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+def push_in_the_middle(client, run, **fields):
+    """Long groups from the queue, with a push while they are generated; the push's status and the groups."""
+    before, version = begun(client), client.weights().policy.version + 1
+    client.send_prompts(prompts(run, max_tokens=300, ignore_eos=True, **fields))
+    wait_until(lambda: begun(client) > before + 200, 30, "generation is under way")
+    status = client.push_weights("policy", policy_tensors(), version)
+    batch = client.lease(LeaseRequest(groups=4, run=run, wait=120.0))
+    assert len(batch.groups) == 4
+    client.acknowledge(batch.lease)
+    return status, batch.groups
+
+
+def test_queued_groups_cross_a_push_and_a_tight_bound_has_them_generated_again(service):
+    with RolloutClient(service) as client:
+        status, groups = push_in_the_middle(client, "loose")
+        assert [status.version - 1, status.version] in versions(groups)
+        assert 0.0 < status.pause <= status.seconds
+        dropped = client.batches().dropped
+        status, groups = push_in_the_middle(client, "tight", max_staleness=0)
+        assert versions(groups) == [[status.version]] * 16
+        after = client.batches()
+        assert after.dropped > dropped
+        assert after.tokens_wasted > 0
+        assert after.engines_idle[0] > 0.0
+        assert 'rollout_weight_pause_seconds_count{of="policy"}' in client.http.get("/metrics").text
+
+
+def test_asynchronous_training_over_http(service, tmp_path):
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "rl-loop"), "train", "--config", "deploy/demo/train.toml", "--mode", "async",
+         "--endpoint", service, "--steps", "4", "--prompts_per_step", "6", "--evaluate_every", "4",
+         "--evaluation_prompts", "8", "--output", str(tmp_path / "run")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps] == [1, 2, 3, 4]
+    for step in steps:
+        assert len(step["staleness"]) <= 2
+        assert step["importance_ratio"] == pytest.approx(1.0, abs=0.3)
+        assert abs(step["z"]) < 4
+    names = [
+        n for line in (tmp_path / "run" / "groups.jsonl").read_text().splitlines() for n in json.loads(line)["groups"]
+    ]
+    assert sorted(names) == [f"train-{i:09d}" for i in range(24)]
+    evaluations = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert [e["step"] for e in evaluations] == [0, 4]
+    with RolloutClient(service) as client:
+        assert client.batches().leases == []
+
+
+@pytest.mark.parametrize("policy", ["drain", "restart", "keep"])
+def test_what_running_completions_do_at_an_update_is_configured(policy):
+    flags = ["--weights.kv_cache", "keep"] if policy == "keep" else []
+    with (
+        launched(
+            "--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--weights.policy", policy, *flags
+        ) as (url, _),
+        RolloutClient(url) as client,
+    ):
+        status, groups = push_in_the_middle(client, "r")
+        wasted, found = client.batches().tokens_wasted, versions(groups)
+        if policy == "drain":  # all of them were running when the update came
+            assert found == [[0]] * 16
+            assert wasted == 0
+        elif policy == "restart":
+            assert found == [[1]] * 16
+            assert wasted > 100
+        else:
+            assert [0, 1] in found
+            assert wasted == 0
+        assert status.pause > 0.0

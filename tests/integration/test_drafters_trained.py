@@ -1,0 +1,80 @@
+"""What `drafters train` writes is loaded by vLLM as it is, and accepted as often as the forward pass predicts."""
+
+import json
+
+import pytest
+import torch
+from engines import MODELS, in_process_llm
+from transformers import AutoModelForCausalLM
+
+from drafters.acceptance import Acceptance, total
+from drafters.drafter import DrafterConfig
+from drafters.learners.factory import load_learner
+from drafters.training.command import train_drafter
+from drafters.training.config import TrainDrafterConfig
+from drafters.training.prediction import predicted_acceptance
+from drafters.training.samples import Sample
+
+DEMO = {
+    "draft_model": DrafterConfig(kind="draft_model", model=str(MODELS / "draft_model")),
+    "eagle3": DrafterConfig(kind="eagle3", model=str(MODELS / "eagle3")),
+    "mtp": DrafterConfig(kind="mtp"),
+}
+
+
+def sampled(llm, temperature=1.0, count=320, max_tokens=160):
+    """Samples of the policy, and what their drafts came to."""
+    from engines import ROOT
+    from vllm import SamplingParams
+
+    prompts = [json.loads(line)["prompt"] for line in (ROOT / "deploy/demo/prompts.jsonl").read_text().splitlines()]
+    params = [SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=i) for i in range(count)]
+    chosen = [prompts[i % len(prompts)] for i in range(count)]
+    outputs = llm.generate(chosen, params, use_tqdm=False)
+    samples = [Sample(list(o.prompt_token_ids), list(o.outputs[0].token_ids)) for o in outputs]
+    metrics = [o.outputs[0].spec_decode_metrics for o in outputs]
+    return samples, total(Acceptance(m.num_draft_tokens, m.histogram) for m in metrics)
+
+
+@pytest.mark.parametrize(("kind", "temperature"), [("draft_model", 1.0), ("eagle3", 0.7), ("mtp", 1.0)])
+def test_the_predicted_acceptance_length_is_the_measured_one(kind, temperature):
+    with in_process_llm(MODELS / "policy", DEMO[kind], per_request_spec_decode_metrics="summary") as llm:
+        samples, measured = sampled(llm, temperature)
+    policy = AutoModelForCausalLM.from_pretrained(MODELS / "policy", dtype=torch.float32).eval()
+    folder = MODELS / ("policy" if kind == "mtp" else kind)
+    learner = load_learner(kind, folder, policy)
+    predicted = predicted_acceptance(learner, policy, samples, 3, temperature=temperature)
+    print(f"{kind} T={temperature}: predicted {1 + sum(predicted):.3f} {predicted}, measured {measured.length:.3f} "
+          f"{measured.by_position} over {measured.steps} steps")  # fmt: skip
+    assert 1 + sum(predicted) == pytest.approx(measured.length, rel=0.03)
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory):
+    """Completions of the policy as JSON lines, as the service answers."""
+    from vllm import SamplingParams
+
+    file = tmp_path_factory.mktemp("rollouts") / "groups.jsonl"
+    params = SamplingParams(temperature=1.0, max_tokens=60, seed=0, n=8)
+    prompts = [f"State the final answer to the following arithmetic problem: {a} + 31 - 24 =\n" for a in range(16, 32)]
+    with in_process_llm(MODELS / "policy", DrafterConfig()) as llm, file.open("w") as lines:
+        for output in llm.generate(prompts, params, use_tqdm=False):
+            completions = [{"token_ids": list(completion.token_ids)} for completion in output.outputs]
+            entry = {"prompt_token_ids": list(output.prompt_token_ids), "completions": completions}
+            lines.write(json.dumps(entry) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("kind", DEMO)
+def test_a_drafter_trained_from_scratch_is_loaded_and_accepted(kind, rollouts, tmp_path):
+    by_position = train_drafter(TrainDrafterConfig.model_validate({
+        "kind": kind, "policy": str(MODELS / "policy"), "data": rollouts, "out": tmp_path / "out", "device": "cpu",
+        "head": {"policy_layers": [2, 4, 6], "vocabulary_size": 32, "hidden_size": 64},
+        "training": {"steps": 30, "batch_size": 16, "warmup": 5, "validate_every": 30},
+    }))  # fmt: skip
+    policy_folder = tmp_path / "out" if kind == "mtp" else MODELS / "policy"
+    drafter = DrafterConfig(kind=kind, model=None if kind == "mtp" else str(tmp_path / "out"))
+    with in_process_llm(policy_folder, drafter, per_request_spec_decode_metrics="summary") as llm:
+        _, measured = sampled(llm, count=64, max_tokens=60)
+    assert measured.length > 1.2
+    assert measured.length == pytest.approx(1 + sum(by_position), rel=0.15), "other prompts, the same drafter"

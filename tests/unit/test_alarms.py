@@ -1,0 +1,154 @@
+"""Every alarm is raised by what causes it, once, with a log line, a metric and an entry that names the versions."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from drafters.drafter import DrafterConfig
+from drafters.registry import make_drafter
+from rollout_service.alarms import Alarms
+from rollout_service.config import AlarmConfig
+from rollout_service.engine import Loaded
+from rollout_service.protocol import WeightStatus
+from rollout_service.vllm_plugin.digests import digest, held_digests
+from rollout_service.weights import RefusedUpdate, WeightStore
+
+SENT = "a" * 64
+
+
+def loaded(changed=3, checksum=SENT):
+    return Loaded(pause=0.1, checksum=checksum, changed=changed, modules=3)
+
+
+def row(policy, drafter, accepted, steps=1000):
+    return {"policy_version": policy, "drafter_version": drafter, "draft_steps": steps, "drafted": 3 * steps,
+            "accepted": accepted, "accepted_by_position": [accepted, 0, 0]}  # fmt: skip
+
+
+@pytest.fixture
+def alarms():
+    counted = []
+    alarms = Alarms(AlarmConfig(acceptance_fall=0.2, draft_steps=500), counted.append)
+    alarms.counted = counted
+    return alarms
+
+
+def test_an_update_that_changed_everything_is_quiet(alarms):
+    alarms.after_push("drafter", 4, 7, checksum=SENT, is_new=True, loaded={0: loaded(), 1: loaded()})
+    alarms.after_push("policy", 5, 7, checksum=SENT, is_new=None, loaded={0: loaded(changed=0)})
+    assert alarms.raised == alarms.counted == []
+
+
+def test_an_engine_that_goes_on_with_its_old_drafter_is_loud(alarms, caplog):
+    with caplog.at_level(logging.ERROR):
+        alarms.after_push("drafter", 4, 7, checksum=SENT, is_new=True, loaded={0: loaded(), 1: loaded(changed=0)})
+    (alarm,) = alarms.raised
+    assert (alarm.kind, alarm.of, alarm.policy_version, alarm.drafter_version) == ("not_changed", "drafter", 4, 7)
+    assert "drafter version 7" in alarm.message
+    assert "engine 1" in alarm.message
+    assert alarm.message in caplog.text
+    assert alarms.counted == ["not_changed"]
+
+
+def test_a_new_version_of_the_same_drafter_is_loud_and_of_the_same_policy_is_not(alarms):
+    alarms.after_push("policy", 5, 7, checksum=SENT, is_new=False, loaded={0: loaded(changed=0)})
+    assert alarms.raised == []
+    alarms.after_push("drafter", 5, 8, checksum=SENT, is_new=False, loaded={0: loaded(changed=0)})
+    (alarm,) = alarms.raised
+    assert alarm.kind == "not_changed"
+    assert "drafter version 8 holds the same tensors" in alarm.message
+
+
+@pytest.mark.parametrize("of", ["policy", "drafter"])
+def test_bytes_that_an_engine_read_differently_are_loud(of, alarms):
+    alarms.after_push(of, 5, 8, checksum=SENT, is_new=True, loaded={0: loaded(checksum="b" * 64)})
+    (alarm,) = alarms.raised
+    assert (alarm.kind, alarm.of) == ("checksum", of)
+
+
+def test_acceptance_that_falls_after_a_push_is_loud_once_and_names_the_versions(alarms, caplog):
+    rows = [row(1, 1, 2400), row(2, 1, 2300), row(3, 1, 1500, steps=400)]
+    alarms.check_acceptance(rows)
+    assert alarms.raised == [], "0.80, 0.77, and too few steps to judge"
+    rows[2] = row(3, 1, 1500)
+    with caplog.at_level(logging.ERROR):
+        alarms.check_acceptance(rows)
+        alarms.check_acceptance([*rows, row(4, 2, 1450)])
+    (alarm,) = alarms.raised
+    assert (alarm.kind, alarm.of, alarm.policy_version, alarm.drafter_version) == ("acceptance_fell", "policy", 3, 1)
+    assert "fell by 35%" in alarm.message
+    assert "policy version 3 and drafter version 1" in alarm.message
+    assert alarm.message in caplog.text
+    assert alarms.counted == ["acceptance_fell"]
+
+
+def test_a_bad_drafters_push_is_told_from_a_policys(alarms):
+    alarms.check_acceptance([row(3, 1, 2000, steps=500), row(3, 1, 400, steps=500), row(3, 2, 600)])
+    assert [(a.of, a.drafter_version) for a in alarms.raised] == [("drafter", 2)]
+
+
+@pytest.fixture
+def store(tmp_path):
+    (tmp_path / "policy").mkdir()
+    (tmp_path / "policy" / "config.json").write_text("{}")
+    tensors = {"mtp.fc.weight": torch.arange(6.0), "model.norm.weight": torch.ones(3)}
+    save_file({n: t.bfloat16() for n, t in tensors.items()}, tmp_path / "policy" / "model.safetensors")
+    store = WeightStore(tmp_path / "policy", make_drafter(DrafterConfig(kind="mtp")), "float32")
+    yield store
+    store.close()
+
+
+def update(store, values, name="mtp.fc.weight"):
+    file = store.new_file()
+    save_file({name: values}, file)
+    return file
+
+
+def test_what_is_sent_is_compared_with_what_is_in_service(store):
+    same, other = update(store, torch.arange(6.0)), update(store, torch.arange(6.0) + 1)
+    checksum = store.sets["drafter"].check(1, same)
+    assert store.differs("drafter", same, checksum) is None, "the checkpoint itself, pushed to be sure"
+    assert store.differs("drafter", other, "") is True
+    store.sets["drafter"].status = WeightStatus(version=1, tensors=1, bytes=24, checksum=checksum)
+    assert store.differs("drafter", same, checksum) is False
+    assert store.differs("drafter", other, store.sets["drafter"].check(2, other)) is True
+    assert store.differs("policy", same, checksum) is None
+
+
+def test_bytes_that_arrive_different_are_refused(store):
+    file = update(store, torch.arange(6.0))
+    with pytest.raises(RefusedUpdate, match="push again"):
+        store.sets["drafter"].check(1, file, sent=SENT)
+    checksum = store.sets["drafter"].check(1, file)
+    assert store.sets["drafter"].check(1, file, sent=checksum) == checksum
+
+
+def test_a_digest_sees_a_bit_and_an_order():
+    values = torch.arange(10_000_000, dtype=torch.float32)
+    changed, swapped = values.clone(), values.clone()
+    changed[-1] = torch.nextafter(changed[-1], torch.tensor(torch.inf))
+    swapped[[0, 1]] = swapped[[1, 0]]
+    assert len({digest(values), digest(changed), digest(swapped)}) == 3
+    assert digest(values) == digest(values.clone())
+    assert digest(values[:7].bfloat16()) == digest(values[:7].bfloat16().clone())
+
+
+def test_held_digests_name_the_modules_that_changed():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.ReLU(), torch.nn.LayerNorm(2))
+    before = held_digests(model)
+    assert before.keys() == {"0", "2"}
+    model[2].weight.data[0] += 1e-7
+    after = held_digests(model)
+    assert [name for name in after if after[name] != before[name]] == ["2"]
+
+
+def test_a_packed_weight_is_judged_by_what_it_computes():
+    layer = torch.nn.Linear(3, 2, bias=False)
+    packed = layer.weight.detach().clone()
+    layer.cpu_linear = lambda x, weight, bias: x @ packed.T
+    layer.input_size, layer.weight = 3, torch.nn.Parameter(torch.empty(0))
+    before = held_digests(layer)
+    packed[1, 1] += 1e-3
+    assert held_digests(layer) != before

@@ -1,0 +1,253 @@
+"""The asynchronous loop on toys: a real batch queue, a toy engine in a thread, everything else as in a run."""
+
+import json
+import threading
+import time
+from collections import Counter
+
+import pytest
+import rl_toys as toys
+import toy_rewards
+from rich.console import Console
+
+from rl_loop.asynchronous import AsynchronousLoop
+from rl_loop.checkpoint import checkpoints, restore_checkpoint
+from rl_loop.interruption import Interrupted
+from rl_loop.learner import Learner, load_policy
+from rl_loop.metrics_log import MetricsLog
+from rl_loop.preflight import warn_of_memory_queue
+from rl_loop.reporting import Reporter
+from rl_loop.rewards_pool import RewardsPool
+from rollout_service.batches import BatchQueue, UnknownLease
+from rollout_service.client import RolloutError
+from rollout_service.protocol import ErrorBody, WeightsStatus, WeightStatus
+
+
+class QueueService:
+    """The client's methods over a real queue and a toy engine that generates in a thread."""
+
+    def __init__(self, file=None, delay=0.0):
+        self.queue = BatchQueue(file, capacity=1000, disk_mib=64)
+        self.source = toys.SamplingSource(toys.llama())
+        self.lock, self.delay, self.versions = threading.RLock(), delay, []
+        self.stopping = threading.Event()
+        self.thread = threading.Thread(target=self._generate, daemon=True)
+        self.thread.start()
+
+    def close(self):
+        self.stopping.set()
+        self.thread.join()
+
+    def _generate(self):
+        while not self.stopping.wait(0.002):
+            with self.lock:
+                self.queue.expire_leases()
+                waiting = self.queue.next_waiting()
+            if waiting is not None:
+                time.sleep(self.delay)
+                with self.lock:
+                    self.queue.finish(waiting.arrival, self.source._group(waiting.request), self.source.version)
+
+    def weights(self):
+        status = WeightStatus(version=self.source.version, tensors=1, bytes=1, checksum="")
+        return WeightsStatus(policy=status, drafter=None, dtype="float32", shared_memory="/no/such")
+
+    def push_weights(self, of, tensors, version):
+        with self.lock:
+            assert version > self.source.version
+            self.source.publish(lambda dtype: tensors, version - 1)
+            self.versions.append(version)
+            self.queue.drop_stale(version)
+        return self.weights().policy
+
+    def rollouts(self, requests):
+        with self.lock:
+            yield from [self.source._group(request) for request in requests]
+
+    def lease(self, request):
+        deadline = time.monotonic() + request.wait
+        while True:
+            with self.lock:
+                version = max(self.source.version, request.version)
+                if self.queue.available(request, version) >= request.groups or time.monotonic() > deadline:
+                    return self.queue.lease(request, version)
+            time.sleep(0.005)
+
+    def _known(self, call, *arguments):
+        try:
+            with self.lock:
+                return call(*arguments)
+        except UnknownLease as error:
+            raise RolloutError(404, ErrorBody(error=str(error))) from None
+
+    def acknowledge(self, lease, groups):
+        return self._known(self.queue.acknowledge, lease, groups)
+
+    def extend(self, lease, seconds):
+        return self._known(self.queue.extend, lease, seconds)
+
+    def release(self, lease, groups):
+        return self._known(self.queue.release, lease, groups)
+
+    def return_leases(self, run):
+        with self.lock:
+            return self.queue.release_run(run)
+
+    def cancel_prompts(self, run):
+        with self.lock:
+            self.queue.cancel(run)
+
+    def send_prompts(self, request):
+        with self.lock:
+            return self.queue.add(request, request.groups)
+
+    def batches(self):
+        with self.lock:
+            return self.queue.status()
+
+
+@pytest.fixture
+def service():
+    service = QueueService()
+    yield service
+    service.close()
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with RewardsPool(toy_rewards.CountLetterA, processes=1, timeout=30.0) as pool:
+        yield pool
+
+
+def config(folder, **changes):
+    return toys.config(folder, mode="async", **changes)
+
+
+def loop(settings, service, pool, learner=None, state=None):
+    reporter = Reporter(MetricsLog(settings.output, state.step if state else 0), settings.steps, Console(quiet=True))
+    learner = learner or Learner(settings, toys.llama())
+    tokenizer = toys.character_tokenizer()
+    return AsynchronousLoop(settings, toys.CountLetterA(), learner, tokenizer, service, reporter, pool, state)
+
+
+def trained_on(folder):
+    lines = (folder / "groups.jsonl").read_text().splitlines()
+    return Counter(name for line in lines for name in json.loads(line)["groups"])
+
+
+def in_log(queue, event):
+    return Counter(line["id"] for line in queue.log() if line["event"] == event)
+
+
+def test_the_reward_goes_up_and_every_group_is_trained_on_once_within_the_bound(tmp_path, service, pool):
+    settings = config(
+        tmp_path, steps=12, prompts_per_step=8, completions=8, learning_rate=2e-2, max_staleness=2,
+        evaluate_every=12, evaluation_prompts=8, evaluation_completions=8,
+    )  # fmt: skip
+    running = loop(settings, service, pool)
+    running.run()
+    log = running.reporter.log
+    before, after = log.evaluations
+    assert (before.step, after.step) == (0, 12)
+    assert after.reward > before.reward + 0.2
+    assert max(len(m.staleness) for m in log.steps) in (2, 3), "something was stale, and nothing more than 2 versions"
+    assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(96)}
+    assert in_log(service.queue, "acknowledged") == {f"train-{i:09d}": 1 for i in range(96)}
+    assert service.versions == sorted(service.versions)
+    assert [m.version for m in log.steps] == list(range(1, 13))
+    status = service.queue.status()
+    assert (status.waiting, status.finished, status.leased) == (0, 0, 0), "nothing is left for nobody"
+    assert (status.dropped, status.tokens_wasted) == (0, 0), "nothing is generated in vain while all goes well"
+    for metrics in log.steps:
+        assert metrics.exposed_generation <= metrics.seconds
+        assert 0.0 < metrics.effective_sample_size <= 1.0
+
+
+def test_a_learner_that_waits_for_fresh_groups_has_no_stale_token(tmp_path, service, pool):
+    running = loop(config(tmp_path, steps=4, max_staleness=0), service, pool)
+    running.run()
+    assert [len(m.staleness) for m in running.reporter.log.steps] == [1, 1, 1, 1]
+    for metrics in running.reporter.log.steps:
+        assert metrics.logprob_difference_max < 1e-4
+        assert abs(metrics.z) < 4.0
+
+
+def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_nothing_is_lost_or_trained_on_twice(tmp_path, pool):
+    service = QueueService(tmp_path / "queue.sqlite")
+    settings = config(tmp_path / "run", steps=8, checkpoint_every=3, keep_checkpoints=9)
+    first = loop(settings, service, pool)
+    take_step = first._step
+
+    def step():
+        if first.state.step == 5:
+            raise Interrupted(9)
+        take_step()
+
+    first._step = step
+    with pytest.raises(Interrupted):
+        first.run()  # as after kill -9: what was done after step 3 is in no checkpoint
+    assert sum(trained_on(settings.output).values()) == 15
+    latest = checkpoints(settings.output)[-1]
+    assert latest.name == "step-000003"
+    learner = Learner(settings, load_policy(latest))
+    second = loop(settings, service, pool, learner, restore_checkpoint(latest, learner))
+    second.run()
+    assert trained_on(settings.output) == {f"train-{i:09d}": 1 for i in range(24)}
+    assert in_log(service.queue, "acknowledged") == {f"train-{i:09d}": 1 for i in range(24)}
+    assert service.versions == sorted(set(service.versions))
+    assert [m.step for m in second.reporter.log.steps] == list(range(1, 9))
+    service.close()
+
+
+def test_a_lease_that_ends_in_the_trainers_hands_is_no_second_training(tmp_path, service, pool):
+    settings = config(tmp_path, steps=6, checkpoint_every=0, max_staleness=2)
+    running = loop(settings, service, pool)
+    take_step = running._step
+
+    def step():
+        with service.lock:
+            service.queue.database.execute("UPDATE leases SET deadline = 0")
+        time.sleep(0.05)
+        take_step()
+
+    running._step = step
+    running.run()
+    assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(18)}
+    assert in_log(service.queue, "returned").total() > 0
+    ended = in_log(service.queue, "acknowledged") + in_log(service.queue, "cancelled")
+    assert ended == trained_on(tmp_path), "each left the queue once"
+
+
+def test_dynamic_sampling_replaces_groups_that_teach_nothing(tmp_path, service):
+    with RewardsPool(toy_rewards.HalfIndifferent, processes=1, timeout=30.0) as pool:
+        settings = config(tmp_path, steps=3, loss="dapo", sampling={"max_tokens": 20})
+        running = loop(settings, service, pool)
+        running.run()
+    assert sum(m.groups_replaced for m in running.reporter.log.steps) > 0
+    assert all(m.zero_variance_groups == 0 for m in running.reporter.log.steps)
+    names = trained_on(tmp_path)
+    assert sum(names.values()) == len(names) == 9
+
+
+def test_a_reward_that_raises_costs_its_completion_only(tmp_path, service):
+    with RewardsPool(toy_rewards.Failing, processes=1, timeout=30.0) as pool:
+        running = loop(config(tmp_path, steps=3, completions=8), service, pool)
+        running.run()
+    assert sum(m.rewards_failed for m in running.reporter.log.steps) > 0
+    assert running.state.step == 3
+
+
+def test_what_fails_for_good_ends_the_run(tmp_path, service, pool):
+    def refused(request):
+        raise RolloutError(400, ErrorBody(error="no such prompt"))
+
+    service.send_prompts = refused
+    with pytest.raises(RolloutError, match="no such prompt"):
+        loop(config(tmp_path), service, pool).run()
+
+
+def test_a_run_is_told_that_its_groups_would_die_with_the_service(service, tmp_path, capsys):
+    warn_of_memory_queue(service, toys.config(tmp_path, mode="async"), Console())
+    assert "--state" in capsys.readouterr().out
+    warn_of_memory_queue(service, toys.config(tmp_path, mode="sync"), Console())
+    assert capsys.readouterr().out == ""

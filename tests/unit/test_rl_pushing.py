@@ -1,0 +1,102 @@
+"""The pusher: the newest policy reaches the service, whatever happens to single pushes."""
+
+import hashlib
+import threading
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import rl_loop.pushing
+from rl_loop.pushing import Pusher
+from rollout_service.client import RolloutError
+from rollout_service.protocol import ErrorBody
+
+TENSORS = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.weight": torch.ones(2)}
+
+
+class Service:
+    """Each push does what comes next in `script`; then pushes succeed."""
+
+    def __init__(self, *script):
+        self.script, self.pushed, self.status = list(script), [], SimpleNamespace(version=0, checksum="")
+        self.first_began, self.go = threading.Event(), threading.Event()
+
+    def push_weights(self, of, tensors, version):
+        self.first_began.set()
+        self.go.wait(10)
+        if self.script and (error := self.script.pop(0)) is not None:
+            raise error
+        self.pushed.append(version)
+        self.status.version = version
+        return SimpleNamespace(pause=0.25)
+
+    def weights(self):
+        return SimpleNamespace(policy=self.status)
+
+
+def refused(status):
+    return RolloutError(status, ErrorBody(error="no"))
+
+
+@pytest.fixture
+def push(monkeypatch):
+    monkeypatch.setattr(rl_loop.pushing, "PAUSE", 0.01)
+    pushers = []
+
+    def started(service, patience=5.0):
+        pushers.append(Pusher(service, patience))
+        pushers[-1].start()
+        return pushers[-1]
+
+    yield started
+    for pusher in pushers:
+        pusher.stop()
+        pusher.join(5)
+        assert not pusher.is_alive()
+
+
+def test_versions_that_come_while_one_is_loaded_are_skipped_but_the_newest(push):
+    service = Service()
+    pusher = push(service)
+    pusher.offer(1, TENSORS)
+    service.first_began.wait(5)
+    for version in (2, 3, 4):
+        pusher.offer(version, TENSORS)
+    service.go.set()
+    pusher.wait_for(4)
+    assert service.pushed == [1, 4]
+    assert pusher.pauses == [0.25, 0.25]
+
+
+def test_a_push_that_fails_for_a_while_is_tried_again(push):
+    service = Service(httpx.ConnectError("down"), refused(503), refused(507))
+    service.go.set()
+    pusher = push(service)
+    pusher.offer(1, TENSORS)
+    pusher.wait_for(1)
+    assert (pusher.published, pusher.failure) == (1, None)
+
+
+def test_a_refusal_is_final(push):
+    service = Service(refused(400))
+    service.go.set()
+    pusher = push(service)
+    pusher.offer(1, TENSORS)
+    pusher.wait_for(1)
+    assert pusher.failure.status == 400
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_version_that_is_there_already_is_ours_if_its_bytes_are(push, ours, tmp_path):
+    save_file(TENSORS, tmp_path / "pushed")  # as the client writes it
+    service = Service(refused(409))
+    service.status.version = 1
+    service.status.checksum = hashlib.sha256((tmp_path / "pushed").read_bytes()).hexdigest() if ours else "another"
+    service.go.set()
+    pusher = push(service)
+    pusher.offer(1, TENSORS)
+    pusher.wait_for(1)
+    assert (pusher.failure is None) is ours

@@ -1,0 +1,53 @@
+"""The state folder and the shared-memory folder: one owner, nothing half-written, nothing left by the killed."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rollout_service import weights
+from rollout_service.state import StateFolder
+
+
+def test_one_service_at_a_time_has_it(tmp_path):
+    state = StateFolder(tmp_path / "state")
+    with pytest.raises(ValueError, match="belongs to a service that is running"):
+        StateFolder(tmp_path / "state")
+    state.close()
+    StateFolder(tmp_path / "state").close()
+
+
+def test_a_kept_version_is_whole_and_earlier_ones_are_forgotten(tmp_path):
+    state, file = StateFolder(tmp_path / "state"), tmp_path / "w"
+    for version in (2, 10):
+        file.write_bytes(bytes([version]) * 100)
+        state.keep("policy", version, file)
+    state.keep("drafter", 3, file)
+    assert sorted(state.kept("policy")) == [2, 10]
+    state.forget_all_but("policy", 10)
+    assert state.kept("policy")[10].read_bytes() == b"\n" * 100
+    assert (sorted(state.kept("policy")), sorted(state.kept("drafter"))) == ([10], [3])
+    (state.weights / ".policy-11.safetensors").write_bytes(b"half")
+    state.close()
+    again = StateFolder(tmp_path / "state")
+    assert sorted(again.kept("policy")) == [10]
+    assert not list(again.weights.glob(".*"))
+
+
+def test_a_killed_services_shared_memory_is_removed_by_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHARED_MEMORY", tmp_path)
+    hold = (
+        "import fcntl, pathlib, sys, time; folder = pathlib.Path(sys.argv[1]); folder.mkdir();"
+        "file = (folder / 'owner').open('w'); fcntl.flock(file, fcntl.LOCK_EX);"
+        "print('held', flush=True); time.sleep(60)"
+    )
+    folder = tmp_path / "rollout-service-a"
+    process = subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    weights.remove_orphans()
+    assert folder.exists()
+    process.kill()
+    process.wait()
+    weights.remove_orphans()
+    assert not folder.exists()

@@ -1,0 +1,86 @@
+"""The study's report says what its figures say, and where they differ from the large run's."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "deploy" / "demo" / "study"))
+
+from config import StudyConfig
+from kept import kept
+from report import write_report
+
+STUDY = Path(__file__).parents[2] / "deploy" / "demo" / "study"
+
+
+def measured(length, speed=100.0):
+    return {"acceptance_length": length, "acceptance_length_ci": None, "acceptance_by_position": [0.5, 0.25],
+            "tokens": 10, "seconds": 0.1, "tokens_per_second": speed}  # fmt: skip
+
+
+def arm(name, lengths):
+    return {"arm": name, "acceptance_length": lengths, "reward": [0.1] * len(lengths), "rollout_seconds": 3.0,
+            "drafter_version": list(range(len(lengths))), "drafter_age": [0] * len(lengths), "trained_steps": 2,
+            "policy_kl": [0.0] * len(lengths), "tokens": 9, "drafter_training_seconds": 1.0,
+            "verifications_per_token": 0.4, "z": 0.3}  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(speedups, own, other):
+        lengths = [
+            {"drafter": "mtp", "draft_tokens": k, "speedup": speed} | measured(1 + k / 2)
+            for k, speed in enumerate(speedups)
+        ]
+        starts = [
+            {"drafter": "eagle3", "trained_on": source} | measured(length)
+            for source, length in (("own rollouts", own), ("other text", other))
+        ]
+        arms = [arm("frozen", [3.0, 3.0, 3.0, 2.0, 2.4]), arm("online", [3.0, 3.0, 3.0, 2.97, 3.0])]
+        for name, rows in (("lengths", lengths), ("initialisation", starts), ("moving", arms)):
+            (tmp_path / f"{name}.json").write_text(json.dumps({"machine": "toy", "versions": {}, "rows": rows}))
+        config = StudyConfig(model="m", prompts=Path("p"), drafters=[{"kind": "mtp"}], output=tmp_path)
+        write_report(config)
+        return (tmp_path / "README.md").read_text()
+
+    return write
+
+
+def test_gains_like_the_large_runs_are_said_to_be_alike(written):
+    text = written([1.0, 1.2, 1.5, 1.3], own=3.0, other=2.0)
+    assert "mtp: fastest with 2 draft tokens (1.50x), most accepted with 3" in text
+    assert "As there, the best drafter is faster than none" in text
+    assert "As there, the longest draft is not the fastest" in text
+    assert "The direction is the large run's" in text
+
+
+def test_what_behaves_otherwise_is_said_plainly(written):
+    text = written([1.0, 0.7, 0.8, 0.9], own=2.0, other=2.5)
+    assert "Unlike there, nothing is faster than no drafter" in text
+    assert "Unlike there, the longest draft is the fastest" in text
+    assert "own rollouts do not help eagle3" in text
+
+
+def test_an_arm_is_judged_by_its_lowest_step_too(written):
+    text = written([1.0, 1.1], own=3.0, other=2.0)
+    assert "frozen: from 3.00 to 2.00 at its lowest (-33.3%, step 4)" in text
+    assert "online: from 3.00 to 2.97 at its lowest (-1.0%, step 4)" in text
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    assert kept(tmp_path / "a" / "row.json", lambda: {"x": 1}) == {"x": 1}
+    assert kept(tmp_path / "a" / "row.json", lambda: 1 / 0) == {"x": 1}
+
+
+def test_the_shipped_study_is_a_valid_configuration():
+    import tomllib
+
+    from rl_loop.config import TrainConfig
+
+    fields = tomllib.loads((STUDY / "study.toml").read_text())
+    config = StudyConfig.model_validate(fields)
+    for training in config.moving.arms.values():
+        drafter = {"kind": config.moving.kind, "model": "m", "training": training}
+        TrainConfig.model_validate(config.moving.train | {"model": config.model, "drafter": drafter})
