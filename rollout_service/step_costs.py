@@ -6,6 +6,7 @@ running completion decodes with the same draft length, and which follow such a s
 """
 
 import asyncio
+import statistics
 import time
 import uuid
 from collections import defaultdict
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
-from scipy.stats import trim_mean
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 if TYPE_CHECKING:
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
 
 from drafters.schedule import StepCosts
 
-TRIMMED = 0.25
-"""share of a cell's fastest, and of its slowest steps that have no part in its mean"""
-
 WARM_UP_TOKENS = 16
-"""first steps compile and allocate: they are no step's cost"""
 
 
 class StepKind(NamedTuple):
@@ -44,7 +40,9 @@ class Plan(BaseModel):
     draft_lengths: list[int] | None
     """None for an engine without a drafter, which is measured as draft length 0"""
     steps: int
-    """of each cell, at least"""
+    """of each batch size and draft length, at least"""
+    warm_up: bool = True
+    """the engine's first steps compile and allocate: generate a little before"""
     responses: int = 0
     """completions, ended as the policy ends them, whose acceptance is counted with the longest drafts"""
     response_tokens: int = 256
@@ -73,8 +71,8 @@ class Measured:
         return [b for b in batch_sizes if all(StepKind(b, k) in self.seconds for k in draft_lengths)]
 
     def row(self, batch_sizes: Sequence[int], drafts: int) -> list[float]:
-        """Seconds of a step at each batch size: means without the fastest and slowest quarter."""
-        return [float(trim_mean(self.seconds[StepKind(b, drafts)], TRIMMED)) for b in batch_sizes]
+        """Seconds of a step at each batch size: medians."""
+        return [statistics.median(self.seconds[StepKind(b, drafts)]) for b in batch_sizes]
 
     def costs(self, batch_sizes: Sequence[int], draft_tokens: int) -> StepCosts:
         lengths = range(draft_tokens + 1)
@@ -134,7 +132,8 @@ async def set_draft_lengths(llm: Any, ranges: Sequence[tuple[int, int, int]]) ->
 async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
     """Run the plan on an engine that does nothing else; its schedule is then drafts of the longest length."""
     largest, lengths = max(plan.batch_sizes), plan.draft_lengths or [0]
-    await _generate(llm, plan, largest, WARM_UP_TOKENS)
+    if plan.warm_up:
+        await _generate(llm, plan, largest, WARM_UP_TOKENS)
     times.measured = timed = Measured()
     try:
         for batch in plan.batch_sizes:

@@ -45,12 +45,11 @@ class CalibrateConfig(Section):
     """JSON lines with `prompt`, or `prompt_token_ids`: acceptance is measured on their responses"""
     batch_sizes: list[int] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
     """completions at a time; those above engine.max_num_seqs are left out"""
-    steps: int = Field(default=12, ge=4)
+    steps: int = Field(default=8, ge=4)
     """measured of each batch size and draft length, in each round"""
-    rounds: int = Field(default=3, ge=1)
-    """turns of the two engines, so that a noisy moment hits both alike"""
+    rounds: int = Field(default=4, ge=1)
     responses: int = Field(default=128, ge=1)
-    """completions of the prompts, in each round, whose acceptance is measured"""
+    """completions of the prompts whose acceptance is measured"""
     response_tokens: int = Field(default=256, ge=1)
     """the longest of them"""
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
@@ -80,16 +79,19 @@ class CalibrateConfig(Section):
         ranges = [(1, self.engine.max_num_seqs, self.drafter.draft_tokens)]
         return self.drafter.model_copy(update={"schedule": ranges})
 
-    def plan(self, draft_lengths: list[int] | None) -> Plan:
-        sizes = sorted({size for size in self.batch_sizes if size <= self.engine.max_num_seqs})
+    @property
+    def sizes(self) -> list[int]:
+        return sorted({size for size in self.batch_sizes if size <= self.engine.max_num_seqs})
+
+    def plan(self, prompts: list[list[int]], size: int, draft_lengths: list[int] | None, **more: Any) -> Plan:
         return Plan(
-            prompts=read_prompts(self.model, self.prompts),
-            batch_sizes=sizes,
+            prompts=prompts,
+            batch_sizes=[size],
             draft_lengths=draft_lengths,
             steps=self.steps,
-            responses=self.responses if draft_lengths else 0,
             response_tokens=self.response_tokens,
             temperature=self.temperature,
+            **more,
         )
 
 
@@ -124,21 +126,25 @@ async def _measure(config: CalibrateConfig, bar: Progress) -> tuple[Measured, Me
 async def measure_in_turns(
     config: CalibrateConfig, without: EngineArm, with_it: EngineArm, bar: Progress
 ) -> tuple[Measured, Measured]:
-    """The same of two engines that are in service already."""
+    """The same of two engines that are in service already. They take turns at every batch size of every round: a
+    machine that is slow for a minute is slow for both."""
     plain, drafting = Measured(), Measured()
-    task = bar.add_task("measuring steps", total=2 * config.rounds)
-    every_length = list(range(config.drafter.draft_tokens + 1))
-    for _ in range(config.rounds):
-        plain.add(await without.fleet.measure(config.plan(None)))
-        bar.advance(task)
-        drafting.add(await with_it.fleet.measure(config.plan(every_length)))
-        bar.advance(task)
+    prompts = read_prompts(config.model, config.prompts)
+    every_length, sizes = list(range(config.drafter.draft_tokens + 1)), config.sizes
+    task = bar.add_task("measuring steps", total=config.rounds * len(sizes))
+    for round in range(config.rounds):
+        for size in sizes:
+            plain.add(await without.fleet.measure(config.plan(prompts, size, None, warm_up=round == 0)))
+            drafting.add(await with_it.fleet.measure(config.plan(prompts, size, every_length, warm_up=round == 0)))
+            bar.advance(task)
+    acceptance = config.plan(prompts, sizes[0], [config.drafter.draft_tokens], responses=config.responses)
+    drafting.add(await with_it.fleet.measure(acceptance))
     return plain, drafting
 
 
 def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Calibration:
     """The calibration that follows from the measurements."""
-    batch_sizes = plain.reached(config.plan(None).batch_sizes, [0])
+    batch_sizes = plain.reached(config.sizes, [0])
     costs = drafting.costs(batch_sizes, config.drafter.draft_tokens)
     baseline = plain.row(costs.batch_sizes, 0)
     drafts = choose_drafts(costs, drafting.acceptance, config.engine.max_num_seqs)

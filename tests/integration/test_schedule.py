@@ -7,7 +7,7 @@ from test_lossless import KINDS, Auditor, engine
 
 from rollout_service.evaluation.recomputation import Cut
 
-SCHEDULES = [[(1, 64, 3)], [(1, 20, 2), (21, 64, 0)], [(1, 64, 0)], [(1, 10, 1), (11, 40, 3), (41, 64, 1)]]
+SCHEDULES = [[(1, 64, 3)], [(1, 20, 1), (21, 64, 0)], [(1, 64, 2)], [(1, 10, 0), (11, 40, 3), (41, 64, 1)]]
 
 
 @pytest.mark.parametrize("kind", ["ngram", "draft_model", "eagle3", "mtp"])
