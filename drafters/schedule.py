@@ -23,21 +23,25 @@ HYSTERESIS = 0.03
 class StepCosts(BaseModel):
     """Seconds of a decoding step by draft length and batch size.
 
-    Example: `StepCosts(batch_sizes=[1, 16], seconds=[[0.02, 0.03], [0.022, 0.04]])` was measured without drafts and
-    with one, for 1 and for 16 completions at a time.
+    Example: `StepCosts(batch_sizes=[1, 16], seconds=[[0.02, 0.03], [0.022, 0.04]], first=[[0.05, 0.2], [0.05, 0.2]])`
+    was measured without drafts and with one, for 1 and for 16 completions at a time.
     """
 
     batch_sizes: list[int]
     """that were measured, ascending"""
     seconds: list[list[float]]
     """[draft length from 0][batch size]: medians of steps"""
+    first: list[list[float]]
+    """[draft length from 0][batch size]: from the prompts' arrival, all at once, to the end of their first such step"""
 
     @model_validator(mode="after")
     def is_a_grid(self) -> "StepCosts":
         if not self.batch_sizes or self.batch_sizes != sorted(set(self.batch_sizes)):
             raise ValueError("batch_sizes: must be ascending, and one at least")
-        if not self.seconds or any(len(row) != len(self.batch_sizes) for row in self.seconds):
-            raise ValueError("seconds: needs a row for each draft length from 0, with an entry for each batch size")
+        if not self.seconds or len(self.first) != len(self.seconds):
+            raise ValueError("seconds, first: need a row for each draft length from 0")
+        if any(len(row) != len(self.batch_sizes) for row in (*self.seconds, *self.first)):
+            raise ValueError("seconds, first: need an entry for each batch size in every row")
         return self
 
     @property
@@ -48,6 +52,12 @@ class StepCosts(BaseModel):
     def at(self, batch: int, drafts: int) -> float:
         """Seconds, linear between the measured batch sizes; outside of them those of the nearest."""
         return float(np.interp(batch, self.batch_sizes, self.seconds[drafts]))
+
+    def response(self, batch: int, drafts: int, per_step: float, tokens: int) -> float:
+        """Seconds of responses of so many tokens, `batch` of them at once, whose steps yield `per_step` tokens: one
+        token comes with the prompt, the first step's with `first`."""
+        first = float(np.interp(batch, self.batch_sizes, self.first[drafts]))
+        return first + max(0.0, (tokens - 1) / per_step - 1.0) * self.at(batch, drafts)
 
 
 def tokens_per_step(acceptance: Sequence[float], drafts: int) -> float:
@@ -74,11 +84,13 @@ def choose_drafts(
     return chosen
 
 
-def speedup(costs: StepCosts, baseline: Sequence[float], acceptance: Sequence[float], batch: int, drafts: int) -> float:
-    """Predicted speed relative to an engine without a drafter, whose steps take `baseline` seconds at the batch sizes
-    of `costs`."""
-    plain = float(np.interp(batch, costs.batch_sizes, baseline))
-    return tokens_per_step(acceptance, drafts) * plain / costs.at(batch, drafts)
+def speedup(
+    costs: StepCosts, baseline: StepCosts, acceptance: Sequence[float], batch: int, drafts: int, tokens: int
+) -> float:
+    """Predicted speed of responses of so many tokens, relative to an engine without a drafter (`baseline`, whose only
+    draft length is 0). Prompts cost both the same, which is why short responses gain less."""
+    plain = baseline.response(batch, 0, 1.0, tokens)
+    return plain / costs.response(batch, drafts, tokens_per_step(acceptance, drafts), tokens)
 
 
 def to_ranges(drafts: Sequence[int]) -> list[Range]:
@@ -217,13 +229,14 @@ class Calibration(BaseModel):
     draft_tokens: int
     """the longest draft that was measured"""
     costs: StepCosts
-    baseline: list[float]
-    """seconds of a step of an engine without a drafter, at the same batch sizes"""
+    baseline: StepCosts
+    """of an engine without a drafter, at the same batch sizes"""
     acceptance: list[float]
     """by position, on the given prompts"""
     ranges: list[Range]
     """chosen"""
     predicted_speedup: dict[int, float]
-    """by batch size, relative to no drafter"""
+    """by batch size: of responses of `response_tokens`, relative to no drafter"""
+    response_tokens: int
     machine: dict[str, Any]
     """where it was measured: processor, cores, versions"""

@@ -55,6 +55,8 @@ class Measured:
     """Sums of one or several plans."""
 
     seconds: dict[StepKind, list[float]] = field(default_factory=lambda: defaultdict(list))
+    first: dict[StepKind, list[float]] = field(default_factory=lambda: defaultdict(list))
+    """from the prompts' arrival to the end of the first step of a kind"""
     drafted: list[int] = field(default_factory=list)
     """completions with a draft at each position, over all steps"""
     accepted: list[int] = field(default_factory=list)
@@ -63,6 +65,8 @@ class Measured:
     def add(self, other: "Measured") -> None:
         for kind, seconds in other.seconds.items():
             self.seconds[kind] += seconds
+        for kind, seconds in other.first.items():
+            self.first[kind] += seconds
         self.drafted = _sum(self.drafted, other.drafted)
         self.accepted = _sum(self.accepted, other.accepted)
 
@@ -70,14 +74,14 @@ class Measured:
         """The batch sizes of which every draft length was seen: a KV cache may be too small for the larger ones."""
         return [b for b in batch_sizes if all(StepKind(b, k) in self.seconds for k in draft_lengths)]
 
-    def row(self, batch_sizes: Sequence[int], drafts: int) -> list[float]:
-        """Seconds of a step at each batch size: medians."""
-        return [statistics.median(self.seconds[StepKind(b, drafts)]) for b in batch_sizes]
-
     def costs(self, batch_sizes: Sequence[int], draft_tokens: int) -> StepCosts:
         lengths = range(draft_tokens + 1)
         reached = self.reached(batch_sizes, lengths)
-        return StepCosts(batch_sizes=reached, seconds=[self.row(reached, k) for k in lengths])
+        seconds, first = (
+            [[statistics.median(of[StepKind(b, k)]) for b in reached] for k in lengths]
+            for of in (self.seconds, self.first)
+        )
+        return StepCosts(batch_sizes=reached, seconds=seconds, first=first)
 
     @property
     def acceptance(self) -> list[float]:
@@ -93,6 +97,8 @@ class StepTimes(StatLoggerBase):
 
     def __init__(self) -> None:
         self.measured: Measured | None = None
+        self.arrival: float | None = None
+        """of prompts whose first step has not been seen"""
         self._before: tuple[StepKind | None, float] = None, 0.0
 
     def record(
@@ -103,6 +109,9 @@ class StepTimes(StatLoggerBase):
         now, kind, before = time.perf_counter(), step_kind(scheduler_stats, iteration_stats), self._before
         if kind is not None and kind == before[0]:
             self.measured.seconds[kind].append(now - before[1])
+        elif kind is not None and self.arrival is not None:
+            self.measured.first[kind].append(now - self.arrival)
+            self.arrival = None
         self._before = kind, now
         if drafts := scheduler_stats.spec_decoding_stats:
             self.measured.drafted = _sum(self.measured.drafted, drafts.num_draft_tokens_per_pos)
@@ -140,6 +149,7 @@ async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
             for drafts in lengths:
                 if plan.draft_lengths is not None:
                     await set_draft_lengths(llm, [(1, largest, drafts)])
+                times.arrival = time.perf_counter()
                 # A step yields drafts + 1 tokens at most: no completion ends before so many steps.
                 await _generate(llm, plan, batch, (plan.steps + 2) * (drafts + 1))
         # What is drafted past the end of a response says nothing of responses.
@@ -147,7 +157,7 @@ async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
         await _generate(llm, plan, plan.responses, plan.response_tokens, to_the_end=True)
     finally:
         times.measured = None
-    return Measured(timed.seconds, counted.drafted, counted.accepted)
+    return Measured(timed.seconds, timed.first, counted.drafted, counted.accepted)
 
 
 async def _generate(llm: Any, plan: Plan, completions: int, tokens: int, to_the_end: bool = False) -> None:

@@ -51,7 +51,7 @@ class CalibrateConfig(Section):
     responses: int = Field(default=128, ge=1)
     """completions of the prompts whose acceptance is measured"""
     response_tokens: int = Field(default=256, ge=1)
-    """the longest of them"""
+    """the longest of them; the speed-up is predicted for responses of this length"""
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
     output: Path = Path("report/schedule.json")
     """the file to write"""
@@ -146,7 +146,7 @@ def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Cali
     """The calibration that follows from the measurements."""
     batch_sizes = plain.reached(config.sizes, [0])
     costs = drafting.costs(batch_sizes, config.drafter.draft_tokens)
-    baseline = plain.row(costs.batch_sizes, 0)
+    baseline = plain.costs(costs.batch_sizes, 0)
     drafts = choose_drafts(costs, drafting.acceptance, config.engine.max_num_seqs)
     return Calibration(
         policy=config.model,
@@ -157,8 +157,10 @@ def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Cali
         acceptance=drafting.acceptance,
         ranges=to_ranges(drafts),
         predicted_speedup={
-            b: speedup(costs, baseline, drafting.acceptance, b, drafts[b - 1]) for b in costs.batch_sizes
+            b: speedup(costs, baseline, drafting.acceptance, b, drafts[b - 1], config.response_tokens)
+            for b in costs.batch_sizes
         },
+        response_tokens=config.response_tokens,
         machine=machine(resolve_device(config.engine.device)),
     )
 
@@ -195,7 +197,7 @@ def table(calibration: Calibration) -> Table:
     for column in columns:
         result.add_column(column, justify="right", no_wrap=True)
     for i, batch in enumerate(costs.batch_sizes):
-        times = [calibration.baseline[i], *(costs.seconds[k][i] for k in lengths)]
+        times = [calibration.baseline.seconds[0][i], *(costs.seconds[k][i] for k in lengths)]
         chosen = next(length for first, last, length in calibration.ranges if first <= batch <= last)
         gain = f"{calibration.predicted_speedup[batch]:.2f}"
         result.add_row(str(batch), *(f"{1e3 * t:.1f}" for t in times), str(chosen), gain)

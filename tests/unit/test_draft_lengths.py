@@ -12,12 +12,14 @@ from rollout_service.config import ServiceConfig
 from rollout_service.draft_lengths import DraftLengths
 from rollout_service.step_costs import Measured, StepKind, StepTimes, step_kind
 
-COSTS = StepCosts(batch_sizes=[1, 8], seconds=[[0.020, 0.040], [0.022, 0.060], [0.024, 0.090]])
+STEPS = [[0.020, 0.040], [0.022, 0.060], [0.024, 0.090]]
+COSTS = StepCosts(batch_sizes=[1, 8], seconds=STEPS, first=STEPS)
+PLAIN = StepCosts(batch_sizes=[1, 8], seconds=[[0.019, 0.039]], first=[[0.019, 0.039]])
 
 
 def calibration(**changed):
     fields = {
-        "policy": "p", "kind": "mtp", "draft_tokens": 2, "costs": COSTS, "baseline": [0.019, 0.039],
+        "policy": "p", "kind": "mtp", "draft_tokens": 2, "costs": COSTS, "baseline": PLAIN, "response_tokens": 48,
         "acceptance": [0.9, 0.8], "ranges": [(1, 4, 2), (5, 8, 1)], "predicted_speedup": {1: 2.0}, "machine": {},
     }  # fmt: skip
     return Calibration(**{**fields, **changed})
@@ -121,6 +123,15 @@ def test_a_step_is_timed_when_it_follows_one_of_its_kind():
     assert measured.drafted == [8]
 
 
+def test_the_first_step_is_timed_from_the_arrival_of_its_prompts():
+    times = StepTimes()
+    times.measured, times.arrival = Measured(), 0.0
+    for kind in (step(4, 4, prompt=20), step(4, 4), step(4, 4)):
+        times.record(*kind)
+    assert [len(seconds) for seconds in times.measured.first.values()] == [1]
+    assert times.measured.first[StepKind(4, 0)][0] > times.measured.seconds[StepKind(4, 0)][0]
+
+
 def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
     measured = Measured()
     for round in range(2):
@@ -128,6 +139,8 @@ def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
         part.seconds[StepKind(1, 0)] += [0.01, 0.02, 0.02, 0.9][round::2]
         part.seconds[StepKind(1, 1)] += [0.03]
         part.seconds[StepKind(64, 0)] += [0.1]
+        for kind in (StepKind(1, 0), StepKind(1, 1), StepKind(64, 0)):
+            part.first[kind] += [0.05]
         measured.add(part)
     costs = measured.costs([1, 64], draft_tokens=1)
     assert costs.batch_sizes == [1]

@@ -17,7 +17,9 @@ from drafters.schedule import (
 )
 
 # A step of 20 ms alone and 44 ms at 32, and what each draft adds: little alone, much at 32.
-COSTS = StepCosts(batch_sizes=[1, 32], seconds=[[0.020, 0.044], [0.022, 0.090], [0.024, 0.120], [0.026, 0.163]])
+STEPS = [[0.020, 0.044], [0.022, 0.090], [0.024, 0.120], [0.026, 0.163]]
+COSTS = StepCosts(batch_sizes=[1, 32], seconds=STEPS, first=[[2 * s for s in row] for row in STEPS])
+PLAIN = StepCosts(batch_sizes=[1, 32], seconds=[[0.019, 0.040]], first=[[0.038, 0.080]])
 
 
 def test_drafts_are_long_for_few_completions_and_none_for_many():
@@ -35,12 +37,14 @@ def test_a_drafter_that_is_never_right_drafts_nothing():
 def test_the_choice_is_never_predicted_slower_than_drafting_nothing(rates, batch):
     acceptance = list(np.cumprod(rates))
     drafts = choose_drafts(COSTS, acceptance, 32)[batch - 1]
-    baseline = COSTS.seconds[0]
-    assert speedup(COSTS, baseline, acceptance, batch, drafts) >= 1.0 - 1e-9
+    baseline = StepCosts(batch_sizes=[1, 32], seconds=COSTS.seconds[:1], first=COSTS.first[:1])
+    assert speedup(COSTS, baseline, acceptance, batch, drafts, 10**6) >= 1.0 - 1e-5
 
 
-def test_the_prediction_is_tokens_over_seconds():
-    assert speedup(COSTS, [0.019, 0.040], [0.9, 0.8, 0.7], 1, 3) == pytest.approx(3.4 * 0.019 / 0.026)
+def test_the_prediction_is_tokens_over_seconds_and_less_where_the_prompt_counts():
+    assert speedup(COSTS, PLAIN, [0.9, 0.8, 0.7], 1, 3, 10**6) == pytest.approx(3.4 * 0.019 / 0.026, rel=1e-4)
+    with_prompt = (0.038 + 33 * 0.019) / (0.052 + 9 * 0.026)
+    assert speedup(COSTS, PLAIN, [0.9, 0.8, 0.7], 1, 3, 35) == pytest.approx(with_prompt)
 
 
 def test_costs_are_linear_between_sizes_and_those_of_the_nearest_outside():
@@ -50,7 +54,7 @@ def test_costs_are_linear_between_sizes_and_those_of_the_nearest_outside():
 
 
 def test_another_length_must_promise_more_than_the_hysteresis():
-    costs = StepCosts(batch_sizes=[1], seconds=[[1.0], [1.5]])
+    costs = StepCosts(batch_sizes=[1], seconds=[[1.0], [1.5]], first=[[1.0], [1.5]])
     assert choose_drafts(costs, [0.52], 1) == [1]
     assert choose_drafts(costs, [0.52], 1, in_use=[0]) == [0]
     assert choose_drafts(costs, [0.60], 1, in_use=[0]) == [1]
