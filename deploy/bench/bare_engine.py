@@ -7,6 +7,7 @@ python deploy/bench/bare_engine.py '{"model": ..., ...}'        (a ServiceConfig
 {"pack": true}                                      -> {"copy": ..., "pack": ...}  seconds, see `copy_and_pack`
 """
 
+import dataclasses
 import json
 import os
 import sys
@@ -23,11 +24,12 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     config = ServiceConfig.model_validate_json(sys.argv[1])
-    from vllm import LLM
+    from vllm import LLM, EngineArgs
 
     device = resolve_device(config.engine.device)
     engine = Engine(config.model_dump(mode="json"), config.model, device, 0)
-    llm = LLM.from_engine_args(engine._engine_args())
+    arguments = engine._engine_args()  # of the asynchronous engine, which has some of its own
+    llm = LLM(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)})
     for line in sys.stdin:
         answers.write(json.dumps(answer(llm, config, json.loads(line))) + "\n")
         answers.flush()

@@ -34,10 +34,11 @@ class RolloutBatch(Section):
     completions: int = Field(default=64, ge=1)
     slots: int = Field(default=32, ge=1)
     """max_num_seqs of the engine"""
-    median_tokens: float = Field(default=48.0, gt=0)
+    median_tokens: float = Field(default=24.0, gt=0)
     sigma: float = Field(default=0.9, gt=0)
     """of the logarithm of the lengths, which are normal"""
-    longest: int = Field(default=384, ge=1)
+    longest: int = Field(default=128, ge=1)
+    """some of these go on past their end, where drafters have learned nothing; much longer ones would do so mostly"""
     rounds: int = Field(default=5, ge=1)
 
 
