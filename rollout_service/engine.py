@@ -167,6 +167,9 @@ class Engine:
         from rollout_service.step_costs import set_draft_lengths
 
         await set_draft_lengths(self.llm, ranges)
+        if self.device == "cpu" and make_drafter(self.config.drafter).samples:
+            drafts = any(length for _, _, length in ranges)
+            await self.llm.collective_rpc("keep_drafter_up", args=(drafts,))
 
     async def schedule(self) -> DraftSchedule:
         """How many tokens are drafted at present, and why."""

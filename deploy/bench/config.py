@@ -20,7 +20,7 @@ class RolloutSpeed(Section):
     streams: list[int] = Field(default=[1, 4, 16, 32, 64], min_length=1)
     response_tokens: int = Field(default=48, ge=1)
     """length of every response"""
-    responses_per_stream: int = Field(default=2, ge=1)
+    responses_per_stream: int = Field(default=4, ge=1)
     """in each round"""
     fixed: int = Field(default=3, ge=1)
     """the draft length of the arm that is not calibrated"""

@@ -37,3 +37,22 @@ def test_the_engine_refuses_a_schedule_that_is_none():
         with pytest.raises(ValueError, match="start at 1"):
             core.set_draft_lengths([(2, 64, 3)])
         assert core.scheduler.dynamic_sd_lookup is before
+
+
+@pytest.mark.parametrize("kind", ["draft_model", "eagle3", "mtp"])
+def test_a_drafter_that_never_drafts_runs_no_forward_and_comes_back_at_once(kind):
+    auditor = Auditor(tokens=8_000)
+    with engine(kind, draft_lengths=SCHEDULES[0]) as llm:
+        core = llm.llm_engine.engine_core.engine_core
+        (model,) = llm.collective_rpc("get_draft_model")
+        forwards: list[int] = []
+        model.register_forward_hook(lambda *_: forwards.append(1))
+        core.set_draft_lengths([(1, 64, 0)])
+        llm.collective_rpc("keep_drafter_up", args=(False,))
+        assert auditor.row(llm, KINDS[kind], Cut(1.0)).failures == []
+        assert forwards == []
+        llm.collective_rpc("keep_drafter_up", args=(True,))
+        core.set_draft_lengths(SCHEDULES[0])
+        llm.reset_prefix_cache()
+        assert auditor.row(llm, KINDS[kind], Cut(1.0)).failures == []
+        assert forwards
