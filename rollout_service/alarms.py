@@ -82,8 +82,9 @@ class Alarms:
         (policy, drafter), of = pair, "drafter" if pair[1] != before[0][1] else "policy"
         message = (
             f"the acceptance rate of first drafts fell by {1.0 - rate / before[1]:.0%}, from {before[1]:.3f} with "
-            f"policy version {before[0][0]} and drafter version {before[0][1]} to {rate:.3f} with policy version {policy} and drafter "
-            f"version {drafter}; responses are right and slower. Train the drafter, or push one that fits the policy"
+            f"policy version {before[0][0]} and drafter version {before[0][1]} to {rate:.3f} with policy version "
+            f"{policy} and drafter version {drafter}; responses are right and slower. Train the drafter, or push one "
+            "that fits the policy"
         )
         self._raise("acceptance_fell", "drafter" if of == "drafter" else "policy", policy, drafter, message)
 

@@ -19,7 +19,7 @@ def digest(tensor: Tensor) -> int:
     """Of the tensor's bits, order included; computed where the tensor is."""
     flat = tensor.detach().contiguous().flatten()
     if flat.device.type == "cpu":  # one pass over the bytes: a push waits for it
-        return zlib.crc32(flat.view(torch.uint8).numpy())
+        return zlib.crc32(flat.view(torch.uint8).numpy().data)
     bits = flat.view(INTEGERS[flat.element_size()])
     total, first = 0, 0
     for part in bits.split(CHUNK):
