@@ -31,7 +31,7 @@ class DrafterConfig(Section):
     schedule: str | list[Range] | Calibration = "auto"
     """how many of them at each batch size. auto: by the clock, from costs that an engine measures when it starts and
     the acceptance that it sees; a file of `rollout-service calibrate`: the same, from its costs and acceptance; ranges
-    [smallest batch size, largest, draft tokens]: as they say; fixed: always draft_tokens"""
+    [smallest batch size, largest, draft tokens]: as they say; fixed, and auto of n-grams: always draft_tokens"""
     draft_sampling: DraftSampling = "probabilistic"
     """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token"""
     verification: VerificationChoice = "auto"

@@ -6,6 +6,7 @@ from typing import Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from drafters.drafter import DrafterConfig
+from drafters.registry import make_drafter
 from drafters.schedule import (
     AcceptanceEstimate,
     LiveSchedule,
@@ -36,7 +37,8 @@ class DraftLengths(StatLoggerBase):
 
     @property
     def is_measured_at_start(self) -> bool:
-        return self.config.kind != "none" and self.config.schedule == "auto"
+        """Random prompts hold nothing that n-grams could find: what their drafts cost is not known at the start."""
+        return self.config.schedule == "auto" and make_drafter(self.config).samples
 
     @property
     def ranges(self) -> list[Range]:

@@ -115,9 +115,17 @@ class Engine:
 
         self.counts, self.times = SpeculationCounts(Versions(0, 0)), StepTimes()
         self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs)
-        loggers = (self.counts, self.times, self.lengths)
+        loggers, times = (self.counts, self.times, self.lengths), self.times
+
+        class ServedMetrics(PrometheusStatLogger):
+            """vLLM's own, of what is asked for: steps that are measured at the start are nobody's."""
+
+            def record(self, *args: Any, **more: Any) -> None:
+                if times.measured is None:
+                    super().record(*args, **more)
+
         self.llm = AsyncLLM.from_engine_args(
-            self._engine_args(), stat_loggers=[*(lambda *_, own=own: own for own in loggers), PrometheusStatLogger]
+            self._engine_args(), stat_loggers=[*(lambda *_, own=own: own for own in loggers), ServedMetrics]
         )
         # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
         self.llm.model_config.max_model_len = self.config.context_limit
