@@ -4,8 +4,9 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
+from drafters.schedule import Calibration, Range, check_ranges
 from drafters.settings import Section
 
 DraftSampling = Literal["probabilistic", "greedy"]
@@ -26,7 +27,11 @@ class DrafterConfig(Section):
     model: str | None = None
     """folder or Hugging Face name of the drafter's checkpoint (draft_model, eagle3); the MTP head is in the policy's"""
     draft_tokens: int = Field(default=3, ge=1, le=16)
-    """tokens drafted per step (k)"""
+    """tokens drafted per step (k); the most that a schedule may draft"""
+    schedule: str | list[Range] | Calibration = "auto"
+    """how many of them at each batch size. auto: by the clock, from costs that an engine measures when it starts and
+    the acceptance that it sees; a file of `rollout-service calibrate`: the same, from its costs and acceptance; ranges
+    [smallest batch size, largest, draft tokens]: as they say; fixed, and auto of n-grams: always draft_tokens"""
     draft_sampling: DraftSampling = "probabilistic"
     """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token"""
     verification: VerificationChoice = "auto"
@@ -36,6 +41,41 @@ class DrafterConfig(Section):
     """ngram: longest run of tokens looked up in the text so far"""
     prompt_lookup_min: int = Field(default=2, ge=1)
     """ngram: shortest run of tokens looked up"""
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def unwrapped(cls, schedule: Any) -> Any:
+        """A flag's value comes as a list of one, since the field may be a list."""
+        return schedule[0] if isinstance(schedule, list) and [type(s) for s in schedule] == [str] else schedule
+
+    @model_validator(mode="after")
+    def has_a_right_schedule(self) -> "DrafterConfig":
+        if isinstance(self.schedule, list):
+            check_ranges(self.schedule, self.draft_tokens)
+        elif self.kind != "none":
+            self.calibration()
+        return self
+
+    def calibration(self) -> Calibration | None:
+        """In the file that `schedule` names, or itself. Raises ValueError when it cannot be read, or is another
+        drafter's."""
+        if isinstance(self.schedule, list) or self.schedule in ("auto", "fixed"):
+            return None
+        if isinstance(self.schedule, Calibration):  # a file of the front's node, read there
+            return self.schedule
+        try:
+            calibration = Calibration.model_validate_json(Path(self.schedule).read_text())
+        except (OSError, ValidationError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "no file of `rollout-service calibrate`"
+            raise ValueError(f"schedule: {self.schedule}: {reason}; or write auto, fixed, or ranges") from None
+        found, needed = (calibration.kind, calibration.draft_tokens), (self.kind, self.draft_tokens)
+        if found != needed:
+            shown = "kind = {!r} and draft_tokens = {}"
+            raise ValueError(
+                f"schedule: {self.schedule} was calibrated for {shown.format(*found)}, and the drafter has "
+                f"{shown.format(*needed)}: calibrate again, or make them equal"
+            )
+        return calibration
 
     @model_validator(mode="before")
     @classmethod

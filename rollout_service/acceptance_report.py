@@ -10,6 +10,7 @@ from rollout_service.protocol import (
     AgedAcceptance,
     ContextAcceptance,
     DrafterAcceptance,
+    DraftSchedule,
     SpeculationAlarm,
     SpeculationStatus,
     VersionedAcceptance,
@@ -22,6 +23,7 @@ def speculation_status(
     drafter_since: Mapping[int, int],
     contexts: list[dict[int, list[int]]],
     alarms: list[SpeculationAlarm],
+    schedules: list[DraftSchedule],
 ) -> SpeculationStatus:
     """`rows`: one an engine and pair of versions, as `Engine.speculation` gives them; `drafter_since`: the policy
     version that each drafter version came to; `contexts`: one an engine, as `Engine.context_acceptance` gives them."""
@@ -60,6 +62,7 @@ def speculation_status(
                 **_summed(rows).model_dump(),
             )
         ],
+        schedules=schedules,
         alarms=alarms,
     )
 

@@ -69,10 +69,11 @@ class Alarms:
         before: tuple[tuple[int, int], float] | None = None
         for pair, of_pair in groupby(sorted(rows, key=versions), key=versions):
             counts = list(of_pair)
-            steps, drafted, accepted = (sum(r[key] for r in counts) for key in ("draft_steps", "drafted", "accepted"))
-            if steps < self.config.draft_steps or not drafted:
+            # Of the first draft of each step: that of all drafts falls as well when a schedule makes drafts longer.
+            steps, accepted = (sum(r["draft_steps"] for r in counts), sum(r["accepted_by_position"][0] for r in counts))
+            if steps < self.config.draft_steps:
                 continue
-            rate = accepted / drafted
+            rate = accepted / steps
             if before is not None and rate < (1.0 - self.config.acceptance_fall) * before[1]:
                 self._acceptance_fell(before, pair, rate)
             before = pair, rate
@@ -80,9 +81,10 @@ class Alarms:
     def _acceptance_fell(self, before: tuple[tuple[int, int], float], pair: tuple[int, int], rate: float) -> None:
         (policy, drafter), of = pair, "drafter" if pair[1] != before[0][1] else "policy"
         message = (
-            f"the acceptance rate fell by {1.0 - rate / before[1]:.0%}, from {before[1]:.3f} with policy version "
-            f"{before[0][0]} and drafter version {before[0][1]} to {rate:.3f} with policy version {policy} and drafter "
-            f"version {drafter}; responses are right and slower. Train the drafter, or push one that fits the policy"
+            f"the acceptance rate of first drafts fell by {1.0 - rate / before[1]:.0%}, from {before[1]:.3f} with "
+            f"policy version {before[0][0]} and drafter version {before[0][1]} to {rate:.3f} with policy version "
+            f"{policy} and drafter version {drafter}; responses are right and slower. Train the drafter, or push one "
+            "that fits the policy"
         )
         self._raise("acceptance_fell", "drafter" if of == "drafter" else "policy", policy, drafter, message)
 

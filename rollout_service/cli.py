@@ -1,4 +1,4 @@
-"""The command line: `rollout-service launch | compare | audit`."""
+"""The command line: `rollout-service launch | calibrate | compare | audit`."""
 
 import sys
 
@@ -6,6 +6,7 @@ USAGE = """usage: rollout-service COMMAND [--config FILE] [--FIELD VALUE ...] [-
 
 commands:
   launch    serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint
+  calibrate what a step costs and what is accepted; the draft length for each batch size that pays
   compare   acceptance, speed and losslessness of drafters on one policy, side by side
   audit     test that drafters change nothing that is sampled, setting by setting; exit code 1 when they do
 
@@ -23,6 +24,11 @@ def main() -> None:
         from rollout_service.serve import launch
 
         launch(config)
+    elif command == "calibrate":
+        from drafters.settings import read_command_line
+        from rollout_service.evaluation.calibrate import CalibrateConfig, calibrate
+
+        calibrate(read_command_line(CalibrateConfig, "rollout-service calibrate", argv))
     elif command == "compare":
         from drafters.settings import read_command_line
         from rollout_service.evaluation.config import CompareConfig

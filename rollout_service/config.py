@@ -72,7 +72,7 @@ class AlarmConfig(Section):
     """When speculation that has become slow is loud: a log line, a metric, and a field of GET /v1/speculation."""
 
     acceptance_fall: float = Field(default=0.2, gt=0, le=1)
-    """fraction by which the acceptance rate may fall after a push of policy or drafter"""
+    """fraction by which the acceptance rate of first drafts may fall after a push of policy or drafter"""
     draft_steps: int = Field(default=500, ge=1)
     """draft steps that a pair of versions needs before its acceptance is judged"""
 

@@ -5,8 +5,10 @@ engine never serves a token of a version that is not current. When vLLM's core p
 makes a new one.
 """
 
+import asyncio
 import functools
 import os
+import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -14,16 +16,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from drafters.registry import make_drafter
+from drafters.schedule import Range
 from rollout_service import asgi
 from rollout_service.config import ServiceConfig
-from rollout_service.protocol import Completion, Group, GroupRequest, Sampling, Speculation, WeightSpan
+from rollout_service.protocol import (
+    Completion,
+    DraftSchedule,
+    Group,
+    GroupRequest,
+    Sampling,
+    Speculation,
+    WeightSpan,
+)
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.logprobs import FlatLogprobs
     from vllm.outputs import CompletionOutput
 
+    from rollout_service.step_costs import Measured, Plan
+
 CPU_KV_CACHE_GIB = 1.0
+START_STEPS = 8
+"""steps of each batch size and draft length that an engine measures when it starts"""
+START_PROMPT = 64
+"""tokens of the random prompts that it measures with"""
 T = TypeVar("T")
 
 
@@ -82,6 +99,7 @@ class Engine:
         self.llm: Any = None
         self.app: Any = None
         self.policy_version = self.drafter_version = 0
+        self._changing: set[asyncio.Task[None]] = set()
 
     async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None) -> dict[str, str]:
         """Load the checkpoint, then the pushed weights in service, if any.
@@ -91,11 +109,23 @@ class Engine:
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
+        from rollout_service.draft_lengths import DraftLengths
         from rollout_service.speculation_stats import SpeculationCounts, Versions
+        from rollout_service.step_costs import StepTimes
 
-        self.counts = SpeculationCounts(Versions(0, 0))
+        self.counts, self.times = SpeculationCounts(Versions(0, 0)), StepTimes()
+        self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs)
+        loggers, times = (self.counts, self.times, self.lengths), self.times
+
+        class ServedMetrics(PrometheusStatLogger):
+            """vLLM's own, of what is asked for: steps that are measured at the start are nobody's."""
+
+            def record(self, *args: Any, **more: Any) -> None:
+                if times.measured is None:
+                    super().record(*args, **more)
+
         self.llm = AsyncLLM.from_engine_args(
-            self._engine_args(), stat_loggers=[lambda *_: self.counts, PrometheusStatLogger]
+            self._engine_args(), stat_loggers=[*(lambda *_, own=own: own for own in loggers), ServedMetrics]
         )
         # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
         self.llm.model_config.max_model_len = self.config.context_limit
@@ -105,7 +135,53 @@ class Engine:
             await self.load(policy, of_drafter=False)
         if drafter is not None:
             await self.load(drafter, of_drafter=True)
+        self.lengths.apply = self._apply_draft_lengths
+        if self.lengths.is_measured_at_start:
+            await self._measure_at_start()
         return (await self.llm.collective_rpc("replaced_functions"))[0]
+
+    async def _measure_at_start(self) -> None:
+        """What a step costs, with random prompts: some seconds, after which drafts are as long as pays."""
+        from rollout_service.step_costs import Plan
+
+        drafter, largest = self.config.drafter, self.config.engine.max_num_seqs
+        longest = (START_STEPS + 2) * (drafter.draft_tokens + 1)
+        length = max(1, min(START_PROMPT, self.config.context_limit - longest))
+        draw, vocabulary = random.Random(0), self.llm.model_config.get_vocab_size()
+        plan = Plan(
+            prompts=[[draw.randrange(vocabulary) for _ in range(length)] for _ in range(largest)],
+            batch_sizes=sorted({*(4**i for i in range(8) if 4**i < largest), largest}),
+            draft_lengths=list(range(drafter.draft_tokens + 1)),
+            steps=START_STEPS,
+        )
+        measured = await self.measure(plan)
+        self.counts.forget()
+        self.lengths.measured(measured.costs(plan.batch_sizes, drafter.draft_tokens))
+
+    async def measure(self, plan: "Plan") -> "Measured":
+        """The costs of steps; while nothing else is generated. The schedule is then the plan's last."""
+        from rollout_service.step_costs import measure_steps
+
+        return await measure_steps(self.llm, self.times, plan)
+
+    def _apply_draft_lengths(self, ranges: list[Range]) -> None:
+        """Called in the middle of vLLM's own handling of a step: the change follows it."""
+        task = asyncio.get_running_loop().create_task(self.set_draft_lengths(ranges))
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+
+    async def set_draft_lengths(self, ranges: list[Range]) -> None:
+        """Another schedule from the next step on, for an engine whose `drafter.schedule` is not fixed."""
+        from rollout_service.step_costs import set_draft_lengths
+
+        await set_draft_lengths(self.llm, ranges)
+        if self.device == "cpu" and make_drafter(self.config.drafter).samples:
+            drafts = any(length for _, _, length in ranges)
+            await self.llm.collective_rpc("keep_drafter_up", args=(drafts,))
+
+    async def schedule(self) -> DraftSchedule:
+        """How many tokens are drafted at present, and why."""
+        return self.lengths.status(self.index)
 
     async def stop(self) -> None:
         """End vLLM's core process and release what it shares. The actor itself is ended by the fleet."""
@@ -127,6 +203,8 @@ class Engine:
             }
         )
         speculative = make_drafter(self.config.drafter).speculative_config()
+        if speculative and self.config.drafter.schedule != "fixed":
+            speculative["num_speculative_tokens_per_batch_size"] = self.lengths.ranges
         if speculative and not cpu and self.config.drafter.verification == "block":
             speculative["rejection_sample_method"] = "block"  # vLLM's own, of the runner that GPUs use
         return AsyncEngineArgs(
@@ -217,6 +295,7 @@ class Engine:
             reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
             if of_drafter:
                 self.drafter_version = weights.version
+                self.lengths.new_drafter()
             else:
                 self.policy_version = weights.version
                 await self.llm.update_weight_version(str(weights.version))

@@ -16,21 +16,25 @@ import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from drafters.registry import make_drafter
+from drafters.schedule import Range
 from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
 from rollout_service.engine import Aborted, Engine, WeightsFile
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
-from rollout_service.protocol import Group, GroupRequest, Problem, WeightsOf, WeightStatus
+from rollout_service.protocol import DraftSchedule, Group, GroupRequest, Problem, WeightsOf, WeightStatus
 from rollout_service.state import StateFolder
 from rollout_service.weights import RefusedUpdate, WeightStore
+
+if TYPE_CHECKING:
+    from rollout_service.step_costs import Measured, Plan
 
 logger = logging.getLogger("rollout_service")
 
@@ -90,6 +94,9 @@ class Fleet:
             own_config = model_config(local)
             here = config.drafter.model_copy(update={"model": str(local)})
             config = config.model_copy(update={"drafter": here})
+        if (calibration := config.drafter.calibration()) is not None:  # engines on other nodes cannot read the file
+            calibrated = config.drafter.model_copy(update={"schedule": calibration})
+            config = config.model_copy(update={"drafter": calibrated})
         self.config = config
         self.drafter = make_drafter(config.drafter)
         self.drafter.check(self.policy_config, own_config)
@@ -358,6 +365,19 @@ class Fleet:
 
     async def set_verification(self, verification: str) -> None:
         await asyncio.gather(*(member.actor.set_verification.remote(verification) for member in self.members))
+
+    async def schedules(self) -> list[DraftSchedule]:
+        """How many tokens each engine in service drafts at present; none without a drafter."""
+        if self.config.drafter.kind == "none":
+            return []
+        return await asyncio.gather(*(member.actor.schedule.remote() for member in self.members if member.in_service))
+
+    async def measure(self, plan: "Plan") -> "Measured":
+        """Costs of steps on the first engine, while nothing else is generated."""
+        return await self.members[0].actor.measure.remote(plan)
+
+    async def set_draft_lengths(self, ranges: list[Range]) -> None:
+        await asyncio.gather(*(member.actor.set_draft_lengths.remote(ranges) for member in self.members))
 
     async def speculation(self) -> list[dict[str, Any]]:
         """Counts by version, one row an engine and version."""

@@ -345,6 +345,26 @@ class DrafterAcceptance(AcceptanceCounts):
     by_context_length: list[ContextAcceptance] = Field(default_factory=list)
 
 
+ScheduleSource = Literal["auto", "file", "ranges", "fixed"]
+
+
+class DraftSchedule(WireType):
+    """How many tokens one engine drafts at each batch size, and why."""
+
+    engine: int
+    source: ScheduleSource
+    """auto: costs measured at the start; file: of a calibration; both follow acceptance. ranges and fixed: as given"""
+    ranges: list[tuple[int, int, int]]
+    """smallest batch size, largest, draft tokens; 0 drafts nothing"""
+    acceptance_by_position: list[float] = Field(default_factory=list)
+    """the estimate that the choice rests on: lately observed, and what was known before"""
+    gains: dict[int, float] = Field(default_factory=dict)
+    """by measured batch size: predicted speed relative to drafting nothing"""
+    changes: int = 0
+    """of the schedule since the start"""
+    reason: str
+
+
 AlarmKind = Literal["not_changed", "checksum", "acceptance_fell"]
 
 
@@ -364,5 +384,7 @@ class SpeculationAlarm(WireType):
 class SpeculationStatus(WireType):
     drafters: list[DrafterAcceptance]
     """empty when no drafter is on"""
+    schedules: list[DraftSchedule] = Field(default_factory=list)
+    """one an engine in service"""
     alarms: list[SpeculationAlarm] = Field(default_factory=list)
     """since the start, earliest first"""

@@ -40,6 +40,10 @@ class SpeculationCounts(StatLoggerBase):
         for floor, acceptance in by_context_length([(prompt_tokens, steps)]).items():
             self.by_context[floor] = self.by_context.get(floor, Acceptance()) + acceptance
 
+    def forget(self) -> None:
+        """What was drafted to measure costs is nobody's acceptance."""
+        self.by_version.clear()
+
     def log_engine_initialized(self) -> None:
         pass
 

@@ -20,7 +20,7 @@ from drafters.scoring import join_scores
 from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
-from rollout_service.evaluation.audit_config import AuditConfig, Setting
+from rollout_service.evaluation.audit_config import AuditConfig, AuditedDrafter, Setting
 from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
 from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
@@ -84,8 +84,9 @@ async def sample(
         limit = config.context_limit
         contexts = Contexts(config, recomputation, limit)
         drafters = list(dict.fromkeys(engine_key(row.drafter) for row in rows))
-        if any(row.cut.temperature == 0.0 for row in rows) and engine_key(DrafterConfig()) not in drafters:
-            drafters.insert(0, engine_key(DrafterConfig()))
+        plain = engine_key(config.drafter_config(AuditedDrafter(kind="none")))
+        if any(row.cut.temperature == 0.0 for row in rows) and plain not in drafters:
+            drafters.insert(0, plain)
         at_once = 1 if resolve_device(config.engine.device) == "cuda" else len(drafters)
         sampled: list[Sampled] = []
         greedy: Greedy | None = None

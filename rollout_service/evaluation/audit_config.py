@@ -94,7 +94,7 @@ class AuditConfig(Section):
 
     @staticmethod
     def drafter_config(drafter: AuditedDrafter) -> DrafterConfig:
-        return DrafterConfig(**drafter.model_dump())
+        return DrafterConfig(schedule="fixed", **drafter.model_dump())
 
     def service(self, drafter: DrafterConfig) -> ServiceConfig:
         return ServiceConfig(model=self.model, engine=self.engine, drafter=drafter)

@@ -8,7 +8,6 @@ recompute every token's distribution, and report
 """
 
 import asyncio
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
 from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
 from rollout_service.evaluation.report import write_report
 from rollout_service.evaluation.rows import Cell, Row
@@ -102,13 +102,7 @@ async def take_turns(
 
 def grid_requests(config: CompareConfig) -> Iterator[GroupRequest]:
     """Enough responses for a row, over the prompts in turn; response i has the same prompt and seed in every row."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(config.model))
-    lines = [json.loads(line) for line in config.prompts.read_text().splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"prompts: {config.prompts} is empty")
-    prompts = [line.get("prompt_token_ids") or tokenizer.encode(line["prompt"]) for line in lines]
+    prompts = read_prompts(config.model, config.prompts)
     count = -(-config.tokens // config.response_tokens)
     for i in range(count):
         yield GroupRequest(

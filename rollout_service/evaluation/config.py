@@ -79,7 +79,7 @@ class CompareConfig(Section):
         for drafter in self.drafters:
             if drafter.kind != "none":
                 arms += [
-                    DrafterConfig(kind=drafter.kind, model=drafter.model, draft_tokens=k)
+                    DrafterConfig(kind=drafter.kind, model=drafter.model, draft_tokens=k, schedule="fixed")
                     for k in drafter.draft_tokens or self.draft_tokens
                 ]
         return arms

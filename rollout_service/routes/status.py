@@ -39,11 +39,16 @@ async def metrics(request: Request) -> Response:
 
 @router.get("/v1/speculation")
 async def speculation(request: Request) -> SpeculationStatus:
-    """Acceptance since the start: per drafter, by position, weight versions, the drafter's age and context length; and
-    the alarms."""
+    """Acceptance since the start: per drafter, by position, weight versions, the drafter's age and context length; the
+    schedule of draft lengths in use, and why; and the alarms."""
     fleet: Fleet = request.app.state.fleet
     rows = await fleet.speculation()
     fleet.alarms.check_acceptance(rows)
     return speculation_status(
-        fleet.config.drafter, rows, fleet.drafter_since, await fleet.context_acceptance(), fleet.alarms.raised
+        fleet.config.drafter,
+        rows,
+        fleet.drafter_since,
+        await fleet.context_acceptance(),
+        fleet.alarms.raised,
+        await fleet.schedules(),
     )

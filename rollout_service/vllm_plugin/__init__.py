@@ -3,12 +3,14 @@
 patches.py        functions that are wrong on this platform: tested, and replaced only if they fail
 verification.py   the project's own verification, in the place of vLLM's
 draft_steps.py    a record of every step of a completion
+draft_lengths.py  the schedule of draft lengths, changed while the engine runs
 worker.py         what the service asks of a worker: load weights in place, switch the draft sampling
 orphan.py         an engine's process ends with its parent
 """
 
 
 def register() -> None:
+    from rollout_service.vllm_plugin.draft_lengths import let_draft_lengths_change
     from rollout_service.vllm_plugin.draft_steps import record_undrafted_steps
     from rollout_service.vllm_plugin.orphan import end_with_parent
     from rollout_service.vllm_plugin.patches import apply_patches
@@ -16,3 +18,4 @@ def register() -> None:
     end_with_parent()
     apply_patches()
     record_undrafted_steps()
+    let_draft_lengths_change()

@@ -4,6 +4,7 @@ On a CPU a linear layer's weight is packed inside its kernel and cannot be read 
 output for a fixed input instead, so a stale packed copy is seen as well.
 """
 
+import zlib
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 def digest(tensor: Tensor) -> int:
     """Of the tensor's bits, order included; computed where the tensor is."""
     flat = tensor.detach().contiguous().flatten()
+    if flat.device.type == "cpu":  # one pass over the bytes: a push waits for it
+        return zlib.crc32(flat.view(torch.uint8).numpy().data)
     bits = flat.view(INTEGERS[flat.element_size()])
     total, first = 0, 0
     for part in bits.split(CHUNK):

@@ -25,17 +25,21 @@ START_WITHIN = 240
 
 
 @contextmanager
-def in_process_llm(folder, drafter, **more) -> Iterator:
-    """vLLM with everything in this process, configured as `rollout_service.engine` does it."""
+def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
+    """vLLM with everything in this process, configured as `rollout_service.engine` does it; `draft_lengths` are ranges
+    of a schedule that can be changed."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
     from drafters.registry import make_drafter
 
+    speculative = make_drafter(drafter).speculative_config()
+    if draft_lengths is not None:
+        speculative["num_speculative_tokens_per_batch_size"] = draft_lengths
     llm = LLM(
         str(folder), dtype="float32", enforce_eager=True, distributed_executor_backend="uni",
         kv_cache_memory_bytes=64 << 20, generation_config="vllm",
-        disable_log_stats=False, speculative_config=make_drafter(drafter).speculative_config(),
+        disable_log_stats=False, speculative_config=speculative,
         worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
         **{"max_model_len": 256, "max_num_seqs": 32, "logprobs_mode": "processed_logprobs", **more},
     )  # fmt: skip

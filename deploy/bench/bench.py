@@ -1,0 +1,51 @@
+"""`make bench`: the speed of the service, of its parts, and of what predicts it. Writes JSON and a table.
+
+    python deploy/bench/bench.py [--config deploy/bench/quick.toml] [--only rollout_speed] [--drafters mtp]
+
+Each item writes `output`/ITEM.json when it is done; the table is over all that are there.
+"""
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from config import BenchConfig
+from figures import Figure, write_item, write_table
+from learner import learner
+from padding import Shape, pad_models
+from rollout_batch import rollout_batch
+from rollout_speed import rollout_speed
+from service import service
+from start import start
+from step import step
+from weights import weights
+
+from drafters.settings import read_command_line
+from rollout_service.evaluation.calibrate import machine
+from rollout_service.hardware import resolve_device
+
+MEASURE: dict[str, Callable[[BenchConfig], tuple[list[Figure], Any]]] = {
+    "rollout_speed": rollout_speed,
+    "rollout_batch": rollout_batch,
+    "service": service,
+    "weights": weights,
+    "learner": learner,
+    "start": start,
+    "step": step,
+}
+
+
+def main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever was started is ended, as with Ctrl-C
+    config = read_command_line(BenchConfig, "bench", sys.argv[1:])
+    if not config.padded.exists():
+        pad_models(config.source, config.padded, Shape())
+    for item in config.only:
+        figures, details = MEASURE[item](config)
+        write_item(config.output, item, figures, machine(resolve_device(config.engine.device)), details)
+    print(write_table(config.output))
+
+
+if __name__ == "__main__":
+    main()

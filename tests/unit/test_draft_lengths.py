@@ -1,0 +1,148 @@
+"""drafter.schedule is checked where it is written; an engine's schedule follows acceptance and says why."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from pydantic import ValidationError
+
+from drafters.drafter import DrafterConfig
+from drafters.schedule import Calibration, StepCosts
+from rollout_service.config import ServiceConfig
+from rollout_service.draft_lengths import DraftLengths
+from rollout_service.step_costs import Measured, StepKind, StepTimes, step_kind
+
+STEPS = [[0.020, 0.040], [0.022, 0.060], [0.024, 0.090]]
+COSTS = StepCosts(batch_sizes=[1, 8], seconds=STEPS, first=STEPS)
+PLAIN = StepCosts(batch_sizes=[1, 8], seconds=[[0.019, 0.039]], first=[[0.019, 0.039]])
+
+
+def calibration(**changed):
+    fields = {
+        "policy": "p", "kind": "mtp", "draft_tokens": 2, "costs": COSTS, "baseline": PLAIN, "response_tokens": 48,
+        "acceptance": [0.9, 0.8], "ranges": [(1, 4, 2), (5, 8, 1)], "predicted_speedup": {1: 2.0}, "machine": {},
+    }  # fmt: skip
+    return Calibration(**{**fields, **changed})
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "schedule.json"
+    path.write_text(calibration().model_dump_json())
+    return path
+
+
+def refused(**drafter):
+    with pytest.raises(ValidationError) as error:
+        ServiceConfig(model="m", drafter={"kind": "mtp", "draft_tokens": 2, **drafter})
+    return str(error.value)
+
+
+def test_a_wrong_schedule_is_refused_by_its_field(tmp_path, file):
+    assert "schedule: range [1, 8, 5] drafts 5 tokens" in refused(schedule=[[1, 8, 5]])
+    assert "No such file" in refused(schedule=str(tmp_path / "nowhere.json"))
+    (tmp_path / "other.json").write_text("{}")
+    assert "no file of `rollout-service calibrate`" in refused(schedule=str(tmp_path / "other.json"))
+    said = refused(schedule=str(file), draft_tokens=3)
+    assert "calibrated for kind = 'mtp' and draft_tokens = 2" in said
+    assert "has kind = 'mtp' and draft_tokens = 3" in said
+
+
+def test_a_calibration_reaches_an_engine_that_cannot_read_its_file(file):
+    config = DrafterConfig(kind="mtp", draft_tokens=2, schedule=str(file))
+    sent = config.model_copy(update={"schedule": config.calibration()}).model_dump(mode="json")
+    file.unlink()
+    assert DrafterConfig.model_validate(json.loads(json.dumps(sent))).calibration() == calibration()
+
+
+def stats(drafted, accepted):
+    return SimpleNamespace(
+        spec_decoding_stats=SimpleNamespace(num_draft_tokens_per_pos=drafted, num_accepted_tokens_per_pos=accepted)
+    )
+
+
+def test_by_default_drafts_are_full_until_costs_are_measured_and_by_the_clock_then():
+    lengths = DraftLengths(DrafterConfig(kind="mtp", draft_tokens=2), batches=8)
+    assert lengths.is_measured_at_start
+    assert lengths.ranges == [(1, 8, 2)]
+    applied = []
+    lengths.apply = applied.append
+    lengths.measured(COSTS)
+    assert applied == [lengths.ranges]
+    assert lengths.status(0).source == "auto"
+    assert lengths.ranges[0][2] == 2
+    for _ in range(200):
+        lengths.record(stats([8, 8], [0, 0]), None)
+    assert lengths.ranges == [(1, 8, 0)]
+    assert applied[-1] == [(1, 8, 0)]
+    status = lengths.status(3)
+    assert (status.engine, status.changes) == (3, len(applied) - 1)
+    assert "1600 drafts" in status.reason
+    assert status.gains == {1: 1.0, 8: 1.0}
+    lengths.new_drafter()
+    assert lengths.ranges[0][2] == 2
+
+
+def test_a_calibration_is_followed_at_once_and_a_fixed_schedule_forever():
+    lengths = DraftLengths(DrafterConfig(kind="mtp", draft_tokens=2, schedule=calibration()), batches=8)
+    assert not lengths.is_measured_at_start
+    assert (lengths.status(0).source, lengths.status(0).acceptance_by_position) == ("file", pytest.approx([0.9, 0.8]))
+    for schedule, source in (("fixed", "fixed"), ([(1, 8, 2)], "ranges")):
+        lengths = DraftLengths(DrafterConfig(kind="mtp", draft_tokens=2, schedule=schedule), batches=8)
+        for _ in range(200):
+            lengths.record(stats([8, 8], [0, 0]), None)
+        assert (lengths.ranges, lengths.status(0).source) == ([(1, 8, 2)], source)
+
+
+def step(running, generated, drafts=0, drafted=0, prompt=0):
+    spec = drafts and SimpleNamespace(
+        num_drafts=drafts, num_draft_tokens=drafted, num_draft_tokens_per_pos=[drafts], num_accepted_tokens_per_pos=[0]
+    )
+    return (
+        SimpleNamespace(num_running_reqs=running, spec_decoding_stats=spec or None),
+        SimpleNamespace(num_prompt_tokens=prompt, num_generation_tokens=generated),
+    )
+
+
+def test_only_steps_in_which_all_decode_alike_are_counted():
+    assert step_kind(*step(4, 4)) == StepKind(4, 0)
+    assert step_kind(*step(4, 9, drafts=4, drafted=12)) == StepKind(4, 3)
+    assert step_kind(*step(4, 9, drafts=4, drafted=11)) is None  # one draft was cut short
+    assert step_kind(*step(4, 9, drafts=3, drafted=9)) is None  # one has just begun
+    assert step_kind(*step(4, 4, prompt=20)) is None
+    assert step_kind(*step(4, 3)) is None  # one is still in its prompt
+
+
+def test_a_step_is_timed_when_it_follows_one_of_its_kind():
+    times = StepTimes()
+    times.record(*step(4, 4))
+    times.measured = measured = Measured()
+    for kind in (step(4, 4), step(4, 4), step(4, 5, drafts=4, drafted=4), step(4, 5, drafts=4, drafted=4), step(4, 4)):
+        times.record(*kind)
+    assert {kind: len(seconds) for kind, seconds in measured.seconds.items()} == {StepKind(4, 0): 1, StepKind(4, 1): 1}
+    assert measured.drafted == [8]
+
+
+def test_the_first_step_is_timed_from_the_arrival_of_its_prompts():
+    times = StepTimes()
+    times.measured, times.arrival = Measured(), 0.0
+    for kind in (step(4, 4, prompt=20), step(4, 4), step(4, 4)):
+        times.record(*kind)
+    assert [len(seconds) for seconds in times.measured.first.values()] == [1]
+    assert times.measured.first[StepKind(4, 0)][0] > times.measured.seconds[StepKind(4, 0)][0]
+
+
+def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
+    measured = Measured()
+    for round in range(2):
+        part = Measured(drafted=[10], accepted=[8])
+        part.seconds[StepKind(1, 0)] += [0.01, 0.02, 0.02, 0.9][round::2]
+        part.seconds[StepKind(1, 1)] += [0.03]
+        part.seconds[StepKind(64, 0)] += [0.1]
+        for kind in (StepKind(1, 0), StepKind(1, 1), StepKind(64, 0)):
+            part.first[kind] += [0.05]
+        measured.add(part)
+    costs = measured.costs([1, 64], draft_tokens=1)
+    assert costs.batch_sizes == [1]
+    assert [row[0] for row in costs.seconds] == pytest.approx([0.02, 0.03])
+    assert measured.acceptance == [0.8]

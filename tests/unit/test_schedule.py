@@ -1,0 +1,133 @@
+"""The draft length is the fastest for each batch size, follows acceptance with hysteresis, and never moves on noise."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from drafters.schedule import (
+    AcceptanceEstimate,
+    LiveSchedule,
+    StepCosts,
+    check_ranges,
+    choose_drafts,
+    speedup,
+    to_drafts,
+    to_ranges,
+)
+
+# A step of 20 ms alone and 44 ms at 32, and what each draft adds: little alone, much at 32.
+STEPS = [[0.020, 0.044], [0.022, 0.090], [0.024, 0.120], [0.026, 0.163]]
+COSTS = StepCosts(batch_sizes=[1, 32], seconds=STEPS, first=[[2 * s for s in row] for row in STEPS])
+PLAIN = StepCosts(batch_sizes=[1, 32], seconds=[[0.019, 0.040]], first=[[0.038, 0.080]])
+
+
+def test_drafts_are_long_for_few_completions_and_none_for_many():
+    chosen = choose_drafts(COSTS, [0.9, 0.8, 0.7], 64)
+    assert chosen[0] == 3
+    assert chosen[31] == chosen[63] == 0
+    assert chosen == sorted(chosen, reverse=True)
+
+
+def test_a_drafter_that_is_never_right_drafts_nothing():
+    assert choose_drafts(COSTS, [0.0, 0.0, 0.0], 32) == [0] * 32
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.integers(1, 32))
+def test_the_choice_is_never_predicted_slower_than_drafting_nothing(rates, batch):
+    acceptance = list(np.cumprod(rates))
+    drafts = choose_drafts(COSTS, acceptance, 32)[batch - 1]
+    baseline = StepCosts(batch_sizes=[1, 32], seconds=COSTS.seconds[:1], first=COSTS.first[:1])
+    assert speedup(COSTS, baseline, acceptance, batch, drafts, 10**6) >= 1.0 - 1e-5
+
+
+def test_the_prediction_is_tokens_over_seconds_and_less_where_the_prompt_counts():
+    assert speedup(COSTS, PLAIN, [0.9, 0.8, 0.7], 1, 3, 10**6) == pytest.approx(3.4 * 0.019 / 0.026, rel=1e-4)
+    with_prompt = (0.038 + 33 * 0.019) / (0.052 + 9 * 0.026)
+    assert speedup(COSTS, PLAIN, [0.9, 0.8, 0.7], 1, 3, 35) == pytest.approx(with_prompt)
+
+
+def test_costs_are_linear_between_sizes_and_those_of_the_nearest_outside():
+    assert COSTS.at(1, 0) == 0.020
+    assert COSTS.at(64, 3) == 0.163
+    assert COSTS.at(16, 0) == pytest.approx(0.020 + 0.024 * 15 / 31)
+
+
+def test_another_length_must_promise_more_than_the_hysteresis():
+    costs = StepCosts(batch_sizes=[1], seconds=[[1.0], [1.5]], first=[[1.0], [1.5]])
+    assert choose_drafts(costs, [0.52], 1) == [1]
+    assert choose_drafts(costs, [0.52], 1, in_use=[0]) == [0]
+    assert choose_drafts(costs, [0.60], 1, in_use=[0]) == [1]
+    assert choose_drafts(costs, [0.48], 1, in_use=[1]) == [1]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=70))
+def test_ranges_say_what_the_list_says(drafts):
+    ranges = to_ranges(drafts)
+    check_ranges(ranges, 5)
+    assert to_drafts(ranges, len(drafts)) == drafts
+
+
+def test_a_size_in_no_range_has_the_length_of_the_sizes_before_it():
+    assert to_drafts([(1, 2, 3), (5, 6, 1)], 8) == [3, 3, 3, 3, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("ranges", "said"),
+    [
+        ([], "at least one range"),
+        ([(2, 4, 3)], "begin at batch size 1"),
+        ([(1, 4, 3), (4, 8, 0)], "begin after 4"),
+        ([(1, 4, 3), (9, 8, 0)], "ends before it begins"),
+        ([(1, 4, 7)], "from 0 to draft_tokens = 3"),
+    ],
+)
+def test_a_wrong_schedule_is_refused_by_the_range_that_is_wrong(ranges, said):
+    with pytest.raises(ValueError, match=said):
+        check_ranges(ranges, 3)
+
+
+def observe(estimate, rates, steps, batch=16, drafts=3, seed=0):
+    """`steps` steps of `batch` completions whose drafts are accepted with `rates`, each given the one before."""
+    draw = np.random.default_rng(seed)
+    for _ in range(steps):
+        alive, accepted = np.ones(batch, bool), [0, 0, 0]
+        for i in range(drafts):
+            alive &= draw.random(batch) < rates[i]
+            accepted[i] = int(alive.sum())
+        estimate.observe([batch] * drafts + [0] * (3 - drafts), accepted)
+
+
+def test_the_estimate_follows_what_is_observed():
+    estimate = AcceptanceEstimate([0.9, 0.8, 0.7], 200)
+    assert estimate.by_position == pytest.approx([0.9, 0.8, 0.7])
+    observe(estimate, [0.5, 0.5, 0.5], steps=1500)
+    assert estimate.by_position == pytest.approx([0.5, 0.25, 0.125], abs=0.05)
+
+
+def test_a_position_that_is_not_drafted_keeps_its_own_rate():
+    estimate = AcceptanceEstimate([0.9, 0.81, 0.729], 200)
+    observe(estimate, [0.5, 0.5, 0.5], steps=1500, drafts=1)
+    first, second, third = estimate.by_position
+    assert first == pytest.approx(0.5, abs=0.05)
+    assert [second, third] == pytest.approx([0.9 * first, 0.81 * first])
+
+
+def test_drafts_cut_short_by_the_responses_end_do_not_lower_the_estimate():
+    estimate = AcceptanceEstimate([0.8, 0.64, 0.512], 1)
+    for _ in range(500):
+        estimate.observe([20, 10, 5], [16, 6, 3])  # half of those that go on have no room for one draft more
+    assert estimate.by_position[1] / estimate.by_position[0] == pytest.approx(6 / 8, abs=0.01)
+
+
+def test_the_schedule_changes_with_acceptance_and_stays_through_noise():
+    live = LiveSchedule(COSTS, AcceptanceEstimate([0.9, 0.8, 0.7], 200), 32)
+    before = live.ranges
+    observe(live, [0.9, 0.8 / 0.9, 0.7 / 0.8], steps=600)
+    assert live.changes <= 1  # sampling noise at the edge between two lengths may move it once
+    observe(live, [0.3, 0.3, 0.3], steps=1000)
+    assert live.ranges != before
+    assert sum(live.drafts) < sum(to_drafts(before, 32))
+    worst = live.drafts
+    assert live.start_over()
+    assert sum(live.drafts) > sum(worst)
