@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from config import BenchConfig
+from bench_config import BenchConfig
 from figures import Figure, write_item, write_table
 from learner import learner
 from padding import Shape, pad_models

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from config import BenchConfig
+from bench_config import BenchConfig
 from figures import Figure, figure
 from torch import Tensor
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import ray
-from config import BenchConfig
+from bench_config import BenchConfig
 from figures import Figure, figure
 from rollout_speed import fixed_length, tokens
 

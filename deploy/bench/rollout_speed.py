@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from config import BenchConfig
+from bench_config import BenchConfig
 from figures import Figure, figure
 
 from drafters.drafter import DrafterConfig

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from config import BenchConfig
+from bench_config import BenchConfig
 from figures import Figure, figure
 from processes import bare_engine, flags, launched
 from rollout_speed import fixed_length, tokens

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import httpx
-from config import BenchConfig
+from bench_config import BenchConfig
 from figures import Figure, figure
 from processes import launched
 

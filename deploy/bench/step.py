@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from config import BenchConfig
+from bench_config import BenchConfig
 from figures import Figure, figure
 from processes import BIN, launched
 
