@@ -81,7 +81,7 @@ class AuditRow(BaseModel):
     logprob_difference_max: float
     logprob_difference_mean: float
     logprobs_on_the_edge: int
-    """tokens left out of the differences, because a token lies on the edge of top-k or top-p to within rounding"""
+    """tokens whose difference counts as 0, because a token lies on the edge of top-k or top-p to within rounding"""
     greedy: Greedy | None
     detectable: Detectable | None
     acceptance_length: float

@@ -40,9 +40,9 @@ its MTP head (`mtp.safetensors`).
 
 ## Policy
 A Qwen3-Next with full attention in every layer, 2.0 M parameters, and a tokenizer of single digits, signs and words.
-Supervised training: {policy_steps} steps of {batch_size} problems with worked solutions, AdamW, seed 0. In them, each
-column is wrong with chance {slips:.0%}, and all that follows builds on it: the policy learns the method and the slips,
-and reinforcement learning has the slips to unlearn.
+Supervised training: {policy_steps} steps of {batch_size} problems with worked solutions, AdamW, seed 0. In the
+solutions each column is wrong with chance {slips:.0%}, and all that follows is built on it: the policy learns the
+method and the slips, and reinforcement learning has the slips to unlearn.
 Data: reasoning-gym `chain_sum`, {task}; problems seeded from {training_seed} for training and from {held_out_seed} for
 what is held out. Prompt: the question and a newline.
 
