@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import reasoning_gym
 import torch
 from engines import MODELS, in_process_llm
 from transformers import AutoModelForCausalLM
@@ -20,6 +21,9 @@ DEMO = {
     "eagle3": DrafterConfig(kind="eagle3", model=str(MODELS / "eagle3")),
     "mtp": DrafterConfig(kind="mtp"),
 }
+
+LEARNT = {"draft_model": 1.1, "eagle3": 1.4, "mtp": 1.4}
+"""acceptance length after 40 steps; a drafter at random has 1.02"""
 
 
 def sampled(llm, temperature=1.0, count=320, max_tokens=160):
@@ -51,12 +55,16 @@ def test_the_predicted_acceptance_length_is_the_measured_one(kind, temperature):
 
 @pytest.fixture(scope="module")
 def rollouts(tmp_path_factory):
-    """Completions of the policy as JSON lines, as the service answers."""
+    """Completions of the policy as JSON lines, as the service answers, to as many problems: on a few, a drafter learns
+    them by heart, and has little accepted elsewhere."""
     from vllm import SamplingParams
 
     file = tmp_path_factory.mktemp("rollouts") / "groups.jsonl"
     params = SamplingParams(temperature=1.0, max_tokens=60, seed=0, n=8)
-    prompts = [f"State the final answer to the following arithmetic problem: {a} + 31 - 24 =\n" for a in range(16, 32)]
+    params = SamplingParams(temperature=1.0, max_tokens=160, seed=0)
+    size = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2}
+    problems = reasoning_gym.create_dataset("chain_sum", seed=10_000_000, size=1024, **size)
+    prompts = [problem["question"] + "\n" for problem in problems]
     with in_process_llm(MODELS / "policy", DrafterConfig()) as llm, file.open("w") as lines:
         for output in llm.generate(prompts, params, use_tqdm=False):
             completions = [{"token_ids": list(completion.token_ids)} for completion in output.outputs]
@@ -69,12 +77,13 @@ def rollouts(tmp_path_factory):
 def test_a_drafter_trained_from_scratch_is_loaded_and_accepted(kind, rollouts, tmp_path):
     by_position = train_drafter(TrainDrafterConfig.model_validate({
         "kind": kind, "policy": str(MODELS / "policy"), "data": rollouts, "out": tmp_path / "out", "device": "cpu",
-        "head": {"policy_layers": [2, 4, 6], "vocabulary_size": 32, "hidden_size": 64},
-        "training": {"steps": 30, "batch_size": 16, "warmup": 5, "validate_every": 30},
+        "head": {"policy_layers": [2, 4, 6], "vocabulary_size": 40, "hidden_size": 96},
+        "training": {"steps": 40, "warmup": 10, "validate_every": 40},
     }))  # fmt: skip
     policy_folder = tmp_path / "out" if kind == "mtp" else MODELS / "policy"
     drafter = DrafterConfig(kind=kind, model=None if kind == "mtp" else str(tmp_path / "out"))
     with in_process_llm(policy_folder, drafter, per_request_spec_decode_metrics="summary") as llm:
-        _, measured = sampled(llm, count=64, max_tokens=60)
-    assert measured.length > 1.2
-    assert measured.length == pytest.approx(1 + sum(by_position), rel=0.15), "other prompts, the same drafter"
+        _, measured = sampled(llm, count=128)
+    print(f"{kind}: predicted {1 + sum(by_position):.3f}, measured {measured.length:.3f}")
+    assert measured.length > LEARNT[kind]
+    assert measured.length == pytest.approx(1 + sum(by_position), rel=0.05), "other problems, the same drafter"
