@@ -1,6 +1,6 @@
 """Everything that touches vLLM's insides. vLLM calls `register` in each of its processes, before a model is built.
 
-patches.py        functions that are wrong on this platform: tested, and replaced only if they fail
+patches/          functions that are wrong on this platform: tested, and replaced only if they fail
 verification.py   the project's own verification, in the place of vLLM's
 draft_steps.py    a record of every step of a completion
 draft_lengths.py  the schedule of draft lengths, changed while the engine runs

@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
 MODES = ("async", "sync")
-# On a machine of 2 cores: in turn each has both, at the same time each has one.
-SERVICE = {"sync": [], "async": ["--engine.cores", "1"]}
+# On a machine of 2 cores: in turn each has both, at the same time each has one. Fixed draft lengths in both.
+SERVICE = {"sync": ["--drafter.schedule", "fixed"], "async": ["--drafter.schedule", "fixed", "--engine.cores", "1"]}
 TRAINER = {"sync": [], "async": ["--threads", "1"]}
 
 
