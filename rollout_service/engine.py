@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 
 from drafters.registry import make_drafter
-from drafters.schedule import Range
+from drafters.schedule import Range, StepCosts
 from rollout_service import asgi
 from rollout_service.config import ServiceConfig
 from rollout_service.protocol import (
@@ -65,6 +65,15 @@ class Loaded(NamedTuple):
     modules: int
 
 
+class Started(NamedTuple):
+    """What an engine says when it can serve."""
+
+    replaced: dict[str, str]
+    """functions of vLLM that were found wrong on this platform and replaced, with the reasons"""
+    costs: StepCosts | None
+    """of its steps, where they are measured: for the engine that takes its place"""
+
+
 class Aborted(NamedTuple):
     """A group that was ended before it was finished: the tokens that were generated in vain."""
 
@@ -101,11 +110,9 @@ class Engine:
         self.policy_version = self.drafter_version = 0
         self._changing: set[asyncio.Task[None]] = set()
 
-    async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None) -> dict[str, str]:
-        """Load the checkpoint, then the pushed weights in service, if any.
-
-        Returns the functions of vLLM that were found wrong on this platform and replaced, with the reasons.
-        """
+    async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
+        """Load the checkpoint, then the pushed weights in service, if any. `costs` are those that an engine measured
+        here before."""
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.metrics.loggers import PrometheusStatLogger
 
@@ -137,10 +144,11 @@ class Engine:
             await self.load(drafter, of_drafter=True)
         self.lengths.apply = self._apply_draft_lengths
         if self.lengths.is_measured_at_start:
-            await self._measure_at_start()
-        return (await self.llm.collective_rpc("replaced_functions"))[0]
+            costs = costs or await self._measure_at_start()
+            self.lengths.measured(costs)
+        return Started((await self.llm.collective_rpc("replaced_functions"))[0], costs)
 
-    async def _measure_at_start(self) -> None:
+    async def _measure_at_start(self) -> StepCosts:
         """What a step costs, with random prompts: some seconds, after which drafts are as long as pays."""
         from rollout_service.step_costs import Plan
 
@@ -156,7 +164,7 @@ class Engine:
         )
         measured = await self.measure(plan)
         self.counts.forget()
-        self.lengths.measured(measured.costs(plan.batch_sizes, drafter.draft_tokens))
+        return measured.costs(plan.batch_sizes, drafter.draft_tokens)
 
     async def measure(self, plan: "Plan") -> "Measured":
         """The costs of steps; while nothing else is generated. The schedule is then the plan's last."""

@@ -22,7 +22,7 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from drafters.registry import make_drafter
-from drafters.schedule import Range
+from drafters.schedule import Range, StepCosts
 from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
@@ -64,6 +64,7 @@ class Member:
     in_service: bool = False
     load: int = 0  # completions under way
     restarts: int = 0
+    costs: StepCosts | None = None  # measured at its first start
     idle_since: float | None = field(default_factory=time.monotonic)
     idle_before: float = 0.0
 
@@ -187,9 +188,9 @@ class Fleet:
     async def _bring_into_service(self, member: Member) -> None:
         async with self._weights_lock if member.restarts else contextlib.nullcontext():
             files = {of: weights.file for of, weights in self.store.sets.items()}
-            replaced = await member.actor.start.remote(files.get("policy"), files.get("drafter"))
-            member.in_service = True
-        for function, reason in replaced.items():
+            started = await member.actor.start.remote(files.get("policy"), files.get("drafter"), member.costs)
+            member.in_service, member.costs = True, started.costs
+        for function, reason in started.replaced.items():
             if function not in REPORTED:
                 REPORTED.add(function)
                 logger.warning("Replaced in vLLM: %s, because %s", function, reason)

@@ -6,6 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from engines import MODELS, launched
+from over_http import policy_tensors
+
+from rollout_service.client import RolloutClient
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,3 +29,11 @@ def service(tmp_path_factory) -> Iterator[str]:
     drafter = ("--drafter.kind", "mtp", "--drafter.schedule", "fixed")  # every draft length would do; counts need one
     with launched("--config", "deploy/demo/service.toml", "--model", str(folder), *drafter) as (url, _):
         yield url
+
+
+@pytest.fixture(scope="module")
+def client(service: str) -> Iterator[RolloutClient]:
+    """Of a service that holds the checkpoint's policy, whatever the tests of other files have pushed."""
+    with RolloutClient(service) as client:
+        client.push_weights("policy", policy_tensors(), client.weights().policy.version + 1)
+        yield client

@@ -6,17 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from engines import MODELS, ROOT, launched, wait_until
-from safetensors.torch import load_file
+from engines import ROOT, launched, wait_until
+from over_http import PROMPT, policy_tensors
 
 from rollout_service.client import RolloutClient
 from rollout_service.protocol import GroupRequest, LeaseRequest, PromptsRequest, Sampling
-
-PROMPT = "State the final answer to the following arithmetic problem: 12 + 34 - 56 =\n"
-
-
-def policy_tensors():
-    return {name: t.float() for name, t in load_file(MODELS / "policy" / "model.safetensors").items()}
 
 
 def prompts(run, count=4, n=4, max_staleness=None, **sampling):

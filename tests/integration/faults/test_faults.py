@@ -16,6 +16,7 @@ from collections import Counter
 import torch
 from engines import MODELS
 from faults import BadRequests, Faults, Versions, read_lines
+from over_http import PROMPT
 from safetensors.torch import load_file, save_file
 from service import Service, Trainer
 from transformers import AutoModelForCausalLM
@@ -25,7 +26,6 @@ from rollout_service.batches import BatchQueue
 from rollout_service.client import RolloutClient
 from rollout_service.protocol import GroupRequest, Sampling
 
-PROMPT = "State the final answer to the following arithmetic problem: 12 + 34 - 56 =\n"
 QUOTA_MIB = 4
 SMALL_RUN = (
     "--prompts_per_step", "4", "--completions", "4", "--sampling.max_tokens", "96", "--learning_rate", "3e-5",
