@@ -72,6 +72,27 @@ def length_interval(parts: Sequence[Acceptance], z: float = 1.96) -> tuple[float
     return whole.length - half, whole.length + half
 
 
+def length_at(steps: Iterable[tuple[int, int]], draft_tokens: int) -> float | None:
+    """The acceptance length that drafts of `draft_tokens` would have, from (drafted, accepted) of steps of any lengths:
+    a draft counts at each position that it reached, so a schedule that drafts less does not look like a worse drafter.
+
+    A position that no draft reached counts as the one before it. None when nothing was drafted.
+    """
+    reached, accepted = [0] * draft_tokens, [0] * draft_tokens
+    for drafted, taken in steps:
+        for i in range(min(drafted, taken + 1, draft_tokens)):
+            reached[i] += 1
+            accepted[i] += i < taken
+    if not draft_tokens or not reached[0]:
+        return None
+    length, survives, given = 1.0, 1.0, 1.0
+    for before, after in zip(reached, accepted, strict=True):
+        given = after / before if before else given
+        survives *= given
+        length += survives
+    return length
+
+
 def by_context_length(completions: Iterable[tuple[int, Sequence[tuple[int, int]]]]) -> dict[int, Acceptance]:
     """Acceptance by the tokens of context that a draft step began with, in classes that double: 1, 2, 4, 8, ...
 

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from drafters.acceptance import length_at
 from drafters.checkpoint_files import resolve_model
 from drafters.learners.factory import load_learner
 from drafters.learners.learner import Learner as DraftLearner
@@ -33,7 +34,6 @@ from drafters.training.samples import Batch
 from drafters.training.state import restore_training_state, training_state
 from rl_loop.batching import MicroBatch
 from rl_loop.config import TrainConfig
-from rl_loop.metrics import accepted_drafts
 from rl_loop.sources import RolloutSource
 from rollout_service.protocol import Completion
 
@@ -157,12 +157,13 @@ class OnlineDrafter:
 def learning_drafter(
     drafter: OnlineDrafter | None, policy: PreTrainedModel, step: int, completions: Sequence[Completion]
 ) -> Iterator[tuple[DrafterUpdate, Callable[[MicroBatch], None]]]:
-    """`OnlineDrafter.learning` by the acceptance of the step's own rollouts; nothing without a drafter."""
+    """`OnlineDrafter.learning` by the acceptance of the step's own rollouts at the draft length that is trained; nothing
+    without a drafter."""
     if drafter is None:
         yield DrafterUpdate(), lambda batch: None
         return
-    acceptance = accepted_drafts(completions)
-    with drafter.learning(policy, step, acceptance.length if acceptance.steps else None) as learning:
+    steps = [step for c in completions if c.speculation for step in c.speculation.steps or ()]
+    with drafter.learning(policy, step, length_at(steps, drafter.config.drafter.training.draft_steps)) as learning:
         yield learning
 
 

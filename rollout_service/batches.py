@@ -278,9 +278,11 @@ class BatchQueue:
         )
         now = time.time()
         counts = dict(self.database.execute("SELECT name, value FROM counts"))
-        waiting = states.get("waiting", 0)
+        waiting = {
+            arrival for (arrival,) in self.database.execute("SELECT arrival FROM groups WHERE state = 'waiting'")
+        }
         return BatchesStatus(
-            waiting=waiting - len(self.generating),
+            waiting=len(waiting - self.generating),  # what is generated may have been cancelled since
             generating=len(self.generating),
             finished=len(finished),
             leased=states.get("leased", 0),

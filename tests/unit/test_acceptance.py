@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from drafters.acceptance import Acceptance, by_context_length, length_interval, total
+from drafters.acceptance import Acceptance, by_context_length, length_at, length_interval, total
 from drafters.drafter import DrafterConfig
 from rollout_service.acceptance_report import speculation_status
 
@@ -77,3 +77,20 @@ def test_the_report_sums_engines_and_keeps_versions_apart():
     assert [(c.from_tokens, c.draft_steps, c.accepted) for c in mtp.by_context_length] == [(8, 4, 4), (16, 4, 6)]
     assert mtp.by_context_length[1].acceptance_length == pytest.approx(1 + 6 / 4)
     assert speculation_status(DrafterConfig(kind="none"), [], {0: 0}, [], [], []).drafters == []
+
+
+def test_the_length_at_a_draft_length_does_not_depend_on_how_long_the_drafts_were():
+    generator = random.Random(0)
+
+    def step(drafted):  # accepted with 0.9, then 0.8, then 0.7
+        accepted = 0
+        while accepted < drafted and generator.random() < (0.9, 0.8, 0.7)[accepted]:
+            accepted += 1
+        return drafted, accepted
+
+    expected = 1 + 0.9 + 0.9 * 0.8 + 0.9 * 0.8 * 0.7
+    assert length_at([step(3) for _ in range(20_000)], 3) == pytest.approx(expected, abs=0.02)
+    assert length_at([step(generator.choice([0, 1, 3])) for _ in range(40_000)], 3) == pytest.approx(expected, abs=0.03)
+    assert length_at([(1, 1), (1, 0)], 3) == 1 + 0.5 + 0.25 + 0.125
+    assert length_at([(0, 0)], 3) is None
+    assert length_at([], 3) is None

@@ -118,6 +118,15 @@ def test_higher_priorities_come_first_and_equal_ones_in_the_order_of_arrival(que
     assert names(lease(queue)) == ["urgent", "a", "b"]
 
 
+def test_a_group_that_is_cancelled_while_it_is_generated_no_longer_waits(queue):
+    send(queue, "a", "b")
+    arrival = queue.next_waiting().arrival
+    queue.cancel("")
+    assert (queue.status().waiting, queue.status().generating) == (0, 1)
+    queue.give_back(arrival)
+    assert (queue.status().waiting, queue.status().generating) == (0, 0)
+
+
 def test_runs_do_not_see_each_others_groups(queue):
     send(queue, "a", run="one")
     send(queue, "a", run="two")
