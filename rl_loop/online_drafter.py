@@ -157,8 +157,8 @@ class OnlineDrafter:
 def learning_drafter(
     drafter: OnlineDrafter | None, policy: PreTrainedModel, step: int, completions: Sequence[Completion]
 ) -> Iterator[tuple[DrafterUpdate, Callable[[MicroBatch], None]]]:
-    """`OnlineDrafter.learning` by the acceptance of the step's own rollouts at the draft length that is trained; nothing
-    without a drafter."""
+    """`OnlineDrafter.learning` by the acceptance of the step's own rollouts, at the draft length that is trained;
+    nothing without a drafter."""
     if drafter is None:
         yield DrafterUpdate(), lambda batch: None
         return
