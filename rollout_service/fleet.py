@@ -31,7 +31,7 @@ from rollout_service.engine import Aborted, Engine, WeightsFile
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
 from rollout_service.protocol import DraftSchedule, Group, GroupRequest, Problem, WeightsOf, WeightStatus
 from rollout_service.state import StateFolder
-from rollout_service.weights import RefusedUpdate, WeightStore
+from rollout_service.weights import RefusedUpdate, WeightStore, received_checksum
 
 if TYPE_CHECKING:
     from rollout_service.step_costs import Measured, Plan
@@ -168,12 +168,12 @@ class Fleet:
             file = self.store.new_file()
             shutil.copyfile(kept[version], file)
             try:
-                checksum = weights_set.check(version, file)
+                weights_set.check(version, file)
             except RefusedUpdate as error:
                 raise FleetError(
                     f"state: {kept[version]} is not of this model: {error}; choose another folder"
                 ) from None
-            weights_set.publish(self._locate(version, file), checksum, seconds=0.0, pause=0.0)
+            weights_set.publish(self._locate(version, file), received_checksum(file), seconds=0.0, pause=0.0)
 
     def _actor_options(self) -> dict[str, Any]:
         cuda = self.device == "cuda"
@@ -309,7 +309,8 @@ class Fleet:
                 file.unlink(missing_ok=True)
                 return weights_set.status.model_copy(update={"skipped": True})
             try:
-                checksum = weights_set.check(version, file, sent)
+                weights_set.check(version, file)  # another version may have come into service meanwhile
+                checksum = await asyncio.to_thread(received_checksum, file, sent)
                 return await self._load_everywhere(of, version, file, checksum)
             except BaseException:
                 self._newest[of] = weights_set.status.version

@@ -45,15 +45,11 @@ class WeightSet:
         self.largest_bytes = 8 * elements + HEADER_ALLOWANCE
         self.file: WeightsFile | None = None
 
-    def check(self, version: int, file: Path, sent: str | None = None) -> str:
-        """Returns the file's SHA-256; `sent` is the sender's. Raises RefusedUpdate with everything that is wrong."""
+    def check(self, version: int, file: Path) -> None:
+        """Raises RefusedUpdate with everything that is wrong with the version and the tensors' names and shapes."""
         if version <= self.status.version:
             message = f"version {version} is not above {self.status.version}, which is in service; versions only grow"
             raise RefusedUpdate(message, [Problem(field="version", message=message)], status=409)
-        received = _sha256(file)
-        if sent is not None and received != sent:
-            message = f"received bytes with SHA-256 {received}, and the sender's have {sent}: push again"
-            raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
         try:
             found = problems(file_tensors(file), self.expected, self.dtype)
         except ValueError as error:
@@ -64,7 +60,6 @@ class WeightSet:
                 f"version {self.status.version} stays in service",
                 found,
             )
-        return received
 
     def publish(self, weights: WeightsFile, checksum: str, seconds: float, pause: float) -> WeightStatus:
         """`weights` is what every engine now holds."""
@@ -150,13 +145,18 @@ def remove_orphans() -> None:
             shutil.rmtree(file.parent, ignore_errors=True)
 
 
+def received_checksum(file: Path, sent: str | None = None) -> str:
+    """SHA-256 of the file, read whole. Raises RefusedUpdate when it is not the sender's (`sent`)."""
+    with file.open("rb") as stream:
+        received = hashlib.file_digest(stream, "sha256").hexdigest()
+    if sent is not None and received != sent:
+        message = f"received bytes with SHA-256 {received}, and the sender's have {sent}: push again"
+        raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
+    return received
+
+
 def _elements(spec: TensorSpec) -> int:
     count = 1
     for size in spec.shape:
         count *= size
     return count
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

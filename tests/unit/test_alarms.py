@@ -1,5 +1,6 @@
 """Every alarm is raised by what causes it, once, with a log line, a metric and an entry that names the versions."""
 
+import hashlib
 import logging
 
 import pytest
@@ -13,7 +14,7 @@ from rollout_service.config import AlarmConfig
 from rollout_service.engine import Loaded
 from rollout_service.protocol import WeightStatus
 from rollout_service.vllm_plugin.digests import digest, held_digests
-from rollout_service.weights import RefusedUpdate, WeightStore
+from rollout_service.weights import RefusedUpdate, WeightStore, received_checksum
 
 SENT = "a" * 64
 
@@ -108,21 +109,21 @@ def update(store, values, name="mtp.fc.weight"):
 
 def test_what_is_sent_is_compared_with_what_is_in_service(store):
     same, other = update(store, torch.arange(6.0)), update(store, torch.arange(6.0) + 1)
-    checksum = store.sets["drafter"].check(1, same)
+    checksum = received_checksum(same)
     assert store.differs("drafter", same, checksum) is None, "the checkpoint itself, pushed to be sure"
     assert store.differs("drafter", other, "") is True
     store.sets["drafter"].status = WeightStatus(version=1, tensors=1, bytes=24, checksum=checksum)
     assert store.differs("drafter", same, checksum) is False
-    assert store.differs("drafter", other, store.sets["drafter"].check(2, other)) is True
+    assert store.differs("drafter", other, received_checksum(other)) is True
     assert store.differs("policy", same, checksum) is None
 
 
 def test_bytes_that_arrive_different_are_refused(store):
     file = update(store, torch.arange(6.0))
     with pytest.raises(RefusedUpdate, match="push again"):
-        store.sets["drafter"].check(1, file, sent=SENT)
-    checksum = store.sets["drafter"].check(1, file)
-    assert store.sets["drafter"].check(1, file, sent=checksum) == checksum
+        received_checksum(file, sent=SENT)
+    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert received_checksum(file, sent=checksum) == received_checksum(file) == checksum
 
 
 def test_a_digest_sees_a_bit_and_an_order():

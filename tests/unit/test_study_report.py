@@ -36,12 +36,14 @@ def written(tmp_path):
         ]
         starts = [
             {"drafter": "eagle3", "trained_on": source} | measured(length)
-            for source, length in (("own rollouts", own), ("other text", other))
+            for source, length in (("own rollouts", own), ("other text", other), ("as given", 2.5))
         ]
         arms = [arm("frozen", [3.0, 3.0, 3.0, 2.0, 2.4]), arm("online", [3.0, 3.0, 3.0, 2.97, 3.0])]
         for name, rows in (("lengths", lengths), ("initialisation", starts), ("moving", arms)):
             (tmp_path / f"{name}.json").write_text(json.dumps({"machine": "toy", "versions": {}, "rows": rows}))
-        config = StudyConfig(model="m", prompts=Path("p"), drafters=[{"kind": "mtp"}], output=tmp_path)
+        config = StudyConfig(
+            model="m", prompts=Path("p"), drafters=[{"kind": "mtp"}], parts=["report"], output=tmp_path
+        )
         write_report(config)
         return (tmp_path / "README.md").read_text()
 
@@ -54,6 +56,12 @@ def test_gains_like_the_large_runs_are_said_to_be_alike(written):
     assert "As there, the best drafter is faster than none" in text
     assert "As there, the longest draft is not the fastest" in text
     assert "The direction is the large run's" in text
+    assert "from scratch, of that of the drafter given: eagle3 120.0%." in text
+
+
+def test_parts_that_need_problems_ask_for_a_task():
+    with pytest.raises(ValueError, match=r"moving\.train\.task"):
+        StudyConfig(model="m", prompts=Path("p"), drafters=[{"kind": "mtp"}], parts=["initialisation"])
 
 
 def test_what_behaves_otherwise_is_said_plainly(written):

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from drafters.drafter import DrafterConfig
 from drafters.settings import Section
@@ -30,7 +30,7 @@ class Initialisation(Section):
     heads: dict[LearnerKind, HeadShape] = Field(default_factory=dict)
     training: OfflineTraining = OfflineTraining()
     samples: int = Field(default=1024, ge=1)
-    """completions of the policy, and as many texts"""
+    """completions of the policy to the training problems of `moving.train.task`, and as many texts"""
     draft_tokens: int = Field(default=3, ge=1)
     response_tokens: int = Field(default=160, ge=8)
     """longest completion"""
@@ -70,3 +70,9 @@ class StudyConfig(Section):
     """folder of the tables, plots and figures (JSON)"""
     parts: list[str] = Field(default=["lengths", "initialisation", "moving", "report"])
     """what to do; a part that has its result in `output` already is not done again"""
+
+    @model_validator(mode="after")
+    def has_a_task(self) -> "StudyConfig":
+        if "task" not in self.moving.train and {"initialisation", "moving"} & set(self.parts):
+            raise ValueError("moving.train.task: the parts initialisation and moving need the problems of a task")
+        return self

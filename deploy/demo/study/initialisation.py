@@ -13,39 +13,54 @@ from kept import kept
 from drafters.drafter import DrafterConfig
 from drafters.training.command import STATE, train_drafter
 from drafters.training.config import HeadShape, LearnerKind, TrainDrafterConfig
+from rl_loop.config import TaskConfig
+from rl_loop.tasks import Problem, make_task
 
 STREAMS = 32
 
 
 def initialisation(config: StudyConfig) -> list[dict[str, Any]]:
-    """One row a kind and source of text."""
+    """One row a kind and source of text, and one for the drafter of that kind that the study was given."""
     part = config.initialisation
     lines = [json.loads(line)["prompt"] for line in config.prompts.read_text().splitlines() if line.strip()]
+    asked = list(islice(cycle(lines), config.lengths.completions))
     rollouts = config.work / "rollouts.jsonl"
     other = part.other_text or _other_text(config)
-    write_rollouts(config, list(islice(cycle(lines), part.samples)), rollouts)
+    write_rollouts(config, rollouts)
     rows = []
     for kind in part.kinds:
         for source, data in (("own rollouts", rollouts), ("other text", other)):
             out = config.work / f"{kind}-{source.replace(' ', '-')}"
-            measure = partial(_row, config, kind, data, out, lines)
-            row = kept(config.work / f"{out.name}.json", measure)
+            row = kept(config.work / f"{out.name}.json", partial(_trained, config, kind, data, out, asked))
             rows.append({"drafter": kind, "trained_on": source} | row)
+        for given in (drafter for drafter in config.drafters if drafter.kind == kind):
+            row = kept(config.work / f"{kind}-given.json", partial(_measured, config, config.model, given, asked))
+            rows.append({"drafter": kind, "trained_on": "as given"} | row)
     return rows
 
 
-def write_rollouts(config: StudyConfig, prompts: list[str], file: Path) -> None:
-    """Completions of the policy, as the service writes them."""
+def write_rollouts(config: StudyConfig, file: Path) -> None:
+    """Completions of the policy to the training problems of `moving.train.task`, as the service writes them. What the
+    drafters are measured on is not among them: on few prompts, a drafter learns the answers by heart."""
     if file.is_file():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
+    task = make_task(TaskConfig.model_validate(config.moving.train["task"]))
+    problems = [task.prompt("train", index) for index in range(config.initialisation.samples)]
     with engine(config, config.model, DrafterConfig(kind="none"), STREAMS) as llm:
+        tokenizer = llm.get_tokenizer()
+        prompts = [problem.prompt or chat(tokenizer, problem) for problem in problems]
         outputs, _ = generate(llm, prompts, max_tokens=config.initialisation.response_tokens)
     with file.open("w") as lines:
         for output in outputs:
             completions = [{"token_ids": list(output.outputs[0].token_ids)}]
             lines.write(json.dumps({"prompt_token_ids": list(output.prompt_token_ids), "completions": completions}))
             lines.write("\n")
+
+
+def chat(tokenizer: Any, problem: Problem) -> str:
+    messages = [message.model_dump() for message in problem.messages or []]
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def _other_text(config: StudyConfig) -> Path:
@@ -78,15 +93,16 @@ def _training(config: StudyConfig, kind: LearnerKind, data: Path, out: Path) -> 
     )
 
 
-def _row(config: StudyConfig, kind: LearnerKind, data: Path, out: Path, prompts: list[str]) -> dict[str, Any]:
+def _trained(config: StudyConfig, kind: LearnerKind, data: Path, out: Path, asked: list[str]) -> dict[str, Any]:
     if not (out / "config.json").is_file():
         train_drafter(_training(config, kind, data, out))
-    drafter = DrafterConfig(
-        kind=kind, model=None if kind == "mtp" else str(out), draft_tokens=config.initialisation.draft_tokens
-    )
-    model = str(out) if kind == "mtp" else config.model
-    asked = list(islice(cycle(reversed(prompts)), config.lengths.completions))
+    drafter = DrafterConfig(kind=kind, model=None if kind == "mtp" else str(out))
+    return _measured(config, str(out) if kind == "mtp" else config.model, drafter, asked)
+
+
+def _measured(config: StudyConfig, model: str, drafter: DrafterConfig, asked: list[str]) -> dict[str, Any]:
+    drafting = drafter.model_copy(update={"draft_tokens": config.initialisation.draft_tokens})
     sampling = {"max_tokens": config.lengths.response_tokens, "ignore_eos": True}
-    with engine(config, model, drafter, config.lengths.streams) as llm:
+    with engine(config, model, drafting, config.lengths.streams) as llm:
         generate(llm, asked[: config.lengths.streams], max_tokens=8)
         return measured(*generate(llm, asked, **sampling))

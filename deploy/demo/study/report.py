@@ -93,6 +93,7 @@ def initialisation_text(config: StudyConfig, rows: list[dict[str, Any]]) -> list
         "draft tokens; the same number of texts from either source.\n",
         table(["drafter", "trained on", "acceptance length", "by position"], shown),
         f"Own rollouts instead of other text: {gaps} tokens a verification. {initialisation_unlike(by)}",
+        from_scratch(by),
         "",
     ]
 
@@ -147,6 +148,13 @@ def lengths_unlike(drafting: list[dict[str, Any]]) -> str:
         else ("Unlike there, the longest draft is the fastest.")
     )
     return f"{gain} {falls}"
+
+
+def from_scratch(by: dict[tuple[str, str], float]) -> str:
+    """New drafters beside those the study was given."""
+    kinds = [kind for kind, source in by if source == "as given"]
+    shares = ", ".join(f"{kind} {by[kind, 'own rollouts'] / by[kind, 'as given']:.1%}" for kind in kinds)
+    return f"Acceptance length from scratch, of that of the drafter given: {shares}." if shares else ""
 
 
 def initialisation_unlike(by: dict[tuple[str, str], float]) -> str:
