@@ -53,7 +53,7 @@ unit: venv
 	$(BIN)/python -m pytest tests/unit -q
 
 integration: venv
-	$(BIN)/python -m pytest tests/integration -q --ignore tests/integration/faults
+	$(BIN)/python -m pytest tests/integration -q --durations 12
 
 test-faults: venv
 	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000

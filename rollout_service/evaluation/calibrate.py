@@ -68,7 +68,13 @@ class CalibrateConfig(Section):
     def has_a_drafter(cls, drafter: DrafterConfig) -> DrafterConfig:
         if drafter.kind == "none":
             raise ValueError("kind: none drafts nothing: name the drafter whose draft lengths are to be chosen")
-        make_drafter(drafter).speculative_config()
+        made = make_drafter(drafter)
+        made.speculative_config()
+        if not made.samples:
+            raise ValueError(
+                f"kind: {drafter.kind} drafts only what it finds, so that there is no step of a given draft length to "
+                'measure; use schedule = "fixed", or ranges'
+            )
         return drafter
 
     def service(self, drafter: DrafterConfig) -> ServiceConfig:

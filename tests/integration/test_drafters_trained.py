@@ -26,7 +26,7 @@ LEARNT = {"draft_model": 1.1, "eagle3": 1.4, "mtp": 1.4}
 """acceptance length after 40 steps; a drafter at random has 1.03 at most"""
 
 
-def sampled(llm, temperature=1.0, count=320, max_tokens=160):
+def sampled(llm, temperature=1.0, count=192, max_tokens=160):
     """Samples of the policy, and what their drafts came to."""
     from engines import ROOT
     from vllm import SamplingParams

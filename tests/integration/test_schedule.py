@@ -25,7 +25,7 @@ def test_samples_follow_the_policy_while_the_schedule_changes_every_few_steps(ki
             return output
 
         monkeypatch.setattr(core.scheduler, "schedule", schedule)
-        verdict = Auditor(tokens=20_000).row(llm, KINDS[kind], Cut(1.0, 0.9, 20))
+        verdict = Auditor(tokens=12_000).row(llm, KINDS[kind], Cut(1.0, 0.9, 20))
         assert verdict.failures == []
         assert seen == {0, 1, 2, 3}
 

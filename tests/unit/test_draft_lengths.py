@@ -1,6 +1,7 @@
 """drafter.schedule is checked where it is written; an engine's schedule follows acceptance and says why."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ from drafters.drafter import DrafterConfig
 from drafters.schedule import Calibration, StepCosts
 from rollout_service.config import ServiceConfig
 from rollout_service.draft_lengths import DraftLengths
+from rollout_service.evaluation.calibrate import CalibrateConfig
 from rollout_service.step_costs import Measured, StepKind, StepTimes, step_kind
 
 STEPS = [[0.020, 0.040], [0.022, 0.060], [0.024, 0.090]]
@@ -156,3 +158,10 @@ def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
     assert costs.batch_sizes == [1]
     assert [row[0] for row in costs.seconds] == pytest.approx([0.02, 0.03])
     assert measured.acceptance == [0.8]
+
+
+@pytest.mark.parametrize(("kind", "says"), [("none", "drafts nothing"), ("ngram", "only what it finds")])
+def test_a_drafter_without_a_draft_length_to_choose_is_not_calibrated(kind, says):
+    prompts = Path(__file__).parents[2] / "deploy" / "demo" / "prompts.jsonl"
+    with pytest.raises(ValueError, match=says):
+        CalibrateConfig(model="m", prompts=prompts, drafter={"kind": kind})
