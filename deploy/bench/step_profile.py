@@ -1,0 +1,185 @@
+"""Where the time of a decoding step goes, with and without a drafter: one engine in this process, functions timed.
+
+    python deploy/bench/step_profile.py [--streams '[1, 16, 32]'] [--drafter.kind mtp] [--drafter.draft_tokens 3]
+
+A part's time is its own: what it calls that is a part itself is not counted in it. So the parts add up to the step.
+"""
+
+import os
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before vllm is imported.
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "rollout_service", "VLLM_LOGGING_LEVEL": "ERROR"}
+os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+
+from padding import Shape, pad_models
+from pydantic import Field
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from drafters.drafter import DrafterConfig
+from drafters.registry import make_drafter
+from drafters.settings import Section, read_command_line
+from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.engine import Engine, sampling_params
+from rollout_service.evaluation.prompts import read_prompts
+from rollout_service.hardware import machine_cores, resolve_device
+from rollout_service.protocol import GroupRequest, Sampling
+
+PARTS = (
+    "policy's forward", "policy's logits", "drafter's forwards", "drafter's sampling", "drafting, the rest",
+    "verification", "sampling and log-probabilities", "inputs", "bookkeeping", "scheduling", "results", "outputs",
+)  # fmt: skip
+
+
+class ProfileConfig(Section):
+    """Account for a decoding step."""
+
+    source: Path = Path("deploy/demo/models")
+    """the demo's models"""
+    padded: Path = Path("runs/padded")
+    """folder of the same, padded; made when it is not there"""
+    prompts: Path = Path("deploy/demo/prompts.jsonl")
+    engine: EngineConfig = EngineConfig(dtype="bfloat16", max_model_len=512, max_num_seqs=64, kv_cache_gib=1.0)
+    drafter: DrafterConfig = DrafterConfig(kind="mtp", draft_tokens=3, schedule="fixed")
+    streams: list[int] = Field(default=[1, 16, 32], min_length=1)
+    steps: int = Field(default=32, ge=4)
+    """measured, after as many quarters that warm up"""
+
+
+class Account:
+    """Seconds by part, and nothing counted twice."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.within: list[float] = []
+        """of each part under way: the seconds of the parts that it called"""
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        self.within.append(0.0)
+        try:
+            yield
+        finally:
+            whole = time.perf_counter() - began
+            self.seconds[name] += whole - self.within.pop()
+            if self.within:
+                self.within[-1] += whole
+
+    def time(self, owner: Any, function: str, name: str) -> None:
+        """Count `owner.function` as a part from now on."""
+        stock: Callable[..., Any] = getattr(owner, function)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            with self.part(name):
+                return stock(*args, **kwargs)
+
+        setattr(owner, function, timed)
+
+
+def main() -> None:
+    config = read_command_line(ProfileConfig, "step_profile", sys.argv[1:])
+    if not config.padded.exists():
+        pad_models(config.source, config.padded, Shape())
+    without, with_it = (profile(config, drafter) for drafter in (DrafterConfig(kind="none"), config.drafter))
+    for streams in config.streams:
+        Console().print(table(config, streams, without[streams], with_it[streams]))
+
+
+def profile(config: ProfileConfig, drafter: DrafterConfig) -> dict[int, dict[str, float]]:
+    """Seconds of a step by part, for each number of streams."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    llm = engine(config, drafter)
+    account = Account()
+    instrument(llm.llm_engine, account)
+    prompts = read_prompts(str(config.padded / "policy"), config.prompts)
+    found = {streams: steps(llm.llm_engine, account, config, prompts, streams) for streams in config.streams}
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    cleanup_dist_env_and_memory()
+    return found
+
+
+def engine(config: ProfileConfig, drafter: DrafterConfig) -> Any:
+    """As the service's engine is configured."""
+    import dataclasses
+
+    import torch
+    from vllm import LLM, EngineArgs
+
+    torch.set_num_threads(config.engine.cores or machine_cores())
+    model = config.padded / "policy"
+    if drafter.kind in ("eagle3", "draft_model"):
+        drafter = drafter.model_copy(update={"model": str(config.padded / drafter.kind)})
+    service = ServiceConfig(model=str(model), engine=config.engine, drafter=drafter)
+    device = resolve_device(config.engine.device)
+    arguments = Engine(service.model_dump(mode="json"), str(model), device, 0)._engine_args()
+    return LLM(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)})
+
+
+def instrument(llm: Any, account: Account) -> None:
+    from vllm.v1.sample import rejection_sampler
+
+    core = llm.engine_core.engine_core
+    runner = core.model_executor.driver_worker.worker.model_runner
+    account.time(llm, "step", "outputs")
+    account.time(core.scheduler, "schedule", "scheduling")
+    account.time(core.scheduler, "update_from_output", "results")
+    account.time(runner, "execute_model", "inputs")
+    account.time(runner, "_model_forward", "policy's forward")
+    account.time(runner.model, "compute_logits", "policy's logits")
+    account.time(runner, "_sample", "sampling and log-probabilities")
+    account.time(rejection_sampler, "rejection_sample", "verification")
+    account.time(runner, "sample_tokens", "bookkeeping")
+    if runner.speculative_config is not None and hasattr(runner.drafter, "model"):
+        account.time(runner, "propose_draft_token_ids", "drafting, the rest")
+        account.time(runner.drafter.model, "forward", "drafter's forwards")
+        account.time(runner.drafter, "_sample_draft_tokens", "drafter's sampling")
+
+
+def steps(
+    llm: Any, account: Account, config: ProfileConfig, prompts: list[list[int]], streams: int
+) -> dict[str, float]:
+    """Every step decodes all streams: none has its prompt in it, none ends."""
+    tokens = config.engine.max_model_len // 2
+    params = sampling_params(
+        GroupRequest(prompt_token_ids=[0], sampling=Sampling(max_tokens=tokens, temperature=1.0, ignore_eos=True))
+    )
+    names = [f"{streams}-{i}" for i in range(streams)]
+    for i, name in enumerate(names):
+        llm.add_request(name, {"prompt_token_ids": prompts[i % len(prompts)]}, params)
+    for _ in range(2 + config.steps // 4):
+        llm.step()
+    account.seconds.clear()
+    for _ in range(config.steps):
+        llm.step()
+    found = {name: account.seconds[name] / config.steps for name in PARTS}
+    llm.abort_request(names)
+    while llm.has_unfinished_requests():
+        llm.step()
+    return found
+
+
+def table(config: ProfileConfig, streams: int, without: dict[str, float], with_it: dict[str, float]) -> Table:
+    kind, k = make_drafter(config.drafter).kind, config.drafter.draft_tokens
+    result = Table(title=f"{streams} streams, ms a step", box=SIMPLE)
+    for column in ("part", "no drafter", f"{kind}, k = {k}", "difference"):
+        result.add_column(column, justify="left" if column == "part" else "right")
+    rows = [*((name, without[name], with_it[name]) for name in PARTS)]
+    rows.append(("the step", sum(without.values()), sum(with_it.values())))
+    for name, before, after in rows:
+        result.add_row(name, f"{1e3 * before:.1f}", f"{1e3 * after:.1f}", f"{1e3 * (after - before):+.1f}")
+    return result
+
+
+if __name__ == "__main__":
+    main()
