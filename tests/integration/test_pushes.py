@@ -6,6 +6,7 @@ import pytest
 import torch
 from engines import MODELS
 from over_http import PROMPT, mtp_tensors, policy_tensors, requests, worst_difference
+from safetensors.torch import save
 
 from rollout_service.client import RolloutError
 from rollout_service.protocol import GroupRequest, Sampling
@@ -104,7 +105,7 @@ def test_a_drafters_push_changes_acceptance_and_never_the_policy(client):
     with pytest.raises(RolloutError, match=r"lm_head\.weight"):
         client.push_weights("drafter", mtp_tensors() | {"lm_head.weight": torch.zeros(1)}, version + 4)
     reply = client.http.post(
-        "/v1/weights/drafter", params={"version": version + 4, "checksum": "0" * 64}, content=b"\0" * 64,
+        "/v1/weights/drafter", params={"version": version + 4, "checksum": "0" * 64}, content=save(mtp_tensors()),
         headers={"Content-Type": "application/octet-stream"},
     )  # fmt: skip
     assert (reply.status_code, reply.json()["problems"][0]["field"]) == (400, "checksum")
