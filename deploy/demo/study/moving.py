@@ -87,7 +87,8 @@ def service(config: StudyConfig) -> Iterator[str]:
     """`rollout-service launch` with the study's drafter; gives its URL and ends it."""
     drafter = next(drafter for drafter in config.drafters if drafter.kind == config.moving.kind)
     flags = {"model": config.model, "port": "0", "drafter.kind": drafter.kind}
-    flags |= {"drafter.draft_tokens": str(drafter.draft_tokens)}
+    # Fixed: an acceptance length means something at one draft length only.
+    flags |= {"drafter.draft_tokens": str(drafter.draft_tokens), "drafter.schedule": "fixed"}
     flags |= {"drafter.model": drafter.model} if drafter.model else {}
     engine = config.engine.model_dump(exclude_none=True, exclude_defaults=True, exclude={"vllm"})
     flags |= {f"engine.{key}": str(value) for key, value in engine.items()}
