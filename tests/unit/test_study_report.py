@@ -10,6 +10,7 @@ sys.path.append(str(Path(__file__).parents[2] / "deploy" / "demo" / "study"))
 
 from config import StudyConfig
 from kept import kept
+
 from report import write_report
 
 STUDY = Path(__file__).parents[2] / "deploy" / "demo" / "study"
@@ -75,6 +76,7 @@ def test_an_arm_is_judged_by_its_lowest_step_too(written):
     text = written([1.0, 1.1], own=3.0, other=2.0)
     assert "frozen: from 3.00 to 2.00 at its lowest (-33.3%, step 4)" in text
     assert "online: from 3.00 to 2.97 at its lowest (-1.0%, step 4)" in text
+    assert "online training does not pay: rollouts took 0 s more than with the frozen drafter" in text
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path):
