@@ -10,7 +10,6 @@ sys.path.append(str(Path(__file__).parents[2] / "deploy" / "demo" / "study"))
 
 from config import StudyConfig
 from kept import kept
-
 from report import write_report
 
 STUDY = Path(__file__).parents[2] / "deploy" / "demo" / "study"
