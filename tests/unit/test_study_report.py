@@ -10,7 +10,7 @@ sys.path.append(str(Path(__file__).parents[2] / "deploy" / "demo" / "study"))
 
 from config import StudyConfig
 from kept import kept
-from report import write_report
+from study_report import write_report
 
 STUDY = Path(__file__).parents[2] / "deploy" / "demo" / "study"
 
@@ -90,6 +90,11 @@ def test_the_shipped_study_is_a_valid_configuration():
 
     fields = tomllib.loads((STUDY / "study.toml").read_text())
     config = StudyConfig.model_validate(fields)
-    for training in config.moving.arms.values():
+    rules = {}
+    for arm, training in config.moving.arms.items():
         drafter = {"kind": config.moving.kind, "model": "m", "training": training}
-        TrainConfig.model_validate(config.moving.train | {"model": config.model, "drafter": drafter})
+        train = TrainConfig.model_validate(config.moving.train | {"model": config.model, "drafter": drafter})
+        rules[arm] = train.drafter.training.when
+    assert rules == {"frozen": "never", "online": "every", "adaptive": "adaptive"}
+    assert {drafter.kind for drafter in config.drafters} == {"ngram", "draft_model", "eagle3", "mtp"}
+    assert set(config.initialisation.kinds) == {"draft_model", "eagle3", "mtp"}

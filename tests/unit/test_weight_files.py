@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from rollout_service.checkpoint_files import checkpoint_tensors, file_tensors, problems
+from rollout_service.engine import WeightsFile
 from rollout_service.weights import RefusedUpdate, WeightStore
 
 POLICY = {
@@ -42,8 +43,14 @@ def pushed(store, tensors):
     return file
 
 
-def test_a_whole_update_in_the_engines_dtype_is_accepted(store):
-    store.sets["policy"].check(1, pushed(store, PUSHED))
+def test_a_whole_update_in_the_engines_dtype_is_accepted_and_in_service_only_once_published(store):
+    policy, file = store.sets["policy"], pushed(store, PUSHED)
+    policy.check(1, file)
+    assert policy.status.version == 0
+    policy.publish(WeightsFile(1, str(file), "here", None), "", seconds=0.0, pause=0.0)
+    assert (policy.status.version, policy.status.tensors) == (1, len(PUSHED))
+    with pytest.raises(RefusedUpdate):
+        policy.check(1, file)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from config import StudyConfig
 from initialisation import initialisation
 from lengths import lengths
 from moving import moving
-from report import write_report
+from study_report import write_report
 
 from drafters.settings import read_command_line
 

@@ -65,7 +65,7 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
         bad.stop()
         versions.stop()
         check_losslessness(service)
-        assert service.stop(signal.SIGINT, within=40) == 0
+        assert service.stop(signal.SIGTERM, within=40) == 0
     finally:
         for process in (trainer, service):
             if process.is_alive:
