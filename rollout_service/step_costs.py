@@ -6,12 +6,11 @@ running completion decodes with the same draft length, and which follow such a s
 """
 
 import asyncio
-import contextlib
 import statistics
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -100,9 +99,6 @@ class StepTimes(StatLoggerBase):
         self.measured: Measured | None = None
         self.arrival: float | None = None
         """of prompts whose first step has not been seen"""
-        self.awaited: tuple[StepKind, int] | None = None
-        self.seen = asyncio.Event()
-        """set when `measured` has so many steps of the kind that is awaited"""
         self._before: tuple[StepKind | None, float] = None, 0.0
 
     def record(
@@ -113,8 +109,6 @@ class StepTimes(StatLoggerBase):
         now, kind, before = time.perf_counter(), step_kind(scheduler_stats, iteration_stats), self._before
         if kind is not None and kind == before[0]:
             self.measured.seconds[kind].append(now - before[1])
-            if self.awaited and kind == self.awaited[0] and len(self.measured.seconds[kind]) >= self.awaited[1]:
-                self.seen.set()
         elif kind is not None and self.arrival is not None:
             self.measured.first[kind].append(now - self.arrival)
             self.arrival = None
@@ -145,8 +139,7 @@ async def set_draft_lengths(llm: Any, ranges: Sequence[tuple[int, int, int]]) ->
 
 
 async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
-    """Run the plan on an engine that does nothing else; its schedule is then drafts of the longest length. Completions
-    are ended as soon as the steps that were asked for are seen."""
+    """Run the plan on an engine that does nothing else; its schedule is then drafts of the longest length."""
     largest, lengths = max(plan.batch_sizes), plan.draft_lengths or [0]
     if plan.warm_up:
         await _generate(llm, plan, largest, WARM_UP_TOKENS)
@@ -156,27 +149,15 @@ async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
             for drafts in lengths:
                 if plan.draft_lengths is not None:
                     await set_draft_lengths(llm, [(1, largest, drafts)])
-                times.arrival, times.awaited = time.perf_counter(), (StepKind(batch, drafts), plan.steps)
-                times.seen.clear()
+                times.arrival = time.perf_counter()
                 # A step yields drafts + 1 tokens at most: no completion ends before so many steps.
-                generation = asyncio.create_task(_generate(llm, plan, batch, (plan.steps + 2) * (drafts + 1)))
-                await first_of(generation, times.seen.wait())
+                await _generate(llm, plan, batch, (plan.steps + 2) * (drafts + 1))
         # What is drafted past the end of a response says nothing of responses.
-        times.measured, times.awaited = (counted := Measured()), None
+        times.measured = counted = Measured()
         await _generate(llm, plan, plan.responses, plan.response_tokens, to_the_end=True)
     finally:
-        times.measured = times.awaited = None
+        times.measured = None
     return Measured(timed.seconds, timed.first, counted.drafted, counted.accepted)
-
-
-async def first_of(task: asyncio.Task[None], other: Awaitable[Any]) -> None:
-    """Until either ends; the rest is cancelled. Raises what `task` raised."""
-    waiting = asyncio.ensure_future(other)
-    await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    waiting.cancel()
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
 
 
 async def _generate(llm: Any, plan: Plan, completions: int, tokens: int, to_the_end: bool = False) -> None:

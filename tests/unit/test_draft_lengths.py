@@ -134,16 +134,6 @@ def test_the_first_step_is_timed_from_the_arrival_of_its_prompts():
     assert times.measured.first[StepKind(4, 0)][0] > times.measured.seconds[StepKind(4, 0)][0]
 
 
-def test_enough_steps_of_the_awaited_kind_are_noticed():
-    times = StepTimes()
-    times.measured, times.awaited = Measured(), (StepKind(4, 1), 2)
-    for kind in (step(4, 4), step(4, 4), step(4, 4), step(4, 5, drafts=4, drafted=4), step(4, 5, drafts=4, drafted=4)):
-        times.record(*kind)
-    assert not times.seen.is_set()
-    times.record(*step(4, 5, drafts=4, drafted=4))
-    assert times.seen.is_set()
-
-
 def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
     measured = Measured()
     for round in range(2):
