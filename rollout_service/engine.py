@@ -19,24 +19,22 @@ from drafters.registry import make_drafter
 from drafters.schedule import Range, StepCosts
 from rollout_service import asgi
 from rollout_service.config import ServiceConfig
+from rollout_service.engine_arguments import engine_arguments, sampling_params
 from rollout_service.protocol import (
     Completion,
     DraftSchedule,
     Group,
     GroupRequest,
-    Sampling,
     Speculation,
     WeightSpan,
 )
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.logprobs import FlatLogprobs
     from vllm.outputs import CompletionOutput
 
     from rollout_service.step_costs import Measured, Plan
 
-CPU_KV_CACHE_GIB = 1.0
 START_STEPS = 8
 """steps of each batch size and draft length that an engine measures when it starts"""
 START_PROMPT = 64
@@ -131,8 +129,10 @@ class Engine:
                 if times.measured is None:
                     super().record(*args, **more)
 
+        adjustable = None if self.config.drafter.schedule == "fixed" else self.lengths.ranges
+        arguments = engine_arguments(self.config, self.model_folder, self.device, self.index, adjustable)
         self.llm = AsyncLLM.from_engine_args(
-            self._engine_args(), stat_loggers=[*(lambda *_, own=own: own for own in loggers), ServedMetrics]
+            arguments, stat_loggers=[*(lambda *_, own=own: own for own in loggers), ServedMetrics]
         )
         # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
         self.llm.model_config.max_model_len = self.config.context_limit
@@ -195,43 +195,6 @@ class Engine:
         """End vLLM's core process and release what it shares. The actor itself is ended by the fleet."""
         if self.llm is not None:
             self.llm.shutdown()
-
-    def _engine_args(self) -> Any:
-        from vllm import AsyncEngineArgs
-
-        engine = self.config.engine
-        cpu = self.device == "cpu"
-        gib = engine.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
-        platform: dict[str, Any] = (
-            {"enforce_eager": True, "distributed_executor_backend": "uni"}
-            if cpu
-            else {
-                "enforce_eager": bool(engine.enforce_eager),
-                "gpu_memory_utilization": engine.gpu_memory_utilization,
-            }
-        )
-        speculative = make_drafter(self.config.drafter).speculative_config()
-        if speculative and self.config.drafter.schedule != "fixed":
-            speculative["num_speculative_tokens_per_batch_size"] = self.lengths.ranges
-        if speculative and not cpu and self.config.drafter.verification == "block":
-            speculative["rejection_sample_method"] = "block"  # vLLM's own, of the runner that GPUs use
-        return AsyncEngineArgs(
-            model=self.model_folder,
-            served_model_name=[self.config.served_name],
-            dtype=engine.dtype,
-            seed=engine.seed + self.index,
-            max_model_len=engine.max_model_len,
-            max_num_seqs=engine.max_num_seqs,
-            tensor_parallel_size=engine.tensor_parallel_size,
-            kv_cache_memory_bytes=int(gib * 2**30) if gib else None,
-            speculative_config=speculative,
-            per_request_spec_decode_metrics="detailed" if speculative else "none",
-            logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
-            generation_config="vllm",  # a checkpoint's own sampling defaults must not change what is asked for
-            worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
-            **platform,
-            **engine.vllm,
-        )
 
     @ends_with_vllm
     async def generate(self, group: GroupRequest, key: str) -> Group | Aborted:
@@ -360,24 +323,3 @@ class Engine:
         app = build_app(args, ("generate",), self.llm.model_config)
         await init_app_state(self.llm, app.state, args, ("generate",))
         return app
-
-
-def sampling_params(group: GroupRequest) -> "SamplingParams":
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    s: Sampling = group.sampling
-    return SamplingParams(
-        n=group.n,
-        temperature=s.temperature,
-        top_p=s.top_p,
-        top_k=s.top_k,
-        max_tokens=s.max_tokens,
-        min_tokens=s.min_tokens,
-        stop=s.stop or None,
-        ignore_eos=s.ignore_eos,
-        seed=s.seed,
-        logprobs=0,  # of the sampled token alone
-        flat_logprobs=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )

@@ -14,7 +14,6 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,13 +21,14 @@ import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from drafters.registry import make_drafter
-from drafters.schedule import Range, StepCosts
+from drafters.schedule import Range
 from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
 from rollout_service.engine import Aborted, Engine, WeightsFile
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
+from rollout_service.member import Member
 from rollout_service.protocol import DraftSchedule, Group, GroupRequest, Problem, WeightsOf, WeightStatus
 from rollout_service.state import StateFolder
 from rollout_service.weights import RefusedUpdate, WeightStore, received_checksum
@@ -53,32 +53,6 @@ ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
 
 class FleetError(RuntimeError):
     """The engines could not do what was asked, after all attempts."""
-
-
-@dataclass
-class Member:
-    """One engine as the fleet sees it."""
-
-    index: int
-    actor: Any
-    in_service: bool = False
-    load: int = 0  # completions under way
-    restarts: int = 0
-    costs: StepCosts | None = None  # measured at its first start
-    idle_since: float | None = field(default_factory=time.monotonic)
-    idle_before: float = 0.0
-
-    def add_load(self, completions: int) -> None:
-        """Fewer than nothing when they have ended."""
-        self.load += completions
-        if self.load == 0:
-            self.idle_since = time.monotonic()
-        elif self.idle_since is not None:
-            self.idle_before, self.idle_since = self.idle_seconds(), None
-
-    def idle_seconds(self) -> float:
-        """With nothing to generate, since the start."""
-        return self.idle_before + (time.monotonic() - self.idle_since if self.idle_since is not None else 0.0)
 
 
 class Fleet:

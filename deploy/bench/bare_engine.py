@@ -7,7 +7,6 @@ python deploy/bench/bare_engine.py '{"model": ..., ...}'        (a ServiceConfig
 {"pack": true}                                      -> {"copy": ..., "pack": ...}  seconds, see `copy_and_pack`
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -15,8 +14,7 @@ import time
 from typing import Any
 
 from rollout_service.config import ServiceConfig
-from rollout_service.engine import Engine, sampling_params
-from rollout_service.hardware import resolve_device
+from rollout_service.engine_arguments import bare_llm, sampling_params
 from rollout_service.protocol import GroupRequest, Sampling
 
 
@@ -24,12 +22,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     config = ServiceConfig.model_validate_json(sys.argv[1])
-    from vllm import LLM, EngineArgs
-
-    device = resolve_device(config.engine.device)
-    engine = Engine(config.model_dump(mode="json"), config.model, device, 0)
-    arguments = engine._engine_args()  # of the asynchronous engine, which has some of its own
-    llm = LLM(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)})
+    llm = bare_llm(config)
     for line in sys.stdin:
         answers.write(json.dumps(answer(llm, config, json.loads(line))) + "\n")
         answers.flush()

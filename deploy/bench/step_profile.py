@@ -1,6 +1,6 @@
 """Where the time of a decoding step goes, with and without a drafter: one engine in this process, functions timed.
 
-    python deploy/bench/step_profile.py [--streams '[1, 16, 32]'] [--drafter.kind mtp] [--drafter.draft_tokens 3]
+    python deploy/bench/step_profile.py [--streams '[1, 16, 32]'] [--drafters '["mtp"]'] [--draft_tokens 3]
 
 A part's time is its own: what it calls that is a part itself is not counted in it. So the parts add up to the step.
 """
@@ -11,13 +11,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 # Before vllm is imported.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "rollout_service", "VLLM_LOGGING_LEVEL": "ERROR"}
 os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
+from bench_config import BenchConfig
 from padding import Shape, pad_models
 from pydantic import Field
 from rich.box import SIMPLE
@@ -25,12 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from drafters.drafter import DrafterConfig
-from drafters.registry import make_drafter
-from drafters.settings import Section, read_command_line
-from rollout_service.config import EngineConfig, ServiceConfig
-from rollout_service.engine import Engine, sampling_params
+from drafters.settings import read_command_line
+from rollout_service.engine_arguments import bare_llm, sampling_params
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.hardware import machine_cores, resolve_device
+from rollout_service.hardware import machine_cores
 from rollout_service.protocol import GroupRequest, Sampling
 
 PARTS = (
@@ -39,19 +37,13 @@ PARTS = (
 )  # fmt: skip
 
 
-class ProfileConfig(Section):
-    """Account for a decoding step."""
+class ProfileConfig(BenchConfig):
+    """Account for a decoding step. Fields of the benchmark have its meaning; the drafter is the first of `drafters`."""
 
-    source: Path = Path("deploy/demo/models")
-    """the demo's models"""
-    padded: Path = Path("runs/padded")
-    """folder of the same, padded; made when it is not there"""
-    prompts: Path = Path("deploy/demo/prompts.jsonl")
-    engine: EngineConfig = EngineConfig(dtype="bfloat16", max_model_len=512, max_num_seqs=64, kv_cache_gib=1.0)
-    drafter: DrafterConfig = DrafterConfig(kind="mtp", draft_tokens=3, schedule="fixed")
     streams: list[int] = Field(default=[1, 16, 32], min_length=1)
+    draft_tokens: int = Field(default=3, ge=1, le=16)
     steps: int = Field(default=32, ge=4)
-    """measured, after as many quarters that warm up"""
+    """measured; about a quarter as many warm up"""
 
 
 class Account:
@@ -89,41 +81,27 @@ def main() -> None:
     config = read_command_line(ProfileConfig, "step_profile", sys.argv[1:])
     if not config.padded.exists():
         pad_models(config.source, config.padded, Shape())
-    without, with_it = (profile(config, drafter) for drafter in (DrafterConfig(kind="none"), config.drafter))
+    arms = DrafterConfig(kind="none"), config.drafter(config.drafters[0], schedule="fixed")
+    without, with_it = (profile(config, drafter) for drafter in arms)
     for streams in config.streams:
         Console().print(table(config, streams, without[streams], with_it[streams]))
 
 
 def profile(config: ProfileConfig, drafter: DrafterConfig) -> dict[int, dict[str, float]]:
     """Seconds of a step by part, for each number of streams."""
+    import torch
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    llm = engine(config, drafter)
+    torch.set_num_threads(config.engine.cores or machine_cores())
+    llm = bare_llm(config.served(drafter))
     account = Account()
     instrument(llm.llm_engine, account)
-    prompts = read_prompts(str(config.padded / "policy"), config.prompts)
+    prompts = read_prompts(config.policy, config.prompts)
     found = {streams: steps(llm.llm_engine, account, config, prompts, streams) for streams in config.streams}
     llm.llm_engine.engine_core.shutdown()
     del llm
     cleanup_dist_env_and_memory()
     return found
-
-
-def engine(config: ProfileConfig, drafter: DrafterConfig) -> Any:
-    """As the service's engine is configured."""
-    import dataclasses
-
-    import torch
-    from vllm import LLM, EngineArgs
-
-    torch.set_num_threads(config.engine.cores or machine_cores())
-    model = config.padded / "policy"
-    if drafter.kind in ("eagle3", "draft_model"):
-        drafter = drafter.model_copy(update={"model": str(config.padded / drafter.kind)})
-    service = ServiceConfig(model=str(model), engine=config.engine, drafter=drafter)
-    device = resolve_device(config.engine.device)
-    arguments = Engine(service.model_dump(mode="json"), str(model), device, 0)._engine_args()
-    return LLM(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)})
 
 
 def instrument(llm: Any, account: Account) -> None:
@@ -170,11 +148,10 @@ def steps(
 
 
 def table(config: ProfileConfig, streams: int, without: dict[str, float], with_it: dict[str, float]) -> Table:
-    kind, k = make_drafter(config.drafter).kind, config.drafter.draft_tokens
     result = Table(title=f"{streams} streams, ms a step", box=SIMPLE)
-    for column in ("part", "no drafter", f"{kind}, k = {k}", "difference"):
+    for column in ("part", "no drafter", f"{config.drafters[0]}, k = {config.draft_tokens}", "difference"):
         result.add_column(column, justify="left" if column == "part" else "right")
-    rows = [*((name, without[name], with_it[name]) for name in PARTS)]
+    rows = [(name, without[name], with_it[name]) for name in PARTS]
     rows.append(("the step", sum(without.values()), sum(with_it.values())))
     for name, before, after in rows:
         result.add_row(name, f"{1e3 * before:.1f}", f"{1e3 * after:.1f}", f"{1e3 * (after - before):+.1f}")

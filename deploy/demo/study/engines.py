@@ -14,37 +14,17 @@ from config import StudyConfig
 
 from drafters.acceptance import Acceptance, length_interval, total
 from drafters.drafter import DrafterConfig
-from drafters.registry import make_drafter
-from rollout_service.hardware import resolve_device
+from rollout_service.config import ServiceConfig
+from rollout_service.engine_arguments import bare_llm
 
 
 @contextmanager
 def engine(config: StudyConfig, model: str, drafter: DrafterConfig, streams: int) -> Iterator[Any]:
     """A vLLM `LLM` of `model` with `drafter`."""
-    from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
-    speculative = make_drafter(drafter).speculative_config()
-    cpu = resolve_device(config.engine.device) == "cpu"
-    platform: dict[str, Any] = (
-        {"enforce_eager": True, "distributed_executor_backend": "uni"}
-        if cpu
-        else {"gpu_memory_utilization": config.engine.gpu_memory_utilization}
-    )
-    llm = LLM(
-        model,
-        dtype=config.engine.dtype,
-        max_model_len=config.engine.max_model_len,
-        max_num_seqs=streams,
-        seed=config.seed,
-        kv_cache_memory_bytes=int((config.engine.kv_cache_gib or 1.0) * 2**30) if cpu else None,
-        generation_config="vllm",
-        disable_log_stats=False,
-        speculative_config=speculative,
-        per_request_spec_decode_metrics="summary" if speculative else "none",
-        **platform,
-        **config.engine.vllm,
-    )
+    settings = config.engine.model_copy(update={"max_num_seqs": streams, "seed": config.seed})
+    llm = bare_llm(ServiceConfig(model=model, engine=settings, drafter=drafter))
     try:
         yield llm
     finally:
