@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 
 # Before vllm is imported anywhere in this process.
@@ -53,16 +54,25 @@ def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
 
 
 @contextmanager
-def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """`rollout-service launch` in a process of its own; gives its URL once it serves, and stops it with SIGINT."""
+def launching(*arguments: str) -> Iterator[subprocess.Popen]:
+    """`rollout-service launch` in a process of its own, at a free port; its stderr is a pipe."""
     environment = {k: v for k, v in os.environ.items() if k not in ("VLLM_PLUGINS", "OMP_NUM_THREADS")}
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "rollout-service"), "launch", "--port", "0", *arguments],
         stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
     )  # fmt: skip
-    assert process.stderr is not None
-    lines = []
     try:
+        yield process
+    finally:
+        process.kill()
+
+
+@contextmanager
+def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A service that was launched: its URL once it serves. Afterwards SIGTERM stops it, and it must leave nothing."""
+    with launching(*arguments) as process:
+        lines = []
+        assert process.stderr is not None
         for line in process.stderr:
             lines.append(line)
             if found := re.search(r"http://127\.0\.0\.1:\d+", line):
@@ -70,12 +80,16 @@ def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
                 break
         else:
             pytest.fail("the service did not start:\n" + "".join(lines))
-    finally:
-        process.send_signal(signal.SIGINT)
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        if process.poll() is None:
+            ends_with_nothing_left(process, signal.SIGTERM)
+
+
+def ends_with_nothing_left(process: subprocess.Popen, signum: int) -> None:
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signum)
+    assert process.wait(40) == 0
+    _, left = psutil.wait_procs(children, timeout=15)
+    assert not left, f"left behind: {left}"
 
 
 def wait_until(condition, within: float, what: str) -> None:

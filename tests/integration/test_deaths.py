@@ -7,15 +7,15 @@ import threading
 import httpx
 import psutil
 import pytest
-from engines import MODELS, launched, wait_until
+from engines import MODELS, ends_with_nothing_left, launched, launching, wait_until
 from over_http import policy_tensors, requests, worst_difference
 
 from rollout_service.client import RolloutClient
 
 
-def engine_process(service_process):
-    children = psutil.Process(service_process.pid).children(recursive=True)
-    return next(p for p in children if "EngineCore" in " ".join(p.cmdline()))
+def find_child(process, name):
+    children = psutil.Process(process.pid).children(recursive=True)
+    return next((child for child in children if name in " ".join(child.cmdline())), None)
 
 
 def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
@@ -30,7 +30,7 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
             changed = policy_tensors()
             changed["lm_head.weight"] *= 0.5
             client.push_weights("policy", changed, 5)
-            victim = engine_process(process)
+            victim = find_child(process, "EngineCore")
             threading.Timer(1.0, victim.kill).start()
             groups = list(client.rollouts(requests(24, 8, max_tokens=400, ignore_eos=True)))
             assert not victim.is_running()
@@ -44,11 +44,16 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
                 lambda model: model.lm_head.weight.data.mul_(0.5),
             )  # fmt: skip
             assert difference < 1e-4
-        children += psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
-        wait_until(lambda: not any(p.is_running() for p in children), 15, "every process has ended")
+        ends_with_nothing_left(process, signal.SIGINT)
+        assert not any(child.is_running() for child in children)
         with pytest.raises(httpx.ConnectError):
             httpx.get(url + "/health")
     left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("rollout-service")}
     assert left == set()
+
+
+@pytest.mark.parametrize("starting", ["RuntimeEnvAgent", "ray::Engine"])
+def test_a_service_that_is_told_to_stop_while_it_starts_leaves_nothing(starting):
+    with launching("--config", "deploy/demo/service.toml", "--drafter.kind", "none") as process:
+        wait_until(lambda: find_child(process, starting), 60, f"{starting} is there")
+        ends_with_nothing_left(process, signal.SIGTERM)
