@@ -1,4 +1,4 @@
-"""Rollouts as padded micro-batches: sorted by length, under a token budget.
+"""Rollouts as padded micro-batches: sorted by length, under a token budget, with little padding.
 
 B rows, T columns, N response tokens. Rows are padded on the right, so position ids count from 0 in every row and
 nothing real attends to padding. (Rows are not packed into one sequence: models with linear attention need them apart.)
@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+BATCH_COST = 256
+"""tokens of padding that take as long as one more forward and backward does, whatever is in it"""
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,19 @@ class MicroBatch:
 
 
 def microbatches(rollouts: Sequence[Rollout], max_tokens: int) -> list[MicroBatch]:
-    """The rollouts, longest first, each batch of at most `max_tokens` padded tokens (or of one row)."""
+    """The rollouts, longest first, each batch of at most `max_tokens` padded tokens (or of one row). A row begins a new
+    batch where it would bring the padding in the old one above BATCH_COST."""
     by_length = sorted(range(len(rollouts)), key=lambda row: (-len(rollouts[row]), row))
     batches: list[list[int]] = []
+    width = padding = 0
     for row in by_length:
-        fits = batches and (len(batches[-1]) + 1) * len(rollouts[batches[-1][0]]) <= max_tokens
-        if fits:
+        shorter = width - len(rollouts[row])
+        if batches and (len(batches[-1]) + 1) * width <= max_tokens and padding + shorter <= BATCH_COST:
             batches[-1].append(row)
+            padding += shorter
         else:
             batches.append([row])
+            width, padding = len(rollouts[row]), 0
     return [_pad(rollouts, batch) for batch in batches]
 
 

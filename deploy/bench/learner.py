@@ -27,13 +27,13 @@ MEAN_TOKENS, SIGMA = 75.5, 0.35
 
 def learner(config: BenchConfig) -> tuple[list[Figure], Any]:
     plan = config.learner
-    rollouts = _rollouts(config)
-    train = _train_config(config, "bfloat16")
+    rollouts = rollouts_of(config)
+    train = train_config(config, "bfloat16")
     ours = Learner(train, load_policy(plan.model))
     plain = PlainLoop(train, load_policy(plan.model), plan.batch_rows)
     _check_losses(config, rollouts)
     old = [scores.logprobs for scores in ours.logprobs(rollouts)]
-    examples = _examples(rollouts, old)
+    examples = examples_of(rollouts, old)
     arms: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "logprob": (lambda: ours.logprobs(rollouts), lambda: plain.logprobs(rollouts)),
         "train": (lambda: ours.train(examples, step=0), lambda: plain.train(examples)),
@@ -54,7 +54,7 @@ def learner(config: BenchConfig) -> tuple[list[Figure], Any]:
     return figures, details
 
 
-def _train_config(config: BenchConfig, dtype: str) -> TrainConfig:
+def train_config(config: BenchConfig, dtype: str) -> TrainConfig:
     return TrainConfig.model_validate(
         {
             "model": config.learner.model,
@@ -66,7 +66,7 @@ def _train_config(config: BenchConfig, dtype: str) -> TrainConfig:
     )
 
 
-def _rollouts(config: BenchConfig) -> list[Rollout]:
+def rollouts_of(config: BenchConfig) -> list[Rollout]:
     plan, draw = config.learner, np.random.default_rng(0)
     prompts = read_prompts(plan.model, config.prompts)
     lengths = draw.lognormal(np.log(MEAN_TOKENS) - SIGMA**2 / 2, SIGMA, plan.rollouts).clip(8, 160).astype(int)
@@ -76,18 +76,18 @@ def _rollouts(config: BenchConfig) -> list[Rollout]:
     ]
 
 
-def _examples(rollouts: Sequence[Rollout], old: Sequence[Tensor]) -> list[Example]:
+def examples_of(rollouts: Sequence[Rollout], old: Sequence[Tensor]) -> list[Example]:
     """Half with each advantage."""
     return [Example(r, (-1.0) ** i, o) for i, (r, o) in enumerate(zip(rollouts, old, strict=True))]
 
 
 def _check_losses(config: BenchConfig, rollouts: Sequence[Rollout]) -> None:
     """One update's loss in float32, away from the old policy so that it is no zero. Raises when they differ by 1e-5."""
-    train, some = _train_config(config, "float32"), list(rollouts[:32])
+    train, some = train_config(config, "float32"), list(rollouts[:32])
     ours = Learner(train, load_policy(config.learner.model))
     plain = PlainLoop(train, load_policy(config.learner.model), config.learner.batch_rows)
     old = [scores.logprobs + 0.1 * torch.sin(scores.logprobs) for scores in ours.logprobs(some)]
-    examples = _examples(some, old)
+    examples = examples_of(some, old)
     difference = abs(ours.train(examples, step=0).loss - plain.train(examples))
     if difference > 1e-5:
         raise SystemExit(f"learner: the loss differs from the plain loop's by {difference:.2g}")

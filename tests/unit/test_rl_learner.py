@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from drafters.scoring import SurprisalSums, join_scores
-from rl_loop.batching import Rollout, microbatches
+from rl_loop.batching import BATCH_COST, Rollout, microbatches
 from rl_loop.learner import Example, Learner
 
 MODELS = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
@@ -42,6 +42,14 @@ def test_microbatches_keep_the_budget_and_every_row_once(rollouts):
     assert sorted(row for batch in batches for row in batch.rows) == list(range(len(rollouts)))
     assert all(batch.tokens_BT.numel() <= 20 for batch in batches)
     assert len(microbatches(rollouts, 1)) == len(rollouts), "a row longer than the budget goes alone"
+
+
+def test_rows_share_a_microbatch_until_their_padding_costs_more_than_another_batch():
+    rollouts = [Rollout([1], [2] * length, []) for length in (399, 299, 249, 239, 9)]
+    batches = microbatches(rollouts, 10_000)
+    assert [batch.rows for batch in batches] == [[0, 1, 2], [3, 4]]  # 250 and 230 of padding; the fourth would make 410
+    for batch in batches:
+        assert (batch.attention_BT == 0).sum() <= BATCH_COST
 
 
 def examples(learner: Learner, rollouts: list[Rollout]) -> list[Example]:

@@ -1,0 +1,70 @@
+"""Where the time of the learner's passes goes: torch's profiler on the benchmark's rollouts, by kind of operation.
+
+    python deploy/bench/learner_profile.py [--learner.rollouts 128]
+
+The share of padding stands below: tokens computed that no rollout has.
+"""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from bench_config import BenchConfig
+from learner import examples_of, rollouts_of, train_config
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from drafters.settings import read_command_line
+from rl_loop.batching import microbatches
+from rl_loop.learner import Learner, load_policy
+
+KINDS = {
+    "matrix products": ("mm", "linear"),
+    "attention": ("attention",),
+    "optimiser": ("adam", "_foreach", "_fused"),
+    "conversions and copies": ("copy_", "_to_copy", "clone", "cat", "index", "gather", "scatter", "embedding", "fill"),
+}
+"""of torch's operations, by what a name contains; all others are elementwise"""
+
+
+def main() -> None:
+    config = read_command_line(BenchConfig, "learner_profile", sys.argv[1:])
+    rollouts, train = rollouts_of(config), train_config(config, "bfloat16")
+    learner = Learner(train, load_policy(config.learner.model))
+    examples = examples_of(rollouts, [scores.logprobs for scores in learner.logprobs(rollouts)])
+    learner.train(examples, step=0)
+    passes = {
+        "logprob": by_kind(lambda: learner.logprobs(rollouts)),
+        "train": by_kind(lambda: learner.train(examples, step=0)),
+    }
+    table = Table(title=f"{len(rollouts)} rollouts, ms a pass", box=SIMPLE)
+    for column in ("part", *passes):
+        table.add_column(column, justify="left" if column == "part" else "right")
+    for part in (*KINDS, "elementwise", "Python and the rest"):
+        table.add_row(part, *(f"{1e3 * of[part]:.0f}" for of in passes.values()))
+    table.add_row("the pass", *(f"{1e3 * of.total():.0f}" for of in passes.values()))
+    batches = microbatches(rollouts, train.max_tokens_per_microbatch)
+    padded, real = sum(batch.tokens_BT.numel() for batch in batches), sum(map(len, rollouts))
+    Console().print(table, f"{len(batches)} micro-batches, {1 - real / padded:.0%} of their tokens are padding")
+
+
+def by_kind(run: Callable[[], object]) -> Counter[str]:
+    """Seconds by kind of operation, each without the operations that it calls; they add up to the pass."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        began = time.perf_counter()
+        run()
+        whole = time.perf_counter() - began
+    seconds: Counter[str] = Counter()
+    for event in profiled.key_averages():
+        name = event.key.lower()
+        kind = next((kind for kind, parts in KINDS.items() if any(part in name for part in parts)), "elementwise")
+        seconds[kind] += event.self_cpu_time_total / 1e6
+    seconds["Python and the rest"] = whole - seconds.total()
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
