@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import logging
 import shutil
-import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -31,6 +30,7 @@ from rollout_service.engine import Aborted, Engine, WeightsFile
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
 from rollout_service.member import Member
 from rollout_service.protocol import DraftSchedule, Group, GroupRequest, Problem, WeightsOf, WeightStatus
+from rollout_service.ray_cluster import start_ray
 from rollout_service.state import StateFolder
 from rollout_service.weights import RefusedUpdate, WeightStore, received_checksum
 
@@ -386,18 +386,3 @@ class Fleet:
         except (TimeoutError, RayError):
             return False
         return True
-
-
-def start_ray(address: str | None, engine_logs: bool) -> None:
-    """Join the cluster at `address`, or start one on this machine that ends with this process.
-
-    Who is told to stop decides how: Ray's own handlers of SIGTERM end the process wherever it is, and Ray's agents then
-    live on for a minute. The one in Python is not installed; the native one, which prints a trace, loses its place."""
-    on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray._private.utils.set_sigterm_handler = lambda handler: None
-    quiet: dict[str, Any] = {"log_to_driver": engine_logs, "logging_level": logging.ERROR}
-    if address is not None:
-        ray.init(address=address, **quiet)
-    else:
-        ray.init(num_cpus=machine_cores(), include_dashboard=False, object_store_memory=512 << 20, **quiet)
-    signal.signal(signal.SIGTERM, on_sigterm)

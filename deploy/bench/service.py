@@ -23,8 +23,9 @@ PROCESSES = {
     "bare_engine": "bare engine",
     "VLLM::EngineCore": "engine core",
     "ray::Engine": "engine's actor",
-    "rollout-service": "front",
-    "ray": "Ray",
+    "rollout-service launch": "front",
+    "ray::": "Ray",
+    "/ray/": "Ray",
 }
 """what a command line contains, first match, and whose it is"""
 

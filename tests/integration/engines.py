@@ -64,7 +64,11 @@ def launching(*arguments: str) -> Iterator[subprocess.Popen]:
     try:
         yield process
     finally:
-        process.kill()
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 @contextmanager
@@ -81,15 +85,15 @@ def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
         else:
             pytest.fail("the service did not start:\n" + "".join(lines))
         if process.poll() is None:
-            ends_with_nothing_left(process, signal.SIGTERM)
+            assert stopped(process, signal.SIGTERM) == (0, [])
 
 
-def ends_with_nothing_left(process: subprocess.Popen, signum: int) -> None:
+def stopped(process: subprocess.Popen, signum: int) -> tuple[int, list[psutil.Process]]:
+    """The exit code of a service that is told to stop, and what is left of it."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signum)
-    assert process.wait(40) == 0
-    _, left = psutil.wait_procs(children, timeout=15)
-    assert not left, f"left behind: {left}"
+    code = process.wait(40)
+    return code, psutil.wait_procs(children, timeout=15)[1]
 
 
 def wait_until(condition, within: float, what: str) -> None:

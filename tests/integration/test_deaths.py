@@ -7,7 +7,7 @@ import threading
 import httpx
 import psutil
 import pytest
-from engines import MODELS, ends_with_nothing_left, launched, launching, wait_until
+from engines import MODELS, launched, launching, stopped, wait_until
 from over_http import policy_tensors, requests, worst_difference
 
 from rollout_service.client import RolloutClient
@@ -44,7 +44,7 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
                 lambda model: model.lm_head.weight.data.mul_(0.5),
             )  # fmt: skip
             assert difference < 1e-4
-        ends_with_nothing_left(process, signal.SIGINT)
+        assert stopped(process, signal.SIGINT) == (0, [])
         assert not any(child.is_running() for child in children)
         with pytest.raises(httpx.ConnectError):
             httpx.get(url + "/health")
@@ -56,4 +56,4 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
 def test_a_service_that_is_told_to_stop_while_it_starts_leaves_nothing(starting):
     with launching("--config", "deploy/demo/service.toml", "--drafter.kind", "none") as process:
         wait_until(lambda: find_child(process, starting), 60, f"{starting} is there")
-        ends_with_nothing_left(process, signal.SIGTERM)
+        assert stopped(process, signal.SIGTERM) == (0, [])
