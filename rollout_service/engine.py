@@ -138,6 +138,8 @@ class Engine:
         self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
         await self.set_verification(self.config.drafter.verification)
+        if self.device == "cpu" and make_drafter(self.config.drafter).samples:
+            await self.llm.collective_rpc("let_drafter_rest")
         if policy is not None:
             await self.load(policy, of_drafter=False)
         if drafter is not None:
@@ -183,9 +185,6 @@ class Engine:
         from rollout_service.step_costs import set_draft_lengths
 
         await set_draft_lengths(self.llm, ranges)
-        if self.device == "cpu" and make_drafter(self.config.drafter).samples:
-            drafts = any(length for _, _, length in ranges)
-            await self.llm.collective_rpc("keep_drafter_up", args=(drafts,))
 
     async def schedule(self) -> DraftSchedule:
         """How many tokens are drafted at present, and why."""

@@ -45,24 +45,12 @@ class WorkerExtension:
         if worker.vllm_config.speculative_config is not None:
             worker.model_runner.drafter._enable_probabilistic_draft_probs = draft_sampling == "probabilistic"
 
-    def keep_drafter_up(self, keep: bool) -> None:
-        """Whether the drafter's KV cache keeps up with the policy's at draft length zero, as vLLM lets it: one forward
-        a step, without which drafts that begin again would attend to holes. `False` spares it, for a schedule that
-        drafts at no batch size. For drafters with weights."""
+    def let_drafter_rest(self) -> None:
+        """From now on draft length zero costs no forward of the drafter: see catching_up. For drafters with weights."""
+        from rollout_service.vllm_plugin.catching_up import CatchingUp
+
         worker: Any = self
-        drafter = worker.model_runner.drafter
-        vars(drafter).pop("propose", None)
-        if keep:
-            return
-        stock = drafter.propose
-
-        def propose(num_speculative_tokens: int, **inputs: Any) -> torch.Tensor:
-            if num_speculative_tokens:
-                return stock(num_speculative_tokens, **inputs)
-            drafter._last_draft_probs = None
-            return torch.empty(len(inputs["next_token_ids"]), 0, dtype=torch.int64)
-
-        drafter.propose = propose
+        worker.model_runner.drafter.propose = CatchingUp(worker.model_runner).propose
 
     def set_verification(self, verification: str) -> None:
         """Verify drafts with the project's own `standard` or `block` verification; `auto` leaves vLLM's own where it is

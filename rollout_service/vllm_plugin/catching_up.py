@@ -1,0 +1,138 @@
+"""A drafter that is asked for no drafts does nothing; its KV cache catches up when it is asked again.
+
+vLLM runs the drafter's first forward at draft length zero as well, so that its KV cache has no holes when drafts begin
+again. Here what that forward would have read is held instead, and one forward over all that a request is behind fills
+the holes before its next drafts. Requests that end before that cost nothing. What is held is found by its slot in the
+KV cache, so it is shared, kept and overwritten as the cache's blocks are, prefixes of other requests included.
+
+B requests, T positions, N tokens, S slots of the KV cache, C rows of held states. For models of text whose drafter has
+one KV cache group.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HELD_BYTES = 512 * 2**20
+"""of policy's hidden states. The oldest give way; a hole that is never filled lowers acceptance, and nothing else."""
+
+
+class CatchingUp:
+    """Takes the place of `drafter.propose`, and calls it when there is something to do."""
+
+    def __init__(self, runner: Any):
+        self.runner, self.drafter = runner, runner.drafter
+        drafter, slots = runner.drafter, runner.kv_cache_config.num_blocks * runner.drafter.block_size
+        self.stock: Callable[..., Tensor] = drafter.propose
+        self.row_of_slot_S = torch.full((slots,), -1, device=drafter.device)
+        """of what is held, -1 where the drafter has written; it counts if the row's slot agrees"""
+        self.token_of_slot_S = torch.zeros(slots, dtype=torch.int32, device=drafter.device)
+        self.states_CH: Tensor | None = None
+        """what the drafter reads of the policy (H = 0 where it reads nothing); None until something is held"""
+        self.slot_of_row_C = torch.empty(0)
+        self.next_row = 0
+        self.up_to_date: frozenset[str] = frozenset()
+        """requests without holes"""
+
+    def propose(
+        self,
+        num_speculative_tokens: int,
+        target_token_ids: Tensor,
+        target_hidden_states: Tensor,
+        common_attn_metadata: Any,
+        **inputs: Any,
+    ) -> Tensor:
+        """As vLLM's."""
+        metadata, drafter = common_attn_metadata, self.drafter
+        if num_speculative_tokens == 0:
+            self._hold(metadata.slot_mapping, target_token_ids, target_hidden_states)
+            self.up_to_date = frozenset()
+            drafter.num_speculative_tokens, drafter._last_draft_probs = 0, None
+            return torch.empty(metadata.batch_size(), 0, dtype=torch.int64, device=drafter.device)
+        if self.states_CH is not None:
+            requests = self.runner.input_batch.req_ids
+            if not self.up_to_date.issuperset(requests):
+                while self._fill(metadata, target_token_ids):
+                    pass
+                self.up_to_date = frozenset(requests)
+            self.row_of_slot_S[metadata.slot_mapping] = -1
+            self.token_of_slot_S[metadata.slot_mapping] = target_token_ids
+        return self.stock(
+            num_speculative_tokens,
+            target_token_ids=target_token_ids,
+            target_hidden_states=target_hidden_states,
+            common_attn_metadata=metadata,
+            **inputs,
+        )
+
+    def _hold(self, slots_N: Tensor, tokens_N: Tensor, states_NH: Tensor) -> None:
+        if not self.drafter.pass_hidden_states_to_model:
+            states_NH = states_NH[:, :0]
+        if self.states_CH is None:
+            row_bytes = states_NH.shape[1] * states_NH.element_size()
+            fitting = HELD_BYTES // row_bytes if row_bytes else len(self.row_of_slot_S)
+            rows = max(self.drafter.max_num_tokens, min(fitting, len(self.row_of_slot_S)))
+            self.states_CH = states_NH.new_empty(rows, states_NH.shape[1])
+            self.slot_of_row_C = torch.full((rows,), -1, device=slots_N.device)
+        rows_N = torch.arange(self.next_row, self.next_row + len(slots_N), device=slots_N.device) % len(self.states_CH)
+        self.next_row = (self.next_row + len(slots_N)) % len(self.states_CH)
+        self.states_CH[rows_N] = states_NH
+        self.slot_of_row_C[rows_N] = slots_N
+        self.row_of_slot_S[slots_N] = rows_N
+        self.token_of_slot_S[slots_N] = tokens_N
+
+    def _fill(self, metadata: Any, tokens_N: Tensor) -> bool:
+        """Let the drafter read the first run of held tokens of each request, as many as its buffers take. Whether there
+        were any. `tokens_N` are the step's own, which follow those that are held."""
+        from vllm.v1.attention.backend import CommonAttentionMetadata
+
+        drafter, size = self.drafter, self.drafter.block_size
+        computed_B = metadata.seq_lens - metadata.naive_query_lens()
+        positions_T = torch.arange(int(computed_B.max()) + 1, device=computed_B.device)
+        slots_BT = metadata.block_table_tensor[:, positions_T // size].long() * size + positions_T % size
+        rows_BT = self.row_of_slot_S[slots_BT]
+        held_BT = (rows_BT >= 0) & (self.slot_of_row_C[rows_BT.clamp(min=0)] == slots_BT)
+        held_BT &= positions_T < computed_B[:, None]
+        if not held_BT.any():
+            return False
+        begins_B = held_BT.int().argmax(dim=1)
+        ended_BT = (~held_BT & (positions_T >= begins_B[:, None])).cumsum(dim=1) > 0
+        run_BT = held_BT & ~ended_BT
+        room = drafter.max_num_tokens - len(run_BT) * drafter.net_num_new_slots_per_request
+        run_BT &= (run_BT.flatten().cumsum(0) <= room).view_as(run_BT)
+
+        lengths_B = run_BT.sum(dim=1)
+        behind = lengths_B > 0
+        ends_B = (begins_B + lengths_B)[behind]
+        requests = behind.nonzero().squeeze(1)
+        # The token after a run is held as well, or it is the first of this step.
+        next_B = self.token_of_slot_S[slots_BT[requests, ends_B]]
+        first_B = tokens_N[metadata.query_start_loc[:-1].long()][behind]
+        starts = torch.nn.functional.pad(lengths_B[behind].cumsum(0), (1, 0)).int()
+        slots_N = slots_BT[run_BT]
+        assert self.states_CH is not None
+        self.stock(
+            0,
+            target_token_ids=self.token_of_slot_S[slots_N],
+            target_positions=positions_T.expand_as(run_BT)[run_BT],
+            target_hidden_states=self.states_CH[rows_BT[run_BT]],
+            next_token_ids=torch.where(ends_B == computed_B[behind], first_B, next_B),
+            token_indices_to_sample=None,
+            common_attn_metadata=CommonAttentionMetadata(
+                query_start_loc=starts,
+                query_start_loc_cpu=starts.cpu(),
+                seq_lens=ends_B.int(),
+                seq_lens_cpu_upper_bound=ends_B.int().cpu(),
+                num_reqs=len(requests),
+                num_actual_tokens=len(slots_N),
+                max_query_len=int(lengths_B.max()),
+                max_seq_len=int(ends_B.max()),
+                block_table_tensor=metadata.block_table_tensor[requests],
+                slot_mapping=slots_N,
+            ),
+            sampling_metadata=None,
+        )
+        self.row_of_slot_S[slots_N] = -1
+        return True

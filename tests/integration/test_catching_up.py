@@ -1,0 +1,107 @@
+"""A drafter costs nothing at draft length zero, and drafts afterwards as if it had never rested."""
+
+from itertools import chain
+
+import pytest
+from engines import MODELS
+from test_lossless import engine
+
+from rollout_service.evaluation.prompts import read_prompts
+from rollout_service.vllm_plugin.catching_up import CatchingUp
+
+SCHEDULE = [(1, 1, 3), (2, 64, 0)]
+LENGTHS = [8, 24, 40, 40, 40, 100]
+"""of responses generated at once: the longest is drafted for when it is alone"""
+BLOCK = 32
+"""tokens of the KV cache's blocks"""
+KINDS = pytest.mark.parametrize("kind", ["draft_model", "eagle3", "mtp"])
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return read_prompts(str(MODELS / "policy"), MODELS.parent / "prompts.jsonl")[: len(LENGTHS)]
+
+
+def generated(llm, prompts, lengths):
+    """vLLM's completions, all generated at once, without chance."""
+    from vllm import SamplingParams
+
+    params = [SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True) for length in lengths]
+    return llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+
+
+def draft_steps(outputs):
+    """[(drafted, accepted), ...] of each response."""
+    metrics = [output.outputs[0].spec_decode_metrics for output in outputs]
+    return [list(zip(m.per_step_drafted, m.per_step_accepted, strict=True)) for m in metrics]
+
+
+def sizes_of_forwards(llm):
+    """Of the drafter: a list that grows."""
+    (model,) = llm.collective_rpc("get_draft_model")
+    sizes, stock = [], model.forward  # vLLM calls it past torch's hooks
+
+    def forward(*args, **kwargs):
+        sizes.append(len(kwargs["positions"]))
+        return stock(*args, **kwargs)
+
+    model.forward = forward
+    return sizes
+
+
+@KINDS
+def test_a_drafter_rests_without_a_forward_and_drafts_as_if_it_had_not(kind, prompts):
+    with engine(kind, draft_lengths=SCHEDULE, max_model_len=256, block_size=BLOCK) as llm:
+        awake = draft_steps(generated(llm, prompts, LENGTHS))
+        llm.reset_prefix_cache()
+        llm.collective_rpc("let_drafter_rest")
+        sizes = sizes_of_forwards(llm)
+        rested = generated(llm, prompts, LENGTHS)
+        assert draft_steps(rested) == awake
+        undrafted = sum(drafted == 0 for drafted, _ in awake[-1])
+        assert undrafted >= 40
+        # One forward reads the prompt and what was generated without drafts; the others are those of drafting steps.
+        behind = len(prompts[-1]) + undrafted - 2
+        assert behind <= sizes[0] <= behind + 1
+        assert max(sizes[1:]) <= 5
+
+        # A request that finds another's tokens in the KV cache is drafted for as one that computed them itself.
+        longer = [prompts[2] + list(rested[2].outputs[0].token_ids)]
+        (found,) = generated(llm, longer, [30])
+        assert found.num_cached_tokens >= BLOCK
+        llm.reset_prefix_cache()
+        assert draft_steps([found]) == draft_steps(generated(llm, longer, [30]))
+
+
+@KINDS
+def test_holes_that_are_not_filled_would_show_in_what_is_accepted(kind, prompts, monkeypatch):
+    with engine(kind, draft_lengths=SCHEDULE, max_model_len=256) as llm:
+        awake = draft_steps(generated(llm, prompts, LENGTHS))
+        llm.reset_prefix_cache()
+        monkeypatch.setattr(CatchingUp, "_fill", lambda *_: False)
+        llm.collective_rpc("let_drafter_rest")
+        holed = draft_steps(generated(llm, prompts, LENGTHS))
+        accepted = [sum(accepted for _, accepted in chain(*steps)) for steps in (awake, holed)]
+        assert accepted[1] < accepted[0]
+
+
+def test_what_is_read_at_once_fits_the_drafter_s_buffers(prompts, monkeypatch):
+    """Several requests come back together, with more held tokens than one step may have."""
+    with engine("mtp", draft_lengths=SCHEDULE, max_model_len=256, max_num_batched_tokens=256) as llm:
+        core = llm.llm_engine.engine_core.engine_core
+        stock, steps = core.scheduler.schedule, []
+
+        def schedule(*args, **kwargs):
+            core.set_draft_lengths([(1, 64, 0 if len(steps) < 60 else 3)])
+            steps.append(1)
+            return stock(*args, **kwargs)
+
+        monkeypatch.setattr(core.scheduler, "schedule", schedule)
+        awake = draft_steps(generated(llm, prompts, [100] * len(prompts)))
+        steps.clear()
+        llm.reset_prefix_cache()
+        llm.collective_rpc("let_drafter_rest")
+        sizes = sizes_of_forwards(llm)
+        assert draft_steps(generated(llm, prompts, [100] * len(prompts))) == awake
+        assert sizes[0] == 256
+        assert sizes[1] > 24
