@@ -6,7 +6,7 @@ chosen, zero included. Acceptance moves the choice while an engine runs; costs a
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby
+from itertools import accumulate, groupby, pairwise
 from operator import mul
 from typing import Any
 
@@ -53,16 +53,29 @@ class StepCosts(BaseModel):
         """Seconds, linear between the measured batch sizes; outside of them those of the nearest."""
         return float(np.interp(batch, self.batch_sizes, self.seconds[drafts]))
 
-    def response(self, batch: int, drafts: int, per_step: float, tokens: int) -> float:
-        """Seconds of responses of so many tokens, `batch` of them at once, whose steps yield `per_step` tokens: one
-        token comes with the prompt, the first step's with `first`."""
+    def response(self, batch: int, acceptance: Sequence[float], drafts: int, tokens: int) -> float:
+        """Seconds of responses of so many tokens, `batch` of them at once: one token comes with the prompt, the first
+        step's with `first`."""
         first = float(np.interp(batch, self.batch_sizes, self.first[drafts]))
-        return first + max(0.0, (tokens - 1) / per_step - 1.0) * self.at(batch, drafts)
+        return first + max(0.0, expected_steps(acceptance[:drafts], tokens - 1) - 1.0) * self.at(batch, drafts)
 
 
 def tokens_per_step(acceptance: Sequence[float], drafts: int) -> float:
     """Of one completion, the verifier's own token included. `acceptance[i - 1]` is a_i."""
     return 1.0 + sum(acceptance[:drafts])
+
+
+def expected_steps(acceptance: Sequence[float], tokens: int) -> float:
+    """Steps until one completion has so many tokens, each step with a draft at every position of `acceptance`. More than
+    tokens / tokens_per_step: what the last step yields beyond the response's length is lost."""
+    reached = [1.0, *acceptance, 0.0]
+    yields = [now - beyond for now, beyond in pairwise(reached)]
+    """[i]: the probability that a step yields i + 1 tokens"""
+    steps = [0.0]
+    """[n]: expected steps for n tokens"""
+    for n in range(1, tokens + 1):
+        steps.append(1.0 + sum(p * steps[max(0, n - 1 - i)] for i, p in enumerate(yields)))
+    return steps[-1]
 
 
 def tokens_per_second(costs: StepCosts, acceptance: Sequence[float], batch: int, drafts: int) -> float:
@@ -89,8 +102,7 @@ def speedup(
 ) -> float:
     """Predicted speed of responses of so many tokens, relative to an engine without a drafter (`baseline`, whose only
     draft length is 0). Prompts cost both the same, which is why short responses gain less."""
-    plain = baseline.response(batch, 0, 1.0, tokens)
-    return plain / costs.response(batch, drafts, tokens_per_step(acceptance, drafts), tokens)
+    return baseline.response(batch, [], 0, tokens) / costs.response(batch, acceptance, drafts, tokens)
 
 
 def to_ranges(drafts: Sequence[int]) -> list[Range]:

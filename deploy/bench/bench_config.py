@@ -76,10 +76,13 @@ class Start(Section):
 
 
 class Step(Section):
-    """Whole training steps, with and without speculation, in both modes."""
+    """Whole training steps, with and without speculation: synchronous with each number of slots, asynchronous with the
+    most."""
 
     service: Path = Path("deploy/demo/service.toml")
     train: Path = Path("deploy/demo/train.toml")
+    slots: list[int] = Field(default=[64, 8], min_length=1)
+    """max_num_seqs of the engine: the fewer, the more of a step is generation"""
     steps: int = Field(default=4, ge=2)
     """of each run; the first, which warms up, is left out"""
     runs: int = Field(default=2, ge=1)

@@ -1,6 +1,7 @@
 """Item 3: whole training steps with and without speculation, in synchronous and in asynchronous mode.
 
-Each run is `rl-loop train` against a service of its own; arms alternate. The stage table is in the details.
+Each run is `rl-loop train` against a service of its own; arms alternate. The stage table is in the details. With few
+slots, as an engine has whose memory is short, generation is more of the step, and speculation gains more.
 """
 
 import json
@@ -16,32 +17,36 @@ from processes import BIN, launched
 from rollout_service.hardware import machine_cores
 
 GOAL = 1.6
-MODES = ("sync", "async")
 
 
 def step(config: BenchConfig) -> tuple[list[Figure], Any]:
-    steps: dict[str, list[dict[str, Any]]] = {f"{mode}, {on}": [] for mode in MODES for on in ("on", "off")}
+    slots = config.step.slots
+    arms = [*(("sync", n) for n in slots), ("async", max(slots))]
+    steps: dict[str, list[dict[str, Any]]] = {
+        f"{mode}, {n} slots, {on}": [] for mode, n in arms for on in ("on", "off")
+    }
     for run in range(config.step.runs):
-        for name in steps:
-            steps[name] += _train(config, *name.split(", "), run)
+        for mode, n in arms:
+            for on in ("on", "off"):
+                steps[f"{mode}, {n} slots, {on}"] += _train(config, mode, n, on, run)
     figures = []
-    for mode in MODES:
-        on, off = steps[f"{mode}, on"], steps[f"{mode}, off"]
+    for mode, n in arms:
+        on, off = steps[f"{mode}, {n} slots, on"], steps[f"{mode}, {n} slots, off"]
         # Of a token: steps of one seed differ in how much they generate, since samples do.
         ratios = [b["seconds"] / b["tokens"] / (a["seconds"] / a["tokens"]) for a, b in zip(on, off, strict=True)]
         share = sum(s["stages"]["generation"] for s in off) / sum(s["seconds"] for s in off)
-        what = f"{mode} step; generation is {share:.0%} of it without speculation"
+        what = f"{mode} step, {n} slots; generation is {share:.0%} of it without speculation"
         figures.append(figure("step", what, "x", ratios, goal=GOAL if mode == "sync" else None))
     return figures, {
         name: [{k: s[k] for k in ("seconds", "tokens", "stages")} for s in of] for name, of in steps.items()
     }
 
 
-def _train(config: BenchConfig, mode: str, speculation: str, seed: int) -> list[dict[str, Any]]:
+def _train(config: BenchConfig, mode: str, slots: int, speculation: str, seed: int) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl after the first. Engine and trainer that run at the same time share the cores."""
     plan, cores = config.step, machine_cores()
     half = max(1, cores // 2)
-    of_engine = ["--engine.cores", str(half)] if mode == "async" else []
+    of_engine = ["--engine.max_num_seqs", str(slots), *(["--engine.cores", str(half)] if mode == "async" else [])]
     of_trainer = ["--threads", str(half)] if mode == "async" else []
     without = ["--drafter.kind", "none"] if speculation == "off" else []
     with tempfile.TemporaryDirectory() as folder, launched("--config", str(plan.service), *without, *of_engine) as url:
