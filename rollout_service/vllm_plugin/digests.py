@@ -10,24 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-CHUNK = 1 << 22
-MODULUS = 65_521
-INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+WIDTH = 4093
+"""64-bit words: a prime, so that rows, heads or experts that change places do not stay in their columns"""
 
 
 def digest(tensor: Tensor) -> int:
-    """Of the tensor's bits, order included; computed where the tensor is."""
-    flat = tensor.detach().contiguous().flatten()
-    if flat.device.type == "cpu":  # one pass over the bytes: a push waits for it
-        return zlib.crc32(flat.view(torch.uint8).numpy().data)
-    bits = flat.view(INTEGERS[flat.element_size()])
-    total, first = 0, 0
-    for part in bits.split(CHUNK):
-        places = (torch.arange(first, first + len(part), device=part.device) % MODULUS) + 1
-        values = part.long()
-        total = (total * 31 + int(values.sum()) + 1_000_003 * int((values * places).sum())) % 2**64
-        first += len(part)
-    return total
+    """Of the tensor's bits, order included: of the column sums of its words in rows of WIDTH, which one pass at the
+    memory's speed takes, wherever the tensor is. Engines do not generate meanwhile."""
+    raw = tensor.detach().contiguous().flatten().view(torch.uint8)
+    if raw.storage_offset() % 8:
+        raw = raw.clone()
+    words = raw.numel() // (8 * WIDTH) * 8 * WIDTH
+    sums = raw[:words].view(torch.int64).view(-1, WIDTH).sum(0)
+    return zlib.crc32(torch.cat([sums.view(torch.uint8), raw[words:]]).cpu().numpy().data)
 
 
 @torch.no_grad()
