@@ -1,7 +1,7 @@
 """Alarms: a drafter that is stale, half-loaded or outrun gives right samples only slower, and nobody would notice.
 
 After every push
-- the bytes that each engine read are compared with what was sent (SHA-256);
+- an engine that read other bytes than were sent has refused them;
 - an update that differs from what was in service must change what the engine's kernels hold, and a new drafter version
   must differ from the one before at all;
 - once enough draft steps are counted, the acceptance rate is compared with that of the versions before.
@@ -33,12 +33,11 @@ class Alarms:
         policy: int,
         drafter: int,
         *,
-        checksum: str,
         is_new: bool | None,
         loaded: dict[int, Loaded],
     ) -> None:
-        """`policy` and `drafter` are the versions now in service, `checksum` that of the bytes sent, `is_new` whether
-        they differ from what was in service (None: not known), `loaded` what each engine's `load` gave, by index."""
+        """`policy` and `drafter` are the versions now in service, `is_new` whether the update differs from what was in
+        service (None: not known), `loaded` what each engine's `load` gave, by index."""
         version = drafter if of == "drafter" else policy
         if of == "drafter" and is_new is False:
             message = (
@@ -47,18 +46,17 @@ class Alarms:
             )
             self._raise("not_changed", of, policy, drafter, message)
         for engine, report in loaded.items():
-            if report.checksum != checksum:
-                message = (
-                    f"engine {engine} read other bytes than were sent for {of} version {version}: "
-                    f"{report.checksum[:12]}..., sent {checksum[:12]}..."
-                )
-                self._raise("checksum", of, policy, drafter, message)
             if is_new and report.changed == 0:
                 message = (
                     f"{of} version {version} changed none of the {report.modules} modules of engine {engine}, "
                     "though its tensors differ from the ones before: the engine goes on with the old ones"
                 )
                 self._raise("not_changed", of, policy, drafter, message)
+
+    def different_bytes(self, of: WeightsOf, policy: int, drafter: int, engine: int, error: str) -> None:
+        """An engine refused what the others loaded."""
+        version = drafter if of == "drafter" else policy
+        self._raise("checksum", of, policy, drafter, f"engine {engine}, {of} version {version}: {error}")
 
     def check_acceptance(self, rows: Sequence[dict[str, Any]]) -> None:
         """`rows` as `Fleet.speculation` gives them. Both versions only grow: their order is that of the pushes."""

@@ -6,11 +6,10 @@ with RolloutClient("http://127.0.0.1:8000") as client:
     client.push_weights("policy", tensors, version=1)
 """
 
-import hashlib
 import json
-import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ from rollout_service.protocol import (
     WeightsOf,
     WeightsStatus,
     WeightStatus,
+    spare_file,
 )
 
 if TYPE_CHECKING:
@@ -187,20 +187,21 @@ class RolloutClient(_Connection):
         On the service's own machine the tensors go through shared memory, elsewhere over HTTP.
         Raises RolloutError with every wrong name, shape and dtype; the old version then stays in service.
         """
-        from safetensors.torch import save_file
+        from rollout_service.tensor_bytes import checksum_of, safetensors_parts
 
-        contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        parts = safetensors_parts(tensors)
         shared = self._shared_memory()
-        if shared is not None:
-            file = shared / f"push-{uuid.uuid4().hex}.safetensors"
-            try:
-                save_file(contiguous, file)
-                return self._push(of, version, SharedMemoryPush(file=file.name), file)
-            finally:
-                file.unlink(missing_ok=True)
-        with tempfile.NamedTemporaryFile(suffix=".safetensors") as staged:
-            save_file(contiguous, staged.name)
-            return self._push(of, version, Path(staged.name), Path(staged.name))
+        if shared is None:
+            headers = {"Content-Type": "application/octet-stream"}
+            return self._push(of, version, checksum_of(parts), content=_chunks(parts), headers=headers)
+        file = shared / f"push-{uuid.uuid4().hex}.safetensors"
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                checksum = pool.submit(checksum_of, parts)
+                _write(shared / spare_file(of), file, parts)
+            return self._push(of, version, checksum.result(), json=SharedMemoryPush(file=file.name).model_dump())
+        finally:
+            file.unlink(missing_ok=True)
 
     def _shared_memory(self) -> Path | None:
         """The service's shared-memory folder when it is this machine's: the `token` file in it is ours to read."""
@@ -212,32 +213,36 @@ class RolloutClient(_Connection):
             return None
         return folder if here == folder.name else None
 
-    def _push(self, of: WeightsOf, version: int, what: BaseModel | Path, file: Path) -> WeightStatus:
-        with file.open("rb") as stream:
-            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-        path, query = f"/v1/weights/{of}", {"version": str(version), "checksum": checksum}
-        if isinstance(what, BaseModel):
-            response = self.http.post(path, params=query, json=what.model_dump())
-        else:
-            headers = {"Content-Type": "application/octet-stream"}
-            response = self.http.post(path, params=query, content=_chunks(what), headers=headers)
+    def _push(self, of: WeightsOf, version: int, checksum: str, **body: Any) -> WeightStatus:
+        query = {"version": str(version), "checksum": checksum}
+        response = self.http.post(f"/v1/weights/{of}", params=query, **body)
         if response.status_code != 200:
             raise _error(response)
         return WeightStatus.model_validate_json(response.content)
 
 
 def tensors_checksum(tensors: Mapping[str, "torch.Tensor"]) -> str:
-    """SHA-256 of the safetensors bytes that `push_weights` makes of `tensors`: `WeightStatus.checksum` once pushed."""
-    from safetensors.torch import save
+    """BLAKE3 of the safetensors bytes that `push_weights` makes of `tensors`: `WeightStatus.checksum` once pushed."""
+    from rollout_service.tensor_bytes import checksum_of, safetensors_parts
 
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return hashlib.sha256(save(contiguous)).hexdigest()
+    return checksum_of(safetensors_parts(tensors))
 
 
-def _chunks(file: Path) -> Iterator[bytes]:
-    with file.open("rb") as stream:
-        while chunk := stream.read(STREAM_CHUNK):
-            yield chunk
+def _write(spare: Path, file: Path, parts: Sequence[memoryview]) -> None:
+    """Over the spare file, where there is one."""
+    try:
+        spare.rename(file)
+    except FileNotFoundError:
+        file.touch()
+    with file.open("r+b") as out:
+        out.writelines(parts)
+        out.truncate()
+
+
+def _chunks(parts: Iterable[memoryview]) -> Iterator[bytes]:
+    for part in parts:
+        for start in range(0, len(part), STREAM_CHUNK):
+            yield bytes(part[start : start + STREAM_CHUNK])
 
 
 class AsyncRolloutClient(_Connection):

@@ -47,6 +47,7 @@ class WeightsFile(NamedTuple):
 
     version: int
     path: str
+    checksum: str
     node: str
     bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
 
@@ -56,11 +57,13 @@ class Loaded(NamedTuple):
 
     pause: float
     """seconds from the pause to the resumption of generation"""
-    checksum: str
-    """SHA-256 of the bytes that it read"""
     changed: int
     """modules that hold something else than before"""
     modules: int
+
+
+class DifferentBytes(RuntimeError):
+    """An engine read other bytes of a version than were sent, and holds what it held before."""
 
 
 class Started(NamedTuple):
@@ -252,7 +255,9 @@ class Engine:
 
     @ends_with_vllm
     async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
-        """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say."""
+        """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say.
+
+        Raises DifferentBytes when what it read has another checksum; nothing has changed then."""
         import ray
 
         path, copied = Path(weights.path), None
@@ -262,7 +267,11 @@ class Engine:
         policy, began = self.config.weights, time.monotonic()
         await self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache)
         try:
-            reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=(str(path), of_drafter))
+            arguments = (str(path), weights.checksum, of_drafter)
+            reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
+            received = reports[0]["checksum"]
+            if received != weights.checksum:
+                raise DifferentBytes(f"read bytes with the BLAKE3 {received}, and the sender's have {weights.checksum}")
             if of_drafter:
                 self.drafter_version = weights.version
                 self.lengths.new_drafter()
@@ -275,7 +284,7 @@ class Engine:
             if copied is not None:
                 copied.unlink()
         changed = sum(report["changed"] for report in reports)
-        return Loaded(time.monotonic() - began, reports[0]["checksum"], changed, reports[0]["modules"])
+        return Loaded(time.monotonic() - began, changed, reports[0]["modules"])
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch between sampled and greedy drafts without a restart; both are verified exactly."""

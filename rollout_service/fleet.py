@@ -26,13 +26,14 @@ from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
-from rollout_service.engine import Aborted, Engine, WeightsFile
+from rollout_service.engine import Aborted, DifferentBytes, Engine, WeightsFile
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
 from rollout_service.member import Member
 from rollout_service.protocol import DraftSchedule, Group, GroupRequest, Problem, WeightsOf, WeightStatus
 from rollout_service.ray_cluster import start_ray
 from rollout_service.state import StateFolder
-from rollout_service.weights import RefusedUpdate, WeightStore, received_checksum
+from rollout_service.tensor_bytes import file_checksum
+from rollout_service.weights import RefusedUpdate, WeightStore, check_received
 
 if TYPE_CHECKING:
     from rollout_service.step_costs import Measured, Plan
@@ -148,7 +149,7 @@ class Fleet:
                 raise FleetError(
                     f"state: {kept[version]} is not of this model: {error}; choose another folder"
                 ) from None
-            weights_set.publish(self._locate(version, file), received_checksum(file), seconds=0.0, pause=0.0)
+            weights_set.publish(self._locate(version, file, file_checksum(file)), seconds=0.0, pause=0.0)
 
     def _actor_options(self) -> dict[str, Any]:
         cuda = self.device == "cuda"
@@ -269,12 +270,12 @@ class Fleet:
 
     # --- control ---
 
-    async def push(self, of: WeightsOf, version: int, file: Path, sent: str | None = None) -> WeightStatus:
-        """Load a checked file into every engine and publish its version. `file` is ours: kept while in service; `sent`
-        is the sender's checksum of it.
+    async def push(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
+        """Load a file into every engine and publish its version. `file` is ours: kept while in service; `checksum` is
+        what its bytes must have: each engine verifies them as it reads them, before it changes anything.
 
-        Raises RefusedUpdate before any engine is touched, FleetError when no engine could take it. The status says
-        `skipped` when a newer version came while this one was waiting for its turn.
+        Raises RefusedUpdate while every engine holds what it held, FleetError when no engine could take it. The status
+        says `skipped` when a newer version came while this one was waiting for its turn.
         """
         weights_set = self.store.sets[of]
         weights_set.check(version, file)
@@ -285,7 +286,6 @@ class Fleet:
                 return weights_set.status.model_copy(update={"skipped": True})
             try:
                 weights_set.check(version, file)  # another version may have come into service meanwhile
-                checksum = await asyncio.to_thread(received_checksum, file, sent)
                 return await self._load_everywhere(of, version, file, checksum)
             except BaseException:
                 self._newest[of] = weights_set.status.version
@@ -294,40 +294,57 @@ class Fleet:
     async def _load_everywhere(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
         began = time.monotonic()
         if self.state is not None:
-            try:
-                await asyncio.to_thread(self.state.keep, of, version, file)
-            except OSError as full:
-                message = f"version {version} could not be kept in {self.state.folder}: {full.strerror}"
-                raise RefusedUpdate(message, [Problem(field="state", message=message)], status=507) from full
-        weights = self._locate(version, file)
+            await self._keep(self.state, of, version, file, checksum)
+        weights = self._locate(version, file, checksum)
         members = [member for member in self.members if member.in_service]
         loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
         results = await asyncio.gather(*loads, return_exceptions=True)
         failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
+        if failed and all(isinstance(r, DifferentBytes) for r in results):
+            self._forget_all_but_published(of)
+            message = f"{failed[0][1]}: push again"
+            raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
         for member, error in failed:
             # Half-loaded weights serve nobody: the engine starts again with what is then in service.
             logger.error("engine %d could not load %s version %d: %s", member.index, of, version, error)
             member.in_service = False
             ray.kill(member.actor, no_restart=False)
         if len(failed) == len(members):
-            if self.state is not None:
-                self.state.forget_all_but(of, self.store.sets[of].status.version)
+            self._forget_all_but_published(of)
             reason = failed[0][1] if failed else "none is in service"
             raise FleetError(f"no engine could load {of} version {version}: {reason}")
         loaded = {m.index: r for m, r in zip(members, results, strict=True) if not isinstance(r, BaseException)}
         is_new = self.store.differs(of, file, checksum)
         pause = max(report.pause for report in loaded.values())
-        status = self.store.sets[of].publish(weights, checksum, time.monotonic() - began, pause)
-        if self.state is not None:
-            self.state.forget_all_but(of, version)
+        status = self.store.sets[of].publish(weights, time.monotonic() - began, pause)
+        self._forget_all_but_published(of)
         policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
         if of == "drafter":
             self.drafter_since[version] = policy
-        self.alarms.after_push(of, policy, drafter, checksum=checksum, is_new=is_new, loaded=loaded)
+        self.alarms.after_push(of, policy, drafter, is_new=is_new, loaded=loaded)
+        for member, error in failed:
+            if isinstance(error, DifferentBytes):
+                self.alarms.different_bytes(of, policy, drafter, member.index, str(error))
         self.on_published(of, version)
         return status
 
-    def _locate(self, version: int, file: Path) -> WeightsFile:
+    async def _keep(self, state: StateFolder, of: WeightsOf, version: int, file: Path, checksum: str) -> None:
+        try:
+            kept = await asyncio.to_thread(state.keep, of, version, file)
+        except OSError as full:
+            message = f"version {version} could not be kept in {state.folder}: {full.strerror}"
+            raise RefusedUpdate(message, [Problem(field="state", message=message)], status=507) from full
+        try:
+            check_received(kept, checksum)
+        except RefusedUpdate:
+            self._forget_all_but_published(of)
+            raise
+
+    def _forget_all_but_published(self, of: WeightsOf) -> None:
+        if self.state is not None:
+            self.state.forget_all_but(of, self.store.sets[of].status.version)
+
+    def _locate(self, version: int, file: Path, checksum: str) -> WeightsFile:
         here = ray.get_runtime_context().get_node_id()
         elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
         stored = None
@@ -335,7 +352,7 @@ class Fleet:
             import numpy as np
 
             stored = ray.put(np.fromfile(file, dtype=np.uint8))
-        return WeightsFile(version, str(file), here, stored)
+        return WeightsFile(version, str(file), checksum, here, stored)
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         await asyncio.gather(*(member.actor.set_draft_sampling.remote(draft_sampling) for member in self.members))

@@ -274,7 +274,7 @@ class WeightStatus(WireType):
     tensors: int
     bytes: int
     checksum: str
-    """SHA-256 of the pushed safetensors bytes; empty for version 0"""
+    """BLAKE3 of the pushed safetensors bytes; empty for version 0"""
     seconds: float = 0.0
     """from the received bytes to the version's publication"""
     pause: float = 0.0
@@ -297,6 +297,12 @@ class SharedMemoryPush(WireType):
     """A push by reference: `file` lies in the service's shared-memory folder."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")
+
+
+def spare_file(of: WeightsOf) -> str:
+    """In the shared-memory folder: the file of a version that is no longer in service. Whoever can rename it may write
+    over it, in a third of the time that new memory takes."""
+    return f"spare-{of}.safetensors"
 
 
 class AcceptanceCounts(WireType):

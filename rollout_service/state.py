@@ -8,8 +8,9 @@ state/weights/policy-12.safetensors   the version in service, one file a weight 
 import fcntl
 import os
 import re
-import shutil
 from pathlib import Path
+
+from blake3 import blake3
 
 from rollout_service.protocol import WeightsOf
 
@@ -34,19 +35,24 @@ class StateFolder:
     def queue(self) -> Path:
         return self.folder / "queue.sqlite"
 
-    def keep(self, of: WeightsOf, version: int, file: Path) -> Path:
-        """A copy that lasts; the earlier versions stay until `forget`. Raises OSError when the disk is full."""
+    def keep(self, of: WeightsOf, version: int, file: Path) -> str:
+        """A copy that lasts, and its checksum; the earlier versions stay until `forget_all_but`. Raises OSError when
+        the disk is full."""
         kept = self.weights / f"{of}-{version}.safetensors"
         partial = kept.with_name(f".{kept.name}")
+        hasher = blake3()
         try:
             with file.open("rb") as source, partial.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 16 << 20)
+                while chunk := source.read(1 << 20):
+                    hasher.update(chunk)
+                    copy.write(chunk)
                 copy.flush()
                 os.fsync(copy.fileno())
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-        return partial.rename(kept)
+        partial.rename(kept)
+        return hasher.hexdigest()
 
     def kept(self, of: WeightsOf) -> dict[int, Path]:
         """The kept files by version."""

@@ -2,11 +2,11 @@
 
 Pushed bytes become a file in the service's shared-memory folder. Engines on this machine read that file; for engines on
 other nodes it is put once into Ray's object store. The file in service is kept: an engine that restarts takes it.
+That of the version before becomes the spare one, which the next push writes over: new memory costs three times as much.
 """
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import shutil
 import uuid
@@ -18,7 +18,7 @@ from drafters.drafter import Drafter
 from drafters.mtp import is_mtp
 from rollout_service.checkpoint_files import TensorSpec, checkpoint_tensors, file_tensors, problems
 from rollout_service.engine import WeightsFile
-from rollout_service.protocol import Problem, WeightsOf, WeightStatus
+from rollout_service.protocol import Problem, WeightsOf, WeightStatus, spare_file
 
 SHARED_MEMORY = Path("/dev/shm")
 OWNER = "owner"
@@ -61,17 +61,17 @@ class WeightSet:
                 found,
             )
 
-    def publish(self, weights: WeightsFile, checksum: str, seconds: float, pause: float) -> WeightStatus:
+    def publish(self, weights: WeightsFile, seconds: float, pause: float) -> WeightStatus:
         """`weights` is what every engine now holds."""
-        if self.file is not None:
-            Path(self.file.path).unlink(missing_ok=True)
         path = Path(weights.path)
+        if self.file is not None:
+            Path(self.file.path).rename(path.with_name(spare_file(self.of)))
         self.file = weights
         self.status = WeightStatus(
             version=weights.version,
             tensors=len(self.expected),
             bytes=path.stat().st_size,
-            checksum=checksum,
+            checksum=weights.checksum,
             seconds=seconds,
             pause=pause,
         )
@@ -98,6 +98,15 @@ class WeightStore:
 
     def new_file(self) -> Path:
         return self.folder / f"received-{uuid.uuid4().hex}.safetensors"
+
+    def file_to_write(self, of: WeightsOf) -> Path:
+        """The spare file under a new name, or a new one."""
+        file = self.new_file()
+        try:
+            (self.folder / spare_file(of)).rename(file)
+        except FileNotFoundError:
+            file.touch()
+        return file
 
     def adopt(self, name: str) -> Path:
         """A client's file in the folder, under a name of ours: it may unlink its own. Raises RefusedUpdate."""
@@ -145,14 +154,11 @@ def remove_orphans() -> None:
             shutil.rmtree(file.parent, ignore_errors=True)
 
 
-def received_checksum(file: Path, sent: str | None = None) -> str:
-    """SHA-256 of the file, read whole. Raises RefusedUpdate when it is not the sender's (`sent`)."""
-    with file.open("rb") as stream:
-        received = hashlib.file_digest(stream, "sha256").hexdigest()
+def check_received(received: str, sent: str | None) -> None:
+    """Raises RefusedUpdate when bytes with the checksum `received` are not the sender's."""
     if sent is not None and received != sent:
-        message = f"received bytes with SHA-256 {received}, and the sender's have {sent}: push again"
+        message = f"received bytes with the BLAKE3 {received}, and the sender's have {sent}: push again"
         raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
-    return received
 
 
 def _elements(spec: TensorSpec) -> int:

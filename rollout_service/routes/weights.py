@@ -3,11 +3,14 @@
 import asyncio
 from pathlib import Path
 
+from blake3 import blake3
 from fastapi import APIRouter, Query, Request
 
 from rollout_service.admission import Refused
 from rollout_service.fleet import Fleet
 from rollout_service.protocol import Problem, SharedMemoryPush, WeightsOf, WeightsStatus, WeightStatus
+from rollout_service.tensor_bytes import file_checksum
+from rollout_service.weights import check_received
 
 router = APIRouter(tags=["weights"])
 
@@ -39,7 +42,8 @@ async def push(
 ) -> WeightStatus:
     """Load new weights into every engine, in place; answers when all hold them and the version is published.
 
-    `checksum` is the sender's SHA-256 of the safetensors bytes: what arrives different is refused.
+    `checksum` is the sender's BLAKE3 of the safetensors bytes: what arrives different is refused. A body's is taken
+    while it is received, that of a file in shared memory when the engines read it, before they change anything.
     The body holds every tensor under its checkpoint name. What does not fit is refused as a whole with a list.
     """
     fleet: Fleet = request.app.state.fleet
@@ -49,8 +53,11 @@ async def push(
     if request.headers.get("content-type", "").startswith("application/json"):
         reference = SharedMemoryPush.model_validate_json(await request.body())
         file = fleet.store.adopt(reference.file)
+        if checksum is None:
+            checksum = await asyncio.to_thread(file_checksum, file)
     else:
-        file = await receive(request, fleet.store.new_file(), fleet.store.sets[of].largest_bytes)
+        file = fleet.store.file_to_write(of)
+        checksum = await receive(request, file, fleet.store.sets[of].largest_bytes, checksum)
     try:
         # Shielded: a client that disconnects must not stop a push half-way through the engines.
         status = await asyncio.shield(asyncio.create_task(fleet.push(of, version, file, checksum)))
@@ -65,18 +72,22 @@ async def push(
     return status
 
 
-async def receive(request: Request, file: Path, limit: int) -> Path:
-    """The request's body as a file. Raises Refused (413) when it is larger than these tensors can be."""
-    received = 0
+async def receive(request: Request, file: Path, limit: int, sent: str | None) -> str:
+    """Writes the request's body over the file; its checksum. Raises Refused (413) when it is larger than these tensors
+    can be, and RefusedUpdate when its checksum is not the one `sent`."""
+    received, hasher = 0, blake3()
     try:
-        with file.open("wb") as out:
+        with file.open("r+b") as out:
             async for chunk in request.stream():
                 received += len(chunk)
                 if received > limit:
                     message = f"more than {limit} bytes, which these tensors cannot need"
                     raise Refused([Problem(field="body", message=message)], status=413)
+                hasher.update(chunk)
                 out.write(chunk)
+            out.truncate()
+        check_received(hasher.hexdigest(), sent)
     except BaseException:
         file.unlink(missing_ok=True)
         raise
-    return file
+    return hasher.hexdigest()

@@ -1,6 +1,5 @@
 """What the service asks of a vLLM worker beyond vLLM's own calls. vLLM mixes this class into its worker."""
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +9,27 @@ import torch
 class WorkerExtension:
     """Methods reached with `collective_rpc`; vLLM refuses names that its worker already has."""
 
-    def load_checkpoint_tensors(self, file: str, of_drafter: bool) -> dict[str, Any]:
+    def load_checkpoint_tensors(self, file: str, checksum: str, of_drafter: bool) -> dict[str, Any]:
         """Load a safetensors file (checkpoint names) into the running policy or drafter, in place.
 
         vLLM's layerwise reload packs each layer for its kernel again, so speed stays what it was at start-up. Returns
-        the file's SHA-256 as it was read here, and how many of the model's modules hold something else than before.
+        the checksum of the bytes read here, and how many of the model's modules hold something else than before; bytes
+        whose checksum is not `checksum` are not loaded.
         """
-        from safetensors.torch import load_file
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader import reload
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
+        from rollout_service.tensor_bytes import map_tensors
         from rollout_service.vllm_plugin.digests import held_digests
 
         worker: Any = self
         model = worker.get_draft_model() if of_drafter else worker.get_model()
         model_config = worker.vllm_config.speculative_config.draft_model_config if of_drafter else worker.model_config
-        with open(file, "rb") as stream:
-            checksum = hashlib.file_digest(stream, "sha256").hexdigest()
-        tensors, before = load_file(Path(file)), held_digests(model)
+        tensors, received = map_tensors(Path(file))
+        if received != checksum:
+            return {"checksum": received, "changed": 0, "modules": 0}
+        before = held_digests(model)
         with torch.no_grad(), set_current_vllm_config(worker.vllm_config):
             reload.initialize_layerwise_reload(model)
             # An MTP update holds the head's own tensors only: the embedding and the output head are the policy's.

@@ -4,8 +4,6 @@ The proof is in the log-probabilities: those that the engine returns equal a flo
 the weights it is said to hold, to 1e-4. Stale packed copies (tied heads, experts) are off by whole nats.
 """
 
-import hashlib
-
 import pytest
 import torch
 from engines import MODELS, in_process_llm
@@ -14,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from drafters.registry import make_drafter
 from drafters.scoring import score_tokens
+from rollout_service.tensor_bytes import file_checksum
 
 SAMPLING = {"temperature": 0.8, "top_k": 30, "top_p": 0.95}
 
@@ -44,7 +43,7 @@ def test_pushed_weights_are_the_ones_that_sample(name, kind, tmp_path):
     old, new = (AutoModelForCausalLM.from_pretrained(tmp_path / n, dtype=torch.float32) for n in ("old", "new"))
     with in_process_llm(tmp_path / "old", drafter) as llm:
         assert worst_difference(llm, old) < 1e-4
-        (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(policy_update(tmp_path)), False))
+        report = load(llm, policy_update(tmp_path), of_drafter=False)
         # Norms of a random policy are all ones, old and new: every other module holds something else.
         assert report["changed"] > report["modules"] / 3
         llm.reset_prefix_cache()
@@ -55,12 +54,24 @@ def test_pushed_weights_are_the_ones_that_sample(name, kind, tmp_path):
             before = drafter_tensor_sum(llm)
             save_drafter(kind, new, seed=3, folder=tmp_path / "drafter2")
             update = tmp_path / "drafter2" / "model.safetensors"
-            (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(update), True))
-            assert report["checksum"] == hashlib.sha256(update.read_bytes()).hexdigest()
-            assert report["changed"] > 0
+            assert other_bytes_change_nothing(llm, update)
+            assert load(llm, update, of_drafter=True)["changed"] > 0
             assert silent_load_is_noticed(llm, update)
             assert drafter_tensor_sum(llm) != before
             assert worst_difference(llm, new) < 1e-4  # a drafter's update never changes the policy
+
+
+def load(llm, update, of_drafter):
+    (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(update), file_checksum(update), of_drafter))
+    assert report.pop("checksum") == file_checksum(update)
+    return report
+
+
+def other_bytes_change_nothing(llm, update):
+    """A file that is not what was sent is read, and not loaded."""
+    before = drafter_tensor_sum(llm)
+    (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(update), "0" * 64, True))
+    return report["checksum"] == file_checksum(update) and drafter_tensor_sum(llm) == before
 
 
 def silent_load_is_noticed(llm, update):
@@ -71,10 +82,10 @@ def silent_load_is_noticed(llm, update):
 
     drafter = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
     drafter.load_weights = lambda weights: [None for _ in weights]
-    (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(update), True))
+    report = load(llm, update, of_drafter=True)
     del drafter.load_weights
     alarms = Alarms(AlarmConfig())
-    alarms.after_push("drafter", 1, 2, checksum=report["checksum"], is_new=True, loaded={0: Loaded(0.0, **report)})
+    alarms.after_push("drafter", 1, 2, is_new=True, loaded={0: Loaded(0.0, **report)})
     return [alarm.kind for alarm in alarms.raised] == ["not_changed"]
 
 

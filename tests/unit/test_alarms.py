@@ -1,6 +1,5 @@
 """Every alarm is raised by what causes it, once, with a log line, a metric and an entry that names the versions."""
 
-import hashlib
 import logging
 
 import pytest
@@ -13,14 +12,15 @@ from rollout_service.alarms import Alarms
 from rollout_service.config import AlarmConfig
 from rollout_service.engine import Loaded
 from rollout_service.protocol import WeightStatus
+from rollout_service.tensor_bytes import file_checksum
 from rollout_service.vllm_plugin.digests import digest, held_digests
-from rollout_service.weights import RefusedUpdate, WeightStore, received_checksum
+from rollout_service.weights import RefusedUpdate, WeightStore, check_received
 
 SENT = "a" * 64
 
 
-def loaded(changed=3, checksum=SENT):
-    return Loaded(pause=0.1, checksum=checksum, changed=changed, modules=3)
+def loaded(changed=3):
+    return Loaded(pause=0.1, changed=changed, modules=3)
 
 
 def row(policy, drafter, accepted, steps=1000):
@@ -37,14 +37,14 @@ def alarms():
 
 
 def test_an_update_that_changed_everything_is_quiet(alarms):
-    alarms.after_push("drafter", 4, 7, checksum=SENT, is_new=True, loaded={0: loaded(), 1: loaded()})
-    alarms.after_push("policy", 5, 7, checksum=SENT, is_new=None, loaded={0: loaded(changed=0)})
+    alarms.after_push("drafter", 4, 7, is_new=True, loaded={0: loaded(), 1: loaded()})
+    alarms.after_push("policy", 5, 7, is_new=None, loaded={0: loaded(changed=0)})
     assert alarms.raised == alarms.counted == []
 
 
 def test_an_engine_that_goes_on_with_its_old_drafter_is_loud(alarms, caplog):
     with caplog.at_level(logging.ERROR):
-        alarms.after_push("drafter", 4, 7, checksum=SENT, is_new=True, loaded={0: loaded(), 1: loaded(changed=0)})
+        alarms.after_push("drafter", 4, 7, is_new=True, loaded={0: loaded(), 1: loaded(changed=0)})
     (alarm,) = alarms.raised
     assert (alarm.kind, alarm.of, alarm.policy_version, alarm.drafter_version) == ("not_changed", "drafter", 4, 7)
     assert "drafter version 7" in alarm.message
@@ -54,9 +54,9 @@ def test_an_engine_that_goes_on_with_its_old_drafter_is_loud(alarms, caplog):
 
 
 def test_a_new_version_of_the_same_drafter_is_loud_and_of_the_same_policy_is_not(alarms):
-    alarms.after_push("policy", 5, 7, checksum=SENT, is_new=False, loaded={0: loaded(changed=0)})
+    alarms.after_push("policy", 5, 7, is_new=False, loaded={0: loaded(changed=0)})
     assert alarms.raised == []
-    alarms.after_push("drafter", 5, 8, checksum=SENT, is_new=False, loaded={0: loaded(changed=0)})
+    alarms.after_push("drafter", 5, 8, is_new=False, loaded={0: loaded(changed=0)})
     (alarm,) = alarms.raised
     assert alarm.kind == "not_changed"
     assert "drafter version 8 holds the same tensors" in alarm.message
@@ -64,7 +64,7 @@ def test_a_new_version_of_the_same_drafter_is_loud_and_of_the_same_policy_is_not
 
 @pytest.mark.parametrize("of", ["policy", "drafter"])
 def test_bytes_that_an_engine_read_differently_are_loud(of, alarms):
-    alarms.after_push(of, 5, 8, checksum=SENT, is_new=True, loaded={0: loaded(checksum="b" * 64)})
+    alarms.different_bytes(of, 5, 8, engine=1, error="read other bytes")
     (alarm,) = alarms.raised
     assert (alarm.kind, alarm.of) == ("checksum", of)
 
@@ -109,21 +109,20 @@ def update(store, values, name="mtp.fc.weight"):
 
 def test_what_is_sent_is_compared_with_what_is_in_service(store):
     same, other = update(store, torch.arange(6.0)), update(store, torch.arange(6.0) + 1)
-    checksum = received_checksum(same)
+    checksum = file_checksum(same)
     assert store.differs("drafter", same, checksum) is None, "the checkpoint itself, pushed to be sure"
     assert store.differs("drafter", other, "") is True
     store.sets["drafter"].status = WeightStatus(version=1, tensors=1, bytes=24, checksum=checksum)
     assert store.differs("drafter", same, checksum) is False
-    assert store.differs("drafter", other, received_checksum(other)) is True
+    assert store.differs("drafter", other, file_checksum(other)) is True
     assert store.differs("policy", same, checksum) is None
 
 
-def test_bytes_that_arrive_different_are_refused(store):
-    file = update(store, torch.arange(6.0))
+def test_bytes_that_arrive_different_are_refused():
     with pytest.raises(RefusedUpdate, match="push again"):
-        received_checksum(file, sent=SENT)
-    checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert received_checksum(file, sent=checksum) == received_checksum(file) == checksum
+        check_received("b" * 64, sent=SENT)
+    check_received(SENT, sent=SENT)
+    check_received(SENT, sent=None)
 
 
 def test_a_digest_sees_a_bit_and_an_order():
@@ -131,7 +130,8 @@ def test_a_digest_sees_a_bit_and_an_order():
     changed, swapped = values.clone(), values.clone()
     changed[-1] = torch.nextafter(changed[-1], torch.tensor(torch.inf))
     swapped[[0, 1]] = swapped[[1, 0]]
-    assert len({digest(values), digest(changed), digest(swapped)}) == 3
+    rows = values.view(-1, 2000).roll(1, 0)
+    assert len({digest(tensor) for tensor in (values, changed, swapped, rows)}) == 4
     assert digest(values) == digest(values.clone())
     assert digest(values[:7].bfloat16()) == digest(values[:7].bfloat16().clone())
 

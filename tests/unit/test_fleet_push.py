@@ -6,9 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from rollout_service.engine import DifferentBytes, Loaded, WeightsFile
 from rollout_service.fleet import Fleet, FleetError
+from rollout_service.member import Member
 from rollout_service.protocol import WeightStatus
 from rollout_service.weights import RefusedUpdate, WeightSet
+
+SENT = "a" * 64
 
 
 @pytest.fixture
@@ -34,7 +38,9 @@ def fleet(monkeypatch, tmp_path):
 
 
 async def test_a_learner_that_pushes_faster_than_engines_load_skips_versions(fleet, tmp_path):
-    pushes = [asyncio.create_task(fleet.push("policy", version, tmp_path / str(version))) for version in (1, 2, 3, 4)]
+    pushes = [
+        asyncio.create_task(fleet.push("policy", version, tmp_path / str(version), SENT)) for version in (1, 2, 3, 4)
+    ]
     statuses = await asyncio.gather(*pushes)
     assert fleet.loaded == [1, 4]
     assert [status.skipped for status in statuses] == [False, True, True, False]
@@ -42,10 +48,10 @@ async def test_a_learner_that_pushes_faster_than_engines_load_skips_versions(fle
 
 async def test_a_push_that_fails_does_not_stand_in_the_way_of_the_next_try(fleet, tmp_path):
     with pytest.raises(FleetError):
-        await fleet.push("policy", 7, tmp_path / "bad")
-    assert (await fleet.push("policy", 3, tmp_path / "w")).version == 3
+        await fleet.push("policy", 7, tmp_path / "bad", SENT)
+    assert (await fleet.push("policy", 3, tmp_path / "w", SENT)).version == 3
     with pytest.raises(RefusedUpdate, match="versions only grow"):
-        await fleet.push("policy", 3, tmp_path / "w")
+        await fleet.push("policy", 3, tmp_path / "w", SENT)
 
 
 async def test_a_version_that_the_disk_has_no_room_for_is_not_published(fleet, tmp_path):
@@ -55,6 +61,61 @@ async def test_a_version_that_the_disk_has_no_room_for_is_not_published(fleet, t
     del fleet._load_everywhere  # the fleet's own
     fleet.state = SimpleNamespace(keep=no_room, folder=tmp_path)
     with pytest.raises(RefusedUpdate, match="No space left") as refused:
-        await fleet.push("policy", 1, tmp_path / "w")
+        await fleet.push("policy", 1, tmp_path / "w", SENT)
     assert refused.value.status == 507
     assert fleet.store.sets["policy"].status.version == 0
+
+
+async def test_a_version_whose_kept_copy_has_other_bytes_is_refused_and_forgotten(fleet, tmp_path):
+    forgotten = []
+    del fleet._load_everywhere
+    fleet.state = SimpleNamespace(
+        keep=lambda *_: "b" * 64, folder=tmp_path, forget_all_but=lambda *kept: forgotten.append(kept)
+    )
+    with pytest.raises(RefusedUpdate, match="push again"):
+        await fleet.push("policy", 1, tmp_path / "w", SENT)
+    assert forgotten == [("policy", 0)]
+
+
+def engine(fleet, index, outcome):
+    """In service; its `load` ends with `outcome`."""
+
+    async def load(weights, of_drafter):
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    fleet.members.append(Member(index, SimpleNamespace(load=SimpleNamespace(remote=load)), in_service=True))
+
+
+@pytest.fixture
+def loading(fleet, monkeypatch):
+    del fleet._load_everywhere
+    fleet.state, fleet.members, fleet.killed, fleet.alarmed = None, [], [], []
+    fleet._locate = lambda version, file, checksum: WeightsFile(version, str(file), checksum, "here", None)
+    fleet.store.version, fleet.store.differs = lambda of: 1, lambda *_: True
+    fleet.alarms = SimpleNamespace(
+        after_push=lambda *_, **more: None, different_bytes=lambda *alarm: fleet.alarmed.append(alarm[3])
+    )
+    fleet.on_published = lambda *_: None
+    monkeypatch.setattr("ray.kill", lambda actor, no_restart: fleet.killed.append(actor))
+    return fleet
+
+
+async def test_bytes_that_no_engine_took_are_refused_and_every_engine_goes_on(loading, tmp_path):
+    engine(loading, 0, DifferentBytes("read other bytes"))
+    engine(loading, 1, DifferentBytes("read other bytes"))
+    with pytest.raises(RefusedUpdate, match="read other bytes: push again"):
+        await loading.push("policy", 1, tmp_path / "w", SENT)
+    assert loading.killed == []
+    assert all(member.in_service for member in loading.members)
+    assert loading.store.sets["policy"].status.version == 0
+
+
+async def test_an_engine_that_alone_read_other_bytes_is_loud_and_starts_again(loading, tmp_path):
+    engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
+    engine(loading, 1, DifferentBytes("read other bytes"))
+    assert (await loading.push("policy", 1, tmp_path / "w", SENT)).version == 1
+    assert loading.killed == [loading.members[1].actor]
+    assert [member.in_service for member in loading.members] == [True, False]
+    assert loading.alarmed == [1]

@@ -1,17 +1,15 @@
 """The pusher: the newest policy reaches the service, whatever happens to single pushes."""
 
-import hashlib
 import threading
 from types import SimpleNamespace
 
 import httpx
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import rl_loop.pushing
 from rl_loop.pushing import Pusher
-from rollout_service.client import RolloutError
+from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import ErrorBody
 
 TENSORS = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.weight": torch.ones(2)}
@@ -90,11 +88,10 @@ def test_a_refusal_is_final(push):
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_version_that_is_there_already_is_ours_if_its_bytes_are(push, ours, tmp_path):
-    save_file(TENSORS, tmp_path / "pushed")  # as the client writes it
+def test_a_version_that_is_there_already_is_ours_if_its_bytes_are(push, ours):
     service = Service(refused(409))
     service.status.version = 1
-    service.status.checksum = hashlib.sha256((tmp_path / "pushed").read_bytes()).hexdigest() if ours else "another"
+    service.status.checksum = tensors_checksum(TENSORS) if ours else "another"
     service.go.set()
     pusher = push(service)
     pusher.offer(1, TENSORS)

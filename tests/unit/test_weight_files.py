@@ -47,7 +47,7 @@ def test_a_whole_update_in_the_engines_dtype_is_accepted_and_in_service_only_onc
     policy, file = store.sets["policy"], pushed(store, PUSHED)
     policy.check(1, file)
     assert policy.status.version == 0
-    policy.publish(WeightsFile(1, str(file), "here", None), "", seconds=0.0, pause=0.0)
+    policy.publish(WeightsFile(1, str(file), "", "here", None), seconds=0.0, pause=0.0)
     assert (policy.status.version, policy.status.tensors) == (1, len(PUSHED))
     with pytest.raises(RefusedUpdate):
         policy.check(1, file)
@@ -107,3 +107,14 @@ def test_integer_tensors_keep_their_own_dtype(tmp_path):
 def test_a_file_outside_the_shared_folder_cannot_be_named(store):
     with pytest.raises(RefusedUpdate, match="no file"):
         store.adopt("elsewhere.safetensors")
+
+
+def test_the_version_before_leaves_its_memory_to_the_next_push(store):
+    policy = store.sets["policy"]
+    first, second = pushed(store, PUSHED), pushed(store, PUSHED)
+    same_memory = first.stat().st_ino
+    for version, file in ((1, first), (2, second)):
+        policy.publish(WeightsFile(version, str(file), "", "here", None), seconds=0.0, pause=0.0)
+    assert second.exists()
+    assert store.file_to_write("policy").stat().st_ino == same_memory
+    assert store.file_to_write("policy").stat().st_size == 0, "there is one, and it is taken"

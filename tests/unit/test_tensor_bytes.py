@@ -1,0 +1,84 @@
+"""What is pushed is safetensors, written and read without a copy, and its checksum is that of the bytes used."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from rollout_service.client import _chunks, _write, tensors_checksum
+from rollout_service.tensor_bytes import ALIGNMENT, file_checksum, map_tensors, safetensors_parts
+
+TENSORS = {
+    "b.weight": torch.randn(5, 3).bfloat16(),
+    "a.bias": torch.randn(7),
+    "transposed": torch.randn(4, 6).T,
+    "scalar": torch.tensor(2.5),
+    "d2t": torch.arange(9),
+    "none": torch.empty(0, 3),
+    "flags": torch.tensor([True, False, True]),
+}
+
+
+def written(tensors, folder):
+    file = folder / "update.safetensors"
+    _write(folder / "no spare", file, safetensors_parts(tensors))
+    return file
+
+
+def same(found, expected):
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[n], t) and found[n].dtype == t.dtype for n, t in expected.items()
+    )
+
+
+def test_safetensors_reads_what_is_written(tmp_path):
+    assert same(load_file(written(TENSORS, tmp_path)), TENSORS)
+
+
+def test_what_safetensors_wrote_is_mapped_as_it_is(tmp_path):
+    contiguous = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
+    save_file(contiguous, tmp_path / "theirs", metadata={"format": "pt"})
+    tensors, checksum = map_tensors(tmp_path / "theirs")
+    assert same(tensors, TENSORS)
+    assert checksum == file_checksum(tmp_path / "theirs")
+
+
+def test_tensors_that_lie_askew_are_read_too(tmp_path):
+    """Nobody has to align: here the header is one byte longer, and the file with it."""
+    data = written(TENSORS, tmp_path).read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    askew = (length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :]
+    (tmp_path / "askew").write_bytes(askew)
+    assert same(map_tensors(tmp_path / "askew")[0], TENSORS)
+
+
+def test_the_checksum_is_that_of_the_file_of_the_body_and_of_what_is_mapped(tmp_path):
+    file = written(TENSORS, tmp_path)
+    assert tensors_checksum(TENSORS) == file_checksum(file) == map_tensors(file)[1]
+    assert b"".join(_chunks(safetensors_parts(TENSORS))) == file.read_bytes()
+    assert tensors_checksum(dict(reversed(TENSORS.items()))) == tensors_checksum(TENSORS), "whatever their order"
+
+
+@pytest.mark.parametrize("place", [9, -1])
+def test_a_byte_that_changed_has_another_checksum(place, tmp_path):
+    file = written(TENSORS, tmp_path)
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    assert file_checksum(file) != tensors_checksum(TENSORS)
+
+
+def test_every_tensor_begins_where_its_dtype_can_be_read(tmp_path):
+    tensors, _ = map_tensors(written(TENSORS, tmp_path))
+    assert all(t.untyped_storage().data_ptr() == tensors["d2t"].untyped_storage().data_ptr() for t in tensors.values())
+    assert tensors["d2t"].storage_offset() * 8 % ALIGNMENT == 0
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_spare_file_is_written_over_and_cut_to_size(size, tmp_path):
+    spare = tmp_path / "spare"
+    spare.write_bytes(b"x" * size)
+    memory = spare.stat().st_ino
+    _write(spare, tmp_path / "update", safetensors_parts(TENSORS))
+    assert (tmp_path / "update").stat().st_ino == memory
+    assert not spare.exists()
+    assert same(load_file(tmp_path / "update"), TENSORS)
