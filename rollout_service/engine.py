@@ -265,9 +265,12 @@ class Engine:
             copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
             path.write_bytes((await weights.bytes).data)
         policy, began = self.config.weights, time.monotonic()
-        await self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache)
         try:
-            arguments = (str(path), weights.checksum, of_drafter)
+            await asyncio.gather(
+                self.llm.collective_rpc("read_checkpoint_tensors", args=(str(path),)),
+                self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache),
+            )
+            arguments = (weights.checksum, of_drafter)
             reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
             received = reports[0]["checksum"]
             if received != weights.checksum:

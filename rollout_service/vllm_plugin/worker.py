@@ -1,5 +1,6 @@
 """What the service asks of a vLLM worker beyond vLLM's own calls. vLLM mixes this class into its worker."""
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,21 @@ import torch
 class WorkerExtension:
     """Methods reached with `collective_rpc`; vLLM refuses names that its worker already has."""
 
-    def load_checkpoint_tensors(self, file: str, checksum: str, of_drafter: bool) -> dict[str, Any]:
-        """Load a safetensors file (checkpoint names) into the running policy or drafter, in place.
+    reading: Future[tuple[dict[str, torch.Tensor], str]]
+    """the update that comes next: its tensors and their checksum"""
+    held: dict[bool, dict[str, int]] = {}  # noqa: RUF012
+    """what the model of the last update, by `of_drafter`, has held since; the other model may share tensors with it"""
+
+    def read_checkpoint_tensors(self, file: str) -> None:
+        """Begin to read a safetensors file for `load_checkpoint_tensors`: the step under way goes on meanwhile."""
+        from rollout_service.tensor_bytes import map_tensors
+
+        pool = ThreadPoolExecutor(1)
+        self.reading = pool.submit(map_tensors, Path(file))
+        pool.shutdown(wait=False)
+
+    def load_checkpoint_tensors(self, checksum: str, of_drafter: bool) -> dict[str, Any]:
+        """Load the file that is being read (checkpoint names) into the running policy or drafter, in place.
 
         vLLM's layerwise reload packs each layer for its kernel again, so speed stays what it was at start-up. Returns
         the checksum of the bytes read here, and how many of the model's modules hold something else than before; bytes
@@ -20,16 +34,16 @@ class WorkerExtension:
         from vllm.model_executor.model_loader import reload
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
-        from rollout_service.tensor_bytes import map_tensors
         from rollout_service.vllm_plugin.digests import held_digests
 
         worker: Any = self
         model = worker.get_draft_model() if of_drafter else worker.get_model()
         model_config = worker.vllm_config.speculative_config.draft_model_config if of_drafter else worker.model_config
-        tensors, received = map_tensors(Path(file))
+        tensors, received = self.reading.result()
+        del self.reading  # and with it the mapping, once it is loaded
         if received != checksum:
             return {"checksum": received, "changed": 0, "modules": 0}
-        before = held_digests(model)
+        before = self.held.get(of_drafter) or held_digests(model)
         with torch.no_grad(), set_current_vllm_config(worker.vllm_config):
             reload.initialize_layerwise_reload(model)
             # An MTP update holds the head's own tensors only: the embedding and the output head are the policy's.
@@ -37,6 +51,7 @@ class WorkerExtension:
                 model.load_weights(iter(tensors.items()))
             reload.finalize_layerwise_reload(model, model_config)
         after = held_digests(model)
+        self.held = {of_drafter: after}
         changed = sum(after[name] != before.get(name) for name in after)
         return {"checksum": checksum, "changed": changed, "modules": len(after)}
 

@@ -62,7 +62,8 @@ def test_pushed_weights_are_the_ones_that_sample(name, kind, tmp_path):
 
 
 def load(llm, update, of_drafter):
-    (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(update), file_checksum(update), of_drafter))
+    llm.collective_rpc("read_checkpoint_tensors", args=(str(update),))
+    (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(file_checksum(update), of_drafter))
     assert report.pop("checksum") == file_checksum(update)
     return report
 
@@ -70,7 +71,8 @@ def load(llm, update, of_drafter):
 def other_bytes_change_nothing(llm, update):
     """A file that is not what was sent is read, and not loaded."""
     before = drafter_tensor_sum(llm)
-    (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(str(update), "0" * 64, True))
+    llm.collective_rpc("read_checkpoint_tensors", args=(str(update),))
+    (report,) = llm.collective_rpc("load_checkpoint_tensors", args=("0" * 64, True))
     return report["checksum"] == file_checksum(update) and drafter_tensor_sum(llm) == before
 
 
