@@ -1,14 +1,21 @@
-"""Rollouts as padded micro-batches: sorted by length, under a token budget, with little padding.
+"""Rollouts as micro-batches: what one forward computes, and where each rollout's tokens are in it.
 
-B rows, T columns, N response tokens. Rows are padded on the right, so position ids count from 0 in every row and
-nothing real attends to padding. (Rows are not packed into one sequence: models with linear attention need them apart.)
+Padded micro-batches (rl_loop/padding.py) have a row for each rollout: any model takes them. Packed ones
+(rl_loop/packing.py) have all tokens in one row and each prompt once: for models whose every layer is full attention.
+
+B rows, T columns, N response tokens, V vocabulary. Rows are padded on the right, so position ids count from 0 in every
+row and nothing real attends to padding. A token's place is its index among the tokens of the forward, row after row.
 """
 
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 BATCH_COST = 256
 """tokens of padding that take as long as one more forward and backward does, whatever is in it"""
@@ -30,63 +37,72 @@ class Rollout:
 
 
 @dataclass(frozen=True)
-class MicroBatch:
-    rows: list[int]
-    """indices into the rollouts; per-token tensors (N,) are in this order"""
+class Block:
+    """Rollouts of similar length, one a row."""
+
     tokens_BT: Tensor
     """int64"""
-    attention_BT: Tensor
-    """int64: 1 on tokens, 0 on padding"""
-    columns_C: Tensor
-    """int64: the columns whose logits are needed, those that predict a response token of any row"""
-    predicts_BC: Tensor
-    """bool: where a row's logits at these columns predict one of its response tokens"""
-    responses_N: Tensor
-    """int64: the predicted tokens"""
+    real_BT: Tensor
+    """bool: False on padding"""
+    response_BT: Tensor
+    """bool: which tokens are response"""
+    places_BT: Tensor
+    """int64: where the forward has the token; 0 for padding"""
+
+    @property
+    def predicts_BT(self) -> Tensor:
+        """bool: after which tokens a response token comes"""
+        return torch.nn.functional.pad(self.response_BT[:, 1:], (0, 1))
+
+    def to(self, device: torch.device) -> "Block":
+        return Block(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class MicroBatch(ABC):
+    rows: list[int]
+    """indices into the rollouts, those of the blocks in turn; per-token tensors (N,) are in this order"""
     lengths: list[int]
     """response tokens of each row"""
+    responses_N: Tensor
+    """int64"""
+    blocks: list[Block]
 
-    def to(self, device: torch.device) -> "MicroBatch":
-        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return MicroBatch(rows=self.rows, lengths=self.lengths, **tensors)
+    @abstractmethod
+    def logits(self, model: PreTrainedModel) -> Tensor:
+        """(N, V), at the places that predict the response tokens."""
+
+    def to(self, device: torch.device) -> Self:
+        moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, blocks=[block.to(device) for block in self.blocks], **moved)
 
 
-def microbatches(rollouts: Sequence[Rollout], max_tokens: int) -> list[MicroBatch]:
-    """The rollouts, longest first, each batch of at most `max_tokens` padded tokens (or of one row). A row begins a new
-    batch where it would bring the padding in the old one above BATCH_COST."""
-    by_length = sorted(range(len(rollouts)), key=lambda row: (-len(rollouts[row]), row))
-    batches: list[list[int]] = []
+def by_length(rollouts: Sequence[Rollout], rows: Sequence[int], max_tokens: float = math.inf) -> list[list[int]]:
+    """The rows, longest first, in parts of at most `max_tokens` padded tokens (or of one row). A row begins a new part
+    where it would bring the padding in the old one above BATCH_COST."""
+    parts: list[list[int]] = []
     width = padding = 0
-    for row in by_length:
+    for row in sorted(rows, key=lambda row: (-len(rollouts[row]), row)):
         shorter = width - len(rollouts[row])
-        if batches and (len(batches[-1]) + 1) * width <= max_tokens and padding + shorter <= BATCH_COST:
-            batches[-1].append(row)
+        if parts and (len(parts[-1]) + 1) * width <= max_tokens and padding + shorter <= BATCH_COST:
+            parts[-1].append(row)
             padding += shorter
         else:
-            batches.append([row])
+            parts.append([row])
             width, padding = len(rollouts[row]), 0
-    return [_pad(rollouts, batch) for batch in batches]
+    return parts
 
 
-def _pad(rollouts: Sequence[Rollout], rows: list[int]) -> MicroBatch:
-    width = max(len(rollouts[row]) for row in rows)
-    tokens_BT = torch.zeros(len(rows), width, dtype=torch.long)
-    attention_BT = torch.zeros_like(tokens_BT)
-    predicts_BT = torch.zeros_like(tokens_BT, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        rollout = rollouts[row]
-        tokens_BT[b, : len(rollout)] = torch.tensor(rollout.prompt_ids + rollout.response_ids)
-        attention_BT[b, : len(rollout)] = 1
-        predicts_BT[b, len(rollout.prompt_ids) - 1 : len(rollout) - 1] = True
-    first = min(len(rollouts[row].prompt_ids) for row in rows) - 1
-    columns_C = torch.arange(first, width - 1)
-    responses = [torch.tensor(rollouts[row].response_ids) for row in rows]
-    return MicroBatch(
-        rows=rows,
-        tokens_BT=tokens_BT,
-        attention_BT=attention_BT,
-        columns_C=columns_C,
-        predicts_BC=predicts_BT[:, columns_C],
-        responses_N=torch.cat(responses),
-        lengths=[len(response) for response in responses],
-    )
+def block_of(rollouts: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Block:
+    """The rollouts as rows. `places` are those of each one's first token and of its response's first."""
+    tokens_BT = torch.zeros(len(rollouts), max(map(len, rollouts)), dtype=torch.long)
+    real_BT, response_BT = (torch.zeros_like(tokens_BT, dtype=torch.bool) for _ in range(2))
+    places_BT = torch.zeros_like(tokens_BT)
+    for b, (rollout, (first, response)) in enumerate(zip(rollouts, places, strict=True)):
+        begin, end = len(rollout.prompt_ids), len(rollout)
+        tokens_BT[b, :end] = torch.tensor(rollout.prompt_ids + rollout.response_ids)
+        real_BT[b, :end] = True
+        response_BT[b, begin:end] = True
+        places_BT[b, :begin] = torch.arange(first, first + begin)
+        places_BT[b, begin:end] = torch.arange(response, response + end - begin)
+    return Block(tokens_BT, real_BT, response_BT, places_BT)

@@ -2,12 +2,13 @@
 
 - The weights and the optimiser state are float32; `dtype` is that of the matrix products.
 - The policy stays in evaluation mode (no dropout): what is trained is what the service samples from.
-- Logits are computed for the columns that predict response tokens, no others.
+- Completions of a group share the computation of their prompt, where the policy can be packed (rl_loop/packing.py).
+- Logits are computed where they predict response tokens; padding apart, nowhere else.
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +19,12 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from drafters.scoring import TokenScores, score_tokens, token_logprobs
-from rl_loop.batching import MicroBatch, Rollout, microbatches
+from rl_loop.batching import MicroBatch, Rollout
 from rl_loop.config import TrainConfig
 from rl_loop.losses import LossInput, Totals, k3_divergence, policy_loss
+from rl_loop.packed_attention import can_pack, packed_attention
+from rl_loop.packing import packed_batches
+from rl_loop.padding import padded_batches
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Learner:
         self.device = choose_device(config.device)
         self.policy = self._placed(policy)
         self.reference = None if reference is None else self._placed(reference).requires_grad_(False)
+        self.packs = can_pack(policy)
         if config.gradient_checkpointing:
             self.policy.gradient_checkpointing_enable()
         self.optimiser = torch.optim.AdamW(
@@ -105,8 +110,10 @@ class Learner:
         sampling = self.config.sampling
         by_row: dict[int, TokenScores] = {}
         for batch in self._microbatches(rollouts):
+            with self._attention(model):
+                logits_NV = self._logits(model, batch)
             scores = score_tokens(
-                self._logits(model, batch),
+                logits_NV,
                 batch.responses_N,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -182,25 +189,22 @@ class Learner:
         """transformers recomputes activations in training mode only."""
         self.policy.train(self.config.gradient_checkpointing)
         try:
-            yield
+            with self._attention(self.policy):
+                yield
         finally:
             self.policy.eval()
 
+    def _attention(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        return packed_attention(model) if self.packs else nullcontext()
+
     def _logits(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        """(N, V), at the positions that predict the response tokens."""
-        positions_BT = torch.arange(batch.tokens_BT.shape[1], device=self.device).expand_as(batch.tokens_BT)
+        """(N, V), at the places that predict the response tokens."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-            output = model(
-                input_ids=batch.tokens_BT,
-                attention_mask=batch.attention_BT,
-                position_ids=positions_BT,
-                logits_to_keep=batch.columns_C,
-                use_cache=False,
-            )
-        return output.logits[batch.predicts_BC]
+            return batch.logits(model)
 
     def _microbatches(self, rollouts: Sequence[Rollout]) -> Iterator[MicroBatch]:
-        for batch in microbatches(rollouts, self.config.max_tokens_per_microbatch):
+        batches = packed_batches if self.packs else padded_batches
+        for batch in batches(rollouts, self.config.max_tokens_per_microbatch):
             yield batch.to(self.device)
 
     def _minibatches(self, examples: Sequence[Example], step: int, epoch: int) -> list[list[Example]]:

@@ -87,18 +87,21 @@ class OnlineDrafter:
         if not self.rule.is_due(step, acceptance_length):
             yield update, lambda batch: None
             return
-        self.unfinished, forwards = (training_state(self.learner, self.trainer.optimiser), facts), 0
+        self.unfinished, blocks = (training_state(self.learner, self.trainer.optimiser), facts), 0
         with reading_policy(policy, self.learner.policy_layers) as read:
 
             def after_forward(batch: MicroBatch) -> None:
-                nonlocal forwards
-                began, forwards = time.perf_counter(), forwards + 1
-                for loss, norm in self.trainer.learn(
-                    read.outputs(), responses(batch), f"{self.config.seed} {step} {forwards}"
-                ):
-                    update.losses.append(loss)
-                    update.grad_norms.append(norm)
-                update.seconds += time.perf_counter() - began
+                nonlocal blocks
+                policy_outputs = read.outputs()
+                for block in batch.blocks:
+                    began, blocks = time.perf_counter(), blocks + 1
+                    of_block = Batch(block.tokens_BT, block.response_BT)
+                    for loss, norm in self.trainer.learn(
+                        policy_outputs.at(block.places_BT), of_block, f"{self.config.seed} {step} {blocks}"
+                    ):
+                        update.losses.append(loss)
+                        update.grad_norms.append(norm)
+                    update.seconds += time.perf_counter() - began
 
             yield update, after_forward
         self.trained_steps += 1
@@ -165,10 +168,3 @@ def learning_drafter(
     steps = [step for c in completions if c.speculation for step in c.speculation.steps or ()]
     with drafter.learning(policy, step, length_at(steps, drafter.config.drafter.training.draft_steps)) as learning:
         yield learning
-
-
-def responses(batch: MicroBatch) -> Batch:
-    """The micro-batch as a drafter's: its tokens, and which of them are response."""
-    response_BT = torch.zeros_like(batch.tokens_BT, dtype=torch.bool)
-    response_BT[:, batch.columns_C + 1] = batch.predicts_BC
-    return Batch(batch.tokens_BT, response_BT)

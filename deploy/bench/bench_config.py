@@ -63,6 +63,8 @@ class LearnerSpeed(Section):
 
     model: str = "deploy/demo/models/policy"
     rollouts: int = Field(default=128, ge=1)
+    completions: int = Field(default=8, ge=1)
+    """of each prompt, as in TrainConfig"""
     batch_rows: int = Field(default=16, ge=1)
     """of the plain loop"""
     rounds: int = Field(default=5, ge=1)

@@ -1,7 +1,7 @@
 """Item 6: tokens per second of the learner's passes, against a plain loop over padded batches with the same model.
 
-The plain loop takes rollouts as they come, in batches of so many rows padded to the longest, and computes the logits of
-every position. Losses of both are compared in float32.
+The plain loop takes rollouts as they come, group by group, in batches of so many rows padded to the longest, and
+computes the logits of every position. Losses of both are compared in float32.
 """
 
 import time
@@ -71,7 +71,9 @@ def rollouts_of(config: BenchConfig) -> list[Rollout]:
     prompts = read_prompts(plan.model, config.prompts)
     lengths = draw.lognormal(np.log(MEAN_TOKENS) - SIGMA**2 / 2, SIGMA, plan.rollouts).clip(8, 160).astype(int)
     return [
-        Rollout(prompts[i % len(prompts)], draw.integers(2, 100, length).tolist(), [0.0] * int(length))
+        Rollout(
+            prompts[i // plan.completions % len(prompts)], draw.integers(2, 100, length).tolist(), [0.0] * int(length)
+        )
         for i, length in enumerate(lengths)
     ]
 

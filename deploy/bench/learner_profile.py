@@ -2,7 +2,7 @@
 
     python deploy/bench/learner_profile.py [--learner.rollouts 128]
 
-The share of padding stands below: tokens computed that no rollout has.
+The share of tokens that sharing prompts spares stands below.
 """
 
 import sys
@@ -18,8 +18,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from drafters.settings import read_command_line
-from rl_loop.batching import microbatches
 from rl_loop.learner import Learner, load_policy
+from rl_loop.packing import packed_batches
 
 KINDS = {
     "matrix products": ("mm", "linear"),
@@ -46,9 +46,9 @@ def main() -> None:
     for part in (*KINDS, "elementwise", "Python and the rest"):
         table.add_row(part, *(f"{1e3 * of[part]:.0f}" for of in passes.values()))
     table.add_row("the pass", *(f"{1e3 * of.total():.0f}" for of in passes.values()))
-    batches = microbatches(rollouts, train.max_tokens_per_microbatch)
-    padded, real = sum(batch.tokens_BT.numel() for batch in batches), sum(map(len, rollouts))
-    Console().print(table, f"{len(batches)} micro-batches, {1 - real / padded:.0%} of their tokens are padding")
+    batches = packed_batches(rollouts, train.max_tokens_per_microbatch)
+    packed, real = sum(len(batch.tokens_S) for batch in batches), sum(map(len, rollouts))
+    Console().print(table, f"{len(batches)} micro-batches of {packed} tokens; the rollouts have {real}")
 
 
 def by_kind(run: Callable[[], object]) -> Counter[str]:

@@ -11,7 +11,7 @@ large vocabulary, and only the rows that count are ever needed.
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,14 @@ class PolicyOutputs:
     @property
     def head(self) -> OutputHead:
         return OutputHead(self.head_VD, len(self.head_VD))
+
+    def at(self, places_BT: Tensor) -> "PolicyOutputs":
+        """With the hidden states of these tokens, given by their index among all, sequence after sequence."""
+        return replace(
+            self,
+            output_BTD=self.output_BTD.flatten(0, 1)[places_BT],
+            layers_BTD=tuple(hidden_BTD.flatten(0, 1)[places_BT] for hidden_BTD in self.layers_BTD),
+        )
 
     def embedded(self, tokens_BT: Tensor) -> Tensor:
         return nn.functional.embedding(tokens_BT, self.embedding_VD).to(self.output_BTD.dtype)

@@ -50,7 +50,7 @@ def llama(seed: int = 0, tied: bool = False) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).float().eval()
 
 
-def qwen3_next(seed: int = 0) -> Qwen3NextForCausalLM:
+def qwen3_next(seed: int = 0, first_layer: str = "linear_attention") -> Qwen3NextForCausalLM:
     """The demo policy's architecture, with one of the linear-attention layers that the demo leaves out."""
     torch.manual_seed(seed)
     config = Qwen3NextConfig(
@@ -61,7 +61,7 @@ def qwen3_next(seed: int = 0) -> Qwen3NextForCausalLM:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=8,
-        layer_types=["linear_attention", "full_attention"],
+        layer_types=[first_layer, "full_attention"],
         linear_key_head_dim=8,
         linear_value_head_dim=8,
         linear_num_key_heads=2,

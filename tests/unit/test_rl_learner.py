@@ -6,18 +6,21 @@ import torch
 from safetensors.torch import load_file
 
 from drafters.scoring import SurprisalSums, join_scores
-from rl_loop.batching import BATCH_COST, Rollout, microbatches
+from rl_loop.batching import BATCH_COST, Rollout
 from rl_loop.learner import Example, Learner
+from rl_loop.padding import padded_batches
 
 MODELS = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
-SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths
+SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and the last share a prompt
 
 
 @pytest.fixture
 def rollouts() -> list[Rollout]:
     torch.manual_seed(1)
     draw = lambda n: torch.randint(toys.VOCAB_SIZE, (n,)).tolist()  # noqa: E731
-    return [Rollout(draw(prompt), draw(response), [0.0] * response) for prompt, response in SHAPES]
+    rollouts = [Rollout(draw(prompt), draw(response), [0.0] * response) for prompt, response in SHAPES]
+    rollouts[4].prompt_ids[:] = rollouts[0].prompt_ids
+    return rollouts
 
 
 def plain_logprobs(model, rollout: Rollout, temperature: float) -> torch.Tensor:
@@ -37,19 +40,19 @@ def test_logprobs_equal_a_plain_forward_of_each_sequence(model, budget, rollouts
         torch.testing.assert_close(score.logprobs, expected.detach(), atol=1e-5, rtol=1e-5)
 
 
-def test_microbatches_keep_the_budget_and_every_row_once(rollouts):
-    batches = microbatches(rollouts, 20)
+def test_padded_batches_keep_the_budget_and_every_row_once(rollouts):
+    batches = padded_batches(rollouts, 20)
     assert sorted(row for batch in batches for row in batch.rows) == list(range(len(rollouts)))
-    assert all(batch.tokens_BT.numel() <= 20 for batch in batches)
-    assert len(microbatches(rollouts, 1)) == len(rollouts), "a row longer than the budget goes alone"
+    assert all(batch.blocks[0].tokens_BT.numel() <= 20 for batch in batches)
+    assert len(padded_batches(rollouts, 1)) == len(rollouts), "a row longer than the budget goes alone"
 
 
-def test_rows_share_a_microbatch_until_their_padding_costs_more_than_another_batch():
+def test_rows_share_a_block_until_their_padding_costs_more_than_another_batch():
     rollouts = [Rollout([1], [2] * length, []) for length in (399, 299, 249, 239, 9)]
-    batches = microbatches(rollouts, 10_000)
+    batches = padded_batches(rollouts, 10_000)
     assert [batch.rows for batch in batches] == [[0, 1, 2], [3, 4]]  # 250 and 230 of padding; the fourth would make 410
     for batch in batches:
-        assert (batch.attention_BT == 0).sum() <= BATCH_COST
+        assert (~batch.blocks[0].real_BT).sum() <= BATCH_COST
 
 
 def examples(learner: Learner, rollouts: list[Rollout]) -> list[Example]:
