@@ -18,7 +18,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 BATCH_COST = 256
-"""tokens of padding that take as long as one more forward and backward does, whatever is in it"""
+"""tokens of padding that take as long as one more forward and backward does, whatever is in it; measured so for padded
+micro-batches, and good enough for the blocks of packed ones, where only attention sees padding"""
 
 
 @dataclass(frozen=True)
