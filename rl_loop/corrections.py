@@ -62,7 +62,8 @@ def correct(
         CorrectionMetrics(
             staleness=torch.bincount(all_ages).tolist(),
             importance_ratio=ratio.mean().item(),
-            effective_sample_size=(ratio.sum().square() / (len(ratio) * ratio.square().sum())).item(),
+            # At most 1 (Cauchy-Schwarz), which float32 sums of ratios that are all nearly 1 may round above.
+            effective_sample_size=(ratio.sum().square() / (len(ratio) * ratio.square().sum())).clamp(max=1.0).item(),
             masked=0.0 if weights is None else (torch.cat(weights) == 0.0).float().mean().item(),
         ),
     )
