@@ -1,6 +1,7 @@
 """The HTTP front: the routes over one fleet, the token, the body limit, and errors that name the field."""
 
 import secrets
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -19,10 +20,15 @@ from rollout_service.telemetry import Telemetry
 from rollout_service.weights import RefusedUpdate
 
 
-def make_app(fleet: Fleet) -> FastAPI:
-    """The application over a started fleet."""
+def load_tokenizer(folder: Path) -> Any:
+    """Of the policy in `folder`. Two seconds, most of them transformers' import."""
     from transformers import AutoTokenizer
 
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def make_app(fleet: Fleet, tokenizer: Any) -> FastAPI:
+    """The application over a started fleet and its policy's tokenizer."""
     config = fleet.config
     app = FastAPI(title="rollout-service", summary="RL rollouts with lossless speculative decoding", version="0.1.0")
     app.state.fleet = fleet
@@ -30,7 +36,7 @@ def make_app(fleet: Fleet) -> FastAPI:
     fleet.alarms.on_alarm = lambda kind: telemetry.alarms.labels(kind).inc()
     app.state.admission = Admission(
         config.served_name,
-        AutoTokenizer.from_pretrained(fleet.folder),
+        tokenizer,
         vocab_size=fleet.policy_config["vocab_size"],
         context_limit=config.context_limit,
         drafting=config.drafter.kind != "none",

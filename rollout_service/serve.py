@@ -11,7 +11,7 @@ import ray
 import uvicorn
 from rich.console import Console
 
-from rollout_service.app import make_app
+from rollout_service.app import load_tokenizer, make_app
 from rollout_service.background import BackgroundGeneration
 from rollout_service.config import ServiceConfig
 from rollout_service.fleet import Fleet, FleetError
@@ -66,8 +66,8 @@ async def _serve(config: ServiceConfig, listener: socket.socket, console: Consol
         what = f"{config.served_name} on {fleet.device}, drafter {config.drafter.kind}"
         with console.status(f"Starting {config.engines} engine(s): {what}") as status:
             fleet.on_started = lambda i: status.update(f"{what}: engine {i} is in service")
-            await fleet.start()
-        app = make_app(fleet)
+            tokenizer, _ = await asyncio.gather(asyncio.to_thread(load_tokenizer, fleet.folder), fleet.start())
+        app = make_app(fleet, tokenizer)
         background = app.state.background
         background.start()
         server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"))
