@@ -20,5 +20,8 @@ def start_ray(address: str | None, engine_logs: bool) -> None:
     if address is not None:
         ray.init(address=address, **quiet)
     else:
-        ray.init(num_cpus=machine_cores(), include_dashboard=False, object_store_memory=512 << 20, **quiet)
+        # Workers that Ray starts before they are asked for are none of ours, which have an environment of their own.
+        config = {"prestart_worker_first_driver": False}
+        own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 512 << 20, "_system_config": config}
+        ray.init(num_cpus=machine_cores(), **own, **quiet)
     signal.signal(signal.SIGTERM, on_sigterm)
