@@ -20,6 +20,7 @@ from drafters.schedule import Range, StepCosts
 from rollout_service import asgi
 from rollout_service.config import ServiceConfig
 from rollout_service.engine_arguments import engine_arguments, sampling_params
+from rollout_service.imports import uncollected
 from rollout_service.protocol import (
     Completion,
     DraftSchedule,
@@ -28,6 +29,7 @@ from rollout_service.protocol import (
     Speculation,
     WeightSpan,
 )
+from rollout_service.vllm_plugin.core_process import fork_core_process, prepare_core_process
 
 if TYPE_CHECKING:
     from vllm.logprobs import FlatLogprobs
@@ -110,17 +112,20 @@ class Engine:
         self.app: Any = None
         self.policy_version = self.drafter_version = 0
         self._changing: set[asyncio.Task[None]] = set()
+        prepare_core_process()
 
     async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
         """Load the checkpoint, then the pushed weights in service, if any. `costs` are those that an engine measured
         here before."""
-        from vllm.v1.engine.async_llm import AsyncLLM
-        from vllm.v1.metrics.loggers import PrometheusStatLogger
+        with uncollected():
+            from vllm.v1.engine.async_llm import AsyncLLM
+            from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-        from rollout_service.draft_lengths import DraftLengths
-        from rollout_service.speculation_stats import SpeculationCounts, Versions
-        from rollout_service.step_costs import StepTimes
+            from rollout_service.draft_lengths import DraftLengths
+            from rollout_service.speculation_stats import SpeculationCounts, Versions
+            from rollout_service.step_costs import StepTimes
 
+        fork_core_process()
         self.counts, self.times = SpeculationCounts(Versions(0, 0)), StepTimes()
         self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs)
         loggers, times = (self.counts, self.times, self.lengths), self.times

@@ -6,6 +6,8 @@ draft_steps.py    a record of every step of a completion
 draft_lengths.py  the schedule of draft lengths, changed while the engine runs
 catching_up.py    a drafter that rests while nothing is drafted, and catches up after
 worker.py         what the service asks of a worker: load weights in place, switch the draft sampling
+core_process.py   the process of vLLM's core: forked from a server that has imported vLLM meanwhile
+preloaded.py      what that server imports
 orphan.py         an engine's process ends with its parent
 """
 

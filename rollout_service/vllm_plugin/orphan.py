@@ -3,20 +3,16 @@
 import multiprocessing
 import os
 import threading
-import time
-
-CHECK_EVERY = 1.0
 
 
 def end_with_parent() -> None:
-    """In a process that multiprocessing spawned: exit once the parent is gone. Elsewhere: nothing."""
-    if multiprocessing.parent_process() is None or any(t.name == "end-with-parent" for t in threading.enumerate()):
+    """In a process that multiprocessing started: exit once the parent is gone. Elsewhere: nothing."""
+    parent = multiprocessing.parent_process()
+    if parent is None or any(t.name == "end-with-parent" for t in threading.enumerate()):
         return
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(CHECK_EVERY)
+        parent.join()  # of a process that a server forked as well: a pipe of the parent's closes
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

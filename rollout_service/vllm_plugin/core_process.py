@@ -1,0 +1,49 @@
+"""vLLM's core process is forked from a server that imports vLLM while the actor does the same: seconds sooner.
+
+vLLM would spawn it once the actor has done, and it would import everything again. A fork of the actor itself is out of
+the question: Ray has threads in it. The server has none (but OpenBLAS's, which know of forks) and does nothing else, on
+a GPU as well: importing initialises no device, and outside of Ray it is vLLM's own way to fork after it.
+"""
+
+import multiprocessing
+import os
+from importlib import import_module
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from typing import Any
+
+
+class CoreProcess(ForkServerProcess):
+    """With the environment of the process that asks for it, as one that is spawned has it: vLLM adds to that."""
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self.environment = dict(os.environ)
+
+    def run(self) -> None:
+        # Only what differs: where all of it moves, a process can no longer change its title.
+        os.environ.update(dict(self.environment.items() - os.environ.items()))
+        super().run()
+
+
+class CoreContext(ForkServerContext):
+    Process = CoreProcess  # type: ignore[assignment]
+
+
+def prepare_core_process() -> None:
+    """Start the server; it imports while this process goes on."""
+    multiprocessing.set_forkserver_preload(["rollout_service.vllm_plugin.preloaded"])
+    forkserver.ensure_running()
+
+
+def fork_core_process() -> None:
+    """Have vLLM take its core process from the server. Its workers, of several GPUs, are spawned as ever."""
+    utils: Any = import_module("vllm.v1.engine.utils")
+
+    stock = utils.get_mp_context
+
+    def get_mp_context() -> CoreContext:
+        stock()  # sets what the core process inherits
+        return CoreContext()
+
+    utils.get_mp_context = get_mp_context

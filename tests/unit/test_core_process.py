@@ -1,0 +1,57 @@
+"""A process that a server forks for another one: it has that one's environment, and does not outlive it."""
+
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import psutil
+import pytest
+
+ACTOR = """
+import multiprocessing, os, sys, time
+from multiprocessing import forkserver
+from rollout_service.vllm_plugin.core_process import CoreContext
+from rollout_service.vllm_plugin.orphan import end_with_parent
+
+def core():
+    end_with_parent()
+    print(os.getpid(), os.environ["SET_LATER"], flush=True)
+    time.sleep(60)
+
+if __name__ == "__main__":
+    context = CoreContext() if sys.argv[1] == "forked" else multiprocessing.get_context("spawn")
+    forkserver.ensure_running()
+    os.environ["SET_LATER"] = "here"
+    context.Process(target=core).start()
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def actor_with_core(folder, how):
+    """The process of an actor, and the first line that its core process says."""
+    script = folder / "actor.py"
+    script.write_text(ACTOR)
+    process = subprocess.Popen([sys.executable, str(script), how], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().split()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("how", ["forked", "spawned"])
+def test_a_core_process_ends_with_its_actor_even_when_that_is_killed(tmp_path, how):
+    with actor_with_core(tmp_path, how) as (actor, (pid, _)):
+        core = psutil.Process(int(pid))
+        started = psutil.Process(actor.pid).children(recursive=True)
+        assert core in started
+        actor.kill()
+        assert psutil.wait_procs([core, *started], timeout=10)[1] == []
+
+
+def test_a_core_process_has_what_its_actor_added_to_the_environment_after_the_server_started(tmp_path):
+    with actor_with_core(tmp_path, "forked") as (actor, (pid, value)):
+        assert value == "here"
+        assert psutil.Process(int(pid)).ppid() != actor.pid  # the server's child
