@@ -21,7 +21,10 @@ def main() -> None:
         from rollout_service.config import ServiceConfig
 
         config = read_command_line(ServiceConfig, "rollout-service launch", argv)
-        from rollout_service.serve import launch
+        from rollout_service.imports import uncollected
+
+        with uncollected():
+            from rollout_service.serve import launch
 
         launch(config)
     elif command == "calibrate":

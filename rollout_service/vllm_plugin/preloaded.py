@@ -3,4 +3,8 @@
 from rollout_service.imports import uncollected
 
 with uncollected():
-    import vllm.v1.engine.core  # noqa: F401
+    import vllm.v1.engine.core
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu():
+        import vllm.v1.worker.cpu_worker  # noqa: F401
