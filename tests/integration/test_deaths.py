@@ -52,7 +52,7 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
     assert left == set()
 
 
-@pytest.mark.parametrize("starting", ["RuntimeEnvAgent", "ray::Engine"])
+@pytest.mark.parametrize("starting", ["RuntimeEnvAgent", "ray::Engine", "vllm_plugin.preloaded"])
 def test_a_service_that_is_told_to_stop_while_it_starts_leaves_nothing(starting):
     with launching("--config", "deploy/demo/service.toml", "--drafter.kind", "none") as process:
         wait_until(lambda: find_child(process, starting), 60, f"{starting} is there")
