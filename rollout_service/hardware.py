@@ -32,8 +32,6 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
     if device == "cuda":
         return common
     return common | {
-        # As `enforce_eager` says. vLLM compiles helpers all the same: seconds at each start, and more the first time.
-        "TORCHDYNAMO_DISABLE": "1",
         # The worker runs inside the engine's core process: one process less to start and to talk to.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # vLLM's own binding leaves cores unused on small virtual machines.
