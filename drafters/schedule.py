@@ -66,7 +66,7 @@ def tokens_per_step(acceptance: Sequence[float], drafts: int) -> float:
 
 
 def expected_steps(acceptance: Sequence[float], tokens: int) -> float:
-    """Steps until one completion has so many tokens, each step with a draft at every position of `acceptance`. More than
+    """Steps until one completion has so many tokens, with a draft at every position of `acceptance` in each. More than
     tokens / tokens_per_step: what the last step yields beyond the response's length is lost."""
     reached = [1.0, *acceptance, 0.0]
     yields = [now - beyond for now, beyond in pairwise(reached)]
