@@ -85,15 +85,13 @@ def tokens_per_second(costs: StepCosts, acceptance: Sequence[float], batch: int,
 def choose_drafts(
     costs: StepCosts, acceptance: Sequence[float], batches: int, in_use: Sequence[int] | None = None
 ) -> list[int]:
-    """The draft length for each batch size from 1 to `batches`: the fastest, or the one `in_use` where no other is
-    faster than it by HYSTERESIS; the shorter of two equal ones."""
+    """The draft length for each batch size from 1 to `batches`: the fastest, or the one `in_use` (at first none) where
+    no other is faster than it by HYSTERESIS; the shorter of two equal ones."""
     chosen = []
-    for batch in range(1, batches + 1):
+    for batch, now in zip(range(1, batches + 1), in_use or [0] * batches, strict=True):
         speeds = [tokens_per_second(costs, acceptance, batch, k) for k in range(costs.draft_tokens + 1)]
         best = max(range(len(speeds)), key=lambda k: speeds[k])
-        if in_use is not None and speeds[best] < (1.0 + HYSTERESIS) * speeds[in_use[batch - 1]]:
-            best = in_use[batch - 1]
-        chosen.append(best)
+        chosen.append(best if speeds[best] >= (1.0 + HYSTERESIS) * speeds[now] else now)
     return chosen
 
 

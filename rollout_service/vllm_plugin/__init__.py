@@ -4,7 +4,7 @@ patches/          functions that are wrong on this platform: tested, and replace
 verification.py   the project's own verification, in the place of vLLM's
 draft_steps.py    a record of every step of a completion
 draft_lengths.py  the schedule of draft lengths, changed while the engine runs
-catching_up.py    a drafter that rests while nothing is drafted, and catches up after
+resting.py        a drafter that rests while nothing is drafted, and catches up after
 worker.py         what the service asks of a worker: load weights in place, switch the draft sampling
 core_process.py   the process of vLLM's core: forked from a server that has imported vLLM meanwhile
 preloaded.py      what that server imports

@@ -62,11 +62,11 @@ class WorkerExtension:
             worker.model_runner.drafter._enable_probabilistic_draft_probs = draft_sampling == "probabilistic"
 
     def let_drafter_rest(self) -> None:
-        """From now on draft length zero costs no forward of the drafter: see catching_up. For drafters with weights."""
-        from rollout_service.vllm_plugin.catching_up import CatchingUp
+        """From now on draft length zero costs what an engine without a drafter costs. For drafters with weights."""
+        from rollout_service.vllm_plugin.resting import Resting
 
         worker: Any = self
-        worker.model_runner.drafter.propose = CatchingUp(worker.model_runner).propose
+        Resting(worker.model_runner)
 
     def set_verification(self, verification: str) -> None:
         """Verify drafts with the project's own `standard` or `block` verification; `auto` leaves vLLM's own where it is

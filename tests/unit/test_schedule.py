@@ -79,7 +79,8 @@ def test_costs_are_linear_between_sizes_and_those_of_the_nearest_outside():
 
 def test_another_length_must_promise_more_than_the_hysteresis():
     costs = StepCosts(batch_sizes=[1], seconds=[[1.0], [1.5]], first=[[1.0], [1.5]])
-    assert choose_drafts(costs, [0.52], 1) == [1]
+    assert choose_drafts(costs, [0.52], 1) == [0]
+    assert choose_drafts(costs, [0.60], 1) == [1]
     assert choose_drafts(costs, [0.52], 1, in_use=[0]) == [0]
     assert choose_drafts(costs, [0.60], 1, in_use=[0]) == [1]
     assert choose_drafts(costs, [0.48], 1, in_use=[1]) == [1]

@@ -7,7 +7,7 @@ from engines import MODELS
 from test_lossless import engine
 
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.vllm_plugin.catching_up import CatchingUp
+from rollout_service.vllm_plugin.resting import Resting
 
 SCHEDULE = [(1, 1, 3), (2, 64, 0)]
 LENGTHS = [8, 24, 40, 40, 40, 100]
@@ -78,7 +78,7 @@ def test_holes_that_are_not_filled_would_show_in_what_is_accepted(kind, prompts,
     with engine(kind, draft_lengths=SCHEDULE, max_model_len=256) as llm:
         awake = draft_steps(generated(llm, prompts, LENGTHS))
         llm.reset_prefix_cache()
-        monkeypatch.setattr(CatchingUp, "_fill", lambda *_: False)
+        monkeypatch.setattr(Resting, "_fill", lambda *_: False)
         llm.collective_rpc("let_drafter_rest")
         holed = draft_steps(generated(llm, prompts, LENGTHS))
         accepted = [sum(accepted for _, accepted in chain(*steps)) for steps in (awake, holed)]

@@ -1,15 +1,15 @@
-"""A drafter that is asked for no drafts does nothing; its KV cache catches up when it is asked again.
+"""A drafter that is asked for no drafts rests; its KV cache catches up when it is asked again.
 
 vLLM runs the drafter's first forward at draft length zero as well, so that its KV cache has no holes when drafts begin
 again. Here what that forward would have read is held instead, and one forward over all that a request is behind fills
 the holes before its next drafts. Requests that end before that cost nothing. What is held is found by its slot in the
 KV cache, so it is shared, kept and overwritten as the cache's blocks are, prefixes of other requests included.
+Nor is anything verified in a step that has no drafts: it samples as an engine without a drafter does.
 
 B requests, T positions, N tokens, S slots of the KV cache, C rows of held states. For models of text whose drafter has
 one KV cache group.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,66 +19,80 @@ HELD_BYTES = 512 * 2**20
 """of policy's hidden states. The oldest give way; a hole that is never filled lowers acceptance, and nothing else."""
 
 
-class CatchingUp:
-    """Takes the place of `drafter.propose`, and calls it when there is something to do."""
+class Resting:
+    """Stands before two methods of vLLM's model runner, and calls them when there is something to do."""
 
     def __init__(self, runner: Any):
         self.runner, self.drafter = runner, runner.drafter
-        drafter, slots = runner.drafter, runner.kv_cache_config.num_blocks * runner.drafter.block_size
-        self.stock: Callable[..., Tensor] = drafter.propose
-        self.row_of_slot_S = torch.full((slots,), -1, device=drafter.device)
+        slots, device = runner.kv_cache_config.num_blocks * self.drafter.block_size, self.drafter.device
+        self.row_of_slot_S = torch.full((slots,), -1, device=device)
         """of what is held, -1 where the drafter has written; it counts if the row's slot agrees"""
-        self.token_of_slot_S = torch.zeros(slots, dtype=torch.int32, device=drafter.device)
+        self.token_of_slot_S = torch.zeros(slots, dtype=torch.int32, device=device)
         self.states_CH: Tensor | None = None
         """what the drafter reads of the policy (H = 0 where it reads nothing); None until something is held"""
         self.slot_of_row_C = torch.empty(0)
         self.next_row = 0
         self.up_to_date: frozenset[str] = frozenset()
         """requests without holes"""
+        self.stock_sample, self.stock_propose = runner._sample, runner.propose_draft_token_ids
+        runner._sample, runner.propose_draft_token_ids = self.sample, self.propose
+
+    def sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
+        """`GPUModelRunner._sample`."""
+        drafted = spec_decode_metadata is not None and any(spec_decode_metadata.num_draft_tokens)
+        return self.stock_sample(logits, spec_decode_metadata if drafted else None)
 
     def propose(
         self,
-        num_speculative_tokens: int,
-        target_token_ids: Tensor,
-        target_hidden_states: Tensor,
+        scheduler_output: Any,
+        sampled_token_ids: Tensor,
+        sampling_metadata: Any,
+        hidden_states: Tensor,
+        sample_hidden_states: Tensor,
+        aux_hidden_states: list[Tensor] | None,
+        spec_decode_metadata: Any,
         common_attn_metadata: Any,
-        **inputs: Any,
-    ) -> Tensor:
-        """As vLLM's."""
-        metadata, drafter = common_attn_metadata, self.drafter
-        if num_speculative_tokens == 0:
-            self._hold(metadata.slot_mapping, target_token_ids, target_hidden_states)
+        slot_mappings: Any,
+    ) -> Any:
+        """`GPUModelRunner.propose_draft_token_ids`."""
+        runner, metadata = self.runner, common_attn_metadata
+        slots_N, tokens_N = metadata.slot_mapping, runner.input_ids.gpu[: len(metadata.slot_mapping)]
+        if scheduler_output.num_spec_tokens_to_schedule == 0:
+            self._hold(slots_N, tokens_N, aux_hidden_states or [hidden_states])
             self.up_to_date = frozenset()
-            drafter.num_speculative_tokens, drafter._last_draft_probs = 0, None
-            return torch.empty(metadata.batch_size(), 0, dtype=torch.int64, device=drafter.device)
+            return torch.empty(metadata.batch_size(), 0, dtype=torch.int64, device=slots_N.device)
         if self.states_CH is not None:
-            requests = self.runner.input_batch.req_ids
+            requests = runner.input_batch.req_ids
             if not self.up_to_date.issuperset(requests):
-                while self._fill(metadata, target_token_ids):
+                while self._fill(metadata, tokens_N):
                     pass
                 self.up_to_date = frozenset(requests)
-            self.row_of_slot_S[metadata.slot_mapping] = -1
-            self.token_of_slot_S[metadata.slot_mapping] = target_token_ids
-        return self.stock(
-            num_speculative_tokens,
-            target_token_ids=target_token_ids,
-            target_hidden_states=target_hidden_states,
-            common_attn_metadata=metadata,
-            **inputs,
+            self.row_of_slot_S[slots_N] = -1
+            self.token_of_slot_S[slots_N] = tokens_N
+        return self.stock_propose(
+            scheduler_output,
+            sampled_token_ids,
+            sampling_metadata,
+            hidden_states,
+            sample_hidden_states,
+            aux_hidden_states,
+            spec_decode_metadata,
+            metadata,
+            slot_mappings,
         )
 
-    def _hold(self, slots_N: Tensor, tokens_N: Tensor, states_NH: Tensor) -> None:
+    def _hold(self, slots_N: Tensor, tokens_N: Tensor, states: list[Tensor]) -> None:
         if not self.drafter.pass_hidden_states_to_model:
-            states_NH = states_NH[:, :0]
+            states = [states_NH[:, :0] for states_NH in states]
         if self.states_CH is None:
-            row_bytes = states_NH.shape[1] * states_NH.element_size()
-            fitting = HELD_BYTES // row_bytes if row_bytes else len(self.row_of_slot_S)
-            rows = max(self.drafter.max_num_tokens, min(fitting, len(self.row_of_slot_S)))
-            self.states_CH = states_NH.new_empty(rows, states_NH.shape[1])
+            width = sum(states_NH.shape[1] for states_NH in states)
+            slots, row_bytes = len(self.row_of_slot_S), width * states[0].element_size()
+            rows = max(self.drafter.max_num_tokens, min(slots, HELD_BYTES // max(row_bytes, 1)))
+            self.states_CH = states[0].new_empty(rows, width)
             self.slot_of_row_C = torch.full((rows,), -1, device=slots_N.device)
         rows_N = torch.arange(self.next_row, self.next_row + len(slots_N), device=slots_N.device) % len(self.states_CH)
         self.next_row = (self.next_row + len(slots_N)) % len(self.states_CH)
-        self.states_CH[rows_N] = states_NH
+        self.states_CH[rows_N] = torch.cat([states_NH[: len(slots_N)] for states_NH in states], dim=-1)
         self.slot_of_row_C[rows_N] = slots_N
         self.row_of_slot_S[slots_N] = rows_N
         self.token_of_slot_S[slots_N] = tokens_N
@@ -113,7 +127,7 @@ class CatchingUp:
         starts = torch.nn.functional.pad(lengths_B[behind].cumsum(0), (1, 0)).int()
         slots_N = slots_BT[run_BT]
         assert self.states_CH is not None
-        self.stock(
+        self.drafter.propose(
             0,
             target_token_ids=self.token_of_slot_S[slots_N],
             target_positions=positions_T.expand_as(run_BT)[run_BT],
