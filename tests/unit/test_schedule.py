@@ -149,7 +149,7 @@ def test_the_schedule_changes_with_acceptance_and_stays_through_noise():
     live = LiveSchedule(COSTS, AcceptanceEstimate([0.9, 0.8, 0.7], 200), 32)
     before = live.ranges
     observe(live, [0.9, 0.8 / 0.9, 0.7 / 0.8], steps=600)
-    assert live.changes <= 1  # sampling noise at the edge between two lengths may move it once
+    assert live.changes <= 2  # each edge between lengths may move by a size; without hysteresis 9 do
     observe(live, [0.3, 0.3, 0.3], steps=1000)
     assert live.ranges != before
     assert sum(live.drafts) < sum(to_drafts(before, 32))
