@@ -41,7 +41,8 @@ class ProfileConfig(BenchConfig):
     """Account for a decoding step. Fields of the benchmark have its meaning; the drafter is the first of `drafters`."""
 
     streams: list[int] = Field(default=[1, 16, 32], min_length=1)
-    draft_tokens: int = Field(default=3, ge=1, le=16)
+    draft_tokens: int = Field(default=3, ge=0, le=16)
+    """0 is the rest of an engine whose drafter may draft"""
     steps: int = Field(default=32, ge=4)
     """measured; about a quarter as many warm up"""
 
@@ -81,7 +82,9 @@ def main() -> None:
     config = read_command_line(ProfileConfig, "step_profile", sys.argv[1:])
     if not config.padded.exists():
         pad_models(config.source, config.padded, Shape())
-    arms = DrafterConfig(kind="none"), config.drafter(config.drafters[0], schedule="fixed")
+    ranges = [(1, config.engine.max_num_seqs, config.draft_tokens)]
+    drafting = config.drafter(config.drafters[0], draft_tokens=max(1, config.draft_tokens), schedule=ranges)
+    arms = DrafterConfig(kind="none"), drafting
     without, with_it = (profile(config, drafter) for drafter in arms)
     for streams in config.streams:
         Console().print(table(config, streams, without[streams], with_it[streams]))
@@ -94,6 +97,8 @@ def profile(config: ProfileConfig, drafter: DrafterConfig) -> dict[int, dict[str
 
     torch.set_num_threads(config.engine.cores or machine_cores())
     llm = bare_llm(config.served(drafter))
+    if drafter.kind != "none":
+        llm.collective_rpc("let_drafter_rest")
     account = Account()
     instrument(llm.llm_engine, account)
     prompts = read_prompts(config.policy, config.prompts)
