@@ -20,6 +20,11 @@ HYSTERESIS = 0.03
 """relative gain in predicted speed that another draft length must promise before it replaces the one in use"""
 
 
+TOLERANCE = 0.05
+"""relative loss in predicted speed for which a shorter draft is taken: predictions are no better, and they favour long
+drafts, which lose more at a response's end"""
+
+
 class StepCosts(BaseModel):
     """Seconds of a decoding step by draft length and batch size.
 
@@ -85,12 +90,12 @@ def tokens_per_second(costs: StepCosts, acceptance: Sequence[float], batch: int,
 def choose_drafts(
     costs: StepCosts, acceptance: Sequence[float], batches: int, in_use: Sequence[int] | None = None
 ) -> list[int]:
-    """The draft length for each batch size from 1 to `batches`: the fastest, or the one `in_use` (at first none) where
-    no other is faster than it by HYSTERESIS; the shorter of two equal ones."""
+    """The draft length for each batch size from 1 to `batches`: the shortest that is as fast as the fastest within
+    TOLERANCE, or the one `in_use` (at first none) where that is not faster than it by HYSTERESIS."""
     chosen = []
     for batch, now in zip(range(1, batches + 1), in_use or [0] * batches, strict=True):
         speeds = [tokens_per_second(costs, acceptance, batch, k) for k in range(costs.draft_tokens + 1)]
-        best = max(range(len(speeds)), key=lambda k: speeds[k])
+        best = next(k for k, speed in enumerate(speeds) if speed >= (1.0 - TOLERANCE) * max(speeds))
         chosen.append(best if speeds[best] >= (1.0 + HYSTERESIS) * speeds[now] else now)
     return chosen
 

@@ -18,6 +18,7 @@ from drafters.schedule import (
     speedup,
     to_drafts,
     to_ranges,
+    tokens_per_second,
     tokens_per_step,
 )
 
@@ -69,6 +70,16 @@ def test_expected_steps_count_what_the_last_step_yields_too_much():
     counted = statistics.mean(steps_of_a_response() for _ in range(20_000))
     assert expected_steps(acceptance, 47) == pytest.approx(counted, rel=0.002)
     assert counted > 1.02 * 47 / tokens_per_step(acceptance, 3)
+
+
+def test_of_two_lengths_that_are_predicted_alike_the_shorter_is_taken():
+    """Measured: Eagle3 on the padded policy, 16 streams; k = 3 ran 1.27 times as fast as no drafter, k = 4 1.20."""
+    steps = [[0.0284], [0.0418], [0.0542], [0.0677], [0.0763], [0.0853]]
+    costs = StepCosts(batch_sizes=[16], seconds=steps, first=steps)
+    acceptance = [0.93, 0.87, 0.83, 0.59, 0.28]
+    speeds = [tokens_per_second(costs, acceptance, 16, k) for k in range(6)]
+    assert max(speeds) == speeds[4]
+    assert choose_drafts(costs, acceptance, 16)[15] == 3
 
 
 def test_costs_are_linear_between_sizes_and_those_of_the_nearest_outside():
