@@ -1,8 +1,9 @@
 """How many tokens to draft at each batch size, from the measured cost of a step and the acceptance by position.
 
 With b completions under way and k drafts each, a step yields b (1 + a_1 + ... + a_k) tokens, a_i being the probability
-that the first i drafts are all accepted, and takes c(b, k) seconds. The draft length with the most tokens per second is
-chosen, zero included. Acceptance moves the choice while an engine runs; costs are measured once.
+that the first i drafts are all accepted, and takes c(b, k) seconds. Chosen is
+the shortest draft, zero included, that yields the most tokens per second but for TOLERANCE. Acceptance moves the choice
+while an engine runs; costs are measured once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,6 @@ Range = tuple[int, int, int]
 
 HYSTERESIS = 0.03
 """relative gain in predicted speed that another draft length must promise before it replaces the one in use"""
-
 
 TOLERANCE = 0.05
 """relative loss in predicted speed for which a shorter draft is taken: predictions are no better, and they favour long
