@@ -82,8 +82,10 @@ def main() -> None:
     config = read_command_line(ProfileConfig, "step_profile", sys.argv[1:])
     if not config.padded.exists():
         pad_models(config.source, config.padded, Shape())
-    ranges = [(1, config.engine.max_num_seqs, config.draft_tokens)]
-    drafting = config.drafter(config.drafters[0], draft_tokens=max(1, config.draft_tokens), schedule=ranges)
+    longest = max(1, config.draft_tokens)
+    drafting = config.drafter(
+        config.drafters[0], draft_tokens=longest, schedule=[(1, config.engine.max_num_seqs, longest)]
+    )
     arms = DrafterConfig(kind="none"), drafting
     without, with_it = (profile(config, drafter) for drafter in arms)
     for streams in config.streams:
@@ -99,6 +101,8 @@ def profile(config: ProfileConfig, drafter: DrafterConfig) -> dict[int, dict[str
     llm = bare_llm(config.served(drafter))
     if drafter.kind != "none":
         llm.collective_rpc("let_drafter_rest")
+        ranges = [(1, config.engine.max_num_seqs, config.draft_tokens)]
+        llm.llm_engine.engine_core.engine_core.set_draft_lengths(ranges)
     account = Account()
     instrument(llm.llm_engine, account)
     prompts = read_prompts(config.policy, config.prompts)
