@@ -23,6 +23,20 @@ def test_the_self_test_passes_once_patched(patch):
     assert patch.is_right()
 
 
+def test_ranks_are_those_of_the_function_that_is_replaced():
+    import torch
+    from vllm.v1.sample.ops import logprobs
+
+    from rollout_service.vllm_plugin.patches.ranks import batched_count_greater_than
+
+    draws = torch.randn(5, 3000, generator=torch.Generator().manual_seed(0)).round(decimals=1)  # with ties
+    draws[1, ::3] = -torch.inf
+    values = draws.gather(1, torch.tensor([[0], [1], [3], [2999], [7]]))
+    stock = logprobs.batched_count_greater_than._torchdynamo_orig_callable
+    assert torch.equal(batched_count_greater_than(draws, values), stock(draws, values))
+    assert torch.equal(batched_count_greater_than(draws[:0], values[:0]), torch.zeros(0, dtype=torch.int64))
+
+
 def test_in_a_fresh_process_the_stock_functions_fail_and_are_replaced_once():
     code = """
 import os; os.environ["VLLM_PLUGINS"] = ""

@@ -1,4 +1,4 @@
-"""Functions of vLLM 0.32 that are wrong on the CPU, each with its reason, a self-test, and the function put in place.
+"""Functions of vLLM 0.32 that are wrong or very slow on the CPU, each with its reason, a self-test, and the function put in place.
 
 A patch is applied only when its self-test fails, with one log line that says so: a vLLM that has been mended is left as
 it is. The self-tests run the function as vLLM would (kernel overrides registered) on tensors of a few numbers.
@@ -10,6 +10,7 @@ from typing import Any
 
 from rollout_service.vllm_plugin.patches.kernels import KERNELS
 from rollout_service.vllm_plugin.patches.patch import Patch as Patch
+from rollout_service.vllm_plugin.patches.ranks import RANKS
 from rollout_service.vllm_plugin.patches.sampling import SAMPLING
 from rollout_service.vllm_plugin.patches.weights import WEIGHTS
 from rollout_service.vllm_plugin.verification import rejection_sampler
@@ -17,7 +18,7 @@ from rollout_service.vllm_plugin.verification import rejection_sampler
 # Under vLLM's own logger, so that the line appears where vLLM's do.
 logger = logging.getLogger("vllm.rollout_service")
 
-PATCHES = [*KERNELS, *SAMPLING, *WEIGHTS]
+PATCHES = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
 APPLIED: list[str] = []
 """names of the functions replaced in this process"""
 STOCK: dict[str, Any] = {}
