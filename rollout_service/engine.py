@@ -160,10 +160,10 @@ class Engine:
 
     async def _measure_at_start(self) -> StepCosts:
         """What a step costs, with random prompts: some seconds, after which drafts are as long as pays."""
-        from rollout_service.step_costs import Plan
+        from rollout_service.step_costs import Plan, tokens_of_steps
 
         drafter, largest = self.config.drafter, self.config.engine.max_num_seqs
-        longest = (START_STEPS + 2) * (drafter.draft_tokens + 1)
+        longest = tokens_of_steps(START_STEPS, drafter.draft_tokens)
         length = max(1, min(START_PROMPT, self.config.context_limit - longest))
         draw, vocabulary = random.Random(0), self.llm.model_config.get_vocab_size()
         plan = Plan(

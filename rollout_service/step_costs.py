@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 from drafters.schedule import StepCosts
 
 WARM_UP_TOKENS = 16
+UNCOUNTED = 5
+"""steps of a batch that begins: prompts come in a few steps, and the first decoding step follows none of its kind"""
 
 
 class StepKind(NamedTuple):
@@ -99,7 +101,15 @@ class StepTimes(StatLoggerBase):
         self.measured: Measured | None = None
         self.arrival: float | None = None
         """of prompts whose first step has not been seen"""
+        self.enough = asyncio.Event()
+        """as many steps of a kind were counted as were asked for"""
+        self._asked: tuple[StepKind, int] | None = None
         self._before: tuple[StepKind | None, float] = None, 0.0
+
+    def ask(self, kind: StepKind, steps: int) -> None:
+        """Of prompts that arrive now: set `enough` once so many steps are counted."""
+        self.arrival, self._asked = time.perf_counter(), (kind, steps)
+        self.enough.clear()
 
     def record(
         self, scheduler_stats: Any, iteration_stats: Any, mm_cache_stats: Any = None, engine_idx: int = 0
@@ -109,6 +119,8 @@ class StepTimes(StatLoggerBase):
         now, kind, before = time.perf_counter(), step_kind(scheduler_stats, iteration_stats), self._before
         if kind is not None and kind == before[0]:
             self.measured.seconds[kind].append(now - before[1])
+            if self._asked is not None and (kind, len(self.measured.seconds[kind])) == self._asked:
+                self.enough.set()
         elif kind is not None and self.arrival is not None:
             self.measured.first[kind].append(now - self.arrival)
             self.arrival = None
@@ -138,6 +150,12 @@ async def set_draft_lengths(llm: Any, ranges: Sequence[tuple[int, int, int]]) ->
     await llm.engine_core.call_utility_async("set_draft_lengths", [list(entry) for entry in ranges])
 
 
+def tokens_of_steps(steps: int, drafts: int) -> int:
+    """The longest that a response may become until so many steps are counted: a step yields drafts + 1 tokens at most,
+    and UNCOUNTED steps are not."""
+    return (steps + UNCOUNTED) * (drafts + 1)
+
+
 async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
     """Run the plan on an engine that does nothing else; its schedule is then drafts of the longest length."""
     largest, lengths = max(plan.batch_sizes), plan.draft_lengths or [0]
@@ -149,9 +167,8 @@ async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
             for drafts in lengths:
                 if plan.draft_lengths is not None:
                     await set_draft_lengths(llm, [(1, largest, drafts)])
-                times.arrival = time.perf_counter()
-                # A step yields drafts + 1 tokens at most: no completion ends before so many steps.
-                await _generate(llm, plan, batch, (plan.steps + 2) * (drafts + 1))
+                times.ask(StepKind(batch, drafts), plan.steps)
+                await _generate(llm, plan, batch, tokens_of_steps(plan.steps, drafts), until=times.enough)
         # What is drafted past the end of a response says nothing of responses.
         times.measured = counted = Measured()
         await _generate(llm, plan, plan.responses, plan.response_tokens, to_the_end=True)
@@ -160,15 +177,25 @@ async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
     return Measured(timed.seconds, timed.first, counted.drafted, counted.accepted)
 
 
-async def _generate(llm: Any, plan: Plan, completions: int, tokens: int, to_the_end: bool = False) -> None:
-    """So many completions at a time, of so many tokens unless they may end before."""
+async def _generate(
+    llm: Any, plan: Plan, completions: int, tokens: int, to_the_end: bool = False, until: asyncio.Event | None = None
+) -> None:
+    """So many completions at a time, of so many tokens unless they may end before, or are aborted when `until` is
+    set."""
     sampling = _sampling(tokens, plan.temperature, to_the_end)
+    names = [f"measure-{uuid.uuid4().hex}" for _ in range(completions)]
 
-    async def one(prompt: list[int]) -> None:
-        async for _ in llm.generate({"prompt_token_ids": prompt}, sampling, f"measure-{uuid.uuid4().hex}"):
+    async def one(i: int, name: str) -> None:
+        async for _ in llm.generate({"prompt_token_ids": plan.prompts[i % len(plan.prompts)]}, sampling, name):
             pass
 
-    await asyncio.gather(*(one(plan.prompts[i % len(plan.prompts)]) for i in range(completions)))
+    generating = asyncio.gather(*(one(i, name) for i, name in enumerate(names)))
+    if until is not None:
+        waiting: asyncio.Future[Any] = asyncio.ensure_future(until.wait())
+        await asyncio.wait([generating, waiting], return_when=asyncio.FIRST_COMPLETED)
+        waiting.cancel()
+        await llm.abort(names)
+    await generating
 
 
 def _sampling(tokens: int, temperature: float, to_the_end: bool) -> "SamplingParams":

@@ -134,6 +134,19 @@ def test_the_first_step_is_timed_from_the_arrival_of_its_prompts():
     assert times.measured.first[StepKind(4, 0)][0] > times.measured.seconds[StepKind(4, 0)][0]
 
 
+def test_as_many_steps_as_were_asked_for_are_enough():
+    times = StepTimes()
+    times.measured = Measured()
+    times.ask(StepKind(4, 0), steps=2)
+    seen = []
+    for kind in (step(4, 4, prompt=20), step(4, 4), step(4, 4), step(3, 3), step(3, 3), step(4, 4), step(4, 4)):
+        times.record(*kind)
+        seen.append(times.enough.is_set())
+    assert seen == [False] * 6 + [True]
+    times.ask(StepKind(4, 1), steps=2)
+    assert not times.enough.is_set()
+
+
 def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
     measured = Measured()
     for round in range(2):

@@ -1,4 +1,4 @@
-"""Functions of vLLM 0.32 that are wrong or very slow on the CPU, each with its reason, a self-test, and the function put in place.
+"""Functions of vLLM 0.32 that are wrong or very slow on the CPU, each with its reason, self-test, and successor.
 
 A patch is applied only when its self-test fails, with one log line that says so: a vLLM that has been mended is left as
 it is. The self-tests run the function as vLLM would (kernel overrides registered) on tensors of a few numbers.
