@@ -13,7 +13,7 @@ from typing import Any
 from bench_config import BenchConfig
 from figures import Figure, write_item, write_table
 from learner import learner
-from padding import Shape, pad_models
+from padding import ensure_padded
 from rollout_batch import rollout_batch
 from rollout_speed import rollout_speed
 from service import service
@@ -39,8 +39,7 @@ MEASURE: dict[str, Callable[[BenchConfig], tuple[list[Figure], Any]]] = {
 def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever was started is ended, as with Ctrl-C
     config = read_command_line(BenchConfig, "bench", sys.argv[1:])
-    if not config.padded.exists():
-        pad_models(config.source, config.padded, Shape())
+    ensure_padded(config.source, config.padded, config.shape)
     for item in config.only:
         figures, details = MEASURE[item](config)
         write_item(config.output, item, figures, machine(resolve_device(config.engine.device)), details)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from padding import Shape
 from pydantic import Field
 
 from drafters.drafter import DrafterConfig
@@ -103,7 +104,9 @@ class BenchConfig(Section):
     source: Path = Path("deploy/demo/models")
     """the demo's policy, eagle3 and draft_model"""
     padded: Path = Path("runs/padded")
-    """folder of the same, padded (deploy/bench/padding.py); made when it is not there"""
+    """folder of the same, padded (deploy/bench/padding.py); made when it is not there, or of another shape"""
+    shape: Shape = Shape()
+    """what the policy is padded to"""
     prompts: Path = Path("deploy/demo/prompts.jsonl")
     drafters: list[Literal["mtp", "eagle3", "draft_model"]] = Field(
         default=["mtp", "eagle3", "draft_model"], min_length=1

@@ -23,26 +23,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch import Tensor
 
 from drafters.checkpoint_files import read_config, read_tensors, write_index
 from drafters.mtp import is_mtp
+from drafters.settings import Section
 
 SCALE = 0.02
 """standard deviation of the weights that cannot matter"""
 
 
-class Shape(BaseModel):
-    """What the policy is padded to; the default has some 150 M parameters over the demo's."""
+class Shape(Section):
+    """What the policy is padded to; the default has some 150 M parameters. Experts keep the demo's size, and the expert
+    that all tokens share has the most: vLLM's kernel of experts multiplies in float32 on a CPU without AMX, which takes
+    2.4 times as long a token as a linear layer's, and half of a step was of it when the experts had half of the
+    parameters. Policies are rarely like that: dense ones have no experts, and accelerators have kernels for them."""
 
     hidden_size: int = 768
     num_hidden_layers: int = 16
     num_attention_heads: int = 16
     num_key_value_heads: int = 8
-    moe_intermediate_size: int = 1024
-    shared_expert_intermediate_size: int = 1024
+    moe_intermediate_size: int = 128
+    shared_expert_intermediate_size: int = 2816
 
 
 class Padding:
@@ -165,6 +168,13 @@ class Padding:
     def _placed(tensor: Tensor, onto: Tensor) -> Tensor:
         onto[tuple(slice(size) for size in tensor.shape)] = tensor
         return onto
+
+
+def ensure_padded(source: Path, target: Path, shape: Shape) -> None:
+    """`pad_models`, unless `target` holds a policy of that shape already."""
+    policy = target / "policy"
+    if not policy.exists() or read_config(policy) != Padding(read_config(source / "policy"), shape).config:
+        pad_models(source, target, shape)
 
 
 def pad_models(source: Path, target: Path, shape: Shape) -> None:

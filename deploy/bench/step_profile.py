@@ -18,7 +18,7 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "rollout_s
 os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 from bench_config import BenchConfig
-from padding import Shape, pad_models
+from padding import ensure_padded
 from pydantic import Field
 from rich.box import SIMPLE
 from rich.console import Console
@@ -80,8 +80,7 @@ class Account:
 
 def main() -> None:
     config = read_command_line(ProfileConfig, "step_profile", sys.argv[1:])
-    if not config.padded.exists():
-        pad_models(config.source, config.padded, Shape())
+    ensure_padded(config.source, config.padded, config.shape)
     longest = max(1, config.draft_tokens)
     drafting = config.drafter(
         config.drafters[0], draft_tokens=longest, schedule=[(1, config.engine.max_num_seqs, longest)]

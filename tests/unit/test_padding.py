@@ -1,5 +1,6 @@
 """A padded policy computes the same logits, and its padded heads the same drafts."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM, Qwen3NextConfig, Qwen3NextForCaus
 
 sys.path.append(str(Path(__file__).parents[2] / "deploy" / "bench"))
 
-from padding import Padding, Shape, largest_difference, pad_models
+from padding import Padding, Shape, ensure_padded, largest_difference, pad_models
 
 from drafters.checkpoint_files import read_config, read_tensors
 from drafters.learners.eagle3 import Eagle3Head
@@ -108,6 +109,21 @@ def test_what_is_added_could_be_anything_else(folders):
     for name in ("self_attn.q_proj", "mlp.experts.0.gate_proj", "mlp.shared_expert.up_proj"):
         tensor = large[f"model.layers.0.{name}.weight"]
         assert tensor[-1].abs().min() > 0
+
+
+def test_models_are_padded_again_only_when_another_shape_is_asked_for(folders, monkeypatch, tmp_path):
+    source, asked = folders[0], []
+    monkeypatch.setattr("padding.pad_models", lambda source, target, shape: (asked.append(shape), pad(target, shape)))
+
+    def pad(target, shape):
+        (target / "policy").mkdir(exist_ok=True, parents=True)
+        config = Padding(read_config(source / "policy"), shape).config
+        (target / "policy" / "config.json").write_text(json.dumps(config))
+
+    one, other = Shape(hidden_size=128), Shape(hidden_size=512)
+    for shape in (one, one, other):
+        ensure_padded(source, tmp_path, shape)
+    assert asked == [one, other]
 
 
 def test_a_width_that_cannot_be_exact_is_refused(folders):
