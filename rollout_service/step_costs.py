@@ -195,6 +195,7 @@ async def _generate(
         await asyncio.wait([generating, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         await llm.abort(names)
+        await llm.get_weight_version()  # answered after the step under way, which slows what comes next, on any engine
     await generating
 
 
