@@ -3,6 +3,7 @@
     python deploy/bench/step_profile.py [--streams '[1, 16, 32]'] [--drafters '["mtp"]'] [--draft_tokens 3]
 
 A part's time is its own: what it calls that is a part itself is not counted in it. So the parts add up to the step.
+A second table has the same steps by operator, from torch's profiler; what is no operator is Python between them.
 """
 
 import os
@@ -35,6 +36,13 @@ PARTS = (
     "policy's forward", "policy's logits", "drafter's forwards", "drafter's sampling", "drafting, the rest",
     "verification", "sampling and log-probabilities", "inputs", "bookkeeping", "scheduling", "results", "outputs",
 )  # fmt: skip
+
+OPERATORS = {
+    "_C::onednn_mm": "linear layers (oneDNN)",
+    "_C::cpu_fused_moe": "experts (vLLM's kernel)",
+    "_C::cpu_attention_with_kv_cache": "attention",
+}
+OTHERS, BETWEEN = "other operators", "between operators"
 
 
 class ProfileConfig(BenchConfig):
@@ -88,11 +96,12 @@ def main() -> None:
     arms = DrafterConfig(kind="none"), drafting
     without, with_it = (profile(config, drafter) for drafter in arms)
     for streams in config.streams:
-        Console().print(table(config, streams, without[streams], with_it[streams]))
+        for before, after in zip(without[streams], with_it[streams], strict=True):
+            Console().print(table(config, streams, before, after))
 
 
-def profile(config: ProfileConfig, drafter: DrafterConfig) -> dict[int, dict[str, float]]:
-    """Seconds of a step by part, for each number of streams."""
+def profile(config: ProfileConfig, drafter: DrafterConfig) -> dict[int, tuple[dict[str, float], dict[str, float]]]:
+    """Seconds of a step by part and by operator, for each number of streams."""
     import torch
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -134,8 +143,11 @@ def instrument(llm: Any, account: Account) -> None:
 
 def steps(
     llm: Any, account: Account, config: ProfileConfig, prompts: list[list[int]], streams: int
-) -> dict[str, float]:
-    """Every step decodes all streams: none has its prompt in it, none ends."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """By part and by operator. Every step decodes all streams: none has its prompt in it, none ends."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as traced
+
     tokens = config.engine.max_model_len // 2
     params = sampling_params(
         GroupRequest(prompt_token_ids=[0], sampling=Sampling(max_tokens=tokens, temperature=1.0, ignore_eos=True))
@@ -148,18 +160,26 @@ def steps(
     account.seconds.clear()
     for _ in range(config.steps):
         llm.step()
-    found = {name: account.seconds[name] / config.steps for name in PARTS}
+    parts = {name: account.seconds[name] / config.steps for name in PARTS}
+    few = config.steps // 4
+    with traced(activities=[ProfilerActivity.CPU]) as trace:
+        for _ in range(few):
+            llm.step()
+    operators = dict.fromkeys([*OPERATORS.values(), OTHERS], 0.0)
+    for event in trace.key_averages():
+        operators[OPERATORS.get(event.key, OTHERS)] += event.self_cpu_time_total / 1e6 / few
+    operators[BETWEEN] = sum(parts.values()) - sum(operators.values())  # of a step that is not traced
     llm.abort_request(names)
     while llm.has_unfinished_requests():
         llm.step()
-    return found
+    return parts, operators
 
 
 def table(config: ProfileConfig, streams: int, without: dict[str, float], with_it: dict[str, float]) -> Table:
     result = Table(title=f"{streams} streams, ms a step", box=SIMPLE)
     for column in ("part", "no drafter", f"{config.drafters[0]}, k = {config.draft_tokens}", "difference"):
         result.add_column(column, justify="left" if column == "part" else "right")
-    rows = [(name, without[name], with_it[name]) for name in PARTS]
+    rows = [(name, without[name], with_it[name]) for name in without]
     rows.append(("the step", sum(without.values()), sum(with_it.values())))
     for name, before, after in rows:
         result.add_row(name, f"{1e3 * before:.1f}", f"{1e3 * after:.1f}", f"{1e3 * (after - before):+.1f}")
