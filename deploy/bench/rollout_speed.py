@@ -67,8 +67,8 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
             speeds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
             task = bar.add_task(kind, total=plan.rounds * len(plan.streams) * len(arms))
             for round in range(plan.rounds):
-                # What an arm follows may matter to it: each round begins with another one.
-                in_turn = [list(arms.items())[(round + i) % len(arms)] for i in range(len(arms))]
+                # What an arm follows may matter to it: every other round goes backwards.
+                in_turn = list(arms.items())[:: -1 if round % 2 else 1]
                 for streams in plan.streams:
                     requests = fixed_length(config, streams * plan.responses_per_stream, plan.response_tokens)
                     for name, (arm, ranges) in in_turn:

@@ -151,12 +151,7 @@ async def measure_in_turns(
 def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Calibration:
     """The calibration that follows from the measurements."""
     batch_sizes = plain.reached(config.sizes, [0])
-    # A step of draft length zero is one without a drafter (vllm_plugin/resting.py): what is measured of either counts
-    # for it, with which every other length is compared.
-    pooled = Measured()
-    pooled.add(drafting)
-    pooled.add(plain)
-    costs = pooled.costs(batch_sizes, config.drafter.draft_tokens)
+    costs = drafting.costs(batch_sizes, config.drafter.draft_tokens)
     baseline = plain.costs(costs.batch_sizes, 0)
     drafts = choose_drafts(costs, drafting.acceptance, config.engine.max_num_seqs)
     return Calibration(
