@@ -42,6 +42,11 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         # was 60 of its 210 ms for 265 MiB. The second is the largest that glibc allows; tcmalloc reads neither.
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+        # OpenMP's threads wait actively after a parallel region, and on few cores what else would run waits for them:
+        # at 200 ms, their default, vLLM's output thread (which the core then waits for, 2 ms of a step of 64 streams)
+        # and the actor's imports (2 s of a start). At 0 they sleep between operators as well, and steps take 1.4 times
+        # as long.
+        "KMP_BLOCKTIME": "1",
         "KMP_USE_SHM": "0",  # OpenMP would leave a shared-memory file behind when its process is killed
     }
 

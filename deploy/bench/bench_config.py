@@ -21,11 +21,11 @@ class RolloutSpeed(Section):
     streams: list[int] = Field(default=[1, 4, 16, 32, 64], min_length=1)
     response_tokens: int = Field(default=48, ge=1)
     """length of every response"""
-    responses_per_stream: int = Field(default=4, ge=1)
-    """in each round"""
+    responses_per_stream: int = Field(default=1, ge=1)
+    """in each round: few in many rounds, so that arms take turns within seconds, in which the machine's speed stays"""
     fixed: int = Field(default=3, ge=1)
     """the draft length of the arm that is not calibrated"""
-    rounds: int = Field(default=5, ge=1)
+    rounds: int = Field(default=20, ge=1)
     calibration_rounds: int = Field(default=4, ge=1)
 
 
