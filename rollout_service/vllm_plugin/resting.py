@@ -20,7 +20,7 @@ HELD_BYTES = 512 * 2**20
 
 
 class Resting:
-    """Stands before two methods of vLLM's model runner, and calls them when there is something to do."""
+    """Stands before three methods of vLLM's model runner, and calls them when there is something to do."""
 
     def __init__(self, runner: Any):
         self.runner, self.drafter = runner, runner.drafter
@@ -34,13 +34,22 @@ class Resting:
         self.next_row = 0
         self.up_to_date: frozenset[str] = frozenset()
         """requests without holes"""
+        self.drafted = True
+        """in the last step"""
         self.stock_sample, self.stock_propose = runner._sample, runner.propose_draft_token_ids
+        self.stock_take = runner.take_draft_token_ids
         runner._sample, runner.propose_draft_token_ids = self.sample, self.propose
+        runner.take_draft_token_ids = self.take
 
     def sample(self, logits: Tensor | None, spec_decode_metadata: Any) -> Any:
         """`GPUModelRunner._sample`."""
         drafted = spec_decode_metadata is not None and any(spec_decode_metadata.num_draft_tokens)
         return self.stock_sample(logits, spec_decode_metadata if drafted else None)
+
+    def take(self) -> Any:
+        """`GPUModelRunner.take_draft_token_ids`. None leaves the scheduler as it is, which forgets drafts when it
+        schedules them. Handing over empty ones meant to wait for Python's lock, which vLLM's output thread then has."""
+        return self.stock_take() if self.drafted else None
 
     def propose(
         self,
@@ -57,7 +66,8 @@ class Resting:
         """`GPUModelRunner.propose_draft_token_ids`."""
         runner, metadata = self.runner, common_attn_metadata
         slots_N, tokens_N = metadata.slot_mapping, runner.input_ids.gpu[: len(metadata.slot_mapping)]
-        if scheduler_output.num_spec_tokens_to_schedule == 0:
+        self.drafted = scheduler_output.num_spec_tokens_to_schedule > 0
+        if not self.drafted:
             self._hold(slots_N, tokens_N, aux_hidden_states or [hidden_states])
             self.up_to_date = frozenset()
             return torch.empty(metadata.batch_size(), 0, dtype=torch.int64, device=slots_N.device)

@@ -49,17 +49,31 @@ def sizes_of_forwards(llm):
     return sizes
 
 
+def hand_overs(llm, monkeypatch):
+    """Of drafts to the scheduler, empty ones too: a list that grows."""
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    drafts, stock = [], scheduler.update_draft_token_ids
+
+    def update_draft_token_ids(of_requests):
+        drafts.append(of_requests)
+        stock(of_requests)
+
+    monkeypatch.setattr(scheduler, "update_draft_token_ids", update_draft_token_ids)
+    return drafts
+
+
 @KINDS
-def test_a_drafter_rests_without_a_forward_and_drafts_as_if_it_had_not(kind, prompts):
+def test_a_drafter_rests_without_a_forward_and_drafts_as_if_it_had_not(kind, prompts, monkeypatch):
     with engine(kind, draft_lengths=SCHEDULE, max_model_len=256, block_size=BLOCK) as llm:
         awake = draft_steps(generated(llm, prompts, LENGTHS))
         llm.reset_prefix_cache()
         llm.collective_rpc("let_drafter_rest")
-        sizes = sizes_of_forwards(llm)
+        sizes, handed_over = sizes_of_forwards(llm), hand_overs(llm, monkeypatch)
         rested = generated(llm, prompts, LENGTHS)
         assert draft_steps(rested) == awake
         undrafted = sum(drafted == 0 for drafted, _ in awake[-1])
         assert undrafted >= 40
+        assert len(handed_over) <= sum(drafted > 0 for drafted, _ in awake[-1]) + 1  # the last is of no use
         # One forward reads the prompt and what was generated without drafts; the others are those of drafting steps.
         behind = len(prompts[-1]) + undrafted - 2
         assert behind <= sizes[0] <= behind + 1
