@@ -44,8 +44,8 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
         # OpenMP's threads wait actively after a parallel region, and on few cores what else would run waits for them:
         # at 200 ms, their default, vLLM's output thread (which the core then waits for, 2 ms of a step of 64 streams)
-        # and the actor's imports (2 s of a start). At 0 they sleep between operators as well, and steps take 1.4 times
-        # as long.
+        # and probably the actor's imports (a start takes 2 s more). At 0 they sleep between operators as well, and
+        # steps take 1.4 times as long.
         "KMP_BLOCKTIME": "1",
         "KMP_USE_SHM": "0",  # OpenMP would leave a shared-memory file behind when its process is killed
     }
