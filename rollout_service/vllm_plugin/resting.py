@@ -2,8 +2,9 @@
 
 vLLM runs the drafter's first forward at draft length zero as well, so that its KV cache has no holes when drafts begin
 again. Here what that forward would have read is held instead, and one forward over all that a request is behind fills
-the holes before its next drafts. Requests that end before that cost nothing. What is held is found by its slot in the
-KV cache, so it is shared, kept and overwritten as the cache's blocks are, prefixes of other requests included.
+the holes before its next drafts. Requests that end before that, or a few tokens later, cost nothing. What is held is
+found by its slot in the KV cache, so it is shared, kept and overwritten as the cache's blocks are, prefixes of other
+requests included.
 Nor is anything verified in a step that has no drafts: it samples as an engine without a drafter does.
 
 B requests, T positions, N tokens, S slots of the KV cache, C rows of held states. For models of text whose drafter has
@@ -18,6 +19,10 @@ from torch import Tensor
 HELD_BYTES = 512 * 2**20
 """of policy's hidden states. The oldest give way; a hole that is never filled lowers acceptance, and nothing else."""
 
+CATCH_UP = 8
+"""tokens that a request may still get, up to which it is not brought up to date. Reading what 15 responses of 48 tokens
+are behind took as long as two of their steps, and drafts save a third of a step"""
+
 
 class Resting:
     """Stands before three methods of vLLM's model runner, and calls them when there is something to do."""
@@ -30,10 +35,12 @@ class Resting:
         self.token_of_slot_S = torch.zeros(slots, dtype=torch.int32, device=device)
         self.states_CH: Tensor | None = None
         """what the drafter reads of the policy (H = 0 where it reads nothing); None until something is held"""
-        self.slot_of_row_C = torch.empty(0)
+        self.slot_of_row_C = self.rows_C = torch.empty(0)
         self.next_row = 0
         self.up_to_date: frozenset[str] = frozenset()
         """requests without holes"""
+        self.rested: frozenset[str] = frozenset()
+        """requests with holes that the last step without drafts left"""
         self.drafted = True
         """in the last step"""
         self.stock_sample, self.stock_propose = runner._sample, runner.propose_draft_token_ids
@@ -66,17 +73,22 @@ class Resting:
         """`GPUModelRunner.propose_draft_token_ids`."""
         runner, metadata = self.runner, common_attn_metadata
         slots_N, tokens_N = metadata.slot_mapping, runner.input_ids.gpu[: len(metadata.slot_mapping)]
-        self.drafted = scheduler_output.num_spec_tokens_to_schedule > 0
+        requests = runner.input_batch.req_ids
+        worth = []
+        if scheduler_output.num_spec_tokens_to_schedule > 0:
+            worth = [name not in self.rested or self._left(name) > CATCH_UP for name in requests]
+        self.drafted = any(worth)
         if not self.drafted:
             self._hold(slots_N, tokens_N, aux_hidden_states or [hidden_states])
-            self.up_to_date = frozenset()
+            self.up_to_date, self.rested = frozenset(), frozenset(requests)
             return torch.empty(metadata.batch_size(), 0, dtype=torch.int64, device=slots_N.device)
         if self.states_CH is not None:
-            requests = runner.input_batch.req_ids
             if not self.up_to_date.issuperset(requests):
-                while self._fill(metadata, tokens_N):
+                worth_B = torch.tensor(worth, device=slots_N.device)
+                while self._fill(metadata, tokens_N, worth_B):
                     pass
-                self.up_to_date = frozenset(requests)
+                self.up_to_date = frozenset(name for name, it_is in zip(requests, worth, strict=True) if it_is)
+                self.rested -= self.up_to_date
             self.row_of_slot_S[slots_N] = -1
             self.token_of_slot_S[slots_N] = tokens_N
         return self.stock_propose(
@@ -91,6 +103,11 @@ class Resting:
             slot_mappings,
         )
 
+    def _left(self, name: str) -> int:
+        """The most tokens that a request may get after this step's own."""
+        request = self.runner.requests[name]
+        return request.sampling_params.max_tokens - len(request.output_token_ids) - 1
+
     def _hold(self, slots_N: Tensor, tokens_N: Tensor, states: list[Tensor]) -> None:
         if not self.drafter.pass_hidden_states_to_model:
             states = [states_NH[:, :0] for states_NH in states]
@@ -100,16 +117,18 @@ class Resting:
             rows = max(self.drafter.max_num_tokens, min(slots, HELD_BYTES // max(row_bytes, 1)))
             self.states_CH = states[0].new_empty(rows, width)
             self.slot_of_row_C = torch.full((rows,), -1, device=slots_N.device)
-        rows_N = torch.arange(self.next_row, self.next_row + len(slots_N), device=slots_N.device) % len(self.states_CH)
-        self.next_row = (self.next_row + len(slots_N)) % len(self.states_CH)
-        self.states_CH[rows_N] = torch.cat([states_NH[: len(slots_N)] for states_NH in states], dim=-1)
-        self.slot_of_row_C[rows_N] = slots_N
-        self.row_of_slot_S[slots_N] = rows_N
+            self.rows_C = torch.arange(rows, device=slots_N.device)
+        begin = self.next_row if self.next_row + len(slots_N) <= len(self.states_CH) else 0
+        self.next_row = begin + len(slots_N)
+        rows = slice(begin, self.next_row)  # no indices: they take twice as long, and this is what length zero costs
+        torch.cat([states_NH[: len(slots_N)] for states_NH in states], dim=-1, out=self.states_CH[rows])
+        self.slot_of_row_C[rows] = slots_N
+        self.row_of_slot_S[slots_N] = self.rows_C[rows]
         self.token_of_slot_S[slots_N] = tokens_N
 
-    def _fill(self, metadata: Any, tokens_N: Tensor) -> bool:
-        """Let the drafter read the first run of held tokens of each request, as many as its buffers take. Whether there
-        were any. `tokens_N` are the step's own, which follow those that are held."""
+    def _fill(self, metadata: Any, tokens_N: Tensor, worth_B: Tensor) -> bool:
+        """Let the drafter read the first run of held tokens of each request that is worth it, as many as its buffers
+        take. Whether there were any. `tokens_N` are the step's own, which follow those that are held."""
         from vllm.v1.attention.backend import CommonAttentionMetadata
 
         drafter, size = self.drafter, self.drafter.block_size
@@ -118,7 +137,7 @@ class Resting:
         slots_BT = metadata.block_table_tensor[:, positions_T // size].long() * size + positions_T % size
         rows_BT = self.row_of_slot_S[slots_BT]
         held_BT = (rows_BT >= 0) & (self.slot_of_row_C[rows_BT.clamp(min=0)] == slots_BT)
-        held_BT &= positions_T < computed_B[:, None]
+        held_BT &= (positions_T < computed_B[:, None]) & worth_B[:, None]
         if not held_BT.any():
             return False
         begins_B = held_BT.int().argmax(dim=1)

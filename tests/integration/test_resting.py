@@ -7,7 +7,7 @@ from engines import MODELS
 from test_lossless import engine
 
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.vllm_plugin.resting import Resting
+from rollout_service.vllm_plugin.resting import CATCH_UP, Resting
 
 SCHEDULE = [(1, 1, 3), (2, 64, 0)]
 LENGTHS = [8, 24, 40, 40, 40, 100]
@@ -85,6 +85,20 @@ def test_a_drafter_rests_without_a_forward_and_drafts_as_if_it_had_not(kind, pro
         assert found.num_cached_tokens >= BLOCK
         llm.reset_prefix_cache()
         assert draft_steps([found]) == draft_steps(generated(llm, longer, [30]))
+
+
+def test_a_request_that_ends_soon_is_not_brought_up_to_date(prompts):
+    """To read what a response is behind would take longer than its drafts could save."""
+    with engine("mtp", draft_lengths=SCHEDULE, max_model_len=256) as llm:
+        llm.collective_rpc("let_drafter_rest")
+        sizes = sizes_of_forwards(llm)
+        for further, comes_back in (CATCH_UP, False), (CATCH_UP + 1, True):
+            # The first step alone gives token 31, and is the first whose end drafts.
+            lengths = [30, 30, 31 + further]
+            steps = draft_steps(generated(llm, prompts[:3], lengths))
+            assert any(drafted for drafted, _ in steps[-1]) == comes_back
+            assert bool(sizes) == comes_back
+            llm.reset_prefix_cache()
 
 
 @KINDS
