@@ -3,8 +3,10 @@
 import importlib
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from engines import MODELS
 
 from rollout_service.vllm_plugin import patches
 
@@ -35,6 +37,28 @@ def test_ranks_are_those_of_the_function_that_is_replaced():
     stock = logprobs.batched_count_greater_than._torchdynamo_orig_callable
     assert torch.equal(batched_count_greater_than(draws, values), stock(draws, values))
     assert torch.equal(batched_count_greater_than(draws[:0], values[:0]), torch.zeros(0, dtype=torch.int64))
+
+
+def test_only_log_probabilities_that_are_flat_are_left_without_the_tokens_texts():
+    import numpy as np
+    from vllm.sampling_params import SamplingParams
+    from vllm.tokenizers import get_tokenizer
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+    from vllm.v1.outputs import LogprobsLists
+
+    from rollout_service.vllm_plugin.undecoded import leave_flat_logprobs_undecoded
+
+    leave_flat_logprobs_undecoded()
+    tokenizer = get_tokenizer(str(MODELS / "policy"))
+    token, logprob, rank = np.array([[40]], dtype=np.int32), np.array([[-0.5]], dtype=np.float32), np.array([1])
+    found = {}
+    for flat in True, False:
+        request = SimpleNamespace(sampling_params=SamplingParams(logprobs=0, flat_logprobs=flat))
+        processor = LogprobsProcessor.from_new_request(tokenizer, request)
+        processor._update_sample_logprobs(LogprobsLists(token, logprob, rank))
+        found[flat] = processor.logprobs[0][40]
+    assert (found[True].logprob, found[True].decoded_token) == (-0.5, None)
+    assert (found[False].logprob, found[False].decoded_token) == (-0.5, tokenizer.decode([40]))
 
 
 def test_in_a_fresh_process_the_stock_functions_fail_and_are_replaced_once():

@@ -73,6 +73,7 @@ def test_openai_routes_are_vllms_own(client):
     choice = client.http.post("/v1/completions", json=body).json()["choices"][0]
     assert len(choice["token_ids"]) <= 5
     assert len(choice["logprobs"]["token_logprobs"]) == len(choice["token_ids"])
+    assert all(isinstance(text, str) and text for text in choice["logprobs"]["tokens"])
     chat = {"model": "demo-policy", "messages": [{"role": "user", "content": "1 + 1 ="}], "max_tokens": 5}
     with client.http.stream("POST", "/v1/chat/completions", json=chat | {"stream": True}) as response:
         lines = [line for line in response.iter_lines() if line]
