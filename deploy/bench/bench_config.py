@@ -19,9 +19,9 @@ class RolloutSpeed(Section):
     """Speed against no drafter at fixed numbers of streams, calibrated and with a fixed draft length."""
 
     streams: list[int] = Field(default=[1, 4, 16, 32, 64], min_length=1)
-    response_tokens: int = Field(default=48, ge=1)
-    """length of every response"""
-    responses_per_stream: int = Field(default=1, ge=1)
+    response_tokens: int = Field(default=72, ge=1)
+    """length of every response; half of the prompts have responses that long"""
+    responses_per_stream: int = Field(default=2, ge=1)
     """in each round: few in many rounds, so that arms take turns within seconds, in which the machine's speed stays"""
     fixed: int = Field(default=3, ge=1)
     """the draft length of the arm that is not calibrated"""

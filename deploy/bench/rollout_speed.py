@@ -1,8 +1,8 @@
 """Item 1: tokens per second against no drafter, by streams: a fixed draft length, and the calibrated schedule.
 
 For each drafter two engines are up together, without and with it. They are calibrated first; then in each round, at
-each number of streams, each arm generates the same responses of fixed length. The calibration's prediction stands
-beside what was measured.
+each number of streams, each arm generates the same responses of fixed length, to prompts whose own responses are as
+long. The calibration's prediction stands beside what was measured.
 """
 
 import asyncio
@@ -59,6 +59,7 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
         async with started_engines([without, with_it], bar):
             calibration = choose(calibrate, *await measure_in_turns(calibrate, without, with_it, bar))
             console.print(table(calibration))
+            prompts = await long_answered(config, without, plan.response_tokens)
             arms: dict[str, tuple[EngineArm, list[Range] | None]] = {
                 "none": (without, None),
                 f"k = {plan.fixed}": (with_it, [(1, config.engine.max_num_seqs, plan.fixed)]),
@@ -70,7 +71,8 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
                 # What an arm follows may matter to it: every other round goes backwards.
                 in_turn = list(arms.items())[:: -1 if round % 2 else 1]
                 for streams in plan.streams:
-                    requests = fixed_length(config, streams * plan.responses_per_stream, plan.response_tokens)
+                    count = streams * plan.responses_per_stream
+                    requests = fixed_length(config, count, plan.response_tokens, prompts, first=round * count)
                     for name, (arm, ranges) in in_turn:
                         if ranges is not None:
                             await arm.fleet.set_draft_lengths(ranges)
@@ -81,13 +83,28 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
     return calibration, {name: dict(of) for name, of in speeds.items()}
 
 
-def fixed_length(config: BenchConfig, count: int, response_tokens: int | Sequence[int]) -> list[GroupRequest]:
-    """`count` requests of one completion each, over the prompts in turn, with these lengths."""
+async def long_answered(config: BenchConfig, arm: EngineArm, response_tokens: int) -> list[list[int]]:
+    """Prompts whose response, sampled once, has so many tokens at least. Made to go on past its end the policy drifts
+    from what it has learned, and its drafters lose half of what is accepted."""
+    sampling = Sampling(temperature=1.0, max_tokens=response_tokens, seed=0)
+    every = [GroupRequest(prompt_token_ids=p, sampling=sampling) for p in read_prompts(config.policy, config.prompts)]
+    groups = await generate_all(arm, every, config.engine.max_num_seqs, lambda: None)
+    return [group.prompt_token_ids for group in groups if group.completions[0].finish_reason == "length"]
+
+
+def fixed_length(
+    config: BenchConfig,
+    count: int,
+    response_tokens: int | Sequence[int],
+    prompts: Sequence[list[int]] | None = None,
+    first: int = 0,
+) -> list[GroupRequest]:
+    """`count` requests of one completion each, over the prompts in turn from the `first` on, with these lengths."""
     lengths = [response_tokens] * count if isinstance(response_tokens, int) else response_tokens
-    prompts = read_prompts(config.policy, config.prompts)
+    prompts = prompts or read_prompts(config.policy, config.prompts)
     return [
         GroupRequest(
-            prompt_token_ids=prompts[i % len(prompts)],
+            prompt_token_ids=prompts[(first + i) % len(prompts)],
             sampling=Sampling(temperature=1.0, max_tokens=length, ignore_eos=True),
         )
         for i, length in enumerate(lengths)
