@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 PRELOADED = "libiomp5.so", "libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2"
-"""OpenMP, and in the place of glibc's malloc that of oneTBB: steps without drafts are 4 to 8 % shorter."""
+"""OpenMP, and in the place of glibc's malloc that of oneTBB: steps without drafts are 4 to 7 % shorter."""
 
 
 def preloads() -> list[str]:
