@@ -7,7 +7,7 @@ while an engine runs; costs are measured once.
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate, groupby, pairwise
+from itertools import accumulate, groupby
 from operator import mul
 from typing import Any
 
@@ -63,29 +63,14 @@ class StepCosts(BaseModel):
         """Seconds, linear between the measured batch sizes; outside of them those of the nearest."""
         return float(np.interp(batch, self.batch_sizes, self.seconds[drafts]))
 
-    def response(self, batch: int, acceptance: Sequence[float], drafts: int, tokens: int) -> float:
-        """Seconds of responses of so many tokens, `batch` of them at once: one token comes with the prompt, the first
-        step's with `first`."""
-        first = float(np.interp(batch, self.batch_sizes, self.first[drafts]))
-        return first + max(0.0, expected_steps(acceptance[:drafts], tokens - 1) - 1.0) * self.at(batch, drafts)
+    def prompts(self, batch: int, drafts: int) -> float:
+        """Seconds that so many prompts take which arrive at once."""
+        return float(np.interp(batch, self.batch_sizes, self.first[drafts])) - self.at(batch, drafts)
 
 
 def tokens_per_step(acceptance: Sequence[float], drafts: int) -> float:
     """Of one completion, the verifier's own token included. `acceptance[i - 1]` is a_i."""
     return 1.0 + sum(acceptance[:drafts])
-
-
-def expected_steps(acceptance: Sequence[float], tokens: int) -> float:
-    """Steps until one completion has so many tokens, with a draft at every position of `acceptance` in each. More than
-    tokens / tokens_per_step: what the last step yields beyond the response's length is lost."""
-    reached = [1.0, *acceptance, 0.0]
-    yields = [now - beyond for now, beyond in pairwise(reached)]
-    """[i]: the probability that a step yields i + 1 tokens"""
-    steps = [0.0]
-    """[n]: expected steps for n tokens"""
-    for n in range(1, tokens + 1):
-        steps.append(1.0 + sum(p * steps[max(0, n - 1 - i)] for i, p in enumerate(yields)))
-    return steps[-1]
 
 
 def tokens_per_second(costs: StepCosts, acceptance: Sequence[float], batch: int, drafts: int) -> float:
@@ -105,14 +90,6 @@ def choose_drafts(
         best = next(k for k, speed in enumerate(speeds) if speed >= (1.0 - TOLERANCE) * max(speeds))
         chosen.append(best if speeds[best] >= (1.0 + HYSTERESIS) * speeds[now] else now)
     return chosen
-
-
-def speedup(
-    costs: StepCosts, baseline: StepCosts, acceptance: Sequence[float], batch: int, drafts: int, tokens: int
-) -> float:
-    """Predicted speed of responses of so many tokens, relative to an engine without a drafter (`baseline`, whose only
-    draft length is 0). Prompts cost both the same, which is why short responses gain less."""
-    return baseline.response(batch, [], 0, tokens) / costs.response(batch, acceptance, drafts, tokens)
 
 
 def to_ranges(drafts: Sequence[int]) -> list[Range]:
@@ -258,7 +235,9 @@ class Calibration(BaseModel):
     ranges: list[Range]
     """chosen"""
     predicted_speedup: dict[int, float]
-    """by batch size: of responses of `response_tokens`, relative to no drafter"""
+    """by batch size, relative to no drafter: of so many streams, each of `responses_per_stream` responses of
+    `response_tokens`"""
     response_tokens: int
+    responses_per_stream: int
     machine: dict[str, Any]
     """where it was measured: processor, cores, versions"""

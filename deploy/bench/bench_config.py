@@ -23,6 +23,8 @@ class RolloutSpeed(Section):
     """length of every response; half of the prompts have responses that long"""
     responses_per_stream: int = Field(default=2, ge=1)
     """in each round: few in many rounds, so that arms take turns within seconds, in which the machine's speed stays"""
+    responses: int = Field(default=8, ge=1)
+    """in each round, at least: of a stream or two more than `responses_per_stream`, whose acceptance says too little"""
     fixed: int = Field(default=3, ge=1)
     """the draft length of the arm that is not calibrated"""
     rounds: int = Field(default=20, ge=1)

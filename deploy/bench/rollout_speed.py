@@ -52,6 +52,7 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
         rounds=plan.calibration_rounds,
         responses=64,
         response_tokens=plan.response_tokens,
+        responses_per_stream=plan.responses_per_stream,
     )
     without = EngineArm(config.served(DrafterConfig(kind="none")))
     with_it = EngineArm(config.served(calibrate.measured_drafter()))
@@ -71,7 +72,7 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
                 # What an arm follows may matter to it: every other round goes backwards.
                 in_turn = list(arms.items())[:: -1 if round % 2 else 1]
                 for streams in plan.streams:
-                    count = streams * plan.responses_per_stream
+                    count = max(streams * plan.responses_per_stream, plan.responses)
                     requests = fixed_length(config, count, plan.response_tokens, prompts, first=round * count)
                     for name, (arm, ranges) in in_turn:
                         if ranges is not None:

@@ -21,8 +21,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from drafters.drafter import DrafterConfig
+from drafters.prediction import speedup
 from drafters.registry import make_drafter
-from drafters.schedule import Calibration, StepCosts, choose_drafts, speedup, to_ranges
+from drafters.schedule import Calibration, StepCosts, choose_drafts, to_ranges
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.evaluation.arms import EngineArm
@@ -52,6 +53,8 @@ class CalibrateConfig(Section):
     """completions of the prompts whose acceptance is measured"""
     response_tokens: int = Field(default=256, ge=1)
     """the longest of them; the speed-up is predicted for responses of this length"""
+    responses_per_stream: int = Field(default=2, ge=1)
+    """that the speed-up is predicted for, one after the other: the fewer, the more it counts that streams end apart"""
     temperature: float = Field(default=1.0, ge=0.0, le=10.0)
     output: Path = Path("report/schedule.json")
     """the file to write"""
@@ -154,6 +157,7 @@ def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Cali
     costs = drafting.costs(batch_sizes, config.drafter.draft_tokens)
     baseline = plain.costs(costs.batch_sizes, 0)
     drafts = choose_drafts(costs, drafting.acceptance, config.engine.max_num_seqs)
+    predicted = {"each": config.responses_per_stream, "tokens": config.response_tokens}
     return Calibration(
         policy=config.model,
         kind=config.drafter.kind,
@@ -163,10 +167,10 @@ def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Cali
         acceptance=drafting.acceptance,
         ranges=to_ranges(drafts),
         predicted_speedup={
-            b: speedup(costs, baseline, drafting.acceptance, b, drafts[b - 1], config.response_tokens)
-            for b in costs.batch_sizes
+            b: speedup(costs, baseline, drafting.acceptance, drafts, streams=b, **predicted) for b in costs.batch_sizes
         },
         response_tokens=config.response_tokens,
+        responses_per_stream=config.responses_per_stream,
         machine=machine(resolve_device(config.engine.device)),
     )
 

@@ -22,7 +22,8 @@ PLAIN = StepCosts(batch_sizes=[1, 8], seconds=[[0.019, 0.039]], first=[[0.019, 0
 def calibration(**changed):
     fields = {
         "policy": "p", "kind": "mtp", "draft_tokens": 2, "costs": COSTS, "baseline": PLAIN, "response_tokens": 48,
-        "acceptance": [0.9, 0.8], "ranges": [(1, 4, 2), (5, 8, 1)], "predicted_speedup": {1: 2.0}, "machine": {},
+        "responses_per_stream": 2, "acceptance": [0.9, 0.8], "ranges": [(1, 4, 2), (5, 8, 1)],
+        "predicted_speedup": {1: 2.0}, "machine": {},
     }  # fmt: skip
     return Calibration(**{**fields, **changed})
 
