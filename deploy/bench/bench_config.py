@@ -49,7 +49,8 @@ class Service(Section):
     """The service over HTTP and Ray against vLLM's LLM.generate in one process."""
 
     streams: int = Field(default=64, ge=1)
-    response_tokens: int = Field(default=48, ge=1)
+    response_tokens: int = Field(default=72, ge=1)
+    responses_per_stream: int = Field(default=2, ge=1)
     rounds: int = Field(default=7, ge=1)
 
 
@@ -113,7 +114,7 @@ class BenchConfig(Section):
     drafters: list[Literal["mtp", "eagle3", "draft_model"]] = Field(
         default=["mtp", "eagle3", "draft_model"], min_length=1
     )
-    """the first is the one of rollout_batch, service and weights"""
+    """the first is the one of service and weights"""
     draft_tokens: int = Field(default=5, ge=1, le=16)
     """the longest draft"""
     engine: EngineConfig = EngineConfig(dtype="bfloat16", max_model_len=512, max_num_seqs=64, kv_cache_gib=1.0)

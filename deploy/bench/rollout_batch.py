@@ -18,13 +18,17 @@ GOAL = 1.8
 
 
 def rollout_batch(config: BenchConfig) -> tuple[list[Figure], Any]:
+    figures, details = [], {}
     try:
-        seconds, details = asyncio.run(_measure(config))
+        for kind in config.drafters:
+            seconds, more = asyncio.run(_measure(config, kind))
+            ratios = [a / b for a, b in zip(seconds["none"], seconds["with"], strict=True)]
+            what = f"{kind}, {config.rollout_batch.completions} completions in {config.rollout_batch.slots} slots"
+            figures.append(figure("rollout_batch", what, "x", ratios, goal=GOAL))
+            details[kind] = {"seconds": seconds, **more}
     finally:
         ray.shutdown()
-    ratios = [a / b for a, b in zip(seconds["none"], seconds["with"], strict=True)]
-    what = f"{config.drafters[0]}, {config.rollout_batch.completions} completions in {config.rollout_batch.slots} slots"
-    return [figure("rollout_batch", what, "x", ratios, goal=GOAL)], {"seconds": seconds, **details}
+    return figures, details
 
 
 def long_tailed(config: BenchConfig) -> list[int]:
@@ -34,8 +38,8 @@ def long_tailed(config: BenchConfig) -> list[int]:
     return [int(length) for length in lengths.clip(4, plan.longest)]
 
 
-async def _measure(config: BenchConfig) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    plan, kind = config.rollout_batch, config.drafters[0]
+async def _measure(config: BenchConfig, kind: str) -> tuple[dict[str, list[float]], dict[str, Any]]:
+    plan = config.rollout_batch
     requests = fixed_length(config, plan.completions, long_tailed(config))
     arms = {
         "none": EngineArm(config.served(DrafterConfig(kind="none"), max_num_seqs=plan.slots)),
@@ -44,7 +48,7 @@ async def _measure(config: BenchConfig) -> tuple[dict[str, list[float]], dict[st
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     with progress(report_console()) as bar:
         async with started_engines(list(arms.values()), bar):
-            task = bar.add_task("batches", total=(1 + plan.rounds) * len(arms))
+            task = bar.add_task(kind, total=(1 + plan.rounds) * len(arms))
             for round in range(1 + plan.rounds):
                 for name, arm in arms.items():
                     began = time.perf_counter()

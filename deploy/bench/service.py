@@ -33,7 +33,7 @@ PROCESSES = {
 def service(config: BenchConfig) -> tuple[list[Figure], Any]:
     plan = config.service
     drafters = [DrafterConfig(kind="none"), config.drafter(config.drafters[0], draft_tokens=3, schedule="fixed")]
-    requests = fixed_length(config, plan.streams, plan.response_tokens)
+    requests = fixed_length(config, plan.streams * plan.responses_per_stream, plan.response_tokens)
     prompts = [request.prompt_token_ids for request in requests]
     figures, details = [], {}
     for drafter in drafters:
