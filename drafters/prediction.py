@@ -45,7 +45,7 @@ def seconds(
     decode = decoding_at(steps(acceptance[:length], tokens - 1), each)
     """[t]: the probability of each stream to decode in the t-th step: how many do is binomial"""
     decoding = (cost @ binom.pmf(batch[:, None], streams, decode)).sum()
-    return float(each * costs.prompts(streams, length) + decoding)
+    return float(each * costs.prompts(streams) + decoding)
 
 
 def steps(acceptance: Sequence[float], tokens: int) -> np.ndarray:

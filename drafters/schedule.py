@@ -63,9 +63,13 @@ class StepCosts(BaseModel):
         """Seconds, linear between the measured batch sizes; outside of them those of the nearest."""
         return float(np.interp(batch, self.batch_sizes, self.seconds[drafts]))
 
-    def prompts(self, batch: int, drafts: int) -> float:
-        """Seconds that so many prompts take which arrive at once."""
-        return float(np.interp(batch, self.batch_sizes, self.first[drafts])) - self.at(batch, drafts)
+    def prompts(self, batch: int) -> float:
+        """Seconds that so many prompts take which arrive at once; the draft length hardly matters to them."""
+        of_lengths = [
+            float(np.interp(batch, self.batch_sizes, first)) - self.at(batch, drafts)
+            for drafts, first in enumerate(self.first)
+        ]
+        return float(np.median(of_lengths))
 
 
 def tokens_per_step(acceptance: Sequence[float], drafts: int) -> float:

@@ -28,7 +28,7 @@ class RolloutSpeed(Section):
     fixed: int = Field(default=3, ge=1)
     """the draft length of the arm that is not calibrated"""
     rounds: int = Field(default=20, ge=1)
-    calibration_rounds: int = Field(default=4, ge=1)
+    calibration_rounds: int = Field(default=6, ge=1)
 
 
 class RolloutBatch(Section):

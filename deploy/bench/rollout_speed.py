@@ -58,7 +58,7 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
     with_it = EngineArm(config.served(calibrate.measured_drafter()))
     with progress(console) as bar:
         async with started_engines([without, with_it], bar):
-            calibration = choose(calibrate, *await measure_in_turns(calibrate, without, with_it, bar))
+            calibration = choose(calibrate, await measure_in_turns(calibrate, without, with_it, bar))
             console.print(table(calibration))
             prompts = await long_answered(config, without, plan.response_tokens)
             arms: dict[str, tuple[EngineArm, list[Range] | None]] = {

@@ -1,7 +1,7 @@
 """`rollout-service calibrate`: costs of a step by batch size and draft length, and the draft lengths that pay.
 
 start an engine without a drafter and one with it
-for each round:     the engine without, then the one with: every batch size, every draft length
+for each round, at each batch size:     the engine without, then the one with it, at every draft length
 choose, predict, write the file that `drafter.schedule` names
 """
 
@@ -10,10 +10,12 @@ import json
 import platform
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray
 from pydantic import Field, field_validator
 from rich.box import SIMPLE
@@ -33,6 +35,9 @@ from rollout_service.fleet import FleetError
 from rollout_service.hardware import machine_cores, resolve_device
 from rollout_service.step_costs import Measured, Plan
 
+Grid = list[list[float]]
+"""[draft length][batch size]"""
+
 
 class CalibrateConfig(Section):
     """Measure what a step costs and what is accepted; choose the draft length for each batch size by the clock."""
@@ -48,7 +53,7 @@ class CalibrateConfig(Section):
     """completions at a time; those above engine.max_num_seqs are left out"""
     steps: int = Field(default=8, ge=4)
     """measured of each batch size and draft length, in each round"""
-    rounds: int = Field(default=4, ge=1)
+    rounds: int = Field(default=6, ge=1)
     responses: int = Field(default=128, ge=1)
     """completions of the prompts whose acceptance is measured"""
     response_tokens: int = Field(default=256, ge=1)
@@ -109,14 +114,14 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     console = report_console()
     try:
         with progress(console) as bar:
-            plain, drafting = asyncio.run(_measure(config, bar))
+            turns = asyncio.run(_measure(config, bar))
     except (FleetError, ValueError, OSError) as error:
         sys.exit(f"rollout-service calibrate: {error}")
     except KeyboardInterrupt:
         sys.exit("rollout-service calibrate: interrupted; nothing was written")
     finally:
         ray.shutdown()
-    calibration = choose(config, plain, drafting)
+    calibration = choose(config, turns)
     config.output.parent.mkdir(parents=True, exist_ok=True)
     config.output.write_text(json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n")
     console.print(table(calibration))
@@ -124,39 +129,68 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     return calibration
 
 
-async def _measure(config: CalibrateConfig, bar: Progress) -> tuple[Measured, Measured]:
-    """Of the engine without the drafter, and of the one with it."""
+@dataclass
+class Turns:
+    """What was measured, a round each, of two engines that took turns."""
+
+    plain: list[Measured] = field(default_factory=list)
+    """of the engine without a drafter"""
+    drafting: list[Measured] = field(default_factory=list)
+    acceptance: list[float] = field(default_factory=list)
+    """by position"""
+
+    def costs(self, sizes: Sequence[int], draft_tokens: int) -> tuple[StepCosts, StepCosts]:
+        """Of the engine without a drafter, and of the one with it: in each round relative to the other's in that round,
+        because the machine may be slow for a minute, and then is slow for both."""
+        lengths = range(draft_tokens + 1)
+        rounds = list(zip(self.plain, self.drafting, strict=True))
+        reached = [b for b in sizes if all(p.reached([b], [0]) and d.reached([b], lengths) for p, d in rounds)]
+        plain = [p.costs(reached, 0) for p, _ in rounds]
+        drafting = [d.costs(reached, draft_tokens) for _, d in rounds]
+
+        def relative(plain: list[Grid], drafting: list[Grid]) -> tuple[Grid, Grid]:
+            usual = np.median(plain, axis=0)
+            return usual.tolist(), (usual * np.median(np.divide(drafting, plain), axis=0)).tolist()
+
+        seconds = relative([c.seconds for c in plain], [c.seconds for c in drafting])
+        first = relative([c.first for c in plain], [c.first for c in drafting])
+        without, with_it = (
+            StepCosts(batch_sizes=reached, seconds=s, first=f) for s, f in zip(seconds, first, strict=True)
+        )
+        return without, with_it
+
+
+async def _measure(config: CalibrateConfig, bar: Progress) -> Turns:
     without = EngineArm(config.service(DrafterConfig(kind="none")))
     with_it = EngineArm(config.service(config.measured_drafter()))
     async with started_engines([without, with_it], bar):
         return await measure_in_turns(config, without, with_it, bar)
 
 
-async def measure_in_turns(
-    config: CalibrateConfig, without: EngineArm, with_it: EngineArm, bar: Progress
-) -> tuple[Measured, Measured]:
-    """The same of two engines that are in service already. They take turns at every batch size of every round: a
-    machine that is slow for a minute is slow for both."""
-    plain, drafting = Measured(), Measured()
-    prompts = read_prompts(config.model, config.prompts)
+async def measure_in_turns(config: CalibrateConfig, without: EngineArm, with_it: EngineArm, bar: Progress) -> Turns:
+    """Of two engines that are in service already. Every other round goes backwards: what a turn follows may matter."""
+    turns, prompts = Turns(), read_prompts(config.model, config.prompts)
     every_length, sizes = list(range(config.drafter.draft_tokens + 1)), config.sizes
     task = bar.add_task("measuring steps", total=config.rounds * len(sizes))
     for round in range(config.rounds):
+        plain, drafting = Measured(), Measured()
+        turns.plain.append(plain)
+        turns.drafting.append(drafting)
+        backwards = -1 if round % 2 else 1
         for size in sizes:
-            plain.add(await without.fleet.measure(config.plan(prompts, size, None, warm_up=round == 0)))
-            drafting.add(await with_it.fleet.measure(config.plan(prompts, size, every_length, warm_up=round == 0)))
+            in_turn = [(without, None, plain), (with_it, every_length[::backwards], drafting)]
+            for arm, lengths, measured in in_turn[::backwards]:
+                measured.add(await arm.fleet.measure(config.plan(prompts, size, lengths, warm_up=round == 0)))
             bar.advance(task)
     acceptance = config.plan(prompts, sizes[0], [config.drafter.draft_tokens], responses=config.responses)
-    drafting.add(await with_it.fleet.measure(acceptance))
-    return plain, drafting
+    turns.acceptance = (await with_it.fleet.measure(acceptance)).acceptance
+    return turns
 
 
-def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Calibration:
+def choose(config: CalibrateConfig, turns: Turns) -> Calibration:
     """The calibration that follows from the measurements."""
-    batch_sizes = plain.reached(config.sizes, [0])
-    costs = drafting.costs(batch_sizes, config.drafter.draft_tokens)
-    baseline = plain.costs(costs.batch_sizes, 0)
-    drafts = choose_drafts(costs, drafting.acceptance, config.engine.max_num_seqs)
+    baseline, costs = turns.costs(config.sizes, config.drafter.draft_tokens)
+    drafts = choose_drafts(costs, turns.acceptance, config.engine.max_num_seqs)
     predicted = {"each": config.responses_per_stream, "tokens": config.response_tokens}
     return Calibration(
         policy=config.model,
@@ -164,10 +198,10 @@ def choose(config: CalibrateConfig, plain: Measured, drafting: Measured) -> Cali
         draft_tokens=config.drafter.draft_tokens,
         costs=costs,
         baseline=baseline,
-        acceptance=drafting.acceptance,
+        acceptance=turns.acceptance,
         ranges=to_ranges(drafts),
         predicted_speedup={
-            b: speedup(costs, baseline, drafting.acceptance, drafts, streams=b, **predicted) for b in costs.batch_sizes
+            b: speedup(costs, baseline, turns.acceptance, drafts, streams=b, **predicted) for b in costs.batch_sizes
         },
         response_tokens=config.response_tokens,
         responses_per_stream=config.responses_per_stream,

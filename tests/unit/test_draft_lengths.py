@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
@@ -11,7 +12,7 @@ from drafters.drafter import DrafterConfig
 from drafters.schedule import Calibration, StepCosts
 from rollout_service.config import ServiceConfig
 from rollout_service.draft_lengths import DraftLengths
-from rollout_service.evaluation.calibrate import CalibrateConfig
+from rollout_service.evaluation.calibrate import CalibrateConfig, Turns
 from rollout_service.step_costs import Measured, StepKind, StepTimes, step_kind
 
 STEPS = [[0.020, 0.040], [0.022, 0.060], [0.024, 0.090]]
@@ -162,6 +163,23 @@ def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
     assert costs.batch_sizes == [1]
     assert [row[0] for row in costs.seconds] == pytest.approx([0.02, 0.03])
     assert measured.acceptance == [0.8]
+
+
+def test_a_machine_that_is_slow_for_a_minute_is_slow_for_both_and_moves_no_ratio():
+    turns = Turns()
+    for slow in ({}, {8: 1.5}, {1: 1.2, 8: 1.2}):
+        plain, drafting = Measured(), Measured()
+        for batch, seconds in ((1, 0.02), (8, 0.04)):
+            for measured, kind, cost in ((plain, 0, 1.0), (drafting, 0, 1.02), (drafting, 1, 1.6)):
+                measured.seconds[StepKind(batch, kind)] += [cost * seconds * slow.get(batch, 1.0)] * 3
+                measured.first[StepKind(batch, kind)] += [cost * 3 * seconds * slow.get(batch, 1.0)]
+        turns.plain.append(plain)
+        turns.drafting.append(drafting)
+    baseline, costs = turns.costs([1, 8, 64], draft_tokens=1)
+    assert costs.batch_sizes == baseline.batch_sizes == [1, 8]
+    assert baseline.seconds == [pytest.approx([0.02, 0.048])]
+    for of_both, plain in ((costs.seconds, baseline.seconds), (costs.first, baseline.first)):
+        assert np.divide(of_both, plain) == pytest.approx(np.array([[1.02, 1.02], [1.6, 1.6]]))
 
 
 @pytest.mark.parametrize(("kind", "says"), [("none", "drafts nothing"), ("ngram", "only what it finds")])
