@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from pydantic import BaseModel
 from vllm.v1.metrics.loggers import StatLoggerBase
 
@@ -88,6 +89,19 @@ class Measured:
     @property
     def acceptance(self) -> list[float]:
         return [a / d if d else 0.0 for a, d in zip(self.accepted, self.drafted, strict=True)]
+
+
+def fastest(passes: Sequence[StepCosts]) -> StepCosts:
+    """The least of each cost: what else a machine does makes steps slower, never faster. Batch sizes are those that
+    every pass reached."""
+    sizes = [b for b in passes[0].batch_sizes if all(b in costs.batch_sizes for costs in passes)]
+
+    def least(name: str) -> list[list[float]]:
+        return np.min(
+            [np.array(getattr(c, name))[:, [c.batch_sizes.index(b) for b in sizes]] for c in passes], axis=0
+        ).tolist()
+
+    return StepCosts(batch_sizes=sizes, seconds=least("seconds"), first=least("first"))
 
 
 def _sum(some: list[int], others: list[int]) -> list[int]:

@@ -13,7 +13,7 @@ from drafters.schedule import Calibration, StepCosts
 from rollout_service.config import ServiceConfig
 from rollout_service.draft_lengths import DraftLengths
 from rollout_service.evaluation.calibrate import CalibrateConfig, Turns
-from rollout_service.step_costs import Measured, StepKind, StepTimes, step_kind
+from rollout_service.step_costs import Measured, StepKind, StepTimes, fastest, step_kind
 
 STEPS = [[0.020, 0.040], [0.022, 0.060], [0.024, 0.090]]
 COSTS = StepCosts(batch_sizes=[1, 8], seconds=STEPS, first=STEPS)
@@ -180,6 +180,16 @@ def test_a_machine_that_is_slow_for_a_minute_is_slow_for_both_and_moves_no_ratio
     assert baseline.seconds == [pytest.approx([0.02, 0.048])]
     for of_both, plain in ((costs.seconds, baseline.seconds), (costs.first, baseline.first)):
         assert np.divide(of_both, plain) == pytest.approx(np.array([[1.02, 1.02], [1.6, 1.6]]))
+
+
+def test_of_two_passes_each_cost_is_the_one_that_nothing_disturbed():
+    """Drafts measured while the machine was busy looked too dear, and stayed so: 8 completions drafted one token."""
+    busy = StepCosts(batch_sizes=[1, 8], seconds=[[0.02, 0.04], [0.05, 0.12]], first=[[0.1, 0.1], [0.1, 0.9]])
+    quiet = StepCosts(batch_sizes=[1, 4, 8], seconds=[[0.03, 0.1, 0.05], [0.022, 0.1, 0.05]], first=[[0.2] * 3] * 2)
+    costs = fastest([busy, quiet])
+    assert costs.batch_sizes == [1, 8]
+    assert costs.seconds == [[0.02, 0.04], [0.022, 0.05]]
+    assert costs.first == [[0.1, 0.1], [0.1, 0.2]]
 
 
 @pytest.mark.parametrize(("kind", "says"), [("none", "drafts nothing"), ("ngram", "only what it finds")])
