@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 START_STEPS = 4
 """steps of each batch size and draft length that an engine measures when it starts, twice"""
-START_PROMPT = 64
+START_PROMPT = 32
 """tokens of the random prompts that it measures with"""
 T = TypeVar("T")
 
