@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from rollout_service.step_costs import Measured, Plan
 
-START_STEPS = 4
+START_STEPS = 3
 """steps of each batch size and draft length that an engine measures when it starts, twice"""
 START_PROMPT = 32
 """tokens of the random prompts that it measures with"""
