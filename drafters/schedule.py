@@ -40,7 +40,7 @@ class StepCosts(BaseModel):
     batch_sizes: list[int]
     """that were measured, ascending"""
     seconds: list[list[float]]
-    """[draft length from 0][batch size]: medians of steps"""
+    """[draft length from 0][batch size]"""
     first: list[list[float]]
     """[draft length from 0][batch size]: from the prompts' arrival, all at once, to the end of their first such step"""
 

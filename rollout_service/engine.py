@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 START_STEPS = 3
 """steps of each batch size and draft length that an engine measures when it starts, twice"""
-START_PROMPT = 32
+START_PROMPT = 8
 """tokens of the random prompts that it measures with"""
 T = TypeVar("T")
 

@@ -1,12 +1,11 @@
 """Measured in a running engine: the seconds of a decoding step by batch size and draft length, and acceptance.
 
 A step's time is that between the arrivals of two steps' statistics in the process in front of vLLM's core: what the
-user of the engine waits for, scheduling and the hand-over of tokens included. Only steps are counted in which every
-running completion decodes with the same draft length, and which follow such a step.
+user of the engine waits for, scheduling and the hand-over of tokens included. Only steps are counted in which all the
+completions asked for decode with the draft length asked for, and which follow such a step.
 """
 
 import asyncio
-import statistics
 import time
 import uuid
 from collections import defaultdict
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
+from scipy.stats import trim_mean
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 if TYPE_CHECKING:
@@ -81,8 +81,7 @@ class Measured:
         lengths = range(draft_tokens + 1)
         reached = self.reached(batch_sizes, lengths)
         seconds, first = (
-            [[statistics.median(of[StepKind(b, k)]) for b in reached] for k in lengths]
-            for of in (self.seconds, self.first)
+            [[_usual(of[StepKind(b, k)]) for b in reached] for k in lengths] for of in (self.seconds, self.first)
         )
         return StepCosts(batch_sizes=reached, seconds=seconds, first=first)
 
@@ -104,6 +103,12 @@ def fastest(passes: Sequence[StepCosts]) -> StepCosts:
     return StepCosts(batch_sizes=sizes, seconds=least("seconds"), first=least("first"))
 
 
+def _usual(seconds: Sequence[float]) -> float:
+    """The mean of the middle half; of three, of all: one step looks long and the next short when the process in front
+    was late for the first."""
+    return float(trim_mean(seconds, 0.25))
+
+
 def _sum(some: list[int], others: list[int]) -> list[int]:
     return [a + b for a, b in zip(some, others, strict=True)] if some and others else some or others
 
@@ -117,12 +122,14 @@ class StepTimes(StatLoggerBase):
         """of prompts whose first step has not been seen"""
         self.enough = asyncio.Event()
         """as many steps of a kind were counted as were asked for"""
-        self._asked: tuple[StepKind, int] | None = None
+        self._asked: StepKind | None = None
+        """prompts may come a few at a time: meanwhile there are steps of fewer completions, which nobody asked for"""
+        self._steps = 0
         self._before: tuple[StepKind | None, float] = None, 0.0
 
     def ask(self, kind: StepKind, steps: int) -> None:
         """Of prompts that arrive now: set `enough` once so many steps are counted."""
-        self.arrival, self._asked = time.perf_counter(), (kind, steps)
+        self.arrival, self._asked, self._steps = time.perf_counter(), kind, steps
         self.enough.clear()
 
     def record(
@@ -131,13 +138,14 @@ class StepTimes(StatLoggerBase):
         if self.measured is None or scheduler_stats is None or iteration_stats is None:
             return
         now, kind, before = time.perf_counter(), step_kind(scheduler_stats, iteration_stats), self._before
-        if kind is not None and kind == before[0]:
-            self.measured.seconds[kind].append(now - before[1])
-            if self._asked is not None and (kind, len(self.measured.seconds[kind])) == self._asked:
-                self.enough.set()
-        elif kind is not None and self.arrival is not None:
-            self.measured.first[kind].append(now - self.arrival)
-            self.arrival = None
+        if kind is not None and kind == self._asked:
+            if kind == before[0]:
+                self.measured.seconds[kind].append(now - before[1])
+                if len(self.measured.seconds[kind]) == self._steps:
+                    self.enough.set()
+            elif self.arrival is not None:
+                self.measured.first[kind].append(now - self.arrival)
+                self.arrival = None
         self._before = kind, now
         if drafts := scheduler_stats.spec_decoding_stats:
             self.measured.drafted = _sum(self.measured.drafted, drafts.num_draft_tokens_per_pos)
