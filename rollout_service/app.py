@@ -13,7 +13,8 @@ from starlette.types import Receive, Scope, Send
 from rollout_service.admission import Admission, Refused
 from rollout_service.background import BackgroundGeneration
 from rollout_service.batches import RETRY_AFTER, BatchQueue, Unavailable, UnknownLease
-from rollout_service.fleet import Fleet, FleetError
+from rollout_service.fleet import Fleet
+from rollout_service.member import FleetError
 from rollout_service.protocol import ErrorBody, Problem
 from rollout_service.routes import batches, openai, rollouts, status, weights
 from rollout_service.telemetry import Telemetry

@@ -12,7 +12,8 @@ import logging
 from dataclasses import dataclass
 
 from rollout_service.batches import BatchQueue, Unavailable, Waiting
-from rollout_service.fleet import Fleet, FleetError
+from rollout_service.fleet import Fleet
+from rollout_service.member import FleetError
 from rollout_service.protocol import Group, WeightsOf
 from rollout_service.telemetry import Telemetry
 
@@ -51,7 +52,7 @@ class BackgroundGeneration:
         return self.fleet.store.sets["policy"].status.version
 
     def start(self) -> None:
-        self.fleet.on_published = self._published
+        self.fleet.pushes.on_published = self._published
         self.queue.drop_stale(self.version)
         self.loop = asyncio.create_task(self._feed())
 

@@ -1,20 +1,15 @@
-"""The fleet: start N engines, route a group to the least loaded, send control to all, restart and re-weight the dead.
+"""The fleet: start N engines, route a group to the least loaded, ask all of them, restart and re-weight the dead.
 
 - A group goes to one engine. When that engine dies the group is generated again; the client notices only time.
-- An engine is in service from the moment it holds the current weights. A restarted one takes them before it serves.
-- A version is published when every engine in service holds it. One push at a time, and no engine starts during a push.
-  Of pushes that wait for their turn only the newest is loaded.
-- With a state folder, a version is kept there before any engine takes it; a service that starts again goes on with it.
+- An engine is in service from the moment it holds the current weights. A restarted one takes them before it serves,
+  and not during a push.
 """
 
 import asyncio
 import contextlib
 import logging
-import shutil
-import time
 import uuid
 from collections.abc import AsyncIterator, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -26,14 +21,14 @@ from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
-from rollout_service.engine import Aborted, DifferentBytes, Engine, WeightsFile
+from rollout_service.engine import Aborted, Engine
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
-from rollout_service.member import Member
-from rollout_service.protocol import DraftSchedule, Group, GroupRequest, Problem, WeightsOf, WeightStatus
+from rollout_service.member import FleetError, Member
+from rollout_service.protocol import DraftSchedule, Group, GroupRequest
+from rollout_service.pushes import Pushes
 from rollout_service.ray_cluster import start_ray
 from rollout_service.state import StateFolder
-from rollout_service.tensor_bytes import file_checksum
-from rollout_service.weights import RefusedUpdate, WeightStore, check_received
+from rollout_service.weights import WeightStore
 
 if TYPE_CHECKING:
     from rollout_service.step_costs import Measured, Plan
@@ -51,10 +46,6 @@ STOP_WITHIN = 10.0
 REPORTED: set[str] = set()
 """functions of vLLM that were replaced and reported: every engine of a machine replaces the same"""
 ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
-
-
-class FleetError(RuntimeError):
-    """The engines could not do what was asked, after all attempts."""
 
 
 class Fleet:
@@ -80,20 +71,16 @@ class Fleet:
         self.state = StateFolder(config.state) if config.state is not None else None
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
         self.alarms = Alarms(config.alarms)
-        self.drafter_since: dict[int, int] = {0: 0}
-        """drafter versions, and the policy version that was in service when each came"""
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.members: list[Member] = []
+        self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
         self.on_started: Callable[[int], None] = lambda index: None
-        self.on_published: Callable[[WeightsOf, int], None] = lambda of, version: None
         self.wasted_tokens = 0
         """of completions that were aborted: by a cancellation, or by a weight update that generates them again"""
         self._counting: set[asyncio.Task[None]] = set()
-        self._newest: dict[WeightsOf, int] = {}
         self._watchers: list[asyncio.Task[None]] = []
         self._change = asyncio.Condition()  # an engine came into service
-        self._weights_lock = asyncio.Lock()
 
     # --- life ---
 
@@ -101,7 +88,7 @@ class Fleet:
         """Returns when every engine is in service. Raises FleetError when one cannot start."""
         if not ray.is_initialized():
             start_ray(self.config.ray_address, self.config.engine_logs)
-        self._take_up_kept_weights()
+        self.pushes.take_up_kept()
         options = self._actor_options()
         for index in range(self.config.engines):
             actor = (
@@ -134,23 +121,6 @@ class Fleet:
         if self.state is not None:
             self.state.close()
 
-    def _take_up_kept_weights(self) -> None:
-        """What was in service when the state folder was left. Raises FleetError when it does not fit the model."""
-        for of, weights_set in self.store.sets.items():
-            kept = self.state.kept(of) if self.state is not None else {}
-            if not kept:
-                continue
-            version = max(kept)
-            file = self.store.new_file()
-            shutil.copyfile(kept[version], file)
-            try:
-                weights_set.check(version, file)
-            except RefusedUpdate as error:
-                raise FleetError(
-                    f"state: {kept[version]} is not of this model: {error}; choose another folder"
-                ) from None
-            weights_set.publish(self._locate(version, file, file_checksum(file)), seconds=0.0, pause=0.0)
-
     def _actor_options(self) -> dict[str, Any]:
         cuda = self.device == "cuda"
         return {
@@ -162,7 +132,7 @@ class Fleet:
         }
 
     async def _bring_into_service(self, member: Member) -> None:
-        async with self._weights_lock if member.restarts else contextlib.nullcontext():
+        async with self.pushes.lock if member.restarts else contextlib.nullcontext():
             files = {of: weights.file for of, weights in self.store.sets.items()}
             started = await member.actor.start.remote(files.get("policy"), files.get("drafter"), member.costs)
             member.in_service, member.costs = True, started.costs
@@ -269,90 +239,6 @@ class Fleet:
         raise FleetError(f"the engine that answered died {ATTEMPTS} times in a row")
 
     # --- control ---
-
-    async def push(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
-        """Load a file into every engine and publish its version. `file` is ours: kept while in service; `checksum` is
-        what its bytes must have: each engine verifies them as it reads them, before it changes anything.
-
-        Raises RefusedUpdate while every engine holds what it held, FleetError when no engine could take it. The status
-        says `skipped` when a newer version came while this one was waiting for its turn.
-        """
-        weights_set = self.store.sets[of]
-        weights_set.check(version, file)
-        self._newest[of] = max(version, self._newest.get(of, 0))
-        async with self._weights_lock:
-            if version < self._newest[of]:
-                file.unlink(missing_ok=True)
-                return weights_set.status.model_copy(update={"skipped": True})
-            try:
-                weights_set.check(version, file)  # another version may have come into service meanwhile
-                return await self._load_everywhere(of, version, file, checksum)
-            except BaseException:
-                self._newest[of] = weights_set.status.version
-                raise
-
-    async def _load_everywhere(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
-        began = time.monotonic()
-        if self.state is not None:
-            await self._keep(self.state, of, version, file, checksum)
-        weights = self._locate(version, file, checksum)
-        members = [member for member in self.members if member.in_service]
-        loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
-        results = await asyncio.gather(*loads, return_exceptions=True)
-        failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
-        if failed and all(isinstance(r, DifferentBytes) for r in results):
-            self._forget_all_but_published(of)
-            message = f"{failed[0][1]}: push again"
-            raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
-        for member, error in failed:
-            # Half-loaded weights serve nobody: the engine starts again with what is then in service.
-            logger.error("engine %d could not load %s version %d: %s", member.index, of, version, error)
-            member.in_service = False
-            ray.kill(member.actor, no_restart=False)
-        if len(failed) == len(members):
-            self._forget_all_but_published(of)
-            reason = failed[0][1] if failed else "none is in service"
-            raise FleetError(f"no engine could load {of} version {version}: {reason}")
-        loaded = {m.index: r for m, r in zip(members, results, strict=True) if not isinstance(r, BaseException)}
-        is_new = self.store.differs(of, file, checksum)
-        pause = max(report.pause for report in loaded.values())
-        status = self.store.sets[of].publish(weights, time.monotonic() - began, pause)
-        self._forget_all_but_published(of)
-        policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
-        if of == "drafter":
-            self.drafter_since[version] = policy
-        self.alarms.after_push(of, policy, drafter, is_new=is_new, loaded=loaded)
-        for member, error in failed:
-            if isinstance(error, DifferentBytes):
-                self.alarms.different_bytes(of, policy, drafter, member.index, str(error))
-        self.on_published(of, version)
-        return status
-
-    async def _keep(self, state: StateFolder, of: WeightsOf, version: int, file: Path, checksum: str) -> None:
-        try:
-            kept = await asyncio.to_thread(state.keep, of, version, file)
-        except OSError as full:
-            message = f"version {version} could not be kept in {state.folder}: {full.strerror}"
-            raise RefusedUpdate(message, [Problem(field="state", message=message)], status=507) from full
-        try:
-            check_received(kept, checksum)
-        except RefusedUpdate:
-            self._forget_all_but_published(of)
-            raise
-
-    def _forget_all_but_published(self, of: WeightsOf) -> None:
-        if self.state is not None:
-            self.state.forget_all_but(of, self.store.sets[of].status.version)
-
-    def _locate(self, version: int, file: Path, checksum: str) -> WeightsFile:
-        here = ray.get_runtime_context().get_node_id()
-        elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
-        stored = None
-        if elsewhere:
-            import numpy as np
-
-            stored = ray.put(np.fromfile(file, dtype=np.uint8))
-        return WeightsFile(version, str(file), checksum, here, stored)
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         await asyncio.gather(*(member.actor.set_draft_sampling.remote(draft_sampling) for member in self.members))

@@ -1,10 +1,14 @@
-"""Member: what the fleet knows of one engine."""
+"""Member: what the fleet knows of one engine; and the error when engines could not do what was asked."""
 
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from drafters.schedule import StepCosts
+
+
+class FleetError(RuntimeError):
+    """The engines could not do what was asked, after all attempts."""
 
 
 @dataclass

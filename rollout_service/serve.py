@@ -14,7 +14,8 @@ from rich.console import Console
 from rollout_service.app import load_tokenizer, make_app
 from rollout_service.background import BackgroundGeneration
 from rollout_service.config import ServiceConfig
-from rollout_service.fleet import Fleet, FleetError
+from rollout_service.fleet import Fleet
+from rollout_service.member import FleetError
 
 GRACE = 5
 """seconds that running requests have once the service is told to stop"""

@@ -25,8 +25,8 @@ from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
 from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
-from rollout_service.fleet import FleetError
 from rollout_service.hardware import resolve_device
+from rollout_service.member import FleetError
 from rollout_service.protocol import Group, GroupRequest, Sampling
 
 COMPLETIONS = 8

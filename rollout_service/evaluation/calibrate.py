@@ -31,8 +31,8 @@ from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.evaluation.arms import EngineArm
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.running import progress, report_console, started_engines
-from rollout_service.fleet import FleetError
 from rollout_service.hardware import machine_cores, resolve_device
+from rollout_service.member import FleetError
 from rollout_service.step_costs import Measured, Plan
 
 Grid = list[list[float]]

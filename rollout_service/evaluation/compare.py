@@ -27,8 +27,8 @@ from rollout_service.evaluation.recomputation import Cut, Recomputation, Respons
 from rollout_service.evaluation.report import write_report
 from rollout_service.evaluation.rows import Cell, Row
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
-from rollout_service.fleet import FleetError
 from rollout_service.hardware import resolve_device
+from rollout_service.member import FleetError
 from rollout_service.protocol import GroupRequest, Sampling
 
 WARM_UP_TOKENS = 16

@@ -6,7 +6,8 @@ from collections.abc import AsyncIterator
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
-from rollout_service.fleet import Fleet, FleetError
+from rollout_service.fleet import Fleet
+from rollout_service.member import FleetError
 from rollout_service.protocol import ErrorBody, Group, GroupRequest, RolloutRequest
 from rollout_service.telemetry import Telemetry
 

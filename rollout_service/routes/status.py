@@ -47,7 +47,7 @@ async def speculation(request: Request) -> SpeculationStatus:
     return speculation_status(
         fleet.config.drafter,
         rows,
-        fleet.drafter_since,
+        fleet.pushes.drafter_since,
         await fleet.context_acceptance(),
         fleet.alarms.raised,
         await fleet.schedules(),

@@ -60,7 +60,7 @@ async def push(
         checksum = await receive(request, file, fleet.store.sets[of].largest_bytes, checksum)
     try:
         # Shielded: a client that disconnects must not stop a push half-way through the engines.
-        status = await asyncio.shield(asyncio.create_task(fleet.push(of, version, file, checksum)))
+        status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, file, checksum)))
     except Exception:
         file.unlink(missing_ok=True)
         raise

@@ -11,7 +11,7 @@ from rollout_service.app import add_error_handlers
 from rollout_service.background import BackgroundGeneration
 from rollout_service.batches import BatchQueue
 from rollout_service.client import AsyncRolloutClient, RolloutError
-from rollout_service.fleet import FleetError
+from rollout_service.member import FleetError
 from rollout_service.protocol import Completion, Group, GroupRequest, LeaseRequest, PromptsRequest, WeightSpan
 from rollout_service.routes import batches
 from rollout_service.telemetry import Telemetry
@@ -24,7 +24,7 @@ class FleetInMiniature:
         self.config = SimpleNamespace(engines=1, engine=SimpleNamespace(max_num_seqs=4))
         self.status = SimpleNamespace(version=0)
         self.store = SimpleNamespace(sets={"policy": SimpleNamespace(status=self.status)})
-        self.members, self.wasted_tokens = [], 0
+        self.members, self.wasted_tokens, self.pushes = [], 0, SimpleNamespace()
         self.go = asyncio.Event()
         self.begun, self.cancelled, self.failures = [], [], 0
 
@@ -47,7 +47,7 @@ class FleetInMiniature:
 
     def publish(self, version):
         self.status.version = version
-        self.on_published("policy", version)
+        self.pushes.on_published("policy", version)
 
 
 @pytest.fixture

@@ -7,20 +7,19 @@ from types import SimpleNamespace
 import pytest
 
 from rollout_service.engine import DifferentBytes, Loaded, WeightsFile
-from rollout_service.fleet import Fleet, FleetError
-from rollout_service.member import Member
+from rollout_service.member import FleetError, Member
 from rollout_service.protocol import WeightStatus
+from rollout_service.pushes import Pushes
 from rollout_service.weights import RefusedUpdate, WeightSet
 
 SENT = "a" * 64
 
 
 @pytest.fixture
-def fleet(monkeypatch, tmp_path):
-    fleet = Fleet.__new__(Fleet)
-    fleet._weights_lock, fleet._newest, fleet.loaded = asyncio.Lock(), {}, []
-    weights = WeightSet("policy", {}, "float32")
-    fleet.store = type("Store", (), {"sets": {"policy": weights}})
+def pushes(monkeypatch, tmp_path):
+    """Whose loading is left out: a file named `bad` is taken by no engine."""
+    weights, loaded = WeightSet("policy", {}, "float32"), []
+    pushes = Pushes(SimpleNamespace(sets={"policy": weights}), None, None, [])
     for name in ("w", "bad", "1", "2", "3", "4"):
         (tmp_path / name).touch()
     monkeypatch.setattr("rollout_service.weights.file_tensors", lambda file: {})
@@ -29,55 +28,55 @@ def fleet(monkeypatch, tmp_path):
         await asyncio.sleep(0.05)
         if file.name == "bad":
             raise FleetError("no engine could load it")
-        fleet.loaded.append(version)
+        loaded.append(version)
         weights.status = WeightStatus(version=version, tensors=0, bytes=0, checksum="")
         return weights.status
 
-    fleet._load_everywhere = load_everywhere
-    return fleet
+    pushes._load_everywhere, pushes.loaded = load_everywhere, loaded
+    return pushes
 
 
-async def test_a_learner_that_pushes_faster_than_engines_load_skips_versions(fleet, tmp_path):
-    pushes = [
-        asyncio.create_task(fleet.push("policy", version, tmp_path / str(version), SENT)) for version in (1, 2, 3, 4)
+async def test_a_learner_that_pushes_faster_than_engines_load_skips_versions(pushes, tmp_path):
+    tasks = [
+        asyncio.create_task(pushes.push("policy", version, tmp_path / str(version), SENT)) for version in (1, 2, 3, 4)
     ]
-    statuses = await asyncio.gather(*pushes)
-    assert fleet.loaded == [1, 4]
+    statuses = await asyncio.gather(*tasks)
+    assert pushes.loaded == [1, 4]
     assert [status.skipped for status in statuses] == [False, True, True, False]
 
 
-async def test_a_push_that_fails_does_not_stand_in_the_way_of_the_next_try(fleet, tmp_path):
+async def test_a_push_that_fails_does_not_stand_in_the_way_of_the_next_try(pushes, tmp_path):
     with pytest.raises(FleetError):
-        await fleet.push("policy", 7, tmp_path / "bad", SENT)
-    assert (await fleet.push("policy", 3, tmp_path / "w", SENT)).version == 3
+        await pushes.push("policy", 7, tmp_path / "bad", SENT)
+    assert (await pushes.push("policy", 3, tmp_path / "w", SENT)).version == 3
     with pytest.raises(RefusedUpdate, match="versions only grow"):
-        await fleet.push("policy", 3, tmp_path / "w", SENT)
+        await pushes.push("policy", 3, tmp_path / "w", SENT)
 
 
-async def test_a_version_that_the_disk_has_no_room_for_is_not_published(fleet, tmp_path):
+async def test_a_version_that_the_disk_has_no_room_for_is_not_published(pushes, tmp_path):
     def no_room(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    del fleet._load_everywhere  # the fleet's own
-    fleet.state = SimpleNamespace(keep=no_room, folder=tmp_path)
+    del pushes._load_everywhere  # the left-out one
+    pushes.state = SimpleNamespace(keep=no_room, folder=tmp_path)
     with pytest.raises(RefusedUpdate, match="No space left") as refused:
-        await fleet.push("policy", 1, tmp_path / "w", SENT)
+        await pushes.push("policy", 1, tmp_path / "w", SENT)
     assert refused.value.status == 507
-    assert fleet.store.sets["policy"].status.version == 0
+    assert pushes.store.sets["policy"].status.version == 0
 
 
-async def test_a_version_whose_kept_copy_has_other_bytes_is_refused_and_forgotten(fleet, tmp_path):
+async def test_a_version_whose_kept_copy_has_other_bytes_is_refused_and_forgotten(pushes, tmp_path):
     forgotten = []
-    del fleet._load_everywhere
-    fleet.state = SimpleNamespace(
+    del pushes._load_everywhere
+    pushes.state = SimpleNamespace(
         keep=lambda *_: "b" * 64, folder=tmp_path, forget_all_but=lambda *kept: forgotten.append(kept)
     )
     with pytest.raises(RefusedUpdate, match="push again"):
-        await fleet.push("policy", 1, tmp_path / "w", SENT)
+        await pushes.push("policy", 1, tmp_path / "w", SENT)
     assert forgotten == [("policy", 0)]
 
 
-def engine(fleet, index, outcome):
+def engine(pushes, index, outcome):
     """In service; its `load` ends with `outcome`."""
 
     async def load(weights, of_drafter):
@@ -85,21 +84,23 @@ def engine(fleet, index, outcome):
             raise outcome
         return outcome
 
-    fleet.members.append(Member(index, SimpleNamespace(load=SimpleNamespace(remote=load)), in_service=True))
+    pushes.members.append(Member(index, SimpleNamespace(load=SimpleNamespace(remote=load)), in_service=True))
 
 
 @pytest.fixture
-def loading(fleet, monkeypatch):
-    del fleet._load_everywhere
-    fleet.state, fleet.members, fleet.killed, fleet.alarmed = None, [], [], []
-    fleet._locate = lambda version, file, checksum: WeightsFile(version, str(file), checksum, "here", None)
-    fleet.store.version, fleet.store.differs = lambda of: 1, lambda *_: True
-    fleet.alarms = SimpleNamespace(
-        after_push=lambda *_, **more: None, different_bytes=lambda *alarm: fleet.alarmed.append(alarm[3])
+def loading(pushes, monkeypatch):
+    del pushes._load_everywhere
+    pushes.killed, pushes.alarmed = [], []
+    monkeypatch.setattr(
+        "rollout_service.pushes.locate",
+        lambda version, file, checksum: WeightsFile(version, str(file), checksum, "here", None),
     )
-    fleet.on_published = lambda *_: None
-    monkeypatch.setattr("ray.kill", lambda actor, no_restart: fleet.killed.append(actor))
-    return fleet
+    pushes.store.version, pushes.store.differs = lambda of: 1, lambda *_: True
+    pushes.alarms = SimpleNamespace(
+        after_push=lambda *_, **more: None, different_bytes=lambda *alarm: pushes.alarmed.append(alarm[3])
+    )
+    monkeypatch.setattr("ray.kill", lambda actor, no_restart: pushes.killed.append(actor))
+    return pushes
 
 
 async def test_bytes_that_no_engine_took_are_refused_and_every_engine_goes_on(loading, tmp_path):

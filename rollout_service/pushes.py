@@ -1,0 +1,141 @@
+"""Pushes: a version's file is checked, kept, loaded by every engine in service, and then published.
+
+- One push at a time, and no engine starts again during one. Of pushes that wait for their turn only the newest is
+  loaded.
+- A version is published when every engine in service holds it. One that could not load it starts again with what is
+  then in service.
+- With a state folder, a version is kept there before any engine takes it; a service that starts again goes on with it.
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from rollout_service.alarms import Alarms
+from rollout_service.engine import DifferentBytes, WeightsFile
+from rollout_service.member import FleetError, Member
+from rollout_service.protocol import Problem, WeightsOf, WeightStatus
+from rollout_service.state import StateFolder
+from rollout_service.tensor_bytes import file_checksum
+from rollout_service.weights import RefusedUpdate, WeightStore, check_received
+
+logger = logging.getLogger("rollout_service")
+
+
+class Pushes:
+    """Use: `await fleet.pushes.push("policy", version, file, checksum)`."""
+
+    def __init__(self, store: WeightStore, state: StateFolder | None, alarms: Alarms, members: list[Member]):
+        """`members` are the fleet's, who adds to them later."""
+        self.store, self.state, self.alarms, self.members = store, state, alarms, members
+        self.lock = asyncio.Lock()
+        """held during a push, and while an engine starts again"""
+        self.on_published: Callable[[WeightsOf, int], None] = lambda of, version: None
+        self.drafter_since: dict[int, int] = {0: 0}
+        """drafter versions, and the policy version that was in service when each came"""
+        self._newest: dict[WeightsOf, int] = {}
+
+    def take_up_kept(self) -> None:
+        """What was in service when the state folder was left. Raises FleetError when it does not fit the model."""
+        for of, weights_set in self.store.sets.items():
+            kept = self.state.kept(of) if self.state is not None else {}
+            if not kept:
+                continue
+            version = max(kept)
+            file = self.store.new_file()
+            shutil.copyfile(kept[version], file)
+            try:
+                weights_set.check(version, file)
+            except RefusedUpdate as error:
+                raise FleetError(
+                    f"state: {kept[version]} is not of this model: {error}; choose another folder"
+                ) from None
+            weights_set.publish(locate(version, file, file_checksum(file)), seconds=0.0, pause=0.0)
+
+    async def push(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
+        """Load a file into every engine and publish its version. `file` is ours: kept while in service; `checksum` is
+        what its bytes must have: each engine verifies them as it reads them, before it changes anything.
+
+        Raises RefusedUpdate while every engine holds what it held, FleetError when no engine could take it. The status
+        says `skipped` when a newer version came while this one was waiting for its turn.
+        """
+        weights_set = self.store.sets[of]
+        weights_set.check(version, file)
+        self._newest[of] = max(version, self._newest.get(of, 0))
+        async with self.lock:
+            if version < self._newest[of]:
+                file.unlink(missing_ok=True)
+                return weights_set.status.model_copy(update={"skipped": True})
+            try:
+                weights_set.check(version, file)  # another version may have come into service meanwhile
+                return await self._load_everywhere(of, version, file, checksum)
+            except BaseException:
+                self._newest[of] = weights_set.status.version
+                raise
+
+    async def _load_everywhere(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
+        began = time.monotonic()
+        if self.state is not None:
+            await self._keep(self.state, of, version, file, checksum)
+        weights = locate(version, file, checksum)
+        members = [member for member in self.members if member.in_service]
+        loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
+        if failed and all(isinstance(r, DifferentBytes) for r in results):
+            self._forget_all_but_published(of)
+            message = f"{failed[0][1]}: push again"
+            raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
+        for member, error in failed:
+            # Half-loaded weights serve nobody: the engine starts again with what is then in service.
+            logger.error("engine %d could not load %s version %d: %s", member.index, of, version, error)
+            member.in_service = False
+            ray.kill(member.actor, no_restart=False)
+        if len(failed) == len(members):
+            self._forget_all_but_published(of)
+            reason = failed[0][1] if failed else "none is in service"
+            raise FleetError(f"no engine could load {of} version {version}: {reason}")
+        loaded = {m.index: r for m, r in zip(members, results, strict=True) if not isinstance(r, BaseException)}
+        is_new = self.store.differs(of, file, checksum)
+        pause = max(report.pause for report in loaded.values())
+        status = self.store.sets[of].publish(weights, time.monotonic() - began, pause)
+        self._forget_all_but_published(of)
+        policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
+        if of == "drafter":
+            self.drafter_since[version] = policy
+        self.alarms.after_push(of, policy, drafter, is_new=is_new, loaded=loaded)
+        for member, error in failed:
+            if isinstance(error, DifferentBytes):
+                self.alarms.different_bytes(of, policy, drafter, member.index, str(error))
+        self.on_published(of, version)
+        return status
+
+    async def _keep(self, state: StateFolder, of: WeightsOf, version: int, file: Path, checksum: str) -> None:
+        try:
+            kept = await asyncio.to_thread(state.keep, of, version, file)
+        except OSError as full:
+            message = f"version {version} could not be kept in {state.folder}: {full.strerror}"
+            raise RefusedUpdate(message, [Problem(field="state", message=message)], status=507) from full
+        try:
+            check_received(kept, checksum)
+        except RefusedUpdate:
+            self._forget_all_but_published(of)
+            raise
+
+    def _forget_all_but_published(self, of: WeightsOf) -> None:
+        if self.state is not None:
+            self.state.forget_all_but(of, self.store.sets[of].status.version)
+
+
+def locate(version: int, file: Path, checksum: str) -> WeightsFile:
+    """Where engines find the file: those on other nodes in Ray's store."""
+    here = ray.get_runtime_context().get_node_id()
+    elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
+    stored = ray.put(np.fromfile(file, dtype=np.uint8)) if elsewhere else None
+    return WeightsFile(version, str(file), checksum, here, stored)
