@@ -6,7 +6,7 @@ from typing import Literal
 from padding import Shape
 from pydantic import Field
 
-from drafters.drafter import DrafterConfig
+from drafters.drafter import DrafterConfig, DraftSampling
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
 
@@ -117,6 +117,9 @@ class BenchConfig(Section):
     """the first is the one of service and weights"""
     draft_tokens: int = Field(default=5, ge=1, le=16)
     """the longest draft"""
+    draft_sampling: DraftSampling = "greedy"
+    """as in DrafterConfig; the demo's policy is nearly certain of most tokens, so that the most likely one is accepted
+    more often than a sampled one"""
     engine: EngineConfig = EngineConfig(dtype="bfloat16", max_model_len=512, max_num_seqs=64, kv_cache_gib=1.0)
     output: Path = Path("deploy/bench/results")
     rollout_speed: RolloutSpeed = RolloutSpeed()
@@ -134,7 +137,15 @@ class BenchConfig(Section):
     def drafter(self, kind: str, **more: object) -> DrafterConfig:
         """A padded drafter."""
         model = str(self.padded / kind) if kind in ("eagle3", "draft_model") else None
-        return DrafterConfig.model_validate({"kind": kind, "model": model, "draft_tokens": self.draft_tokens, **more})
+        return DrafterConfig.model_validate(
+            {
+                "kind": kind,
+                "model": model,
+                "draft_tokens": self.draft_tokens,
+                "draft_sampling": self.draft_sampling,
+                **more,
+            }
+        )
 
     def served(self, drafter: DrafterConfig, **engine: object) -> ServiceConfig:
         return ServiceConfig(model=self.policy, engine=self.engine.model_copy(update=engine), drafter=drafter)

@@ -48,8 +48,10 @@ def _train(config: BenchConfig, mode: str, slots: int, speculation: str, seed: i
     half = max(1, cores // 2)
     of_engine = ["--engine.max_num_seqs", str(slots), *(["--engine.cores", str(half)] if mode == "async" else [])]
     of_trainer = ["--threads", str(half)] if mode == "async" else []
-    without = ["--drafter.kind", "none"] if speculation == "off" else []
-    with tempfile.TemporaryDirectory() as folder, launched("--config", str(plan.service), *without, *of_engine) as url:
+    drafter = (
+        ["--drafter.kind", "none"] if speculation == "off" else ["--drafter.draft_sampling", config.draft_sampling]
+    )
+    with tempfile.TemporaryDirectory() as folder, launched("--config", str(plan.service), *drafter, *of_engine) as url:
         subprocess.run(
             [str(BIN / "rl-loop"), "train", "--config", str(plan.train), "--endpoint", url, "--mode", mode,
              "--steps", str(plan.steps), "--seed", str(seed), "--output", folder, "--checkpoint_every", "0",
