@@ -40,26 +40,28 @@ def service(config: BenchConfig) -> tuple[list[Figure], Any]:
         served = config.served(drafter, max_num_seqs=plan.streams)
         speeds: dict[str, list[float]] = {"service": [], "bare": []}
         spent: Counter[str] = Counter()
-        generated = 0
         with launched(*flags(served)) as url, bare_engine(served) as bare, RolloutClient(url) as client:
             for round in range(1 + plan.rounds):
-                before, began = cpu_seconds(), time.perf_counter()
-                groups = list(client.rollouts(requests))
-                seconds = time.perf_counter() - began
-                between = cpu_seconds()
-                answer = bare.ask(prompts=prompts, tokens=plan.response_tokens)
-                if round > 0:  # the first warms up
-                    spent += between - before
-                    spent["bare engine"] += cpu_seconds()["bare engine"] - between["bare engine"]
-                    generated += tokens(groups)
-                    speeds["service"].append(tokens(groups) / seconds)
-                    speeds["bare"].append(answer["tokens"] / answer["seconds"])
+                # What an arm follows may matter to it: every other round goes backwards.
+                for arm in ("service", "bare")[:: -1 if round % 2 else 1]:
+                    before, began = cpu_seconds(), time.perf_counter()
+                    if arm == "service":
+                        groups = list(client.rollouts(requests))
+                        count, seconds = tokens(groups), time.perf_counter() - began
+                    else:
+                        answer = bare.ask(prompts=prompts, tokens=plan.response_tokens)
+                        count, seconds = answer["tokens"], answer["seconds"]
+                    used = cpu_seconds() - before
+                    if round == 0:  # warms up
+                        continue
+                    speeds[arm].append(count / seconds)
+                    spent += used if arm == "service" else Counter({"bare engine": used["bare engine"]})
         ratios = [a / b for a, b in zip(speeds["service"], speeds["bare"], strict=True)]
         what = f"drafter {drafter.kind}, {plan.streams} streams"
         figures.append(figure("service", what, "x", ratios, goal=GOAL))
         details[drafter.kind] = {
             **speeds,
-            "cpu_microseconds_a_token": {name: 1e6 * of / generated for name, of in spent.most_common()},
+            "cpu_microseconds_a_token": {name: 1e6 * of / (plan.rounds * count) for name, of in spent.most_common()},
             "json_microseconds_a_token": json_microseconds(groups),
         }
     return figures, details
