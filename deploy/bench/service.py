@@ -41,7 +41,10 @@ def service(config: BenchConfig) -> tuple[list[Figure], Any]:
         speeds: dict[str, list[float]] = {"service": [], "bare": []}
         spent: Counter[str] = Counter()
         with launched(*flags(served)) as url, bare_engine(served) as bare, RolloutClient(url) as client:
-            for round in range(1 + plan.rounds):
+            # Both warm up.
+            list(client.rollouts(requests))
+            bare.ask(prompts=prompts, tokens=plan.response_tokens)
+            for round in range(plan.rounds):
                 # What an arm follows may matter to it: every other round goes backwards.
                 for arm in ("service", "bare")[:: -1 if round % 2 else 1]:
                     before, began = cpu_seconds(), time.perf_counter()
@@ -52,8 +55,6 @@ def service(config: BenchConfig) -> tuple[list[Figure], Any]:
                         answer = bare.ask(prompts=prompts, tokens=plan.response_tokens)
                         count, seconds = answer["tokens"], answer["seconds"]
                     used = cpu_seconds() - before
-                    if round == 0:  # warms up
-                        continue
                     speeds[arm].append(count / seconds)
                     spent += used if arm == "service" else Counter({"bare engine": used["bare engine"]})
         ratios = [a / b for a, b in zip(speeds["service"], speeds["bare"], strict=True)]
