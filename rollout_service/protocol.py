@@ -13,18 +13,30 @@ GET  /health, /ready, /metrics
 GET  /v1/models, POST /v1/completions, POST /v1/chat/completions     vLLM's own types
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 MAX_GROUPS = 4096
 MAX_COMPLETIONS = 512
+MIN_TEMPERATURE = 0.01
+"""vLLM raises what lies between 0 and this to this, and what was sampled would not be what was asked for"""
+MAX_TEMPERATURE = 2.0
+"""vLLM's own bound"""
+MAX_INT32 = 2**31 - 1
+"""what the engine's integers hold"""
+MAX_VERSION = 2**53 - 1
+"""what every reader of JSON holds exactly; the queue's database holds more, sums of two included"""
 
 WeightsOf = Literal["policy", "drafter"]
+Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
+"""a weight version, or a number of them"""
+TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 
 
 class WireType(BaseModel):
-    """Unknown fields are errors: a misspelt sampling parameter must not be ignored."""
+    """In a request unknown fields are errors: a misspelt sampling parameter must not be ignored. The client reads
+    answers with extra="ignore": the service may be newer."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -32,17 +44,17 @@ class WireType(BaseModel):
 class Sampling(WireType):
     """How tokens are drawn. Only what speculation keeps lossless can be asked for."""
 
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
-    """0 takes the most likely token"""
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    temperature: float = Field(default=1.0, ge=0.0, le=MAX_TEMPERATURE, allow_inf_nan=False)
+    """0 takes the most likely token; else 0.01 or more, as the engine has it"""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
     """smallest set of tokens whose probabilities reach this"""
-    top_k: int = Field(default=0, ge=0)
+    top_k: int = Field(default=0, ge=0, le=MAX_INT32)
     """the k most likely tokens; 0 for all"""
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=256, ge=1, le=MAX_INT32)
     """longest response, in tokens"""
-    min_tokens: int = Field(default=0, ge=0)
+    min_tokens: int = Field(default=0, ge=0, le=MAX_INT32)
     """no end of sequence before this many tokens"""
-    stop: list[str] = Field(default_factory=list, max_length=16)
+    stop: list[Annotated[str, StringConstraints(min_length=1)]] = Field(default_factory=list, max_length=16)
     """strings that end a response"""
     ignore_eos: bool = False
     """go on to max_tokens past the end of sequence (fixed lengths)"""
@@ -56,6 +68,13 @@ class Sampling(WireType):
             if name in data:
                 raise ValueError(f"{name} is not offered: it cannot be applied to drafts; top_p and top_k are")
         return data
+
+    @field_validator("temperature")
+    @classmethod
+    def as_sampled(cls, temperature: float) -> float:
+        if 0.0 < temperature < MIN_TEMPERATURE:
+            raise ValueError(f"{temperature:g} is sampled as {MIN_TEMPERATURE}: give that, or 0 for the best token")
+        return temperature
 
 
 class Message(WireType):
@@ -72,7 +91,7 @@ class GroupRequest(WireType):
     id: str | None = Field(default=None, max_length=256)
     """the client's own name for the group; comes back with it"""
     prompt: str | None = None
-    prompt_token_ids: list[int] | None = Field(default=None, min_length=1)
+    prompt_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
     messages: list[Message] | None = Field(default=None, min_length=1)
     n: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
     """completions"""
@@ -86,6 +105,12 @@ class GroupRequest(WireType):
     def one_prompt(self) -> "GroupRequest":
         if sum(p is not None for p in (self.prompt, self.prompt_token_ids, self.messages)) != 1:
             raise ValueError("give exactly one of prompt, prompt_token_ids, messages")
+        return self
+
+    @model_validator(mode="after")
+    def one_greedy_completion(self) -> "GroupRequest":
+        if self.sampling.temperature == 0.0 and self.n > 1:
+            raise ValueError(f"n is {self.n} at temperature 0, where all completions are the same: give n = 1")
         return self
 
 
@@ -161,7 +186,7 @@ class PromptsRequest(WireType):
     """name of the client's run: ids are its own, and its batches hold its groups alone"""
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     """higher first; equal ones in the order of arrival"""
-    max_staleness: int | None = Field(default=None, ge=0)
+    max_staleness: Version | None = None
     """weight versions: a group that can no longer be handed out within this bound is generated again"""
     model: str | None = None
     """the served policy's name; checked when given"""
@@ -179,14 +204,23 @@ class PromptsStatus(WireType):
 class LeaseRequest(WireType):
     groups: int = Field(default=1, ge=1, le=MAX_GROUPS)
     run: str = Field(default="", max_length=256)
-    max_staleness: int | None = Field(default=None, ge=0)
+    max_staleness: Version | None = None
     """weight versions from a group's oldest token to `version`; older groups are generated again"""
-    version: int | None = Field(default=None, ge=0)
+    version: Version | None = None
     """the policy that will be trained on the batch, where it is ahead of that in service"""
-    wait: float = Field(default=0.0, ge=0.0, le=600.0)
+    wait: float = Field(default=0.0, ge=0.0, le=600.0, allow_inf_nan=False)
     """seconds to wait until there are as many"""
-    seconds: float = Field(default=300.0, gt=0.0, le=86400.0)
+    seconds: float = Field(default=300.0, gt=0.0, le=86400.0, allow_inf_nan=False)
     """the lease; groups neither acknowledged nor extended by then are handed out again"""
+
+
+class FailedGroup(WireType):
+    """A group that the engine refused: it will not be generated again."""
+
+    id: str
+    error: str
+    """why, in the engine's words"""
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
 
 class Batch(WireType):
@@ -195,6 +229,8 @@ class Batch(WireType):
     lease: str | None
     """None when there is no group"""
     groups: list[Group]
+    failed: list[FailedGroup] = Field(default_factory=list)
+    """of the run, under the same lease; they do not count among those asked for"""
     version: int
     """that staleness was reckoned to"""
     short: str | None = None
@@ -207,7 +243,7 @@ class LeaseGroups(WireType):
 
 
 class LeaseExtension(WireType):
-    seconds: float = Field(default=300.0, gt=0.0, le=86400.0)
+    seconds: float = Field(default=300.0, gt=0.0, le=86400.0, allow_inf_nan=False)
     """from now"""
 
 
@@ -242,6 +278,8 @@ class BatchesStatus(WireType):
     ages: list[float]
     """of finished groups, in seconds, oldest first"""
     leases: list[LeaseInfo]
+    failed: int = 0
+    """groups that an engine refused and that are not leased"""
     dropped: int
     """groups that became too stale, finished or not, and were generated again"""
     tokens_wasted: int
@@ -260,10 +298,13 @@ class Problem(WireType):
 
 
 class ErrorBody(WireType):
-    """Body of every 4xx and 5xx answer; also the last line of a rollout stream that could not be finished."""
+    """Body of every 4xx and 5xx answer but the OpenAI routes'; also a line of a rollout stream: in a group's place, or
+    the last one of a stream that could not be finished."""
 
     error: str
     problems: list[Problem] = Field(default_factory=list)
+    group: str | None = None
+    """in a rollout stream: the id of the one group that failed; the others are delivered"""
 
 
 class WeightStatus(WireType):
