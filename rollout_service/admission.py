@@ -1,8 +1,10 @@
 """What is checked before anything is generated: every limit a group could break, each named by its field."""
 
+from collections.abc import Mapping, Set
 from typing import Any
 
 from rollout_service.lossless import request_problems
+from rollout_service.openai_requests import openai_problems
 from rollout_service.protocol import GroupRequest, Problem, RolloutRequest
 
 
@@ -18,11 +20,20 @@ class Admission:
     """The limits of one service."""
 
     def __init__(
-        self, name: str, tokenizer: Any, vocab_size: int, context_limit: int, drafting: bool, on_cpu: bool = True
+        self,
+        name: str,
+        tokenizer: Any,
+        vocab_size: int,
+        context_limit: int,
+        drafting: bool,
+        openai_fields: Mapping[str, Set[str]],
+        on_cpu: bool = True,
     ):
-        """`context_limit`: of prompt and response together. `drafting`: whether a drafter is on."""
+        """`context_limit`: of prompt and response together. `drafting`: whether a drafter is on. `openai_fields`: of
+        vLLM's request types, by path."""
         self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
         self.max_tokens, self.drafting, self.on_cpu = context_limit, drafting, on_cpu
+        self.openai_fields = openai_fields
 
     def admit(self, request: RolloutRequest) -> list[GroupRequest]:
         """The groups with their token ids and ids. Raises Refused with every problem of every group."""
@@ -31,12 +42,21 @@ class Admission:
             raise Refused([Problem(field="model", message=message)], status=404)
         problems: list[Problem] = []
         groups = [self._admit(group, f"groups.{i}", str(i), problems) for i, group in enumerate(request.groups)]
+        first: dict[str | None, int] = {}
+        for i, group in enumerate(groups):
+            if first.setdefault(group.id, i) != i:
+                message = f"{group.id!r} is the id of groups.{first[group.id]} too (a group without one has its index)"
+                problems.append(Problem(field=f"groups.{i}.id", message=message))
         if problems:
             raise Refused(problems)
         return groups
 
     def _admit(self, group: GroupRequest, where: str, default_id: str, problems: list[Problem]) -> GroupRequest:
-        field, ids = self._token_ids(group)
+        try:
+            field, ids = self._token_ids(group)
+        except Exception as error:  # a chat template is the checkpoint's own code, and says by raising what it refuses
+            problems.append(Problem(field=f"{where}.messages", message=f"the chat template refuses them: {error}"))
+            return group.model_copy(update={"id": group.id or default_id})
         if not ids:
             problems.append(Problem(field=f"{where}.{field}", message="is empty: give at least one token"))
         wrong = [token for token in ids if not 0 <= token < self.vocab_size]
@@ -65,10 +85,11 @@ class Admission:
             return "messages", self.tokenizer.encode(text, add_special_tokens=False)
         return "prompt", self.tokenizer.encode(group.prompt)
 
-    def check_openai(self, body: dict[str, Any]) -> None:
-        """Refuse what speculation cannot keep lossless; everything else is vLLM's to judge."""
-        if not self.drafting:
-            return
-        problems = request_problems(body, on_cpu=self.on_cpu)
+    def check_openai(self, path: str, body: dict[str, Any]) -> None:
+        """Refuse what vLLM's handler of this path would ignore or pass on to its harm, and what speculation cannot keep
+        lossless; everything else is vLLM's to judge."""
+        problems = openai_problems(body, self.openai_fields[path])
+        if self.drafting:
+            problems += request_problems(body, on_cpu=self.on_cpu)
         if problems:
             raise Refused(problems)

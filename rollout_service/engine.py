@@ -329,6 +329,18 @@ class Engine:
         async for part in asgi.call(self.app, method, path, headers, body):
             yield part
 
+    async def openai_schemas(self) -> dict[str, dict[str, Any]]:
+        """JSON schemas of the bodies of vLLM's own routes, by path."""
+        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+        bodies: dict[str, Any] = {
+            "/v1/completions": CompletionRequest,
+            "/v1/chat/completions": ChatCompletionRequest,
+        }
+        ours = "#/components/schemas/{model}"
+        return {path: body.model_json_schema(ref_template=ours) for path, body in bodies.items()}
+
     async def _openai_app(self) -> Any:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state
         from vllm.entrypoints.launchers.app import build_app

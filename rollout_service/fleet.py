@@ -76,6 +76,8 @@ class Fleet:
         self.members: list[Member] = []
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
         self.on_started: Callable[[int], None] = lambda index: None
+        self.openai_schemas: dict[str, dict[str, Any]] = {}
+        """of the bodies of vLLM's own routes, by path"""
         self.wasted_tokens = 0
         """of completions that were aborted: by a cancellation, or by a weight update that generates them again"""
         self._counting: set[asyncio.Task[None]] = set()
@@ -104,6 +106,7 @@ class Fleet:
             self.members.append(Member(index, actor))
         try:
             await asyncio.gather(*(self._bring_into_service(member) for member in self.members))
+            self.openai_schemas = await self.members[0].actor.openai_schemas.remote()
         except RayError as error:
             await self.stop()
             raise FleetError(f"an engine could not start: {error}") from error

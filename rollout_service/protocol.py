@@ -13,6 +13,7 @@ GET  /health, /ready, /metrics
 GET  /v1/models, POST /v1/completions, POST /v1/chat/completions     vLLM's own types
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
@@ -44,7 +45,10 @@ class WireType(BaseModel):
 class Sampling(WireType):
     """How tokens are drawn. Only what speculation keeps lossless can be asked for."""
 
-    temperature: float = Field(default=1.0, ge=0.0, le=MAX_TEMPERATURE, allow_inf_nan=False)
+    temperature: float = Field(
+        default=1.0, ge=0.0, le=MAX_TEMPERATURE, allow_inf_nan=False,
+        json_schema_extra={"anyOf": [{"const": 0.0}, {"minimum": MIN_TEMPERATURE}]},
+    )  # fmt: skip
     """0 takes the most likely token; else 0.01 or more, as the engine has it"""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
     """smallest set of tokens whose probabilities reach this"""
@@ -82,11 +86,17 @@ class Message(WireType):
     content: str
 
 
+PROMPTS = "prompt", "prompt_token_ids", "messages"
+"""fields of a group, of which exactly one is given"""
+
+
 class GroupRequest(WireType):
     """One prompt, as text, token ids or chat messages, and how many completions of it.
 
     Example: `{"prompt": "2 + 2 =", "n": 8, "sampling": {"temperature": 1.0, "max_tokens": 64}}`
     """
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in PROMPTS]})
 
     id: str | None = Field(default=None, max_length=256)
     """the client's own name for the group; comes back with it"""
@@ -103,8 +113,8 @@ class GroupRequest(WireType):
 
     @model_validator(mode="after")
     def one_prompt(self) -> "GroupRequest":
-        if sum(p is not None for p in (self.prompt, self.prompt_token_ids, self.messages)) != 1:
-            raise ValueError("give exactly one of prompt, prompt_token_ids, messages")
+        if sum(getattr(self, name) is not None for name in PROMPTS) != 1:
+            raise ValueError(f"give exactly one of {', '.join(PROMPTS)}")
         return self
 
     @model_validator(mode="after")
@@ -112,6 +122,16 @@ class GroupRequest(WireType):
         if self.sampling.temperature == 0.0 and self.n > 1:
             raise ValueError(f"n is {self.n} at temperature 0, where all completions are the same: give n = 1")
         return self
+
+    @field_validator("metadata")
+    @classmethod
+    def comes_back(cls, metadata: dict[str, Any]) -> dict[str, Any]:
+        """What JSON cannot hold would come back as another value: an infinity that 1e400 became, a lone surrogate."""
+        try:
+            json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
+        except ValueError as error:
+            raise ValueError(f"cannot be written as JSON again: {error}") from None
+        return metadata
 
 
 class RolloutRequest(WireType):
@@ -181,7 +201,12 @@ class PromptsRequest(WireType):
     Example: `{"run": "a1", "groups": [{"id": "train-17", "prompt": "2 + 2 =", "n": 8}], "max_staleness": 2}`
     """
 
-    groups: list[GroupRequest] = Field(min_length=1, max_length=MAX_GROUPS)
+    groups: list[GroupRequest] = Field(
+        min_length=1, max_length=MAX_GROUPS, json_schema_extra={"items": {"allOf": [
+            {"$ref": "#/components/schemas/GroupRequest"},
+            {"required": ["id"], "properties": {"id": {"type": "string", "minLength": 1}}},
+        ]}},
+    )  # fmt: skip
     run: str = Field(default="", max_length=256)
     """name of the client's run: ids are its own, and its batches hold its groups alone"""
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)

@@ -14,6 +14,7 @@ from rich.console import Console
 from rollout_service.app import load_tokenizer, make_app
 from rollout_service.background import BackgroundGeneration
 from rollout_service.config import ServiceConfig
+from rollout_service.connection import Connection
 from rollout_service.fleet import Fleet
 from rollout_service.member import FleetError
 
@@ -27,7 +28,8 @@ def launch(config: ServiceConfig) -> None:
     try:
         listener = socket.create_server((config.host, config.port), family=_family(config.host))
     except OSError as error:
-        sys.exit(f"rollout-service launch: cannot listen on {config.host}:{config.port} (host, port): {error.strerror}")
+        where = url_of(config.host, config.port)
+        sys.exit(f"rollout-service launch: cannot listen on {where} (host, port): {error.strerror}")
     try:
         asyncio.run(_serve(config, listener, console))
     except asyncio.CancelledError:
@@ -44,15 +46,15 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
+def url_of(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Server(uvicorn.Server):
     """uvicorn without its own signal handlers, which would raise the signal once more after it has been obeyed."""
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         return contextlib.nullcontext()
-
-    def stop(self) -> bool:
-        self.should_exit = True
-        return True
 
 
 async def _serve(config: ServiceConfig, listener: socket.socket, console: Console) -> None:
@@ -71,12 +73,20 @@ async def _serve(config: ServiceConfig, listener: socket.socket, console: Consol
         app = make_app(fleet, tokenizer)
         background = app.state.background
         background.start()
-        server = Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"))
-        stop = server.stop
+        settings = uvicorn.Config(
+            app, http=Connection, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"
+        )
+        server = Server(settings)
+
+        def end() -> None:
+            app.state.stopping.set()  # running requests say so to their clients, and end
+            server.should_exit = True
+
+        stop = end
         host, port = listener.getsockname()[:2]
         console.print(
             f"Serving [bold]{config.served_name}[/] with {config.engines} engine(s), drafter "
-            f"[bold]{config.drafter.kind}[/], at [bold]http://{host}:{port}[/] (documentation: /docs). Ctrl-C stops it."
+            f"[bold]{config.drafter.kind}[/], at [bold]{url_of(host, port)}[/] (documentation: /docs). Ctrl-C stops it."
         )
         await server.serve([listener])
     finally:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from rollout_service.admission import Admission, Refused
 from rollout_service.background import BackgroundGeneration
+from rollout_service.json_route import JsonRoute
 from rollout_service.protocol import (
     Batch,
     BatchesStatus,
@@ -21,7 +22,7 @@ from rollout_service.protocol import (
     RolloutRequest,
 )
 
-router = APIRouter(tags=["batches"])
+router = APIRouter(tags=["batches"], route_class=JsonRoute)
 ALL = LeaseGroups()
 
 
@@ -65,6 +66,8 @@ async def lease(request: Request, body: LeaseRequest) -> Batch:
     deadline = time.monotonic() + body.wait
     version = max(generation.version, body.version or 0)
     while generation.queue.available(body, version) < body.groups and (left := deadline - time.monotonic()) > 0:
+        if request.app.state.stopping.is_set():
+            raise Refused([Problem(field="service", message="the service is stopping")], status=503)
         generation.news.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(left, 1.0)):

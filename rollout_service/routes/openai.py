@@ -8,7 +8,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
-router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"])
+from rollout_service.json_route import JsonRoute, read_object
+
+router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"], route_class=JsonRoute)
 
 PASSED_ON = ("content-type", "accept", "x-request-id")
 SAMPLING_HEADER = "x-sampling"
@@ -17,7 +19,6 @@ DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left before its answer"""
 DROPPED = ("content-length", "transfer-encoding", "connection")
-ANY_BODY = {"requestBody": {"content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 @router.get("/v1/models")
@@ -26,13 +27,13 @@ async def models(request: Request) -> Response:
     return await through_an_engine(request, b"")
 
 
-@router.post("/v1/completions", openapi_extra=ANY_BODY)
+@router.post("/v1/completions")
 async def completions(request: Request) -> Response:
     """As vLLM's route of this name, with all its extra fields; what speculation cannot keep lossless is refused."""
     return await generation(request)
 
 
-@router.post("/v1/chat/completions", openapi_extra=ANY_BODY)
+@router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
     """As vLLM's route of this name, with all its extra fields; what speculation cannot keep lossless is refused."""
     return await generation(request)
@@ -40,15 +41,12 @@ async def chat_completions(request: Request) -> Response:
 
 async def generation(request: Request) -> Response:
     body = await request.body()
-    try:
-        fields = json.loads(body)
-    except ValueError:
-        fields = {}  # vLLM says what is wrong with it
-    if not isinstance(fields, dict):
-        return await through_an_engine(request, body)
-    request.app.state.admission.check_openai(fields)
+    fields = read_object(request, body)
+    request.app.state.admission.check_openai(request.url.path, fields)
     response = await through_an_engine(request, body)
-    response.headers[SAMPLING_HEADER] = json.dumps(DEFAULTS | {k: fields[k] for k in DEFAULTS if k in fields})
+    if response.status_code == 200:  # vLLM has checked them
+        given = {name: fields[name] for name in DEFAULTS if fields.get(name) is not None}
+        response.headers[SAMPLING_HEADER] = json.dumps(DEFAULTS | given)
     return response
 
 

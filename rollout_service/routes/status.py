@@ -4,10 +4,11 @@ from fastapi import APIRouter, Request, Response
 
 from rollout_service.acceptance_report import speculation_status
 from rollout_service.fleet import Fleet
+from rollout_service.json_route import JsonRoute
 from rollout_service.protocol import SpeculationStatus
 from rollout_service.routes.batches import queue_status
 
-router = APIRouter(tags=["status"])
+router = APIRouter(tags=["status"], route_class=JsonRoute)
 
 
 @router.get("/health")
@@ -16,7 +17,7 @@ async def health() -> dict[str, str]:
     return {"status": "up"}
 
 
-@router.get("/ready")
+@router.get("/ready", responses={503: {"model": dict[str, bool], "description": "One is not, or does not answer"}})
 async def ready(request: Request, response: Response) -> dict[str, bool]:
     """200 when every engine is in service and answers, else 503."""
     answers = await request.app.state.fleet.ready()
@@ -24,8 +25,14 @@ async def ready(request: Request, response: Response) -> dict[str, bool]:
     return {"ready": answers}
 
 
-@router.get("/metrics")
-async def metrics(request: Request) -> Response:
+class Metrics(Response):
+    """In Prometheus' text format."""
+
+    media_type = "text/plain; version=0.0.4; charset=utf-8"
+
+
+@router.get("/metrics", response_class=Metrics)
+async def metrics(request: Request) -> Metrics:
     """Prometheus text: the front's counters, and vLLM's of every engine."""
     fleet: Fleet = request.app.state.fleet
     telemetry = request.app.state.telemetry
@@ -34,7 +41,7 @@ async def metrics(request: Request) -> Response:
     telemetry.batches(queue_status(request.app.state.background))
     await fleet.check_acceptance()
     text = telemetry.exposition(await fleet.metrics())
-    return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Metrics(text)
 
 
 @router.get("/v1/speculation")

@@ -8,11 +8,12 @@ from fastapi import APIRouter, Query, Request
 
 from rollout_service.admission import Refused
 from rollout_service.fleet import Fleet
+from rollout_service.json_route import JsonRoute
 from rollout_service.protocol import Problem, SharedMemoryPush, WeightsOf, WeightsStatus, WeightStatus
 from rollout_service.tensor_bytes import file_checksum
 from rollout_service.weights import check_received
 
-router = APIRouter(tags=["weights"])
+router = APIRouter(tags=["weights"], route_class=JsonRoute)
 
 BODY = {"requestBody": {"required": True, "content": {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},

@@ -7,6 +7,8 @@ from rollout_service.admission import Admission, Refused
 from rollout_service.lossless import request_problems
 from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, SharedMemoryPush
 
+FIELDS = {"/v1/completions": {"prompt", "min_p", "logit_bias", "response_format", "tool_choice"}}
+
 
 class Characters:
     """A tokenizer of one token a character."""
@@ -20,7 +22,7 @@ class Characters:
 
 @pytest.fixture
 def admission():
-    return Admission("demo", Characters(), vocab_size=128, context_limit=60, drafting=True)
+    return Admission("demo", Characters(), vocab_size=128, context_limit=60, drafting=True, openai_fields=FIELDS)
 
 
 def refusal(admission, **group):
@@ -68,10 +70,10 @@ def test_what_speculation_cannot_keep_lossless_is_refused_with_a_drafter_and_onl
     body = {"prompt": "a", field: {"type": "json_object"} if field != "min_p" else 0.1}
     assert "Instead: " in request_problems(body, on_cpu=True)[0].message
     with pytest.raises(Refused) as refused:
-        admission.check_openai(body)
+        admission.check_openai("/v1/completions", body)
     assert refused.value.problems[0].field == field
-    Admission("demo", Characters(), 128, 64, drafting=False).check_openai(body)
-    admission.check_openai({"prompt": "a", field: None})
+    Admission("demo", Characters(), 128, 64, drafting=False, openai_fields=FIELDS).check_openai("/v1/completions", body)
+    admission.check_openai("/v1/completions", {"prompt": "a", field: None})
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from rollout_service.app import add_error_handlers
 from rollout_service.background import BackgroundGeneration
 from rollout_service.batches import BatchQueue
 from rollout_service.client import AsyncRolloutClient, RolloutError
+from rollout_service.errors import add_error_handlers
 from rollout_service.member import FleetError
 from rollout_service.protocol import Completion, Group, GroupRequest, LeaseRequest, PromptsRequest, WeightSpan
 from rollout_service.routes import batches
@@ -54,6 +54,7 @@ class FleetInMiniature:
 async def service():
     fleet = FleetInMiniature()
     app = FastAPI()
+    app.state.stopping = asyncio.Event()
     app.state.background = BackgroundGeneration(fleet, BatchQueue(None, capacity=8, disk_mib=64), Telemetry())
     app.state.admission = SimpleNamespace(admit=lambda request: request.groups)
     app.include_router(batches.router)

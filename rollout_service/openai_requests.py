@@ -1,0 +1,54 @@
+"""What is checked of a body for OpenAI's routes before vLLM's handler sees it.
+
+vLLM judges most of it. Here is refused what it would ignore (a misspelt field), sample differently from what was asked
+for (a tiny temperature), or pass on to an engine that cannot hold it (an integer of 100 digits).
+"""
+
+import difflib
+from collections.abc import Iterator, Set
+from typing import Any
+
+from rollout_service.protocol import MAX_COMPLETIONS, MAX_INT32, MIN_TEMPERATURE, Problem
+
+HARMLESS = {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+"""fields of OpenAI's that vLLM does not know, and that change nothing that is sampled"""
+BOUNDS = {"n": (1, MAX_COMPLETIONS), "top_k": (-1, MAX_INT32), "seed": (-(2**63), 2**63 - 1)}
+INT64 = -(2**63), 2**63 - 1
+"""what goes from vLLM's front to its core"""
+
+
+def openai_problems(fields: dict[str, Any], known: Set[str]) -> list[Problem]:
+    """`known` are the names of the fields of vLLM's request type."""
+    problems = [*_unknown(fields, known | HARMLESS), *_too_large(fields)]
+    for name, (least, most) in BOUNDS.items():
+        value = fields.get(name)
+        if isinstance(value, int) and not least <= value <= most:
+            problems.append(Problem(field=name, message=f"{value} is out of range: {least} to {most}"))
+    temperature = fields.get("temperature")
+    if isinstance(temperature, float) and 0.0 < temperature < MIN_TEMPERATURE:
+        message = f"{temperature:g} is sampled as {MIN_TEMPERATURE}: give that, or 0 for the best token"
+        problems.append(Problem(field="temperature", message=message))
+    return problems
+
+
+def _unknown(fields: dict[str, Any], known: Set[str]) -> Iterator[Problem]:
+    for name in fields:
+        if name not in known:
+            like = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean {like[0]}?" if like else ""
+            yield Problem(field=name, message=f"no such field of this route{hint}")
+
+
+def _too_large(fields: dict[str, Any]) -> Iterator[Problem]:
+    """Integers anywhere in the body, named by their outermost field."""
+    for name, value in fields.items():
+        left = [value] if name not in BOUNDS else []
+        while left:
+            part = left.pop()
+            if isinstance(part, dict):
+                left.extend(part.values())
+            elif isinstance(part, list):
+                left.extend(part)
+            elif isinstance(part, int) and not INT64[0] <= part <= INT64[1]:
+                yield Problem(field=name, message="holds an integer that 64 bits do not")
+                break

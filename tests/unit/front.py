@@ -1,0 +1,95 @@
+"""The HTTP front over a fleet in miniature, for tests: every route and check is real, and engines answer at once."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+
+import httpx
+
+from rollout_service.alarms import Alarms
+from rollout_service.app import make_app
+from rollout_service.asgi import ResponseStart
+from rollout_service.config import ServiceConfig
+from rollout_service.protocol import Completion, Group, WeightSpan, WeightStatus
+
+FIELDS = ("model", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "n", "seed", "stop", "stream")
+SCHEMA = {"title": "Request", "type": "object", "properties": {name: {} for name in FIELDS}}
+
+
+class Characters:
+    """A tokenizer of one token a character, whose chat template refuses a system role."""
+
+    def encode(self, text, add_special_tokens=True):
+        return [ord(c) % 128 for c in text]
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        if any(message["role"] == "system" for message in messages):
+            raise ValueError("System role not supported")
+        return "".join(f"{m['role']}:{m['content']}\n" for m in messages)
+
+
+class StubFleet:
+    """Has what the front asks of a fleet. `outcomes` by group id: an exception to raise, or seconds to take."""
+
+    def __init__(self, **config):
+        self.config = ServiceConfig(model="demo", engine={"max_model_len": 64}, **config)
+        self.device, self.state, self.members, self.wasted_tokens = "cpu", None, [], 0
+        self.policy_config = {"vocab_size": 128}
+        self.openai_schemas = {"/v1/completions": SCHEMA, "/v1/chat/completions": SCHEMA}
+        self.alarms = Alarms(self.config.alarms)
+        status = WeightStatus(version=0, tensors=1, bytes=0, checksum="")
+        self.store = SimpleNamespace(sets={"policy": SimpleNamespace(status=status, dtype="float32")}, folder="/none")
+        self.pushes = SimpleNamespace(on_published=None, drafter_since={})
+        self.outcomes, self.begun, self.ended, self.asked = {}, [], [], []
+
+    async def generate(self, group):
+        self.begun.append(group.id)
+        try:
+            outcome = self.outcomes.get(group.id, 0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            await asyncio.sleep(outcome)
+        finally:
+            self.ended.append(group.id)
+        spans = [WeightSpan(version=0, start=0, end=1)]
+        completion = Completion(
+            index=0, text="a", token_ids=[1], logprobs=[-1.0], finish_reason="stop", weight_versions=spans
+        )
+        prompt = group.prompt_token_ids
+        return Group(id=group.id, prompt_token_ids=prompt, completions=[completion], sampling=group.sampling, engine=0)
+
+    async def openai(self, method, path, headers, body):
+        self.asked.append(body)
+        yield ResponseStart(200, [("content-type", "application/json")])
+        yield b"{}"
+
+    async def check_acceptance(self): ...
+
+    async def ready(self):
+        return True
+
+    async def metrics(self):
+        return {}
+
+    async def speculation(self):
+        return []
+
+    async def context_acceptance(self):
+        return []
+
+    async def schedules(self):
+        return []
+
+
+@asynccontextmanager
+async def front(fleet):
+    """(a client of the front's routes, the application)"""
+    app = make_app(fleet, Characters())
+    app.state.background.start()
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            yield client, app
+    finally:
+        await app.state.background.stop()
+        app.state.background.queue.close()
