@@ -338,8 +338,8 @@ class Engine:
             "/v1/completions": CompletionRequest,
             "/v1/chat/completions": ChatCompletionRequest,
         }
-        ours = "#/components/schemas/{model}"
-        return {path: body.model_json_schema(ref_template=ours) for path, body in bodies.items()}
+        named = "#/components/schemas/vllm.{model}"  # in the service's document
+        return {path: body.model_json_schema(ref_template=named) for path, body in bodies.items()}
 
     async def _openai_app(self) -> Any:
         from vllm.entrypoints.launchers.api_server.app_state import init_app_state

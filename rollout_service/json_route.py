@@ -9,8 +9,8 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter
-from pydantic_core import from_json
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json, to_json
 
 from rollout_service.admission import Refused
 from rollout_service.protocol import Problem
@@ -39,11 +39,32 @@ class JsonRoute(APIRoute):
             request = ReadRequest(request.scope, request.receive)
             if body_type is not None and (body := await request.body()):
                 check_content_type(request)
-                # From the bytes: FastAPI would turn them into objects of Python first, and more of those fit a type.
-                request.read = body_type.validate_json(body, strict=True)
+                request.read = read_strictly(body_type, body)
             return await handler(request)
 
         return handle
+
+
+def read_strictly(body_type: TypeAdapter[Any], body: bytes) -> Any:
+    """The body as `body_type`. From its bytes: FastAPI would make objects of Python of them first, and more of those
+    fit a type. For JSON 5.0 is an integer, which pydantic's strict mode does not know. Raises ValidationError."""
+    try:
+        return body_type.validate_json(body, strict=True)
+    except ValidationError as error:
+        whole = [e["loc"] for e in error.errors() if e["type"] == "int_type" and _is_whole(e["input"])]
+        if not whole:
+            raise
+    fields = from_json(body)
+    for *path, last in whole:
+        part = fields
+        for name in path:
+            part = part[name]
+        part[last] = int(part[last])
+    return body_type.validate_json(to_json(fields), strict=True)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
 
 
 def check_query(request: Request, known: set[str]) -> None:

@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from rollout_service.errors import is_openai
 from rollout_service.fleet import Fleet
+from rollout_service.openai_requests import BOUNDS
 from rollout_service.protocol import ErrorBody
 
 MEANINGS = {
@@ -21,6 +22,8 @@ MEANINGS = {
     503: "The service stops, or its engines could not do it: try again after Retry-After seconds",
     507: "The disk is full",
 }
+VLLM = "vllm."
+"""before the names of vLLM's types: some are ours as well"""
 ALWAYS = 400, 500, 503
 WITH_BODY = 408, 413, 415
 MORE: dict[str, tuple[int, ...]] = {
@@ -109,9 +112,13 @@ def add_limits(schemas: dict[str, Any], fleet: Fleet) -> None:
 
 
 def add_schema(schemas: dict[str, Any], schema: dict[str, Any]) -> dict[str, str]:
-    """A schema with `$defs` becomes one of the document's; a reference to it. Unknown fields are refused, and where
-    the schema of vLLM allows them, it is said so here."""
+    """vLLM's type of a body becomes one of the document's schemas, and its `$defs` too; a reference to it. What is
+    refused before vLLM sees it is said."""
     own = dict(schema) | {"additionalProperties": False}
-    schemas.update(own.pop("$defs", {}))
-    schemas[own["title"]] = own
-    return {"$ref": f"#/components/schemas/{own['title']}"}
+    schemas.update({f"{VLLM}{name}": part for name, part in own.pop("$defs", {}).items()})
+    own["properties"] = {name: dict(part) for name, part in own["properties"].items()}
+    for name, (least, most) in BOUNDS.items():
+        if name in own["properties"]:
+            own["properties"][name] |= {"minimum": least, "maximum": most}
+    schemas[f"{VLLM}{own['title']}"] = own
+    return {"$ref": f"#/components/schemas/{VLLM}{own['title']}"}

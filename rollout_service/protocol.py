@@ -96,7 +96,11 @@ class GroupRequest(WireType):
     Example: `{"prompt": "2 + 2 =", "n": 8, "sampling": {"temperature": 1.0, "max_tokens": 64}}`
     """
 
-    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [name]} for name in PROMPTS]})
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in PROMPTS]
+        }
+    )
 
     id: str | None = Field(default=None, max_length=256)
     """the client's own name for the group; comes back with it"""

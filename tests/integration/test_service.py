@@ -83,7 +83,7 @@ def test_openai_routes_are_vllms_own(client):
     assert client.http.post("/v1/completions", json=body | {"temperature": -1}).status_code == 400
     assert client.http.post("/v1/completions", json=body | {"max_tokens": 10**6}).status_code == 400
     refused = client.http.post("/v1/completions", json=body | {"min_p": 0.1})
-    assert (refused.status_code, refused.json()["problems"][0]["field"]) == (400, "min_p")
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "min_p")
 
 
 def test_sampling_defaults_are_the_services_own_and_are_echoed(client):

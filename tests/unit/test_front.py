@@ -97,6 +97,14 @@ async def test_what_could_not_be_done_is_400_and_names_the_field(service, path, 
     assert not service[1].state.fleet.begun
 
 
+async def test_a_whole_number_written_with_a_point_is_an_integer(service):
+    group = {"prompt_token_ids": [1.0, 2], "n": 1.0, "sampling": {"max_tokens": 4.0}}
+    response = await service[0].post("/v1/rollouts", json={"groups": [group]})
+    assert response.json()["prompt_token_ids"] == [1, 2]
+    refused = await service[0].post("/v1/rollouts", json={"groups": [group | {"n": 1.5}]})
+    assert [problem["field"] for problem in refused.json()["problems"]] == ["groups.0.n"]
+
+
 @pytest.mark.parametrize(
     ("metadata", "words"), [(b"NaN", "not JSON compliant"), (b"1e400", "not JSON compliant"), (b"[-Infinity]", "JSON")]
 )

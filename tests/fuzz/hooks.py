@@ -1,0 +1,63 @@
+"""What JSON Schema cannot say of a request, so that a case that is meant to be valid is. For schemathesis, which loads
+this file in an environment of its own (SCHEMATHESIS_HOOKS).
+
+Only values that fit the schema are changed, and into ones that fit it too: a case that is meant to be wrong stays so.
+"""
+
+import schemathesis
+
+LONGEST = 200
+"""tokens or characters of a prompt: prompt and response fit together into the demo's context"""
+TOKENS = 4
+"""of a response: time goes into requests"""
+WAIT = 0.05
+"""seconds that a lease waits"""
+
+
+@schemathesis.hook
+def before_call(context, case, kwargs):
+    body = case.body
+    if not isinstance(body, dict):
+        return
+    if is_number(body.get("wait")) and 0 <= body["wait"] <= 600:
+        body["wait"] = min(body["wait"], WAIT)
+    groups = body.get("groups")
+    for i, group in enumerate(groups if isinstance(groups, list) else []):
+        if isinstance(group, dict):
+            make_possible(group, i, taken={str(g.get("id")) for g in groups[:i] if isinstance(g, dict)})
+    if "completions" in case.path:
+        limit(body, "max_tokens")
+        limit(body, "max_completion_tokens")
+        limit(body, "n")
+
+
+def make_possible(group, index, taken):
+    if isinstance(group.get("prompt"), str):
+        group["prompt"] = group["prompt"][:LONGEST] or "1"
+    if isinstance(group.get("prompt_token_ids"), list):
+        group["prompt_token_ids"] = group["prompt_token_ids"][:LONGEST]
+    if isinstance(group.get("messages"), list):
+        del group["messages"][4:]
+        for message in group["messages"]:
+            if isinstance(message, dict) and isinstance(message.get("content"), str):
+                message["content"] = message["content"][: LONGEST // 4]
+    if isinstance(group.get("id"), str) and (group["id"] in taken or not group["id"]) and len(group["id"]) < 200:
+        group["id"] = f"{group['id']}-{index}" if group["id"] else ""
+    limit(group, "n")
+    sampling = group.setdefault("sampling", {"max_tokens": TOKENS})
+    if isinstance(sampling, dict):
+        sampling.setdefault("max_tokens", TOKENS)
+        limit(sampling, "max_tokens")
+        if is_number(sampling.get("min_tokens")) and 0 <= sampling["min_tokens"] <= 10**6:
+            sampling["min_tokens"] = 0
+        if sampling.get("temperature") == 0 and is_number(group.get("n")) and 1 <= group["n"] <= 512:
+            group["n"] = 1
+
+
+def limit(fields, name):
+    if is_number(fields.get(name)) and 1 <= fields[name] <= 500:
+        fields[name] = min(fields[name], TOKENS)
+
+
+def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

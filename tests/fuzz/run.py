@@ -1,0 +1,48 @@
+"""Schemathesis, with all its checks, against a service that is launched for it, without and with a token.
+
+    make fuzz                                    ten minutes
+    python tests/fuzz/run.py --seconds 60        a look
+
+Exit code 1 when it finds something. It runs in an environment of its own (uv's), which it installs.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "integration"))
+
+from engines import launched  # noqa: E402
+
+TOOL = "schemathesis==4.32.5"
+REQUEST_WITHIN = 30
+"""seconds: longer is a hang"""
+
+
+def fuzz(url: str, seconds: int, *more: str) -> int:
+    command = [
+        str(Path(sys.executable).parent / "uv"), "tool", "run", "--from", TOOL,
+        "st", "--config-file", str(HERE / "schemathesis.toml"), "run", f"{url}/openapi.json",
+        "--max-time", str(seconds), "--workers", "2", "--request-timeout", str(REQUEST_WITHIN), *more,
+    ]  # fmt: skip
+    return subprocess.run(command, env=os.environ | {"SCHEMATHESIS_HOOKS": str(HERE / "hooks.py")}).returncode
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=int, default=600, help="of both rounds together")
+    half = parser.parse_args().seconds // 2
+    config = ("--config", "deploy/demo/service.toml", "--drafter.schedule", "fixed")
+    codes = []
+    with launched(*config) as (url, _):
+        codes.append(fuzz(url, half))
+    with launched(*config, "--token", "secret") as (url, _):
+        codes.append(fuzz(url, half, "--header", "Authorization: Bearer secret"))
+    sys.exit(int(any(codes)))
+
+
+if __name__ == "__main__":
+    main()
