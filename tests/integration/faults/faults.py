@@ -16,14 +16,6 @@ from service import Service, Trainer
 from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import GroupRequest, PromptsRequest, Sampling
 
-PATHS = [
-    "/v1/rollouts", "/v1/prompts", "/v1/batches/lease", "/v1/weights/policy?version=999999", "/v1/batches/x/ack",
-    "/v1/batches/x/extend", "/v1/completions",
-]  # fmt: skip
-BODIES = [
-    b"{", b"[]", b"null", b'{"groups": 3}', b'{"groups": [{"prompt": 5}], "x": 1}', b'{"groups": [{"id": "a"}]}',
-    bytes(range(256)), b"", json.dumps({"n": "9" * 5000}).encode(),
-]  # fmt: skip
 RECOVERY = 150.0
 """seconds within which the run must go on after a fault"""
 
@@ -95,39 +87,6 @@ class Faults:
             except RolloutError as error:
                 return error
         return None
-
-
-class BadRequests(threading.Thread):
-    """Malformed and oversized requests, all the time. `unexpected` are answers that are neither a refusal nor a lost
-    connection."""
-
-    def __init__(self, url: str, seed: int):
-        super().__init__(daemon=True)
-        self.url, self.random = url, random.Random(seed)
-        self.answers: Counter[int] = Counter()
-        self.unexpected: list[str] = []
-        self.stopping = threading.Event()
-
-    def run(self) -> None:
-        with httpx.Client(base_url=self.url, timeout=20.0) as client:
-            while not self.stopping.wait(0.2):
-                with contextlib.suppress(httpx.TransportError):  # the front is being started again, or hung up
-                    self._one(client)
-
-    def _one(self, client: httpx.Client) -> None:
-        path, body = self.random.choice(PATHS), self.random.choice(BODIES)
-        if self.random.random() < 0.03:
-            body = b" " * (65 << 20)
-        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
-        self.answers[answer.status_code] += 1
-        if not 400 <= answer.status_code < 500 and answer.status_code not in (503, 507):
-            if path == "/v1/batches/lease" and answer.status_code == 200:  # an empty body asks for one group of no run
-                return
-            self.unexpected.append(f"{path} {body[:80]!r}: {answer.status_code} {answer.text[:200]}")
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self.join()
 
 
 class Versions(threading.Thread):

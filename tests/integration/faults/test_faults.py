@@ -14,8 +14,9 @@ import time
 from collections import Counter
 
 import torch
+from bad_requests import RUN, BadRequests
 from engines import MODELS
-from faults import BadRequests, Faults, Versions, read_lines
+from faults import Faults, Versions, read_lines
 from over_http import PROMPT
 from safetensors.torch import load_file, save_file
 from service import Service, Trainer
@@ -43,7 +44,11 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
     service = Service(tmp_path, *small)
     service.start()
     trainer = Trainer(tmp_path, service.url, *SMALL_RUN)
-    faults, bad, versions = Faults(service, trainer, seed), BadRequests(service.url, seed), Versions(service.url)
+    faults, bad, versions = (
+        Faults(service, trainer, seed),
+        BadRequests(service.url, seed, pause=0.2, may_be_down=True),
+        Versions(service.url),
+    )
     try:
         trainer.start()
         bad.start()
@@ -86,11 +91,16 @@ def check_every_group(service, trainer):
     trained = Counter(name for line in read_lines(trainer.output / "groups.jsonl") for name in line["groups"])
     spent = Counter(name for line in read_lines(trainer.output / "groups.jsonl") for name in line["spent"])
     queue = BatchQueue(service.state / "queue.sqlite", capacity=10**6, disk_mib=4096)
-    log = [line for line in queue.log() if line["run"] and not line["run"].startswith("filler")]
+    log = [line for line in queue.log() if line["run"] not in ("", RUN) and not line["run"].startswith("filler")]
     accepted, acknowledged = (
         Counter(line["id"] for line in log if line["event"] == event) for event in ("accepted", "acknowledged")
     )
-    left = {name for (name,) in queue.database.execute("SELECT id FROM groups WHERE state != 'acknowledged'")}
+    left = {
+        name
+        for (name,) in queue.database.execute(
+            "SELECT id FROM groups WHERE state != 'acknowledged' AND run NOT IN ('', ?)", (RUN,)
+        )
+    }
     queue.close()
     print(
         f"{len(accepted)} groups accepted, {len(acknowledged)} acknowledged, {len(left)} left, {len(trained)} trained"
