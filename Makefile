@@ -15,12 +15,13 @@ endif
 
 FAULTS ?= 100
 
-.PHONY: help venv demo demo-models study bench test test-faults unit integration lint format clean
+.PHONY: help venv demo demo-models study bench test test-faults fuzz unit integration lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, compare the drafters; writes report/"
 	@echo "make test         linting, types, unit and integration tests"
 	@echo "make test-faults  a training run with $(FAULTS) random faults (34 minutes on 2 cores; FAULTS=20 for fewer)"
+	@echo "make fuzz         schemathesis and 10,000 random bad requests against a service (20 minutes)"
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
 	@echo "make study        drafters by draft length and by training data, and with a policy that moves; writes report/study"
 	@echo "make bench        speed of the service and its parts against goals (over an hour); writes deploy/bench/results"
@@ -58,6 +59,10 @@ integration: venv
 
 test-faults: venv
 	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000
+
+fuzz: venv
+	$(BIN)/python tests/fuzz/run.py --seconds 600
+	$(BIN)/python -m pytest tests/integration/faults/test_bad_requests.py -q -s --bad-requests 10000
 
 lint: venv
 	$(BIN)/ruff check .
