@@ -64,7 +64,7 @@ class DrafterConfig(Section):
         if isinstance(self.schedule, Calibration):  # a file of the front's node, read there
             return self.schedule
         try:
-            calibration = Calibration.model_validate_json(Path(self.schedule).read_text())
+            calibration = Calibration.model_validate_json(Path(self.schedule).read_bytes())
         except (OSError, ValidationError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no file of `rollout-service calibrate`"
             raise ValueError(f"schedule: {self.schedule}: {reason}; or write auto, fixed, or ranges") from None

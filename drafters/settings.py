@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from drafters.text_lines import read_text
+
 
 class Section(BaseModel):
     """A part of a configuration. A docstring under a field is its help text; unknown names are errors."""
@@ -74,8 +76,8 @@ def _read_toml(program: str, path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        return tomllib.loads(read_text(path))
+    except (OSError, ValueError) as error:
         print(f"{program}: --config {path}: {error}", file=sys.stderr)
         sys.exit(2)
 

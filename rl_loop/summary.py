@@ -16,7 +16,7 @@ def write_summary(
     output: Path, steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetrics], console: Console
 ) -> None:
     summary = summarise(steps, evaluations)
-    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     plot(output / "reward.png", steps, evaluations)
     console.print(summary_table(summary))
     console.print(f"written to {output}: metrics.jsonl, summary.json, reward.png, checkpoints/", soft_wrap=True)

@@ -54,7 +54,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             learner, state = make_learner(config)
             drafter = make_drafter(config, learner)
         log = MetricsLog(config.output, state.step, config.tensorboard)
-        (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
         with Reporter(log, config.steps, console) as reporter, open_pool(config) as pool:
             loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
             try:

@@ -85,10 +85,10 @@ class WeightStore:
         remove_orphans()
         self.folder = SHARED_MEMORY / f"rollout-service-{uuid.uuid4().hex}"
         self.folder.mkdir(mode=0o700)
-        self.owner = (self.folder / OWNER).open("w")
+        self.owner = (self.folder / OWNER).open("w", encoding="utf-8")
         fcntl.flock(self.owner, fcntl.LOCK_EX)
         # A client that can read this file is on this machine and may push through the folder.
-        (self.folder / "token").write_text(self.folder.name)
+        (self.folder / "token").write_text(self.folder.name, encoding="utf-8")
         self.sets: dict[WeightsOf, WeightSet] = {
             "policy": WeightSet("policy", checkpoint_tensors(policy_folder, lambda name: not is_mtp(name)), dtype)
         }
@@ -149,7 +149,7 @@ class WeightStore:
 def remove_orphans() -> None:
     """Folders of services that were killed: nobody holds the lock in them any more."""
     for file in SHARED_MEMORY.glob(f"rollout-service-*/{OWNER}"):
-        with contextlib.suppress(OSError), file.open("r+") as owner:
+        with contextlib.suppress(OSError), file.open("r+", encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(file.parent, ignore_errors=True)
 

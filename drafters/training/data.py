@@ -7,13 +7,13 @@
 {"text": "..."}                                                                 all of it is response
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from drafters.text_lines import json_lines, read_text
 from drafters.training.samples import Sample
 
 SHORTEST = 2
@@ -26,8 +26,7 @@ def read_samples(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: 
     Raises ValueError naming the file, the line and what a line must hold.
     """
     found = []
-    of_file = _of_text(file.read_text(), tokenizer, max_length) if file.suffix == ".txt" else _of_lines(file, tokenizer)
-    for sample in of_file:
+    for sample in _of_file(file, tokenizer, max_length):
         cut = Sample(sample.prompt, sample.response[: max(0, max_length - len(sample.prompt))])
         if len(cut.response) >= SHORTEST:
             found.append(cut)
@@ -38,21 +37,21 @@ def read_samples(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: 
     return found
 
 
+def _of_file(file: Path, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Sample]:
+    try:
+        if file.suffix == ".txt":
+            yield from _of_text(read_text(file), tokenizer, length)
+        else:
+            for of_line in json_lines(file, lambda entry: list(_of_object(entry, tokenizer))):
+                yield from of_line
+    except ValueError as error:
+        raise ValueError(f"data: {error}") from error
+
+
 def _of_text(text: str, tokenizer: PreTrainedTokenizerBase, length: int) -> Iterator[Sample]:
     ids = tokenizer.encode(text, add_special_tokens=False)
     for start in range(0, len(ids), length):
         yield Sample([], ids[start : start + length])
-
-
-def _of_lines(file: Path, tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
-    with file.open() as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield from _of_object(json.loads(line), tokenizer)
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"data: {file}, line {number}: {error}") from error
 
 
 def _of_object(entry: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Iterator[Sample]:
@@ -65,6 +64,8 @@ def _of_object(entry: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Ite
     match entry:
         case {"prompt_token_ids": [*prompt], "completions": [*completions]}:
             for completion in completions:
+                if "token_ids" not in completion:
+                    raise ValueError("a completion has no `token_ids`")
                 yield Sample(prompt, completion["token_ids"])
         case {"prompt_token_ids": [*prompt], "response_token_ids": [*response]}:
             yield Sample(prompt, response)

@@ -6,15 +6,15 @@
 Other keys are kept in the problem's entry, for an own reward.
 """
 
-import json
 import random
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from math_verify import parse, verify
 from pydantic import TypeAdapter
 
+from drafters.text_lines import json_lines
 from rl_loop.config import TaskConfig
 from rl_loop.tasks.task import Problem, Split, TaskError, extract_answer, problem_from_text
 from rollout_service.protocol import Message
@@ -55,14 +55,10 @@ class JsonlTask:
 
 
 def read_problems(config: TaskConfig, path: Path) -> list[Problem]:
-    problems = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if line.strip():
-            try:
-                problems.append(_problem(config, json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise TaskError(f"{path}, line {number}: {error}") from error
-    return problems
+    try:
+        return list(json_lines(path, partial(_problem, config)))
+    except ValueError as error:
+        raise TaskError(str(error)) from error
 
 
 def _problem(config: TaskConfig, entry: dict[str, Any]) -> Problem:

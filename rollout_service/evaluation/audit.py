@@ -5,7 +5,6 @@ recompute every token's distribution, test (audit_row.py), and report
 """
 
 import asyncio
-import json
 import sys
 from collections.abc import Sequence
 
@@ -23,6 +22,7 @@ from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
 from rollout_service.evaluation.audit_config import AuditConfig, AuditedDrafter, Setting
 from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
+from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
 from rollout_service.hardware import resolve_device
@@ -149,12 +149,8 @@ class Contexts:
         self.requested = 0
 
     def _configured(self) -> list[list[int]]:
-        from transformers import AutoTokenizer
-
         assert self.config.prompts is not None
-        tokenizer = AutoTokenizer.from_pretrained(self.recomputation.folder)
-        lines = [json.loads(line) for line in self.config.prompts.read_text().splitlines() if line.strip()]
-        prompts = [line.get("prompt_token_ids") or tokenizer.encode(line["prompt"]) for line in lines]
+        prompts = read_prompts(str(self.recomputation.folder), self.config.prompts)
         return [prompt[-self.longest :] for prompt in prompts]
 
     def _random(self, count: int) -> list[list[int]]:

@@ -17,8 +17,10 @@ COLUMNS = (
 def write_report(rows: list[AuditRow], config: AuditConfig, console: Console) -> None:
     """Print the table and write both files to `config.output`."""
     config.output.mkdir(parents=True, exist_ok=True)
-    (config.output / "audit.json").write_text(json.dumps([row.model_dump() for row in rows], indent=2) + "\n")
-    (config.output / "audit.md").write_text(markdown(rows))
+    (config.output / "audit.json").write_text(
+        json.dumps([row.model_dump() for row in rows], indent=2) + "\n", encoding="utf-8"
+    )
+    (config.output / "audit.md").write_text(markdown(rows), encoding="utf-8")
     console.print(terminal_table(rows, config))
     failed = [row for row in rows if row.failures]
     tokens = f"{sum(row.tokens for row in rows):,} tokens"

@@ -123,7 +123,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
         ray.shutdown()
     calibration = choose(config, turns)
     config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n")
+    config.output.write_text(json.dumps(calibration.model_dump(mode="json"), indent=2) + "\n", encoding="utf-8")
     console.print(table(calibration))
     console.print(f'written to {config.output}; use it with schedule = "{config.output}" under \\[drafter]')
     return calibration
@@ -228,7 +228,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def _cpuinfo() -> Sequence[str]:
     file = Path("/proc/cpuinfo")
-    return file.read_text().splitlines() if file.exists() else ()
+    return file.read_text(encoding="utf-8").split("\n") if file.exists() else ()
 
 
 def table(calibration: Calibration) -> Table:

@@ -21,9 +21,9 @@ def write_report(rows: list[Row], config: CompareConfig, console: Console) -> No
     """Print the table and write everything to `config.output`."""
     config.output.mkdir(parents=True, exist_ok=True)
     (config.output / "compare.json").write_text(
-        json.dumps([row.model_dump(mode="json") for row in rows], indent=2) + "\n"
+        json.dumps([row.model_dump(mode="json") for row in rows], indent=2) + "\n", encoding="utf-8"
     )
-    (config.output / "compare.md").write_text(markdown(rows))
+    (config.output / "compare.md").write_text(markdown(rows), encoding="utf-8")
     plot_acceptance(rows, config)
     plot_speed(rows, config)
     console.print(terminal_table(rows, config))

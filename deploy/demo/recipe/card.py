@@ -96,4 +96,4 @@ def write_card(folder: Path, figures: Figures) -> None:
             for kind, positions in figures.acceptance.items()
         ),
     )
-    (folder / "README.md").write_text(text)
+    (folder / "README.md").write_text(text, encoding="utf-8")

@@ -11,6 +11,7 @@ from engines import engine, generate, measured
 from kept import kept
 
 from drafters.drafter import DrafterConfig
+from drafters.text_lines import json_lines
 from drafters.training.command import STATE, train_drafter
 from drafters.training.config import HeadShape, LearnerKind, TrainDrafterConfig
 from rl_loop.config import TaskConfig
@@ -22,7 +23,7 @@ STREAMS = 32
 def initialisation(config: StudyConfig) -> list[dict[str, Any]]:
     """One row a kind and source of text, and one for the drafter of that kind that the study was given."""
     part = config.initialisation
-    lines = [json.loads(line)["prompt"] for line in config.prompts.read_text().splitlines() if line.strip()]
+    lines = list(json_lines(config.prompts, lambda line: line["prompt"]))
     asked = list(islice(cycle(lines), config.lengths.completions))
     rollouts = config.work / "rollouts.jsonl"
     other = part.other_text or _other_text(config)
@@ -51,7 +52,7 @@ def write_rollouts(config: StudyConfig, file: Path) -> None:
         tokenizer = llm.get_tokenizer()
         prompts = [problem.prompt or chat(tokenizer, problem) for problem in problems]
         outputs, _ = generate(llm, prompts, max_tokens=config.initialisation.response_tokens)
-    with file.open("w") as lines:
+    with file.open("w", encoding="utf-8") as lines:
         for output in outputs:
             completions = [{"token_ids": list(output.outputs[0].token_ids)}]
             lines.write(json.dumps({"prompt_token_ids": list(output.prompt_token_ids), "completions": completions}))
@@ -71,7 +72,7 @@ def _other_text(config: StudyConfig) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     names = config.initialisation.other_tasks
     count = -(-config.initialisation.samples // len(names))
-    with file.open("w") as lines:
+    with file.open("w", encoding="utf-8") as lines:
         for name in names:
             for problem in reasoning_gym.create_dataset(name, seed=config.seed, size=count):
                 lines.write(json.dumps({"text": f"{problem['question']}\nAnswer: {problem['answer']}"}) + "\n")

@@ -11,5 +11,5 @@ def kept(file: Path, measure: Callable[[], Any]) -> Any:
     if not file.is_file():
         found = measure()
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(found, indent=1) + "\n")
-    return json.loads(file.read_text())
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))

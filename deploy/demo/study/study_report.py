@@ -18,7 +18,7 @@ def write_report(config: StudyConfig) -> None:
     for name in ("lengths", "initialisation", "moving"):
         file = config.output / f"{name}.json"
         if file.is_file():
-            parts[name] = json.loads(file.read_text())
+            parts[name] = json.loads(file.read_text(encoding="utf-8"))
     where = next(iter(parts.values()))
     versions = "".join(f", {name} {number}" for name, number in where["versions"].items())
     text = [
@@ -32,7 +32,7 @@ def write_report(config: StudyConfig) -> None:
         text += initialisation_text(config, parts["initialisation"]["rows"])
     if "moving" in parts:
         text += moving_text(config, parts["moving"]["rows"])
-    (config.output / "README.md").write_text("\n".join(text))
+    (config.output / "README.md").write_text("\n".join(text), encoding="utf-8")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
