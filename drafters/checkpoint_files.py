@@ -26,7 +26,7 @@ def resolve_model(model: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text())
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
 
 
 def read_tensors(folder: Path, belongs: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
@@ -61,7 +61,7 @@ def copy_policy(source: Path, target: Path, *, without: Callable[[str], bool], c
     config = target / "config.json"
     changed = read_config(source) | changes
     config.unlink()
-    config.write_text(json.dumps(changed, indent=2) + "\n")
+    config.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
 def write_index(folder: Path) -> None:
@@ -72,7 +72,7 @@ def write_index(folder: Path) -> None:
         weight_map |= dict.fromkeys(tensor_names(file), file.name)
         size += file.stat().st_size
     index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
+    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _files(folder: Path) -> Iterator[Path]:

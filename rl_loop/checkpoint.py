@@ -8,7 +8,8 @@
       drafter/, or mtp.safetensors                          the drafter as an engine loads it, where the run trains one
       trainer/drafter.safetensors, trainer/drafter.json     its float32 weights and optimiser; version, update rule
 
-A checkpoint is written to a hidden folder and renamed, so one that can be seen is whole.
+A checkpoint is written to a hidden folder, synced, and renamed. So one that can be seen is whole, also after a power
+loss. Only then may the groups that it was trained on be acknowledged.
 """
 
 import json
@@ -25,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from drafters.lasting import make_folders, rename_lasting, sync
 from drafters.scoring import SurprisalSums
 from rl_loop.learner import Learner
 from rl_loop.online_drafter import OnlineDrafter
@@ -60,18 +62,23 @@ def save_checkpoint(
     state: RunState,
     drafter: OnlineDrafter | None = None,
 ) -> None:
+    """When this returns, the checkpoint lasts, and so do the run's records up to its step (metrics, groups): a run that
+    goes on from it keeps them."""
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
+    make_folders(folder.parent)
     (partial / "trainer").mkdir(parents=True)
     learner.policy.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     save_file(_optimiser_tensors(learner), partial / "trainer" / "optimiser.safetensors")
     save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")
     written = {"run": state.model_dump(), "python": random.getstate(), "numpy": _numpy_generator()}
-    (partial / "trainer" / "state.json").write_text(json.dumps(written))
+    (partial / "trainer" / "state.json").write_text(json.dumps(written), encoding="utf-8")
     if drafter is not None:
         drafter.save(partial)
-    partial.rename(folder)
+    for records in folder.parents[1].glob("*.jsonl"):
+        sync(records)
+    rename_lasting(partial, folder)
 
 
 def prune_checkpoints(output: Path, keep: int) -> None:
@@ -88,7 +95,7 @@ def checkpoints(output: Path) -> list[Path]:
 
 def restore_checkpoint(folder: Path, learner: Learner) -> RunState:
     """Put the optimiser and all generators in the saved state. The learner's policy was loaded from `folder`."""
-    read = json.loads((folder / "trainer" / "state.json").read_text())
+    read = json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
     saved = load_file(folder / "trainer" / "optimiser.safetensors")
     for name, parameter in learner.policy.named_parameters():
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
+from drafters.lasting import make_folders, replacing
+from drafters.text_lines import byte_lines
 from rl_loop.drafter_metrics import DrafterMetrics
 from rl_loop.metrics import FIELDS_WITHOUT_A_CURVE, EvaluationMetrics, Stage, StepMetrics
 
@@ -26,7 +28,7 @@ class MetricsLog:
     """
 
     def __init__(self, output: Path, step: int, tensorboard: bool = False):
-        output.mkdir(parents=True, exist_ok=True)
+        make_folders(output)
         self.output = output
         self.steps = [m for m in _read(output / STEPS_FILE, StepMetrics) if m.step <= step]
         self.evaluations = [m for m in _read(output / EVALUATIONS_FILE, EvaluationMetrics) if m.step < step]
@@ -70,7 +72,7 @@ def _event_writer(folder: Path, first_step: int) -> "SummaryWriter":
 
 
 def _read(file: Path, of: type[MetricsT]) -> list[MetricsT]:
-    lines = file.read_text().splitlines() if file.is_file() else []
+    lines = byte_lines(file) if file.is_file() else []
     metrics = []
     with contextlib.suppress(ValueError):  # a killed run may leave half a last line
         for line in lines:
@@ -79,9 +81,10 @@ def _read(file: Path, of: type[MetricsT]) -> list[MetricsT]:
 
 
 def _write(file: Path, metrics: list[MetricsT]) -> None:
-    file.write_text("".join(m.model_dump_json() + "\n" for m in metrics))
+    with replacing(file) as partial:
+        partial.write_text("".join(m.model_dump_json() + "\n" for m in metrics), encoding="utf-8")
 
 
 def _append(file: Path, metrics: BaseModel) -> None:
-    with file.open("a") as lines:
+    with file.open("a", encoding="utf-8") as lines:
         lines.write(metrics.model_dump_json() + "\n")

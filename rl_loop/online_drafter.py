@@ -132,12 +132,13 @@ class OnlineDrafter:
         if self.unfinished is not None:
             self._restore(*self.unfinished)
         save_file(training_state(self.learner, self.trainer.optimiser), folder / "trainer" / STATE)
-        (folder / "trainer" / FACTS).write_text(json.dumps(self._facts()))
+        (folder / "trainer" / FACTS).write_text(json.dumps(self._facts()), encoding="utf-8")
         self.learner.write(folder if self.learner.kind == "mtp" else folder / "drafter", folder, torch.float32)
 
     def restore(self, folder: Path) -> None:
         """Raises OSError when the checkpoint has no drafter."""
-        self._restore(load_file(folder / "trainer" / STATE), json.loads((folder / "trainer" / FACTS).read_text()))
+        facts = json.loads((folder / "trainer" / FACTS).read_text(encoding="utf-8"))
+        self._restore(load_file(folder / "trainer" / STATE), facts)
 
     def _facts(self) -> dict[str, Any]:
         rule = {"best": self.rule.best, "is_behind": self.rule.is_behind, "last": self.rule.last}

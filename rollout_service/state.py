@@ -6,12 +6,12 @@ state/weights/policy-12.safetensors   the version in service, one file a weight 
 """
 
 import fcntl
-import os
 import re
 from pathlib import Path
 
 from blake3 import blake3
 
+from drafters.lasting import make_folders, rename_lasting
 from rollout_service.protocol import WeightsOf
 
 
@@ -21,8 +21,8 @@ class StateFolder:
         self.folder = folder
         self.weights = folder / "weights"
         try:
-            self.weights.mkdir(parents=True, exist_ok=True)
-            self.lock = (folder / "lock").open("w")
+            make_folders(self.weights)
+            self.lock = (folder / "lock").open("w", encoding="utf-8")
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"state: {folder} belongs to a service that is running; choose another folder") from None
@@ -46,12 +46,10 @@ class StateFolder:
                 while chunk := source.read(1 << 20):
                     hasher.update(chunk)
                     copy.write(chunk)
-                copy.flush()
-                os.fsync(copy.fileno())
+            rename_lasting(partial, kept)
         except OSError:
             partial.unlink(missing_ok=True)
             raise
-        partial.rename(kept)
         return hasher.hexdigest()
 
     def kept(self, of: WeightsOf) -> dict[int, Path]:

@@ -9,6 +9,7 @@ out/training/
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from drafters.checkpoint_files import resolve_model
+from drafters.lasting import make_folders, replacing, sync_all
 from drafters.learners.factory import load_learner, new_learner
 from drafters.learners.learner import Learner, cast
+from drafters.text_lines import json_lines
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.data import read_samples
 from drafters.training.offline import OfflineTrainer, split, train_offline
@@ -51,12 +54,12 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
         learner = make_learner(config, policy, [sample.response for sample in training]).to(device)
     trainer = OfflineTrainer(learner, policy, training, config.training)
     validations: list[dict[str, Any]] = []
-    records.mkdir(parents=True, exist_ok=True)
+    make_folders(records)
     if config.resume:
         trainer.restore(load_file(records / STATE))
-        lines = (records / VALIDATION).read_text().splitlines()
-        validations = [entry for entry in map(json.loads, lines) if entry["step"] <= trainer.step]
-    (records / "config.json").write_text(config.model_dump_json(indent=2) + "\n")
+        written: Iterator[dict[str, Any]] = json_lines(records / VALIDATION)
+        validations = [entry for entry in written if entry["step"] <= trainer.step]
+    (records / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
     console.print(
         f"{config.kind} for {config.policy}: {sum(p.numel() for p in learner.parameters()):,} parameters, "
         f"{len(training):,} samples, {len(held_out):,} held out",
@@ -67,11 +70,14 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
         validations.append(
             {"step": step, "acceptance_length": 1 + sum(by_position), "acceptance_by_position": by_position}
         )
-        (records / VALIDATION).write_text("".join(json.dumps(entry) + "\n" for entry in validations))
+        with replacing(records / VALIDATION) as partial:
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in validations), encoding="utf-8")
 
     def write() -> None:
-        save_file(trainer.state(), records / STATE)
+        with replacing(records / STATE) as partial:
+            save_file(trainer.state(), partial)
         learner.write(config.out, folder, getattr(torch, config.dtype))
+        sync_all(config.out)
         plot(records / "acceptance.png", trainer.losses, validations)
 
     def after_step(step: int) -> None:

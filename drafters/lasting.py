@@ -1,0 +1,57 @@
+"""Files that last: what was written is still there, and whole, after a power loss.
+
+A file's content is on the disk once the file is synced, its name once its folder is synced. So: write under another
+name, sync, rename, sync the folder. Only then may anything rely on the file.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_all(folder: Path) -> None:
+    """`sync` of a folder and of everything in it."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
+
+
+def make_folders(folder: Path) -> None:
+    """`folder`, and those above it that are missing; their names last."""
+    missing = [made for made in (folder, *folder.parents) if not made.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for made in missing:
+        sync(made.parent)
+
+
+def rename_lasting(partial: Path, final: Path) -> None:
+    """Give `partial`, a file or a folder with all in it, its final name. A power loss leaves either nothing under that
+    name (or the file that was there), or all of it."""
+    if partial.is_dir():
+        sync_all(partial)
+    else:
+        sync(partial)
+    partial.rename(final)
+    sync(final.parent)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A path to write in place of `file`, which is replaced when the block ends. What was there stays if it fails."""
+    partial = file.with_name(f".{file.name}")
+    try:
+        yield partial
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    rename_lasting(partial, file)
