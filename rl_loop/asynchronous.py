@@ -33,6 +33,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from drafters.lasting import make_folders, replacing
+from drafters.text_lines import byte_lines
 from rl_loop.checkpoint import RunState, checkpoint_folder, prune_checkpoints, save_checkpoint
 from rl_loop.config import TrainConfig
 from rl_loop.interruption import Interruption
@@ -46,7 +48,7 @@ from rl_loop.pulling import PAUSE, Pulled, Puller
 from rl_loop.pushing import Pusher
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
-from rl_loop.sources import EndpointSource
+from rl_loop.sources import EndpointSource, delivered
 from rl_loop.step import StageClock, prepare, report_drafter, step_metrics
 from rl_loop.tasks import Task
 from rollout_service.client import RolloutClient, RolloutError
@@ -273,7 +275,7 @@ class Evaluation(threading.Thread):
         problem_of = {request.id: problem for request, problem in zip(requests, problems.values(), strict=True)}
         while True:  # a service that is started again in the middle is asked again
             try:
-                groups = list(loop.client.rollouts(requests))
+                groups = list(delivered(loop.client.rollouts(requests)))
                 break
             except (httpx.TransportError, RolloutError) as error:
                 lasting = isinstance(error, RolloutError) and error.status not in TRANSIENT
@@ -298,18 +300,19 @@ class GroupsLog:
     own past. With `record_rollouts`, the groups themselves in rollouts/."""
 
     def __init__(self, output: Path, step: int):
-        output.mkdir(parents=True, exist_ok=True)
+        make_folders(output)
         self.output, self.file = output, output / GROUPS_FILE
-        lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-        self.file.write_text("".join(line + "\n" for line in kept))
+        lines = byte_lines(self.file) if self.file.is_file() else []
+        kept = [line for line in lines if line.endswith(b"}") and json.loads(line)["step"] <= step]
+        with replacing(self.file) as partial:
+            partial.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def step(self, step: int, batch: Pulled, record: bool) -> None:
         names = [g.group.id for g in batch.graded]
-        with self.file.open("a") as lines:
+        with self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": step, "groups": names, "spent": batch.spent}) + "\n")
         if record:
             folder = self.output / "rollouts"
             folder.mkdir(exist_ok=True)
             written = "".join(g.group.model_dump_json() + "\n" for g in batch.graded)
-            (folder / f"train-{step:06d}.jsonl").write_text(written)
+            (folder / f"train-{step:06d}.jsonl").write_text(written, encoding="utf-8")

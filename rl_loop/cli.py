@@ -38,7 +38,7 @@ def train(argv: list[str]) -> int:
     from rl_loop.sources import ReplayError
     from rl_loop.tasks import TaskError
     from rl_loop.training import run_training
-    from rollout_service.client import RolloutError
+    from rollout_service.client import EndpointError, RolloutError
 
     try:
         with Interruption() as interruption:
@@ -49,6 +49,8 @@ def train(argv: list[str]) -> int:
         return _fail(str(error), 2)
     except (PreflightError, ReplayError, NotLossless) as error:
         return _fail(str(error), 1)
+    except EndpointError as error:
+        return _fail(f"endpoint: {error}", 2)
     except RolloutError as error:
         return _fail(f"{config.endpoint} answered {error}", 1)
     except httpx.TransportError as error:

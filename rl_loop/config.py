@@ -10,7 +10,7 @@ from pydantic_settings import CliImplicitFlag
 from drafters.settings import Section
 from drafters.training.config import OnlineTraining
 from rl_loop.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
-from rollout_service.protocol import MAX_COMPLETIONS, MAX_GROUPS, Sampling
+from rollout_service.protocol import MAX_COMPLETIONS, MAX_GROUPS, Endpoint, Sampling
 
 TaskKind = Literal["reasoning_gym", "jsonl"]
 
@@ -118,7 +118,7 @@ class TrainConfig(Section):
     """the policy: a folder or a Hugging Face name; the service must serve the same architecture"""
     mode: Literal["sync", "async"] = "sync"
     """sync: each step samples with the policy it trains; async: generation goes on while the policy is trained"""
-    endpoint: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://")
+    endpoint: Endpoint = "http://127.0.0.1:8000"
     """the rollout service"""
     token: SecretStr | None = None
     """the service's bearer token"""

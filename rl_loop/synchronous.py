@@ -37,7 +37,7 @@ from rl_loop.online_drafter import OnlineDrafter
 from rl_loop.prompts import group_requests
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
-from rl_loop.sources import RolloutSource
+from rl_loop.sources import RolloutSource, delivered
 from rl_loop.step import StageClock, prepare, report_drafter, step_metrics, teaches
 from rl_loop.tasks import Problem, Split, Task
 from rollout_service.protocol import Group, GroupRequest
@@ -173,14 +173,14 @@ class SynchronousLoop:
         return {index: self.task.prompt(split, index) for index in indices}
 
     def _generate(self, batch: str, requests: Sequence[GroupRequest], problems: Sequence[Problem]) -> list[GradedGroup]:
-        """The graded groups, in the order of the requests; each is graded when it arrives."""
+        """The graded groups without those that failed, in the order of the requests; each is graded when it arrives."""
         problem_of = {request.id: problem for request, problem in zip(requests, problems, strict=True)}
         arrived: dict[str, tuple[Group, list[Reward]]] = {}
         with self.reporter.groups(len(requests)) as advance, closing(self.source.rollouts(batch, requests)) as groups:
-            for group in groups:
+            for group in delivered(groups):
                 arrived[group.id] = group, self._rewards(group, problem_of[group.id])
                 advance()
-        in_order = [arrived[str(request.id)] for request in requests]
+        in_order = [arrived[str(request.id)] for request in requests if request.id in arrived]
         return [GradedGroup.of(group, [reward() for reward in rewards]) for group, rewards in in_order]
 
     def _rewards(self, group: Group, problem: Problem) -> list[Reward]:

@@ -4,22 +4,28 @@ with RolloutClient("http://127.0.0.1:8000") as client:
     for group in client.rollouts([GroupRequest(prompt="2 + 2 =", n=8)]):
         ...
     client.push_weights("policy", tensors, version=1)
+
+Raises RolloutError for what the service refuses or fails, and for what a gateway answers in its place;
+httpx.TransportError when there is no answer; EndpointError for an endpoint that is no address, or cannot be reached.
 """
 
-import json
 import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 from pydantic import BaseModel
 
+from rollout_service.client_answers import GroupStream, RolloutError, error_of, read, served_model
+from rollout_service.client_transport import PUSH_TIMEOUT, STREAM_SILENCE, Route
+from rollout_service.endpoint import EndpointError
 from rollout_service.protocol import (
+    INTERFACE_VERSION,
+    VERSION_HEADER,
     Batch,
     BatchesStatus,
-    ErrorBody,
     Group,
     GroupRequest,
     LeaseExtension,
@@ -40,59 +46,49 @@ from rollout_service.protocol import (
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["AsyncRolloutClient", "EndpointError", "GroupStream", "RolloutClient", "RolloutError", "tensors_checksum"]
+
+T = TypeVar("T", bound=BaseModel)
+
 STREAM_CHUNK = 1 << 20
 JSON = {"Content-Type": "application/json"}
 
 
-class RolloutError(RuntimeError):
-    """The service refused or failed a request. `status` is the HTTP status, `body` what it said, `retry_after` the
-    seconds after which it may be tried again, where the service says so."""
-
-    def __init__(self, status: int, body: ErrorBody, retry_after: float | None = None):
-        self.status, self.body, self.retry_after = status, body, retry_after
-        details = "".join(f"\n  {p.field}: {p.message}" for p in body.problems)
-        super().__init__(f"{status}: {body.error}{details}")
-
-
-def _error(response: httpx.Response) -> RolloutError:
-    try:
-        body = ErrorBody.model_validate_json(response.content)
-    except ValueError:
-        body = ErrorBody(error=response.text[:500])
-    after = response.headers.get("retry-after")
-    return RolloutError(response.status_code, body, None if after is None else float(after))
-
-
-def _group(line: str) -> Group:
-    """One line of a rollout stream. Raises RolloutError for the line that says the stream could not be finished."""
-    fields = json.loads(line)
-    if "error" in fields:
-        raise RolloutError(503, ErrorBody.model_validate(fields))
-    return Group.model_validate(fields)
-
-
-def _request(groups: Iterable[GroupRequest], model: str | None) -> bytes:
-    request = RolloutRequest(groups=list(groups), model=model)
-    return request.model_dump_json(exclude_none=True).encode()
-
-
 class _Connection:
-    def __init__(self, endpoint: str, token: str | None, timeout: float):
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        # A rollout stream is silent while the first group is generated: no limit on reading, one on connecting.
+    def __init__(self, endpoint: str, token: str | None, timeout: float, read_timeout: float):
+        self.timeout, self.read_timeout, self.route = timeout, read_timeout, Route(endpoint)
+        headers = {VERSION_HEADER: str(INTERFACE_VERSION)} | ({"Authorization": f"Bearer {token}"} if token else {})
         self.options: dict[str, Any] = {
             "base_url": endpoint,
             "headers": headers,
-            "timeout": httpx.Timeout(timeout, read=None),
+            "timeout": self._waiting(read_timeout),
         }
+
+    def _waiting(self, read: float) -> httpx.Timeout:
+        return httpx.Timeout(self.timeout, read=read)
+
+    def _extending(self, seconds: float) -> float:
+        """Seconds to wait for the answer that a lease of so many is extended: time is left for another try."""
+        return min(self.read_timeout, max(1.0, seconds / 4))
+
+
+def _stream(groups: list[GroupRequest], model: str | None) -> dict[str, Any]:
+    """Arguments of the request for a rollout stream."""
+    content = RolloutRequest(groups=groups, model=model).model_dump_json(exclude_none=True).encode()
+    return {"method": "POST", "url": "/v1/rollouts", "content": content, "headers": JSON}
+
+
+def _json(body: BaseModel) -> dict[str, Any]:
+    return {"content": body.model_dump_json(exclude_none=True).encode(), "headers": JSON}
 
 
 class RolloutClient(_Connection):
-    """Blocking client. `timeout` limits connecting and writing, in seconds; reading waits for generation."""
+    """Blocking client. `timeout` limits connecting and writing, `read_timeout` the wait for an answer, in seconds; what
+    may take longer has limits of its own (client_transport.py)."""
 
-    def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0):
-        super().__init__(endpoint, token, timeout)
-        self.http = httpx.Client(**self.options)
+    def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0, read_timeout: float = 60.0):
+        super().__init__(endpoint, token, timeout, read_timeout)
+        self.http = httpx.Client(**self.options, transport=httpx.HTTPTransport(**self.route.transport))
 
     def __enter__(self) -> "RolloutClient":
         return self
@@ -100,34 +96,50 @@ class RolloutClient(_Connection):
     def __exit__(self, *_: object) -> None:
         self.http.close()
 
-    def _get(self, path: str) -> bytes:
-        response = self.http.get(path)
-        if response.status_code != 200:
-            raise _error(response)
-        return response.content
+    def _send(self, method: str, path: str, wait: float | None = None, **request: Any) -> httpx.Response:
+        """`wait` in place of `read_timeout`."""
+        with self.route.explained():
+            return self.http.request(method, path, timeout=self._waiting(wait or self.read_timeout), **request)
+
+    def _get(self, of: type[T], path: str) -> T:
+        return read(of, self._send("GET", path), self.route.via)
+
+    def _post(self, of: type[T], path: str, body: BaseModel, wait: float | None = None) -> T:
+        return read(of, self._send("POST", path, wait, **_json(body)), self.route.via)
+
+    def _delete(self, path: str, **params: str) -> None:
+        answer = self._send("DELETE", path, params=params)
+        if answer.status_code != 200:
+            raise error_of(answer, self.route.via)
 
     def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> Iterator[Group]:
         """Finished groups, each as it finishes. Closing the iterator ends the generation of the rest.
 
-        Raises RolloutError: 4xx before anything is generated, naming the fields; 503 when the engines could not finish.
+        Raises RolloutError: 4xx before anything is generated, naming the fields; 503 when the engines could not finish;
+        422 at the end when single groups failed (`failed` says which and why), after all others.
         """
-        content = _request(groups, model)
-        with self.http.stream("POST", "/v1/rollouts", content=content, headers=JSON) as response:
+        requested = list(groups)
+        stream, waiting = GroupStream(len(requested)), self._waiting(STREAM_SILENCE)
+        with (
+            self.route.explained(),
+            self.http.stream(**_stream(requested, model), timeout=waiting) as response,
+        ):
             if response.status_code != 200:
                 response.read()
-                raise _error(response)
-            for line in response.iter_lines():
-                yield _group(line)
+                raise error_of(response, self.route.via)
+            for chunk in response.iter_bytes():
+                yield from stream.feed(chunk)
+            yield from stream.end()
 
     def weights(self) -> WeightsStatus:
-        return WeightsStatus.model_validate_json(self._get("/v1/weights"))
+        return self._get(WeightsStatus, "/v1/weights")
 
     def speculation(self) -> SpeculationStatus:
-        return SpeculationStatus.model_validate_json(self._get("/v1/speculation"))
+        return self._get(SpeculationStatus, "/v1/speculation")
 
     def model(self) -> dict[str, Any]:
         """The served policy: `id` (its name) and `max_model_len` (of prompt and response together)."""
-        return json.loads(self._get("/v1/models"))["data"][0]
+        return served_model(self._send("GET", "/v1/models"), self.route.via)
 
     def ready(self) -> bool:
         """Whether every engine answers."""
@@ -139,47 +151,34 @@ class RolloutClient(_Connection):
     def send_prompts(self, request: PromptsRequest) -> PromptsStatus:
         """Groups to generate in the background. Raises RolloutError: 429 when the queue is full (try again after
         `retry_after` seconds), 507 when its disk is; then none was taken."""
-        return PromptsStatus.model_validate_json(self._post("/v1/prompts", request))
+        return self._post(PromptsStatus, "/v1/prompts", request)
 
     def cancel_prompts(self, run: str) -> None:
         """Forget the run's groups that are not acknowledged."""
-        response = self.http.delete("/v1/prompts", params={"run": run})
-        if response.status_code != 200:
-            raise _error(response)
+        self._delete("/v1/prompts", run=run)
 
     def return_leases(self, run: str) -> None:
         """Return all leased groups of the run: its trainer begins anew."""
-        response = self.http.delete("/v1/batches", params={"run": run})
-        if response.status_code != 200:
-            raise _error(response)
+        self._delete("/v1/batches", run=run)
 
     def lease(self, request: LeaseRequest) -> Batch:
         """Finished groups, and why if they are fewer than asked for."""
-        return Batch.model_validate_json(self._post("/v1/batches/lease", request))
+        return self._post(Batch, "/v1/batches/lease", request, request.wait + self.read_timeout)
 
     def acknowledge(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
         """Trained on: the lease's groups, or those named, are never handed out again. RolloutError 404: it is over."""
-        body = self._post(f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
-        return LeaseStatus.model_validate_json(body)
+        return self._post(LeaseStatus, f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
 
     def release(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
         """Not trained on: they are handed out again."""
-        body = self._post(f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
-        return LeaseStatus.model_validate_json(body)
+        return self._post(LeaseStatus, f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
 
     def extend(self, lease: str, seconds: float) -> LeaseStatus:
-        return LeaseStatus.model_validate_json(
-            self._post(f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds))
-        )
+        path, body = f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds)
+        return self._post(LeaseStatus, path, body, self._extending(seconds))
 
     def batches(self) -> BatchesStatus:
-        return BatchesStatus.model_validate_json(self._get("/v1/batches"))
-
-    def _post(self, path: str, body: BaseModel) -> bytes:
-        response = self.http.post(path, content=body.model_dump_json(exclude_none=True), headers=JSON)
-        if response.status_code != 200:
-            raise _error(response)
-        return response.content
+        return self._get(BatchesStatus, "/v1/batches")
 
     def push_weights(self, of: WeightsOf, tensors: Mapping[str, "torch.Tensor"], version: int) -> WeightStatus:
         """Give all engines `tensors` (checkpoint names) as `version`; returns when every engine holds it.
@@ -208,17 +207,15 @@ class RolloutClient(_Connection):
         status = self.weights()
         folder = Path(status.shared_memory)
         try:
-            here = (folder / "token").read_text()
+            here = (folder / "token").read_text(encoding="utf-8")
         except OSError:
             return None
         return folder if here == folder.name else None
 
     def _push(self, of: WeightsOf, version: int, checksum: str, **body: Any) -> WeightStatus:
         query = {"version": str(version), "checksum": checksum}
-        response = self.http.post(f"/v1/weights/{of}", params=query, **body)
-        if response.status_code != 200:
-            raise _error(response)
-        return WeightStatus.model_validate_json(response.content)
+        answer = self._send("POST", f"/v1/weights/{of}", PUSH_TIMEOUT, params=query, **body)
+        return read(WeightStatus, answer, self.route.via)
 
 
 def tensors_checksum(tensors: Mapping[str, "torch.Tensor"]) -> str:
@@ -248,9 +245,9 @@ def _chunks(parts: Iterable[memoryview]) -> Iterator[bytes]:
 class AsyncRolloutClient(_Connection):
     """The same for asyncio; weights are pushed by the blocking client, whose work is copying."""
 
-    def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0):
-        super().__init__(endpoint, token, timeout)
-        self.http = httpx.AsyncClient(**self.options)
+    def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0, read_timeout: float = 60.0):
+        super().__init__(endpoint, token, timeout, read_timeout)
+        self.http = httpx.AsyncClient(**self.options, transport=httpx.AsyncHTTPTransport(**self.route.transport))
 
     async def __aenter__(self) -> "AsyncRolloutClient":
         return self
@@ -258,74 +255,73 @@ class AsyncRolloutClient(_Connection):
     async def __aexit__(self, *_: object) -> None:
         await self.http.aclose()
 
+    async def _send(self, method: str, path: str, wait: float | None = None, **request: Any) -> httpx.Response:
+        with self.route.explained():
+            return await self.http.request(method, path, timeout=self._waiting(wait or self.read_timeout), **request)
+
+    async def _get(self, of: type[T], path: str) -> T:
+        return read(of, await self._send("GET", path), self.route.via)
+
+    async def _post(self, of: type[T], path: str, body: BaseModel, wait: float | None = None) -> T:
+        return read(of, await self._send("POST", path, wait, **_json(body)), self.route.via)
+
+    async def _delete(self, path: str, **params: str) -> None:
+        answer = await self._send("DELETE", path, params=params)
+        if answer.status_code != 200:
+            raise error_of(answer, self.route.via)
+
     async def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> AsyncIterator[Group]:
         """As `RolloutClient.rollouts`."""
-        content = _request(groups, model)
-        async with self.http.stream("POST", "/v1/rollouts", content=content, headers=JSON) as response:
-            if response.status_code != 200:
-                await response.aread()
-                raise _error(response)
-            async for line in response.aiter_lines():
-                yield _group(line)
+        requested = list(groups)
+        stream, waiting = GroupStream(len(requested)), self._waiting(STREAM_SILENCE)
+        with self.route.explained():
+            async with self.http.stream(**_stream(requested, model), timeout=waiting) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    raise error_of(response, self.route.via)
+                async for chunk in response.aiter_bytes():
+                    for group in stream.feed(chunk):
+                        yield group
+                for group in stream.end():
+                    yield group
 
     async def weights(self) -> WeightsStatus:
-        return WeightsStatus.model_validate_json(await self._get("/v1/weights"))
+        return await self._get(WeightsStatus, "/v1/weights")
 
     async def speculation(self) -> SpeculationStatus:
-        return SpeculationStatus.model_validate_json(await self._get("/v1/speculation"))
+        return await self._get(SpeculationStatus, "/v1/speculation")
 
     async def model(self) -> dict[str, Any]:
         """As `RolloutClient.model`."""
-        return json.loads(await self._get("/v1/models"))["data"][0]
-
-    async def _get(self, path: str) -> bytes:
-        response = await self.http.get(path)
-        if response.status_code != 200:
-            raise _error(response)
-        return response.content
+        return served_model(await self._send("GET", "/v1/models"), self.route.via)
 
     async def send_prompts(self, request: PromptsRequest) -> PromptsStatus:
-        """Groups to generate in the background. Raises RolloutError: 429 when the queue is full (try again after
-        `retry_after` seconds), 507 when its disk is; then none was taken."""
-        return PromptsStatus.model_validate_json(await self._post("/v1/prompts", request))
+        """As `RolloutClient.send_prompts`."""
+        return await self._post(PromptsStatus, "/v1/prompts", request)
 
     async def cancel_prompts(self, run: str) -> None:
         """Forget the run's groups that are not acknowledged."""
-        response = await self.http.delete("/v1/prompts", params={"run": run})
-        if response.status_code != 200:
-            raise _error(response)
+        await self._delete("/v1/prompts", run=run)
 
     async def return_leases(self, run: str) -> None:
         """Return all leased groups of the run: its trainer begins anew."""
-        response = await self.http.delete("/v1/batches", params={"run": run})
-        if response.status_code != 200:
-            raise _error(response)
+        await self._delete("/v1/batches", run=run)
 
     async def lease(self, request: LeaseRequest) -> Batch:
         """Finished groups, and why if they are fewer than asked for."""
-        return Batch.model_validate_json(await self._post("/v1/batches/lease", request))
+        return await self._post(Batch, "/v1/batches/lease", request, request.wait + self.read_timeout)
 
     async def acknowledge(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
         """Trained on: the lease's groups, or those named, are never handed out again. RolloutError 404: it is over."""
-        body = await self._post(f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
-        return LeaseStatus.model_validate_json(body)
+        return await self._post(LeaseStatus, f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
 
     async def release(self, lease: str, groups: list[str] | None = None) -> LeaseStatus:
         """Not trained on: they are handed out again."""
-        return LeaseStatus.model_validate_json(
-            await self._post(f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
-        )
+        return await self._post(LeaseStatus, f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
 
     async def extend(self, lease: str, seconds: float) -> LeaseStatus:
-        return LeaseStatus.model_validate_json(
-            await self._post(f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds))
-        )
+        path, body = f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds)
+        return await self._post(LeaseStatus, path, body, self._extending(seconds))
 
     async def batches(self) -> BatchesStatus:
-        return BatchesStatus.model_validate_json(await self._get("/v1/batches"))
-
-    async def _post(self, path: str, body: BaseModel) -> bytes:
-        response = await self.http.post(path, content=body.model_dump_json(exclude_none=True), headers=JSON)
-        if response.status_code != 200:
-            raise _error(response)
-        return response.content
+        return await self._get(BatchesStatus, "/v1/batches")

@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from rollout_service.admission import Refused
 from rollout_service.errors import answer
-from rollout_service.protocol import Problem
+from rollout_service.protocol import INTERFACE_VERSION, VERSION_HEADER, Problem
 
 IDLE = 60.0
 """seconds that a body may take, besides those that its size takes at SLOWEST"""
@@ -23,8 +23,8 @@ WEIGHTS = "/v1/weights/"
 
 
 class Guard:
-    """ASGI middleware. The bearer token on all routes but /health; bodies whole, within limits, before a route sees
-    them. Only weights are handed on as they come: their route limits them by the tensors' own size."""
+    """ASGI middleware. The bearer token on all routes but /health; the client's version of the interface; bodies whole,
+    within limits, before a route sees them. Only weights are handed on as they come: their route limits them by the tensors' own size."""
 
     def __init__(self, app: Any, token: str | None, body_limit: int, stopping: asyncio.Event):
         self.app, self.token, self.body_limit, self.stopping = app, token, body_limit, stopping
@@ -54,6 +54,11 @@ class Guard:
             if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), self.token.encode()):
                 message = "this service asks for its token: Authorization: Bearer <token>"
                 raise Refused([Problem(field="Authorization", message=message)], status=401)
+        client = request.headers.get(VERSION_HEADER, str(INTERFACE_VERSION))
+        if client != str(INTERFACE_VERSION):
+            versions = f"the client has version {client} of the interface, this service version {INTERFACE_VERSION}"
+            message = f"{versions}: install the same release of rollout-service on both sides"
+            raise Refused([Problem(field=VERSION_HEADER, message=message)])
         if self.stopping.is_set():
             raise Refused([Problem(field="service", message="the service is stopping")], status=503)
 

@@ -16,7 +16,15 @@ GET  /v1/models, POST /v1/completions, POST /v1/chat/completions     vLLM's own 
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from rollout_service.endpoint import checked_endpoint
+
+INTERFACE_VERSION = 1
+"""raised by a change that clients of the earlier number cannot live with, such as a new value where an answer's type
+lists them all; a new field of an answer is no such change"""
+VERSION_HEADER = "x-rollout-client"
+"""of a request: the client's INTERFACE_VERSION; a client that does not say is served"""
 
 MAX_GROUPS = 4096
 MAX_COMPLETIONS = 512
@@ -29,6 +37,8 @@ MAX_INT32 = 2**31 - 1
 MAX_VERSION = 2**53 - 1
 """what every reader of JSON holds exactly; the queue's database holds more, sums of two included"""
 
+Endpoint = Annotated[str, AfterValidator(checked_endpoint)]
+"""URL of a service, e.g. http://127.0.0.1:8000 or http://[::1]:8000"""
 WeightsOf = Literal["policy", "drafter"]
 Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
 """a weight version, or a number of them"""

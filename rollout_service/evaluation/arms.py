@@ -56,7 +56,8 @@ class EndpointArm:
         return cls(client, DrafterConfig(kind=known[0].drafter, **on))
 
     async def generate(self, group: GroupRequest) -> Group:
-        return await anext(self.client.rollouts([group]))
+        (finished,) = [finished async for finished in self.client.rollouts([group])]
+        return finished
 
     async def draft_as(self, drafter: DrafterConfig) -> None:
         """A running service keeps to its own way."""

@@ -13,6 +13,7 @@ from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.evaluation.recomputation import Cut
+from rollout_service.protocol import Endpoint
 
 
 class AuditedDrafter(Section):
@@ -64,7 +65,7 @@ class AuditConfig(Section):
     """standard deviations from which a row fails; the other tests use the same level"""
     logprob_tolerance: float = Field(default=1e-4, gt=0.0)
     """largest difference in nats between returned and recomputed log-probabilities; for an engine in float32"""
-    endpoint: str | None = None
+    endpoint: Endpoint | None = None
     """audit this running service, with the drafter and the verification that it has, instead of starting engines"""
     token: SecretStr | None = None
     """the endpoint's bearer token"""

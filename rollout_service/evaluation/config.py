@@ -9,6 +9,7 @@ from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
 from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.protocol import Endpoint
 
 
 class ComparedDrafter(Section):
@@ -53,7 +54,7 @@ class CompareConfig(Section):
     """engines kept in memory together, and so alternating; 0: all on a CPU, one on a GPU"""
     seed: int = 0
     """of the sampling: response i of every row has the same"""
-    endpoint: str | None = None
+    endpoint: Endpoint | None = None
     """measure this running service (one row a concurrency) instead of starting engines"""
     token: SecretStr | None = None
     """the endpoint's bearer token"""

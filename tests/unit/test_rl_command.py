@@ -77,7 +77,7 @@ class MiniatureService:
 def service(monkeypatch) -> MiniatureService:
     service = MiniatureService()
     client = httpx.Client
-    through = lambda **options: client(**options, transport=httpx.MockTransport(service))  # noqa: E731
+    through = lambda **options: client(**(options | {"transport": httpx.MockTransport(service)}))  # noqa: E731
     monkeypatch.setattr(rollout_service.client.httpx, "Client", through)
     return service
 

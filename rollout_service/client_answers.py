@@ -1,0 +1,140 @@
+"""What the client makes of answers: groups, statuses, and errors that say who answered what.
+
+Answers are read leniently, since the service may be newer: a new field does no harm. Requests are strict: an unknown
+field may be a misspelt sampling parameter.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from rollout_service.protocol import ErrorBody, Group
+
+T = TypeVar("T", bound=BaseModel)
+
+LONGEST_QUOTE = 300
+"""characters that are quoted of an answer that is not the service's"""
+
+
+class RolloutError(RuntimeError):
+    """The service refused or failed a request.
+
+    `status` is the HTTP status, `body` what it said, `retry_after` the seconds after which it may be tried again, where
+    the service says so. `failed` are the groups of a rollout stream that failed while the others were delivered.
+    """
+
+    def __init__(
+        self, status: int, body: ErrorBody, retry_after: float | None = None, failed: list[ErrorBody] | None = None
+    ):
+        self.status, self.body, self.retry_after, self.failed = status, body, retry_after, failed or []
+        details = "".join(f"\n  {p.field}: {p.message}" for p in body.problems)
+        details += "".join(f"\n  {failure.group}: {failure.error}" for failure in self.failed)
+        super().__init__(f"{status}: {body.error}{details}")
+
+
+def read(of: type[T], answer: httpx.Response, via: str = "") -> T:
+    """The body of an answer. Raises RolloutError when it is another status than 200, or no such body. `via` names the
+    proxy between, as in `Route.via`."""
+    if answer.status_code != 200:
+        raise error_of(answer, via)
+    try:
+        return of.model_validate_json(answer.content, extra="ignore")
+    except ValidationError as error:
+        raise RolloutError(200, ErrorBody(error=f"{_quoted(answer, via)}\nit is no {of.__name__}: {error}")) from error
+
+
+def served_model(answer: httpx.Response, via: str = "") -> dict[str, Any]:
+    """The first one of GET /v1/models, whose type is vLLM's. Raises RolloutError as `read`."""
+    if answer.status_code != 200:
+        raise error_of(answer, via)
+    try:
+        return json.loads(answer.content)["data"][0]
+    except (ValueError, LookupError, TypeError) as error:
+        raise RolloutError(200, ErrorBody(error=f"{_quoted(answer, via)}\nit is no list of models")) from error
+
+
+def error_of(answer: httpx.Response, via: str = "") -> RolloutError:
+    """Of an answer whose status is not 200 and whose body has been read."""
+    try:
+        body = ErrorBody.model_validate_json(answer.content, extra="ignore")
+    except ValueError:
+        body = ErrorBody(error=_quoted(answer, via))
+    return RolloutError(answer.status_code, body, seconds_until(answer.headers.get("retry-after")))
+
+
+def _quoted(answer: httpx.Response, via: str) -> str:
+    """An answer that is not the service's: a gateway's, or another server's at this address."""
+    kind = answer.headers.get("content-type", "no content type")
+    text = " ".join(answer.text.split())[:LONGEST_QUOTE] or answer.reason_phrase
+    return f"no answer of a rollout service, but of a gateway or another server ({kind}){via}: {text}"
+
+
+def seconds_until(retry_after: str | None) -> float | None:
+    """Of a Retry-After header: seconds or an HTTP date (RFC 9110, section 10.2.3). None when it is neither."""
+    if retry_after is None:
+        return None
+    if re.fullmatch(r"\d+(\.\d+)?", retry_after):
+        return float(retry_after)
+    try:
+        date = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return None
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+class GroupStream:
+    """Finished groups out of the bytes of a rollout stream, each as soon as its line is whole.
+
+        for chunk in chunks: yield from stream.feed(chunk)
+        yield from stream.end()
+
+    A line ends at a line feed alone: text that a policy sampled may hold any other separator.
+    """
+
+    def __init__(self, requested: int):
+        self.requested, self.delivered = requested, 0
+        self.failed: list[ErrorBody] = []
+        self.line: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> Iterator[Group]:
+        """Raises RolloutError for the line that says the stream could not be finished."""
+        *whole, rest = chunk.split(b"\n")
+        for part in whole:
+            yield from self._group(b"".join([*self.line, part]))
+            self.line = []
+        self.line.append(rest)
+
+    def end(self) -> Iterator[Group]:
+        """The last group, where its line has no end. Raises RolloutError when groups failed or are missing."""
+        yield from self._group(b"".join(self.line))
+        if self.delivered + len(self.failed) < self.requested:
+            message = f"the stream was cut after {self.delivered + len(self.failed)} of {self.requested} groups"
+            raise RolloutError(503, ErrorBody(error=message))
+        if self.failed:
+            message = f"{len(self.failed)} of {self.requested} groups failed"
+            raise RolloutError(422, ErrorBody(error=message), failed=self.failed)
+
+    def _group(self, line: bytes) -> Iterator[Group]:
+        if not line.strip():
+            return
+        try:
+            fields = json.loads(line)
+            told = (ErrorBody if "error" in fields else Group).model_validate(fields, extra="ignore")
+        except ValidationError as error:
+            raise RolloutError(200, ErrorBody(error=f"a line of the stream is no group: {error}")) from error
+        except (ValueError, TypeError):
+            quoted = line[:LONGEST_QUOTE].decode(errors="replace")
+            raise RolloutError(503, ErrorBody(error=f"the stream was cut within a line: {quoted}")) from None
+        if isinstance(told, Group):
+            self.delivered += 1
+            yield told
+        elif told.group is not None:
+            self.failed.append(told)
+        else:
+            raise RolloutError(503, told)

@@ -1,0 +1,122 @@
+"""How the client reaches the service: straight or through a proxy, how long it waits, how it notices a dead peer.
+
+| request                             | waits for an answer, in seconds                                           |
+|-------------------------------------|---------------------------------------------------------------------------|
+| all others                          | `read_timeout`                                                            |
+| lease                               | its own wait, and `read_timeout`                                          |
+| extend                              | a quarter of the lease, so that another try comes before the lease's end  |
+| push                                | PUSH_TIMEOUT: every engine loads the version before the answer            |
+| rollouts, between two parts of it   | STREAM_SILENCE: nothing comes while the first group is generated          |
+
+TCP keepalive finds a peer that is gone (a half-open connection) in some two minutes, also within the long waits.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import httpx
+
+from rollout_service.endpoint import EndpointError, checked_endpoint, is_loopback
+
+PUSH_TIMEOUT = 1800.0
+"""seconds; a large policy is received, kept on disk, and read by every engine"""
+STREAM_SILENCE = 7200.0
+"""seconds; longer than a group of long responses takes on a slow engine"""
+
+KEEPALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
+]
+"""after 60 s of silence a probe every 15 s; after 4 without an answer the connection is broken"""
+
+TIMEOUTS = {
+    httpx.ConnectTimeout: ("no connection within", "connect"),
+    httpx.ReadTimeout: ("no answer within", "read"),
+    httpx.WriteTimeout: ("nothing could be sent for", "write"),
+    httpx.PoolTimeout: ("no free connection within", "pool"),
+}
+
+
+class Proxy(NamedTuple):
+    url: str
+    variable: str
+    """that names it, e.g. HTTP_PROXY"""
+
+    @property
+    def shown(self) -> str:
+        """The URL without a password."""
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def proxy_of(endpoint: str) -> Proxy | None:
+    """The proxy that the environment names for an endpoint. This machine itself is never reached through one."""
+    parts = urlsplit(endpoint)
+    host = parts.hostname or ""
+    if is_loopback(host) or proxy_bypass(host) or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None
+    proxies = getproxies()
+    scheme = next((scheme for scheme in (parts.scheme, "all") if proxies.get(scheme)), None)
+    if scheme is None:
+        return None
+    names = (f"{scheme}_proxy", f"{scheme}_proxy".upper())
+    variable = next((name for name in names if os.environ.get(name)), "the system's settings")
+    url = proxies[scheme]
+    return Proxy(url if "://" in url else f"http://{url}", variable)
+
+
+def checked_proxy(endpoint: str) -> Proxy | None:
+    """As `proxy_of`. Raises EndpointError for a proxy that httpx cannot use."""
+    proxy = proxy_of(endpoint)
+    if proxy is None:
+        return None
+    scheme = urlsplit(proxy.url).scheme
+    instead = f"or name the host in no_proxy if it is reached without a proxy (now {proxy.variable}={proxy.shown})"
+    if scheme not in ("http", "https", "socks5", "socks5h"):
+        raise EndpointError(f"{endpoint}: a {scheme} proxy cannot be used; give an http or socks5 one, {instead}")
+    if scheme.startswith("socks") and find_spec("socksio") is None:
+        raise EndpointError(f"{endpoint}: a SOCKS proxy needs a package: `pip install 'httpx[socks]'`, {instead}")
+    return proxy
+
+
+class Route:
+    """From here to one endpoint. Raises EndpointError when the endpoint is no URL, or its proxy cannot be used."""
+
+    def __init__(self, endpoint: str):
+        self.endpoint = checked_endpoint(endpoint)
+        self.proxy = checked_proxy(endpoint)
+        self.transport: dict[str, Any] = {
+            "proxy": httpx.Proxy(self.proxy.url) if self.proxy else None,
+            "socket_options": KEEPALIVE,
+        }
+        """arguments of httpx's transport; one that is given takes no proxy from the environment by itself"""
+
+    @property
+    def via(self) -> str:
+        """What a message about the endpoint adds."""
+        if self.proxy is None:
+            return ""
+        return (
+            f", through the proxy {self.proxy.shown} of {self.proxy.variable}; "
+            f"if the service is reached without it, put {urlsplit(self.endpoint).hostname} into no_proxy"
+        )
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Errors of the connection keep their type, and say what was waited for and which proxy is between."""
+        try:
+            yield
+        except httpx.TransportError as error:
+            what = str(error) or type(error).__name__
+            if isinstance(error, httpx.TimeoutException):
+                waited, limit = TIMEOUTS[type(error)]
+                what = f"{waited} {error.request.extensions['timeout'][limit]:g} s"
+            raise type(error)(what + self.via, request=error.request) from error
