@@ -16,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from drafters.text_lines import json_lines
+
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
@@ -26,7 +28,7 @@ TRAINER = {"sync": [], "async": ["--threads", "1"]}
 
 
 def lines(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return list(json_lines(file))
 
 
 def measure(output: Path, seeds: list[int], more: list[str]) -> None:

@@ -7,7 +7,6 @@ any case), and with the variance of surprisal and the sums of z as well. Relates
 (`report/train` of the demo unless another is given).
 """
 
-import json
 import statistics
 import sys
 import time
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from drafters.scoring import SurprisalSums, score_tokens, token_logprobs
+from drafters.text_lines import json_lines
 
 VOCABULARY, TOKENS, ROUNDS = 160, 8192, 60
 
@@ -29,7 +29,7 @@ def with_entropy(logits_NV: Tensor, tokens_N: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def main(run: Path) -> None:
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = list(json_lines(run / "metrics.jsonl"))
     logits, tokens = 2.0 * torch.randn(TOKENS, VOCABULARY), torch.randint(VOCABULARY, (TOKENS,))
     arms: dict[str, Callable[[], object]] = {
         "log-probabilities": lambda: token_logprobs(logits, tokens, 1.0),

@@ -1,6 +1,5 @@
 """Batches under leases and asynchronous training with real engines; what running completions do at a weight update."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 from engines import ROOT, launched, wait_until
 from over_http import PROMPT, policy_tensors
 
+from drafters.text_lines import json_lines
 from rollout_service.client import RolloutClient
 from rollout_service.protocol import GroupRequest, LeaseRequest, PromptsRequest, Sampling
 
@@ -25,7 +25,7 @@ def versions(groups):
 def begun(client):
     """Tokens that vLLM has generated."""
     text = client.http.get("/metrics").text
-    lines = [line for line in text.splitlines() if line.startswith("vllm:generation_tokens_total")]
+    lines = [line for line in text.split("\n") if line.startswith("vllm:generation_tokens_total")]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
@@ -64,17 +64,15 @@ def test_asynchronous_training_over_http(service, tmp_path):
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = list(json_lines(tmp_path / "run" / "metrics.jsonl"))
     assert [s["step"] for s in steps] == [1, 2, 3, 4]
     for step in steps:
         assert len(step["staleness"]) <= 2
         assert step["importance_ratio"] == pytest.approx(1.0, abs=0.3)
         assert abs(step["z"]) < 4
-    names = [
-        n for line in (tmp_path / "run" / "groups.jsonl").read_text().splitlines() for n in json.loads(line)["groups"]
-    ]
+    names = [n for line in json_lines(tmp_path / "run" / "groups.jsonl") for n in line["groups"]]
     assert sorted(names) == [f"train-{i:09d}" for i in range(24)]
-    evaluations = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    evaluations = list(json_lines(tmp_path / "run" / "evaluations.jsonl"))
     assert [e["step"] for e in evaluations] == [0, 4]
     with RolloutClient(service) as client:
         assert client.batches().leases == []

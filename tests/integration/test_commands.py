@@ -7,6 +7,7 @@ from pathlib import Path
 
 from engines import MODELS, ROOT
 
+from drafters.text_lines import json_lines
 from rollout_service.evaluation.audit import audit
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.compare import compare
@@ -53,7 +54,7 @@ def test_training_over_http_publishes_its_policy_and_agrees_on_log_probabilities
         cwd=ROOT, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    steps = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = list(json_lines(tmp_path / "run" / "metrics.jsonl"))
     assert [s["step"] for s in steps] == [1, 2]
     assert client.weights().policy.version > version
     for step in steps:

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from drafters.acceptance import Acceptance, total
 from drafters.drafter import DrafterConfig
 from drafters.learners.factory import load_learner
+from drafters.text_lines import json_lines
 from drafters.training.command import train_drafter
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.prediction import predicted_acceptance
@@ -31,7 +32,7 @@ def sampled(llm, temperature=1.0, count=192, max_tokens=160):
     from engines import ROOT
     from vllm import SamplingParams
 
-    prompts = [json.loads(line)["prompt"] for line in (ROOT / "deploy/demo/prompts.jsonl").read_text().splitlines()]
+    prompts = list(json_lines(ROOT / "deploy/demo/prompts.jsonl", lambda line: line["prompt"]))
     params = [SamplingParams(temperature=temperature, max_tokens=max_tokens, seed=i) for i in range(count)]
     chosen = [prompts[i % len(prompts)] for i in range(count)]
     outputs = llm.generate(chosen, params, use_tqdm=False)

@@ -76,7 +76,7 @@ def acceptance(client):
 def falls(client):
     """Alarms of a fallen acceptance, as the metrics count them."""
     name = 'rollout_speculation_alarms_total{kind="acceptance_fell"} '
-    found = [line for line in client.http.get("/metrics").text.splitlines() if line.startswith(name)]
+    found = [line for line in client.http.get("/metrics").text.split("\n") if line.startswith(name)]
     return float(found[0].removeprefix(name)) if found else 0.0
 
 

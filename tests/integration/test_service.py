@@ -13,15 +13,16 @@ from rollout_service.protocol import GroupRequest, Sampling
 
 def test_every_field_of_a_completion_means_what_the_design_says(client):
     sampling = {"temperature": 0.8, "top_k": 20, "top_p": 0.9}
+    metadata = {"a": [1], "separators": "\u2028\u2029\x85\r\n"}
     asked = [
-        GroupRequest(id="text", prompt=PROMPT, n=3, sampling=Sampling(max_tokens=48, **sampling), metadata={"a": [1]}),
+        GroupRequest(id="text", prompt=PROMPT, n=3, sampling=Sampling(max_tokens=48, **sampling), metadata=metadata),
         GroupRequest(id="ids", prompt_token_ids=[10, 11], sampling=Sampling(max_tokens=8, ignore_eos=True, **sampling)),
         GroupRequest(id="chat", messages=[{"role": "user", "content": PROMPT.strip()}],
                      sampling=Sampling(max_tokens=48, **sampling)),
     ]  # fmt: skip
     groups = {group.id: group for group in client.rollouts(asked, model="demo-policy")}
     assert groups.keys() == {"text", "ids", "chat"}
-    assert groups["text"].metadata == {"a": [1]}
+    assert groups["text"].metadata == metadata
     assert groups["text"].prompt_token_ids == groups["chat"].prompt_token_ids  # the template adds the newline
     assert [c.index for c in groups["text"].completions] == [0, 1, 2]
     for group in groups.values():
@@ -76,7 +77,7 @@ def test_openai_routes_are_vllms_own(client):
     assert all(isinstance(text, str) and text for text in choice["logprobs"]["tokens"])
     chat = {"model": "demo-policy", "messages": [{"role": "user", "content": "1 + 1 ="}], "max_tokens": 5}
     with client.http.stream("POST", "/v1/chat/completions", json=chat | {"stream": True}) as response:
-        lines = [line for line in response.iter_lines() if line]
+        lines = [line for line in response.read().decode().split("\n") if line]
     assert lines[-1] == "data: [DONE]"
     assert json.loads(lines[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
     assert client.http.post("/v1/completions", json=body | {"model": "other"}).status_code == 404
@@ -117,7 +118,7 @@ def test_every_path_keeps_the_positions_free_that_a_drafter_looks_ahead(client):
 
 def running(client):
     """Requests in the engines' queues, by vLLM's own gauges."""
-    lines = client.http.get("/metrics").text.splitlines()
+    lines = client.http.get("/metrics").text.split("\n")
     names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
 
@@ -136,7 +137,7 @@ def test_a_client_that_disconnects_ends_its_generation(client):
 
     body = {"model": "demo-policy", "prompt": PROMPT, "n": 32, "max_tokens": 450, "ignore_eos": True}
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{client.http.base_url}/v1/completions", json=body, timeout=1.0)
+        client.http.post("/v1/completions", json=body, timeout=1.0)
     wait_until(lambda: running(client) == 0, 15, "vLLM's own route has noticed too")
 
 
@@ -157,5 +158,5 @@ def test_speculation_and_metrics_count_the_same_drafts(client):
     assert after.draft_steps - before.draft_steps == sum(r.draft_steps for r in records)
     assert 1 + (after.accepted - before.accepted) / (after.draft_steps - before.draft_steps) > 2.0
     text = client.http.get("/metrics").text
-    counted = next(line for line in text.splitlines() if line.startswith("vllm:spec_decode_num_accepted_tokens_total"))
+    counted = next(line for line in text.split("\n") if line.startswith("vllm:spec_decode_num_accepted_tokens_total"))
     assert float(counted.rsplit(" ", 1)[1]) == after.accepted

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerFast
 
 from drafters.cli import main
 from drafters.learners.learner import OutputHead
+from drafters.text_lines import json_lines
+from drafters.training import command
 from drafters.training.command import train_drafter
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.data import read_samples
@@ -52,7 +54,7 @@ def test_a_drafter_of_every_kind_is_trained_and_validated_by_position(kind, fold
     policy = "qwen3_next" if kind == "mtp" else "llama"
     train_drafter(config(folder, tmp_path / "out", kind=kind, policy=str(folder / policy)))
     records = tmp_path / "out" / "training"
-    lines = [json.loads(line) for line in (records / "acceptance.jsonl").read_text().splitlines()]
+    lines = list(json_lines(records / "acceptance.jsonl"))
     assert [line["step"] for line in lines] == [0, 3, 6]
     for line in lines:
         assert len(line["acceptance_by_position"]) == 3
@@ -85,11 +87,29 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path,
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+def test_a_state_that_cannot_be_written_leaves_the_one_before(folder, tmp_path, monkeypatch):
+    write, written = command.save_file, []
+
+    def interrupted(tensors, file):
+        written.append(file)
+        if len(written) > 1:
+            file.write_bytes(b"half")
+            raise OSError("no space left on device")
+        write(tensors, file)
+
+    monkeypatch.setattr(command, "save_file", interrupted)
+    with pytest.raises(OSError, match="no space"):
+        train_drafter(config(folder, tmp_path / "out", save_every=3))
+    monkeypatch.setattr(command, "save_file", write)
+    train_drafter(config(folder, tmp_path / "out", resume=True))
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
 def test_a_drafter_is_continued_from_a_checkpoint(folder, tmp_path):
     train_drafter(config(folder, tmp_path / "first"))
     train_drafter(config(folder, tmp_path / "second", init=str(tmp_path / "first")))
     began, ended = (
-        json.loads((tmp_path / name / "training" / "acceptance.jsonl").read_text().splitlines()[line])
+        list(json_lines(tmp_path / name / "training" / "acceptance.jsonl"))[line]
         for name, line in (("second", 0), ("first", -1))
     )
     assert began["acceptance_length"] == pytest.approx(ended["acceptance_length"], abs=1e-6)

@@ -1,6 +1,5 @@
 """The asynchronous loop on toys: a real batch queue, a toy engine in a thread, everything else as in a run."""
 
-import json
 import threading
 import time
 from collections import Counter
@@ -10,6 +9,7 @@ import rl_toys as toys
 import toy_rewards
 from rich.console import Console
 
+from drafters.text_lines import json_lines
 from rl_loop.asynchronous import AsynchronousLoop
 from rl_loop.checkpoint import checkpoints, restore_checkpoint
 from rl_loop.interruption import Interrupted
@@ -131,8 +131,7 @@ def loop(settings, service, pool, learner=None, state=None):
 
 
 def trained_on(folder):
-    lines = (folder / "groups.jsonl").read_text().splitlines()
-    return Counter(name for line in lines for name in json.loads(line)["groups"])
+    return Counter(name for line in json_lines(folder / "groups.jsonl") for name in line["groups"])
 
 
 def in_log(queue, event):

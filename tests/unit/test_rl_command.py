@@ -11,6 +11,7 @@ import rl_toys as toys
 from safetensors.torch import load
 
 import rollout_service.client
+from drafters.text_lines import json_lines
 from rl_loop.checkpoint import checkpoints
 from rl_loop.cli import train
 from rl_loop.interruption import Interrupted, Interruption
@@ -114,7 +115,7 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 2
     assert set(summary["held_out"]) == {"reward_before", "reward_after", "pass_rate_before", "pass_rate_after"}
-    for line in map(json.loads, (output / "drafter.jsonl").read_text().splitlines()):
+    for line in json_lines(output / "drafter.jsonl"):
         assert (line["drafter_version"], line["acceptance_length"], line["updates"]) == (0, 2.5, 0)
     assert (output / "acceptance.png").read_bytes().startswith(b"\x89PNG")
     assert (output / "reward.png").read_bytes().startswith(b"\x89PNG")
@@ -139,8 +140,7 @@ def test_a_run_goes_on_and_another_one_is_not_written_over(service, flags, tmp_p
     assert train(flags) == 1
     assert "--resume" in capsys.readouterr().err
     assert train([*flags, "--resume"]) == 0
-    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
 
 
 def test_nothing_to_resume_is_said(service, flags, capsys):
@@ -158,6 +158,20 @@ def test_a_signal_leaves_a_checkpoint_and_a_clear_message(signum, service, flags
     assert signal.Signals(signum).name in ended.err
     assert "--resume" in ended.out
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_service_that_stops_answering_leaves_a_checkpoint_and_says_how_long_was_waited(
+    service, flags, tmp_path, capsys
+):
+    def third_hangs(asked=[]):  # noqa: B006  (it counts)
+        asked.append(1)
+        if len(asked) == 3:
+            raise httpx.ReadTimeout("timed out")
+
+    service.on_rollouts = third_hangs
+    assert train(flags) == 1
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000001"]
+    assert "http://127.0.0.1:8000: no answer within 7200 s" in capsys.readouterr().err
 
 
 def test_a_refusal_of_the_service_is_passed_on(service, flags, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The synchronous loop on toys: what it reports, what it publishes, and that the reward goes up."""
 
-import json
 import math
 
 import pytest
@@ -8,6 +7,7 @@ import rl_toys as toys
 import torch
 
 from drafters.scoring import SurprisalSums
+from drafters.text_lines import json_lines
 from rl_loop.learner import Learner
 from rl_loop.losslessness import NotLossless
 from rl_loop.metrics import STAGES
@@ -42,7 +42,7 @@ def test_the_reward_goes_up(tmp_path):
 def test_a_step_is_reported_whole(tmp_path):
     settings = toys.config(tmp_path, steps=2, evaluate_every=1, tensorboard=True)
     log = run(settings).reporter.log
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = list(json_lines(tmp_path / "metrics.jsonl"))
     assert [line["step"] for line in lines] == [1, 2]
     for line in lines:
         assert list(line["stages"]) == list(STAGES) == ["data", "prepare", "generation", "logprob", "train"]

@@ -13,6 +13,7 @@ import httpx
 from engines import wait_until
 from service import Service, Trainer
 
+from drafters.text_lines import json_lines
 from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import GroupRequest, PromptsRequest, Sampling
 
@@ -113,4 +114,4 @@ class Versions(threading.Thread):
 
 
 def read_lines(file: Path) -> list[dict]:
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    return list(json_lines(file))

@@ -13,6 +13,8 @@ from pathlib import Path
 import psutil
 from engines import ROOT, START_WITHIN
 
+from drafters.text_lines import byte_lines
+
 RAY_AGENTS = ("dashboard", "Dashboard", "runtime_env", "RuntimeEnvAgent")
 BIN = Path(sys.executable).parent
 
@@ -105,7 +107,7 @@ class Trainer(Process):
 
     def steps(self) -> int:
         file = self.output / "metrics.jsonl"
-        return len(file.read_text().splitlines()) if file.is_file() else 0
+        return len(byte_lines(file)) if file.is_file() else 0
 
     def interrupt(self) -> int:
         return self.stop(signal.SIGTERM, within=60)
