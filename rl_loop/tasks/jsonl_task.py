@@ -67,5 +67,7 @@ def _problem(config: TaskConfig, entry: dict[str, Any]) -> Problem:
     if ("prompt" in entry) == ("messages" in entry):
         raise ValueError("must have exactly one of `prompt` and `messages`")
     if "prompt" in entry:
+        if not isinstance(entry["prompt"], str):
+            raise ValueError("`prompt` is not text; a list of messages is named `messages`")
         return problem_from_text(config, entry["prompt"], entry)
     return Problem(entry=entry, messages=MESSAGES.validate_python(entry["messages"]))

@@ -89,6 +89,11 @@ def test_a_bad_line_is_named(entry, tmp_path):
         make_task(jsonl(tmp_path, [{"prompt": "?", "answer": "4"}, entry]))
 
 
+def test_messages_under_the_name_of_a_prompt_are_told_their_own(tmp_path):
+    with pytest.raises(TaskError, match="line 1: `prompt` is not text; a list of messages is named `messages`"):
+        make_task(jsonl(tmp_path, [{"prompt": [{"role": "user", "content": "1?"}], "answer": "1"}]))
+
+
 def test_own_reward_replaces_the_grading_of_any_task(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(
         "def short(response, entry):\n    return 1 / (1 + len(response)) if entry['question'] else 0\n"
