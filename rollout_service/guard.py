@@ -23,8 +23,9 @@ WEIGHTS = "/v1/weights/"
 
 
 class Guard:
-    """ASGI middleware. The bearer token on all routes but /health; the client's version of the interface; bodies whole,
-    within limits, before a route sees them. Only weights are handed on as they come: their route limits them by the tensors' own size."""
+    """ASGI middleware: the bearer token on all routes but /health, the client's version of the interface, and bodies
+    whole, within limits, before a route sees them. Only weights are handed on as they come: their route limits them by
+    the tensors' own size."""
 
     def __init__(self, app: Any, token: str | None, body_limit: int, stopping: asyncio.Event):
         self.app, self.token, self.body_limit, self.stopping = app, token, body_limit, stopping

@@ -1,7 +1,6 @@
 """The faults: each hurts a running service or trainer, and mends what only a person can mend (starting it again)."""
 
 import contextlib
-import json
 import random
 import socket
 import threading
