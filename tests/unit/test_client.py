@@ -14,8 +14,8 @@ import pytest
 from test_endpoint import no_proxies, serving  # noqa: F401  (a fixture)
 
 from rl_loop.ledger import Heartbeat, Ledger
-from rollout_service.app import Guard
 from rollout_service.client import AsyncRolloutClient, GroupStream, RolloutClient, RolloutError
+from rollout_service.guard import Guard
 from rollout_service.protocol import (
     INTERFACE_VERSION,
     VERSION_HEADER,
@@ -249,7 +249,7 @@ def test_a_client_of_another_version_is_refused_with_both_versions_and_one_that_
         await send({"type": "http.response.body", "body": b"served"})
 
     async def statuses():
-        transport = httpx.ASGITransport(Guard(inner, token=None, body_limit=100))
+        transport = httpx.ASGITransport(Guard(inner, token=None, body_limit=100, stopping=asyncio.Event()))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
             return [
                 await client.get("/v1/weights", headers=headers)
