@@ -2,6 +2,9 @@
 
 - As many completions are under way as the engines can run, and some more, so that the end of a group leaves no gap.
 - A group whose engine dies is generated again by the fleet; one whose front dies waits again in the queue.
+- A group that an engine refuses is failed, and not tried again. So is one whose engines died in ROUNDS rounds.
+- A group whose engines died in one round is a suspect. One suspect is generated at a time. So a group that kills its
+  engines makes a suspect of what runs beside it, and does not have it failed.
 - When a version is published, groups that can no longer be fresh enough are ended and wait again: whether finished
   (in the queue) or being generated (here).
 """
@@ -9,22 +12,29 @@
 import asyncio
 import contextlib
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from rollout_service.batches import BatchQueue, Unavailable, Waiting
 from rollout_service.fleet import Fleet
-from rollout_service.member import FleetError
-from rollout_service.protocol import Group, WeightsOf
+from rollout_service.member import EnginesDied, FleetError, GroupFailed, reason_of
+from rollout_service.protocol import WeightsOf
+from rollout_service.tasks import kept_running
 from rollout_service.telemetry import Telemetry
 
 logger = logging.getLogger("rollout_service")
+T = TypeVar("T")
 
 OVERSUBSCRIPTION = 1.5
 """completions under way to those the engines run at the same time: a group is counted whole until its last one ends"""
 LOOK_EVERY = 0.5
 """seconds between looks at the leases that are over"""
 AGAIN_AFTER = 1.0
-"""seconds after which a finished group that could not be written is tried again"""
+"""seconds after which a group that could not be written, or had no engine, is tried again"""
+ROUNDS = 3
+"""rounds, each of fleet.ATTEMPTS engines that died with the group, after which it is failed: the first may be the fault
+of a group beside it, and the second of the machine"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +56,7 @@ class BackgroundGeneration:
         self.unwritten = 0
         self.wake = asyncio.Event()
         self.news = asyncio.Event()
+        queue.on_failed = self._failed
 
     @property
     def version(self) -> int:
@@ -53,8 +64,8 @@ class BackgroundGeneration:
 
     def start(self) -> None:
         self.fleet.pushes.on_published = self._published
-        self.queue.drop_stale(self.version)
-        self.loop = asyncio.create_task(self._feed())
+        self._drop_stale(self.version)
+        self.loop = asyncio.create_task(kept_running("background generation", self._feed))
 
     async def stop(self) -> None:
         tasks = [self.loop, *(run.task for run in self.running.values())]
@@ -68,9 +79,8 @@ class BackgroundGeneration:
                 if self.queue.expire_leases():
                     self.news.set()
                 # Nothing is begun while something finished cannot be written: it would only be lost with the process.
-                while not self.unwritten and self._has_room() and (waiting := self.queue.next_waiting()):
-                    task = asyncio.create_task(self._generate(waiting))
-                    self.running[waiting.arrival] = Run(waiting, self.version, task)
+                while not self.unwritten and self._has_room() and (waiting := self._next_waiting()):
+                    self._begin(waiting)
             except Unavailable as error:
                 logger.error("%s", error)
             self.wake.clear()
@@ -82,29 +92,63 @@ class BackgroundGeneration:
         under_way = sum(run.waiting.request.n for run in self.running.values())
         return under_way == 0 or under_way < self.limit
 
+    def _next_waiting(self) -> Waiting | None:
+        return self.queue.next_waiting(suspects=not any(run.waiting.rounds for run in self.running.values()))
+
+    def _begin(self, waiting: Waiting) -> None:
+        task = asyncio.create_task(self._generate(waiting))
+        self.running[waiting.arrival] = Run(waiting, self.version, task)
+        # Not in a `finally` of the task: one that is cancelled before its first step never gets there.
+        task.add_done_callback(lambda _: self._ended(waiting))
+
+    def _ended(self, waiting: Waiting) -> None:
+        self.queue.give_back(waiting.arrival)
+        del self.running[waiting.arrival]
+        self.wake.set()
+        self.news.set()
+
     async def _generate(self, waiting: Waiting) -> None:
+        """Ends with the group finished, failed, or to wait again."""
+        arrival = waiting.arrival
         try:
             group = await self.fleet.generate(waiting.request)
-            await self._write(waiting, group)
+            await self._write(lambda: self.queue.finish(arrival, group, self.version))
             self.telemetry.finished(group)
+        except GroupFailed as error:
+            await self._fail(arrival, str(error))
+        except EnginesDied as error:
+            await self._engines_died(arrival, error)
         except FleetError as error:
-            logger.error("%s; it waits in the queue", error)
+            logger.error("%s; the group waits in the queue", error)
             await asyncio.sleep(AGAIN_AFTER)
-        finally:
-            self.queue.give_back(waiting.arrival)
-            self.running.pop(waiting.arrival, None)
-            self.wake.set()
-            self.news.set()
+        except Exception as error:  # of this service: it would come again with the group
+            logger.exception("group %s could not be generated", waiting.request.id)
+            await self._fail(arrival, reason_of(error))
 
-    async def _write(self, waiting: Waiting, group: Group) -> None:
+    async def _engines_died(self, arrival: int, error: EnginesDied) -> None:
+        rounds = await self._write(lambda: self.queue.engines_died(arrival))
+        if rounds >= ROUNDS:
+            await self._fail(arrival, f"{error}, in each of {rounds} rounds")
+            return
+        logger.error("%s; it waits in the queue", error)
+        await asyncio.sleep(AGAIN_AFTER)
+
+    async def _fail(self, arrival: int, reason: str) -> None:
+        await self._write(lambda: self.queue.fail(arrival, reason))
+
+    def _failed(self, name: str, reason: str) -> None:
+        logger.error("group %s failed and is not tried again: %s", name, reason)
+        self.telemetry.failed.inc()
+
+    async def _write(self, change: Callable[[], T]) -> T:
+        """The queue's answer to a change, once there is room for it."""
         self.unwritten += 1
         try:
             while True:
                 try:
-                    self.queue.finish(waiting.arrival, group, self.version)
-                    return
+                    return change()
                 except Unavailable as error:
-                    logger.error("%s; the finished group is kept in memory", error)
+                    logger.error("%s; the group is kept in memory", error)
                     await asyncio.sleep(AGAIN_AFTER)
         finally:
             self.unwritten -= 1
@@ -119,17 +163,21 @@ class BackgroundGeneration:
         ]
         for run in too_old:
             run.task.cancel()
-        try:
-            self.queue.drop_stale(version)
-            self.queue.count(dropped=len(too_old))
-        except Unavailable as error:  # `lease` checks again
-            logger.error("%s", error)
+        self._drop_stale(version, ended=len(too_old))
         self.wake.set()
 
-    def cancel(self, run: str) -> int:
-        """Forget a run's groups. Returns how many were being generated."""
-        ended = self.queue.cancel(run)
+    def _drop_stale(self, version: int, ended: int = 0) -> None:
+        """`ended` groups were being generated."""
+        try:
+            self.queue.drop_stale(version)
+            self.queue.count(dropped=ended)
+        except Unavailable as error:  # `lease` checks again
+            logger.error("%s", error)
+
+    def cancel(self, run: str) -> tuple[int, int]:
+        """Forget a run's groups: their number, and how many of them were being generated."""
+        forgotten, ended = self.queue.cancel(run)
         for arrival in ended:
             if arrival in self.running:
                 self.running[arrival].task.cancel()
-        return len(ended)
+        return forgotten, len(ended)

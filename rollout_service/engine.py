@@ -68,6 +68,10 @@ class DifferentBytes(RuntimeError):
     """An engine read other bytes of a version than were sent, and holds what it held before."""
 
 
+class NotStarted(RuntimeError):
+    """A new actor, which Ray made after the one before it died, was asked to generate before `start`."""
+
+
 class Started(NamedTuple):
     """What an engine says when it can serve."""
 
@@ -207,6 +211,8 @@ class Engine:
     @ends_with_vllm
     async def generate(self, group: GroupRequest, key: str) -> Group | Aborted:
         """All completions of one group with `prompt_token_ids`. `abort(key)` and some weight updates end it early."""
+        if self.llm is None:
+            raise NotStarted
         assert group.prompt_token_ids is not None
         prompt: dict[str, Any] = {"prompt_token_ids": group.prompt_token_ids}
         if self.config.weights.keeps_cache:  # new completions must not find the old weights' keys and values

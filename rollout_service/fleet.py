@@ -10,6 +10,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -21,13 +22,14 @@ from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
-from rollout_service.engine import Aborted, Engine
+from rollout_service.engine import Aborted, Engine, NotStarted
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
-from rollout_service.member import FleetError, Member
+from rollout_service.member import EnginesDied, FleetError, GroupFailed, Member, reason_of
 from rollout_service.protocol import DraftSchedule, Group, GroupRequest
 from rollout_service.pushes import Pushes
 from rollout_service.ray_cluster import start_ray
 from rollout_service.state import StateFolder
+from rollout_service.tasks import kept_running
 from rollout_service.weights import WeightStore
 
 if TYPE_CHECKING:
@@ -110,7 +112,10 @@ class Fleet:
         except RayError as error:
             await self.stop()
             raise FleetError(f"an engine could not start: {error}") from error
-        self._watchers = [asyncio.create_task(self._watch(member)) for member in self.members]
+        self._watchers = [
+            asyncio.create_task(kept_running(f"the watch of engine {member.index}", partial(self._watch, member)))
+            for member in self.members
+        ]
 
     async def stop(self) -> None:
         for task in self._watchers:
@@ -183,7 +188,8 @@ class Fleet:
         return min((m for m in self.members if m.in_service), key=lambda m: m.load)
 
     async def generate(self, group: GroupRequest) -> Group:
-        """The finished group. Cancelling aborts it in the engine. Raises FleetError after ATTEMPTS engines died."""
+        """The finished group. Cancelling aborts it in the engine. Raises GroupFailed when an engine refuses it,
+        EnginesDied after ATTEMPTS deaths, and FleetError when no engine comes into service."""
         deaths = 0
         while deaths < ATTEMPTS:
             member = await self._least_loaded()
@@ -202,9 +208,17 @@ class Fleet:
             except ENGINE_LOST:
                 member.in_service = False
                 deaths += 1
+            except RayTaskError as error:
+                if not isinstance(error.cause, NotStarted):
+                    raise GroupFailed(reason_of(error.cause)) from None
+                member.in_service = False  # Ray has made a new actor: its engine died before this group came
+                deaths += 1
+            except RayError as error:  # the answer is lost, whatever became of the engine
+                logger.warning("engine %d: group %s: %s", member.index, group.id, reason_of(error))
+                deaths += 1
             finally:
-                member.load -= group.n
-        raise FleetError(f"group {group.id or group.prompt_token_ids}: its engine died {ATTEMPTS} times in a row")
+                member.add_load(-group.n)
+        raise EnginesDied(f"group {group.id or group.prompt_token_ids}: its engine died {ATTEMPTS} times in a row")
 
     def _count_what_it_leaves(self, call: "asyncio.Future[Group | Aborted]") -> None:
         async def count() -> None:

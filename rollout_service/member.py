@@ -1,4 +1,4 @@
-"""Member: what the fleet knows of one engine; and the error when engines could not do what was asked."""
+"""Member: what the fleet knows of one engine; and the errors when engines could not do what was asked."""
 
 import time
 from dataclasses import dataclass, field
@@ -9,6 +9,23 @@ from drafters.schedule import StepCosts
 
 class FleetError(RuntimeError):
     """The engines could not do what was asked, after all attempts."""
+
+
+class GroupFailed(FleetError):
+    """An engine refused the group, and would refuse it again. The message is its reason, in one line."""
+
+
+class EnginesDied(FleetError):
+    """Every engine that took the group died with it."""
+
+
+LONGEST_REASON = 500
+"""characters: vLLM's messages may quote a whole prompt"""
+
+
+def reason_of(cause: BaseException) -> str:
+    """Its type and message in one line."""
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:LONGEST_REASON]
 
 
 @dataclass

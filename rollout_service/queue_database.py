@@ -1,8 +1,13 @@
 """QueueDatabase: the batch queue's tables in SQLite with a write-ahead log, within a quota of disk.
 
-Every change happens in a `transaction`, with its lines of the log.
+- Every change happens in a `transaction`, with its lines of the log.
+- `groups`, `requests` and `results` hold what is not acknowledged: the queue's capacity bounds them.
+- `acknowledged` and `log` keep their newest rows alone, and are trimmed as they grow. So neither the file nor the time
+  that a request takes grows with the number of groups that have passed through.
 """
 
+import hashlib
+import json
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +19,10 @@ SCHEMA = """
 CREATE TABLE IF NOT EXISTS groups (
   arrival INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL,
   priority INTEGER NOT NULL, max_staleness INTEGER, oldest INTEGER, tokens INTEGER, finished REAL, lease TEXT,
+  digest BLOB, rounds INTEGER NOT NULL DEFAULT 0,
   UNIQUE (run, id));
+CREATE TABLE IF NOT EXISTS acknowledged (
+  seq INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, digest BLOB);
 CREATE TABLE IF NOT EXISTS requests (arrival INTEGER PRIMARY KEY, body TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS results (arrival INTEGER PRIMARY KEY, body TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS by_state ON groups (state, priority DESC, arrival);
@@ -24,9 +32,17 @@ CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL
 CREATE TABLE IF NOT EXISTS log (
   seq INTEGER PRIMARY KEY, time REAL, event TEXT, run TEXT, id TEXT, lease TEXT, version INTEGER);
 """
-COUNTED = ("dropped", "wasted_tokens")
-LOG_ROWS = 1_000_000
-"""lines of the log that a restart keeps"""
+COUNTED = ("dropped", "wasted_tokens", "acknowledged")
+LOG_ROWS = 100_000
+"""lines of the log that are kept, where the quota has room for them"""
+REMEMBERED = 100_000
+"""acknowledged ids that are remembered, of all runs together, where the quota has room for them"""
+LOG_SHARE, REMEMBERED_SHARE = 0.25, 0.125
+"""of the quota: a small one keeps fewer lines and ids, so that they never fill it"""
+LOG_BYTES, REMEMBERED_BYTES = 128, 96
+"""of a row with its index"""
+LOG_NAME = 64
+"""characters of a run's or a group's name that the log keeps"""
 
 
 class Unavailable(RuntimeError):
@@ -45,10 +61,25 @@ class QueueDatabase:
         page_size = self.value("PRAGMA page_size")
         self.pages = (disk_mib << 20) // page_size
         self.connection.execute(f"PRAGMA max_page_count = {self.pages}")
+        quota = self.pages * page_size
+        self.log_rows = min(LOG_ROWS, int(quota * LOG_SHARE / LOG_BYTES))
+        self.remembered = min(REMEMBERED, int(quota * REMEMBERED_SHARE / REMEMBERED_BYTES))
         self.connection.executescript(SCHEMA)
         with self.transaction() as execute:
-            execute("INSERT OR IGNORE INTO counts VALUES (?, 0), (?, 0)", COUNTED)
-            execute("DELETE FROM log WHERE seq <= (SELECT max(seq) FROM log) - ?", (LOG_ROWS,))
+            execute(f"INSERT OR IGNORE INTO counts VALUES {', '.join(['(?, 0)'] * len(COUNTED))}", COUNTED)
+            self._take_over_older_file(execute)
+            self._trim("log", self.log_rows)
+            self._trim("acknowledged", self.remembered)
+
+    def _take_over_older_file(self, execute: Any) -> None:
+        """Version 0.1.0 kept acknowledged groups among the others, and no digests."""
+        if "digest" in [column[1] for column in execute("PRAGMA table_info(groups)")]:
+            return
+        execute("ALTER TABLE groups ADD COLUMN digest BLOB")
+        execute("ALTER TABLE groups ADD COLUMN rounds INTEGER NOT NULL DEFAULT 0")
+        old = execute("SELECT run, id, digest FROM groups WHERE state = 'acknowledged' ORDER BY arrival").fetchall()
+        execute("DELETE FROM groups WHERE state = 'acknowledged'")
+        self.remember(old)
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
@@ -67,10 +98,27 @@ class QueueDatabase:
         return self.connection.execute(query, parameters).fetchone()[0]
 
     def log(self, event: str, rows: Sequence[tuple[str, str]], lease: str | None = None, version: int = 0) -> None:
-        lines = [(time.time(), event, run, name, lease, version) for run, name in rows]
+        lines = [(time.time(), event, run[:LOG_NAME], name[:LOG_NAME], lease, version) for run, name in rows]
         self.connection.executemany(
             "INSERT INTO log (time, event, run, id, lease, version) VALUES (?, ?, ?, ?, ?, ?)", lines
         )
+        self._trim("log", self.log_rows)
+
+    def remember(self, rows: Sequence[tuple[str, str, bytes | None]]) -> None:
+        """Run, id and digest of groups that are acknowledged now."""
+        self.connection.executemany(
+            "INSERT INTO acknowledged (key, digest) VALUES (?, ?)",
+            [(_key(run, name), digest) for run, name, digest in rows],
+        )
+        self._trim("acknowledged", self.remembered)
+        self.count("acknowledged", len(rows))
+
+    def remembered_digest(self, run: str, name: str) -> tuple[bytes | None] | None:
+        """The digest of an acknowledged group, None where an older version kept none; None for one that is unknown."""
+        return self.connection.execute("SELECT digest FROM acknowledged WHERE key = ?", (_key(run, name),)).fetchone()
+
+    def _trim(self, table: str, rows: int) -> None:
+        self.connection.execute(f"DELETE FROM {table} WHERE seq <= (SELECT max(seq) FROM {table}) - ?", (rows,))
 
     def filled(self) -> float:
         return (self.value("PRAGMA page_count") - self.value("PRAGMA freelist_count")) / self.pages
@@ -82,3 +130,8 @@ class QueueDatabase:
 
     def count(self, name: str, more: int) -> None:
         self.connection.execute("UPDATE counts SET value = value + ? WHERE name = ?", (more, name))
+
+
+def _key(run: str, name: str) -> bytes:
+    """16 bytes, however long the names are: what is remembered has a known size."""
+    return hashlib.blake2b(json.dumps([run, name]).encode(), digest_size=16).digest()

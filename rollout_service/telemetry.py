@@ -22,6 +22,7 @@ class Telemetry:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.groups = Counter("rollout_groups", "Finished groups", registry=self.registry)
+        self.failed = Counter("rollout_groups_failed", "Groups that engines refused", registry=self.registry)
         self.completions = Counter("rollout_completions", "Finished completions", registry=self.registry)
         self.tokens = Counter("rollout_tokens", "Tokens of finished completions", registry=self.registry)
         self.in_flight = Gauge("rollout_groups_in_flight", "Groups being generated", registry=self.registry)
@@ -42,7 +43,7 @@ class Telemetry:
         self.tokens.inc(sum(len(completion.token_ids) for completion in group.completions))
 
     def batches(self, status: BatchesStatus) -> None:
-        for state in ("waiting", "generating", "finished", "leased", "acknowledged"):
+        for state in ("waiting", "generating", "finished", "failed", "leased", "acknowledged"):
             self.queue.labels(state).set(getattr(status, state))
         self.oldest.set(status.oldest_seconds)
         self.wasted.set(status.tokens_wasted)

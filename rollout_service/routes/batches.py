@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 
 from rollout_service.admission import Admission, Refused
 from rollout_service.background import BackgroundGeneration
+from rollout_service.batches import OtherRequest
 from rollout_service.json_route import JsonRoute
 from rollout_service.protocol import (
     Batch,
@@ -34,7 +35,8 @@ def background(request: Request) -> BackgroundGeneration:
 async def prompts(request: Request, body: PromptsRequest) -> PromptsStatus:
     """Take groups to generate in the background; they are kept before the answer.
 
-    429 with Retry-After when the queue is full, 507 when its disk is: then none of them was taken.
+    429 with Retry-After when the queue is full, 507 when its disk is, 409 for an id that came before with another
+    request: then none of them was taken.
     """
     admission: Admission = request.app.state.admission
     names = [group.id for group in body.groups]
@@ -43,29 +45,47 @@ async def prompts(request: Request, body: PromptsRequest) -> PromptsStatus:
         for i, name in enumerate(names)
         if not name
     ]
-    if not problems and len(set(names)) < len(names):
-        problems = [Problem(field="groups", message="two have the same id")]
+    first = {name: i for i, name in reversed(list(enumerate(names)))}
+    problems += [
+        Problem(field=f"groups.{i}.id", message=f"{name!r} is the id of groups.{first[name]} too")
+        for i, name in enumerate(names)
+        if name and first[name] != i
+    ]
     if problems:
         raise Refused(problems)
     groups = await asyncio.to_thread(admission.admit, RolloutRequest(groups=body.groups, model=body.model))
-    status = background(request).queue.add(body, groups)
+    try:
+        status = background(request).queue.add(body, groups)
+    except OtherRequest as error:
+        message = "came before with another prompt, sampling or metadata: give what is new an id of its own"
+        raise Refused(
+            [Problem(field=f"groups.{i}.id", message=f"{names[i]!r} {message}") for i in error.positions], status=409
+        ) from error
     background(request).wake.set()
     return status
 
 
 @router.delete("/v1/prompts")
 async def cancel(request: Request, run: str = Query()) -> dict[str, int]:
-    """Forget a run's groups that are not acknowledged; those being generated are ended."""
-    return {"ended": background(request).cancel(run)}
+    """Forget a run's groups that are not acknowledged, wherever they are; generation of those under way is ended.
+
+    `forgotten` is their number, and `ended` the number of those of them that were being generated.
+    """
+    forgotten, ended = background(request).cancel(run)
+    return {"forgotten": forgotten, "ended": ended}
 
 
 @router.post("/v1/batches/lease")
 async def lease(request: Request, body: LeaseRequest) -> Batch:
-    """Finished groups, none older than the bound, under a lease; fewer than asked for after the wait, and why."""
+    """Finished groups, none older than the bound, under a lease; fewer than asked for after the wait, and why.
+
+    The run's failed groups come under the same lease, which may hold them alone. They do not cut a batch short: they
+    end the wait once nothing of the run is to come any more. Who wants to learn of them sooner gives a shorter wait.
+    """
     generation = background(request)
     deadline = time.monotonic() + body.wait
     version = max(generation.version, body.version or 0)
-    while generation.queue.available(body, version) < body.groups and (left := deadline - time.monotonic()) > 0:
+    while generation.queue.should_wait(body, version) and (left := deadline - time.monotonic()) > 0:
         if request.app.state.stopping.is_set():
             raise Refused([Problem(field="service", message="the service is stopping")], status=503)
         generation.news.clear()

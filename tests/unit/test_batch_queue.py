@@ -5,8 +5,18 @@ import time
 
 import pytest
 
-from rollout_service.batches import BatchQueue, Unavailable, UnknownLease
-from rollout_service.protocol import Completion, Group, GroupRequest, LeaseRequest, PromptsRequest, Sampling, WeightSpan
+from rollout_service.batches import BatchQueue, OtherRequest, Unavailable, UnknownLease
+from rollout_service.protocol import (
+    MAX_VERSION,
+    Completion,
+    Group,
+    GroupRequest,
+    LeaseRequest,
+    PromptsRequest,
+    Sampling,
+    WeightSpan,
+)
+from rollout_service.queue_records import request_digest
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -16,8 +26,8 @@ def queue(request, tmp_path):
     queue.close()
 
 
-def send(queue, *names, **fields):
-    groups = [GroupRequest(id=name, prompt_token_ids=[1, 2]) for name in names]
+def send(queue, *names, prompt=(1, 2), **fields):
+    groups = [GroupRequest(id=name, prompt_token_ids=list(prompt), metadata={"name": name}) for name in names]
     return queue.add(PromptsRequest(groups=groups, **fields), groups)
 
 
@@ -121,7 +131,7 @@ def test_higher_priorities_come_first_and_equal_ones_in_the_order_of_arrival(que
 def test_a_group_that_is_cancelled_while_it_is_generated_no_longer_waits(queue):
     send(queue, "a", "b")
     arrival = queue.next_waiting().arrival
-    queue.cancel("")
+    assert queue.cancel("") == (2, [arrival])
     assert (queue.status().waiting, queue.status().generating) == (0, 1)
     queue.give_back(arrival)
     assert (queue.status().waiting, queue.status().generating) == (0, 0)
@@ -211,3 +221,213 @@ def test_a_failed_write_leaves_the_queue_as_it_was(queue):
     queue.database.execute("PRAGMA query_only = OFF")
     queue.finish(waiting.arrival, finished("a"), 0)
     assert names(lease(queue)) == ["a"]
+
+
+def fail(queue, reason="ValueError: too long"):
+    arrival = queue.next_waiting().arrival
+    queue.fail(arrival, reason)
+
+
+def failures(batch):
+    return {group.id: group.error for group in batch.failed}
+
+
+def test_a_failed_group_is_handed_out_with_its_reason_once_and_never_generated_again(queue):
+    send(queue, "bad", "good")
+    fail(queue)
+    assert generate(queue) == ["good"]
+    assert (queue.status().failed, queue.status().waiting) == (1, 0)
+    batch = lease(queue)
+    assert (names(batch), failures(batch)) == (["good"], {"bad": "ValueError: too long"})
+    assert batch.failed[0].metadata == {"name": "bad"}
+    assert "1 failed" in batch.short
+    assert (queue.status().failed, queue.status().leased) == (0, 2)
+    assert lease(queue).lease is None
+    assert queue.acknowledge(batch.lease, ["bad"]).groups == ["bad"]
+    assert send(queue, "bad").acknowledged == ["bad"]
+    assert queue.release(batch.lease, None).groups == ["good"]
+    assert generate(queue) == []
+
+
+def test_a_lease_of_failed_groups_alone_ends_as_any_other(queue):
+    send(queue, "bad")
+    fail(queue)
+    batch = lease(queue, seconds=0.01)
+    assert (batch.groups, failures(batch).keys()) == ([], {"bad"})
+    time.sleep(0.02)
+    assert queue.expire_leases() == 1
+    again = lease(queue)
+    assert failures(again).keys() == {"bad"}
+    assert queue.extend(again.lease, 10.0).groups == ["bad"]
+    assert queue.release(again.lease, None).groups == ["bad"]
+    assert failures(lease(queue)).keys() == {"bad"}
+    assert queue.release_run("") == 1
+    assert queue.cancel("") == (1, [])
+    assert lease(queue).lease is None
+
+
+def test_failed_groups_are_of_their_run_and_are_there_after_a_kill(tmp_path):
+    queue = BatchQueue(tmp_path / "queue.sqlite", capacity=9, disk_mib=64)
+    send(queue, "bad", run="one")
+    fail(queue)
+    again = BatchQueue(tmp_path / "queue.sqlite", capacity=9, disk_mib=64)
+    assert again.next_waiting() is None
+    assert lease(again, run="two").lease is None
+    assert failures(lease(again, run="one")).keys() == {"bad"}
+
+
+def test_a_failure_ends_the_wait_for_a_batch_once_nothing_of_its_run_is_to_come(queue):
+    send(queue, "bad", "a", "b")
+    send(queue, "c", run="another")
+    wanted = LeaseRequest(groups=3)
+    fail(queue)
+    assert queue.should_wait(wanted, 0)
+    generate(queue, count=1)
+    assert queue.should_wait(wanted, 0), "a batch that can become fuller is not cut short"
+    generate(queue, count=1)
+    assert not queue.should_wait(wanted, 0)
+    assert queue.should_wait(LeaseRequest(groups=1, run="another"), 0)
+    lease(queue)
+    assert queue.should_wait(wanted, 0), "the failure is told: there may be more prompts"
+
+
+def test_rounds_of_dead_engines_are_counted_through_a_restart_and_suspects_can_be_left_waiting(tmp_path):
+    queue = BatchQueue(tmp_path / "queue.sqlite", capacity=9, disk_mib=64)
+    send(queue, "deadly", "other")
+    arrival = queue.next_waiting().arrival
+    assert queue.engines_died(arrival) == 1
+    queue.give_back(arrival)
+    again = BatchQueue(tmp_path / "queue.sqlite", capacity=9, disk_mib=64)
+    assert again.next_waiting(suspects=False).request.id == "other"
+    assert again.next_waiting(suspects=False) is None
+    assert again.next_waiting().rounds == 1
+    assert again.engines_died(arrival) == 2
+    again.cancel("")
+    assert again.engines_died(arrival) == 0
+
+
+def test_an_id_that_comes_again_with_another_prompt_is_an_error_wherever_its_group_is(queue):
+    send(queue, "a", "b")
+
+    def refused():
+        with pytest.raises(OtherRequest) as other:
+            send(queue, "new", "a", prompt=(1, 3))
+        assert other.value.positions == [1]
+        assert send(queue, "a").known == 1
+
+    refused()
+    generate(queue)
+    refused()
+    batch = lease(queue)
+    refused()
+    queue.acknowledge(batch.lease, None)
+    refused()
+    assert queue.next_waiting() is None, "nothing of a refused request was taken"
+    assert send(queue, "a", run="another", prompt=(1, 3)).accepted == 1
+
+
+def test_requests_that_ask_for_the_same_have_the_same_digest():
+    group = GroupRequest(id="a", prompt_token_ids=[1], metadata={"x": 1, "y": 2})
+    assert request_digest(group) == request_digest(GroupRequest(
+        id="a", prompt_token_ids=[1], n=1, sampling=Sampling(temperature=1.0), metadata={"y": 2, "x": 1}
+    ))  # fmt: skip
+    changes = ({"n": 2}, {"prompt_token_ids": [2]}, {"sampling": Sampling(seed=1)}, {"metadata": {"x": 2, "y": 2}})
+    assert len({request_digest(group.model_copy(update=change)) for change in ({}, *changes)}) == 5
+
+
+def test_the_largest_numbers_that_the_interface_takes_overflow_nothing(queue):
+    send(queue, "a", priority=2**31 - 1, max_staleness=MAX_VERSION)
+    send(queue, "b", priority=-(2**31), max_staleness=MAX_VERSION)
+    for arrival in (queue.next_waiting().arrival, queue.next_waiting().arrival):
+        queue.finish(arrival, finished("a" if arrival == 1 else "b", version=MAX_VERSION - 1), MAX_VERSION)
+    queue.drop_stale(MAX_VERSION)
+    queue.drop_stale(0)
+    queue.count(dropped=MAX_VERSION, wasted_tokens=MAX_VERSION)
+    request = LeaseRequest(groups=4096, max_staleness=MAX_VERSION, version=MAX_VERSION, wait=600.0, seconds=86400.0)
+    for version in (0, MAX_VERSION):
+        assert queue.available(request, version) == 2
+    batch = queue.lease(request, MAX_VERSION)
+    assert names(batch) == ["a", "b"]
+    queue.extend(batch.lease, 86400.0)
+    queue.release(batch.lease, None)
+    assert names(lease(queue, version=MAX_VERSION, max_staleness=0)) == []
+    status = queue.status()
+    assert status.dropped == MAX_VERSION + 2
+    assert status.tokens_wasted == MAX_VERSION + 10
+
+
+def test_a_request_that_another_version_stored_is_read_or_failed_and_holds_nothing_up(queue):
+    failed = []
+    queue.on_failed = lambda name, reason: failed.append((name, reason))
+    send(queue, "bad", "newer", "good")
+    change = "UPDATE requests SET body = ? WHERE arrival = ?"
+    queue.database.execute(change, ('{"id": "bad", "prompt_token_ids": "1, 2", "metadata": {}}', 1))
+    queue.database.execute(change, ('{"id": "newer", "prompt_token_ids": [1], "sampling": {"new": 1}, "new": 2}', 2))
+    assert generate(queue) == ["newer", "good"]
+    ((name, reason),) = failed
+    assert name == "bad"
+    assert reason == "the stored request cannot be read: prompt_token_ids: Input should be a valid array"
+    assert failures(lease(queue)) == {"bad": reason}
+
+
+def test_a_result_that_another_version_stored_is_read_or_failed_and_holds_nothing_up(queue):
+    failed = []
+    queue.on_failed = lambda name, reason: failed.append(name)
+    send(queue, "bad", "newer", "good")
+    generate(queue)
+    queue.database.execute("UPDATE results SET body = '{}' WHERE arrival = 1")
+    queue.database.execute("UPDATE results SET body = json_set(body, '$.new', 1) WHERE arrival = 2")
+    batch = lease(queue)
+    assert names(batch) == ["newer", "good"]
+    assert failures(batch) == {"bad": "the stored result cannot be read: id: Field required"}
+    assert failed == ["bad"]
+
+
+def test_the_file_of_an_older_version_is_taken_over(tmp_path):
+    file = tmp_path / "queue.sqlite"
+    older = sqlite3.connect(file)
+    older.executescript("""
+        CREATE TABLE groups (
+          arrival INTEGER PRIMARY KEY AUTOINCREMENT, run TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL,
+          priority INTEGER NOT NULL, max_staleness INTEGER, oldest INTEGER, tokens INTEGER, finished REAL, lease TEXT,
+          UNIQUE (run, id));
+        CREATE TABLE counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+        INSERT INTO counts VALUES ('dropped', 3), ('wasted_tokens', 4);
+        CREATE TABLE requests (arrival INTEGER PRIMARY KEY, body TEXT NOT NULL);
+        INSERT INTO groups (run, id, state, priority) VALUES ('', 'done', 'acknowledged', 0), ('', 'a', 'waiting', 0);
+        INSERT INTO requests VALUES (2, '{"id": "a", "prompt_token_ids": [1, 2]}');
+    """)
+    older.close()
+    for _ in range(2):
+        queue = BatchQueue(file, capacity=9, disk_mib=64)
+        assert (queue.status().acknowledged, queue.status().waiting, queue.status().dropped) == (1, 1, 3)
+        assert send(queue, "done", "a").model_dump() == {"accepted": 0, "known": 2, "acknowledged": ["done"]}
+        queue.close()
+    assert generate(BatchQueue(file, capacity=9, disk_mib=64)) == ["a"]
+
+
+def test_what_is_remembered_is_bounded_and_the_newest_ids_are_known(tmp_path, monkeypatch):
+    monkeypatch.setattr("rollout_service.queue_database.LOG_ROWS", 50)
+    monkeypatch.setattr("rollout_service.queue_database.REMEMBERED", 20)
+    queue = BatchQueue(None, capacity=8, disk_mib=64)
+    for i in range(40):
+        send(queue, f"{i}")
+        generate(queue)
+        queue.acknowledge(lease(queue).lease, None)
+    assert [line["id"] for line in queue.log()][-4:] == ["39"] * 4
+    assert len(list(queue.log())) == 50
+    assert send(queue, *(f"{i}" for i in range(20, 40))).known == 20
+    assert send(queue, "19").accepted == 1, "an id that was forgotten is a new group"
+    assert queue.status().acknowledged == 40, "all are counted"
+
+
+def test_a_small_disk_is_never_filled_by_what_is_remembered():
+    queue = BatchQueue(None, capacity=1000, disk_mib=1)
+    for first in range(0, 40_000, 1000):
+        group = [(f"run-{first:028d}", f"group-{first + i:026d}") for i in range(1000)]
+        with queue.tables.transaction():
+            for event in ("accepted", "finished", "leased", "acknowledged"):
+                queue.tables.log(event, group, lease="f" * 32, version=first)
+            queue.tables.remember([(*names, b"d" * 16) for names in group])
+    assert queue.tables.filled() < 0.5
+    assert send(queue, "a").accepted == 1

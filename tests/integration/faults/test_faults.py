@@ -27,7 +27,8 @@ from rollout_service.batches import BatchQueue
 from rollout_service.client import RolloutClient
 from rollout_service.protocol import GroupRequest, Sampling
 
-QUOTA_MIB = 4
+QUOTA_MIB = 8
+"""the log keeps 16,384 lines then, and 100 faults write some 11,000"""
 SMALL_RUN = (
     "--prompts_per_step", "4", "--completions", "4", "--sampling.max_tokens", "96", "--learning_rate", "3e-5",
     "--steps", "100000", "--threads", "1", "--evaluate_every", "0", "--checkpoint_every", "2",

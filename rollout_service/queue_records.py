@@ -1,0 +1,51 @@
+"""What the queue's database holds of a group: reading it back, and telling one request from another.
+
+Another version of the service may have written it. So unknown fields are left out, and what still cannot be read is one
+group's failure.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import ValidationError
+
+from rollout_service.protocol import Group, GroupRequest
+
+
+def request_digest(group: GroupRequest) -> bytes:
+    """16 bytes that tell an admitted request from another one. Fields at their defaults are left out: a field that a
+    newer version adds does not change the digests of what was sent before."""
+    fields = group.model_dump(mode="json", exclude_defaults=True)
+    return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).digest()
+
+
+def stored_request(body: str) -> GroupRequest:
+    """Raises ValidationError."""
+    return GroupRequest.model_validate_json(body, extra="ignore")
+
+
+def stored_metadata(body: str) -> dict[str, Any]:
+    """Of a stored request; empty when that cannot be read."""
+    try:
+        return stored_request(body).metadata
+    except ValidationError:
+        return {}
+
+
+def stored_results(rows: Iterable[tuple[int, str, str]]) -> tuple[dict[int, Group], dict[int, str]]:
+    """Of (arrival, id, body): the finished groups by arrival, and why others cannot be read."""
+    groups, unreadable = {}, {}
+    for arrival, _, body in rows:
+        try:
+            groups[arrival] = Group.model_validate_json(body, extra="ignore")
+        except ValidationError as error:
+            unreadable[arrival] = f"the stored result cannot be read: {what_is_wrong(error)}"
+    return groups, unreadable
+
+
+def what_is_wrong(error: ValidationError) -> str:
+    """The first field that is wrong, in one line."""
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"

@@ -1,0 +1,123 @@
+"""One group through the fleet: what an engine's answer, refusal, death and cancellation come to. No Ray is started."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+
+from rollout_service.engine import NotStarted
+from rollout_service.fleet import Fleet
+from rollout_service.member import EnginesDied, GroupFailed, Member
+from rollout_service.protocol import Group, GroupRequest, Sampling
+
+
+def refusal(cause):
+    """As an awaited call of an actor raises it."""
+    return RayTaskError("generate", "Traceback ...", cause, "ray::Engine", 1, "127.0.0.1").as_instanceof_cause()
+
+
+class Actor:
+    """Its `generate` ends with the next outcome, after `seconds`."""
+
+    def __init__(self, *outcomes, seconds=0.0):
+        self.outcomes, self.seconds, self.calls = list(outcomes), seconds, 0
+        self.generate = SimpleNamespace(remote=self._generate)
+        self.abort = SimpleNamespace(remote=lambda key: None)
+
+    async def _generate(self, group, key):
+        self.calls += 1
+        await asyncio.sleep(self.seconds)
+        outcome = self.outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+
+def fleet(*actors):
+    """Without its start: all are in service, and come back at once."""
+    fleet = object.__new__(Fleet)
+    fleet.members = [Member(i, actor) for i, actor in enumerate(actors)]
+    fleet.wasted_tokens, fleet._counting, fleet._change = 0, set(), asyncio.Condition()
+
+    async def least_loaded():
+        return min(fleet.members, key=lambda member: (not member.in_service, member.load))
+
+    fleet._least_loaded = least_loaded
+    for member in fleet.members:
+        member.in_service = True
+    return fleet
+
+
+REQUEST = GroupRequest(id="a", prompt_token_ids=[1], n=4)
+GROUP = Group(id="a", prompt_token_ids=[1], completions=[], sampling=Sampling(), engine=0)
+
+
+async def test_a_group_that_an_engine_refuses_fails_at_once_with_its_reason_in_one_line():
+    actor = Actor(refusal(ValueError("The prompt\n  is too long")))
+    with pytest.raises(GroupFailed) as failed:
+        await fleet(actor).generate(REQUEST)
+    assert str(failed.value) == "ValueError: The prompt is too long"
+    assert actor.calls == 1
+
+
+async def test_a_reason_is_short_whatever_the_engine_says():
+    with pytest.raises(GroupFailed) as failed:
+        await fleet(Actor(refusal(ValueError("x" * 10_000)))).generate(REQUEST)
+    assert len(str(failed.value)) == 500
+
+
+async def test_an_engine_that_dies_is_no_refusal():
+    here = fleet(Actor(ActorDiedError()), Actor(GROUP))
+    assert await here.generate(REQUEST) == GROUP
+    assert [member.in_service for member in here.members] == [False, True]
+
+
+async def test_a_new_actor_that_has_not_started_is_no_refusal():
+    here = fleet(Actor(refusal(NotStarted())), Actor(GROUP))
+    assert await here.generate(REQUEST) == GROUP
+    assert [member.in_service for member in here.members] == [False, True]
+
+
+async def test_an_answer_that_is_lost_is_asked_for_again():
+    actor = Actor(ObjectLostError("00", None, ""), GROUP)
+    assert await fleet(actor).generate(REQUEST) == GROUP
+
+
+async def test_engines_that_die_again_and_again_end_the_attempts():
+    actor = Actor(ActorDiedError(), refusal(NotStarted()), ActorDiedError(), GROUP)
+    with pytest.raises(EnginesDied, match="group a: its engine died 3 times in a row"):
+        await fleet(actor).generate(REQUEST)
+    assert actor.calls == 3
+
+
+@pytest.mark.parametrize("outcome", [GROUP, refusal(ValueError("no"))], ids=["finished", "refused"])
+async def test_an_engine_is_idle_again_when_a_group_has_ended(outcome):
+    here = fleet(Actor(outcome, seconds=0.05))
+    (member,) = here.members
+    task = asyncio.create_task(here.generate(REQUEST))
+    await asyncio.sleep(0.02)
+    assert member.load == 4
+    busy = member.idle_seconds()
+    await asyncio.sleep(0.02)
+    assert member.idle_seconds() == busy, "it stands still while a group is generated"
+    await asyncio.wait({task})
+    task.exception()
+    assert (member.load, member.idle_seconds()) == (0, pytest.approx(busy, abs=0.01))
+    began, before = time.monotonic(), member.idle_seconds()
+    await asyncio.sleep(0.05)
+    assert member.idle_seconds() - before == pytest.approx(time.monotonic() - began, abs=0.01)
+
+
+async def test_an_engine_is_idle_again_when_a_group_was_cancelled():
+    here = fleet(Actor(GROUP, seconds=10.0))
+    (member,) = here.members
+    task = asyncio.create_task(here.generate(REQUEST))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.wait({task})
+    before = member.idle_seconds()
+    await asyncio.sleep(0.03)
+    assert member.load == 0
+    assert member.idle_seconds() >= before + 0.03
