@@ -1,5 +1,6 @@
 """GET /v1/speculation: the engines' counts, summed over engines, and the ratios over them."""
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,29 +26,28 @@ def speculation_status(
     alarms: list[SpeculationAlarm],
     schedules: list[DraftSchedule],
 ) -> SpeculationStatus:
-    """`rows`: one an engine and pair of versions, as `Engine.speculation` gives them; `drafter_since`: the policy
-    version that each drafter version came to; `contexts`: one an engine, as `Engine.context_acceptance` gives them."""
+    """`rows`: one an engine and pair of versions, and one an engine of older pairs, as `Engine.speculation` gives them;
+    `drafter_since`: the policy version that each drafter version came to; `contexts`: one an engine, as
+    `Engine.context_acceptance` gives them. The totals are of all rows; the others of the pairs that are known."""
     if drafter.kind == "none":
         return SpeculationStatus(drafters=[], alarms=alarms)
-    ages = [row["policy_version"] - drafter_since.get(row["drafter_version"], 0) for row in rows]
-    by_age = [
-        AgedAcceptance(
-            drafter_age=age, **_summed([r for r, its in zip(rows, ages, strict=True) if its == age]).model_dump()
-        )
-        for age in sorted(set(ages))
-    ]
+    pairs: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
+    ages: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        policy, draft = row["policy_version"], row["drafter_version"]
+        if policy is None:
+            continue
+        pairs[policy, draft].append(row)
+        if draft in drafter_since:
+            ages[policy - drafter_since[draft]].append(row)
+    by_age = [AgedAcceptance(drafter_age=age, **_summed(ages[age]).model_dump()) for age in sorted(ages)]
     by_context = [
         _of_context(floor, total(Acceptance(0, of_engine[floor]) for of_engine in contexts if floor in of_engine))
         for floor in sorted({floor for of_engine in contexts for floor in of_engine})
     ]
-    pairs = sorted({(row["policy_version"], row["drafter_version"]) for row in rows})
     by_version = [
-        VersionedAcceptance(
-            policy_version=policy,
-            drafter_version=draft,
-            **_summed([r for r in rows if (r["policy_version"], r["drafter_version"]) == (policy, draft)]).model_dump(),
-        )
-        for policy, draft in pairs
+        VersionedAcceptance(policy_version=pair[0], drafter_version=pair[1], **_summed(pairs[pair]).model_dump())
+        for pair in sorted(pairs)
     ]
     return SpeculationStatus(
         drafters=[

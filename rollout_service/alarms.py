@@ -7,7 +7,7 @@ After every push
 - once enough draft steps are counted, the acceptance rate is compared with that of the versions before.
 
 An alarm is raised once for its versions: a log line, the counter `rollout_speculation_alarms_total{kind}`, and an entry
-of GET /v1/speculation.
+of GET /v1/speculation, which shows the newest ALARMS_KEPT.
 """
 
 import logging
@@ -21,11 +21,16 @@ from rollout_service.protocol import AlarmKind, SpeculationAlarm, WeightsOf
 
 logger = logging.getLogger("rollout_service")
 
+ALARMS_KEPT = 100
+FALLS_KEPT = 1000
+"""pairs of versions whose fall was told; more than the engines count apart"""
+
 
 class Alarms:
     def __init__(self, config: AlarmConfig, on_alarm: Callable[[AlarmKind], None] = lambda kind: None):
         self.config, self.on_alarm = config, on_alarm
         self.raised: list[SpeculationAlarm] = []
+        self._fallen: dict[tuple[int, int], None] = {}  # pairs of versions whose fall was told, in that order
 
     def after_push(
         self,
@@ -59,13 +64,15 @@ class Alarms:
         self._raise("checksum", of, policy, drafter, f"engine {engine}, {of} version {version}: {error}")
 
     def check_acceptance(self, rows: Sequence[dict[str, Any]]) -> None:
-        """`rows` as `Fleet.speculation` gives them. Both versions only grow: their order is that of the pushes."""
+        """`rows` as `Fleet.speculation` gives them. Both versions only grow: their order is that of the pushes. Rows of
+        pairs that are no longer counted apart were judged when they were."""
 
         def versions(row: dict[str, Any]) -> tuple[int, int]:
             return row["policy_version"], row["drafter_version"]
 
+        counted_apart = [row for row in rows if row["policy_version"] is not None]
         before: tuple[tuple[int, int], float] | None = None
-        for pair, of_pair in groupby(sorted(rows, key=versions), key=versions):
+        for pair, of_pair in groupby(sorted(counted_apart, key=versions), key=versions):
             counts = list(of_pair)
             # Of the first draft of each step: that of all drafts falls as well when a schedule makes drafts longer.
             steps, accepted = (sum(r["draft_steps"] for r in counts), sum(r["accepted_by_position"][0] for r in counts))
@@ -77,6 +84,11 @@ class Alarms:
             before = pair, rate
 
     def _acceptance_fell(self, before: tuple[tuple[int, int], float], pair: tuple[int, int], rate: float) -> None:
+        if pair in self._fallen:
+            return
+        self._fallen[pair] = None
+        if len(self._fallen) > FALLS_KEPT:
+            del self._fallen[next(iter(self._fallen))]
         (policy, drafter), of = pair, "drafter" if pair[1] != before[0][1] else "policy"
         message = (
             f"the acceptance rate of first drafts fell by {1.0 - rate / before[1]:.0%}, from {before[1]:.3f} with "
@@ -88,8 +100,6 @@ class Alarms:
 
     def _raise(self, kind: AlarmKind, of: WeightsOf, policy: int, drafter: int, message: str) -> None:
         alarm = SpeculationAlarm(kind=kind, of=of, policy_version=policy, drafter_version=drafter, message=message)
-        known = [(a.kind, a.policy_version, a.drafter_version) for a in self.raised if kind == "acceptance_fell"]
-        if (kind, policy, drafter) not in known:
-            self.raised.append(alarm)
-            self.on_alarm(kind)
-            logger.error("alarm, %s: %s", kind, message)
+        self.raised = [*self.raised, alarm][-ALARMS_KEPT:]
+        self.on_alarm(kind)
+        logger.error("alarm, %s: %s", kind, message)

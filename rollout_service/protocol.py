@@ -237,7 +237,8 @@ class PromptsStatus(WireType):
     known: int
     """groups sent before, left as they are"""
     acknowledged: list[str] = Field(default_factory=list)
-    """those of them that were acknowledged: they will not be handed out again"""
+    """those of them that were acknowledged: they will not be handed out again. The service remembers the newest 100,000
+    acknowledged ids, fewer on a small disk; an older one that is sent again is a new group"""
 
 
 class LeaseRequest(WireType):
@@ -308,6 +309,7 @@ class BatchesStatus(WireType):
     finished: int
     leased: int
     acknowledged: int
+    """all that ever were"""
     capacity: int
     """groups that may be in the queue, acknowledged ones not counted"""
     oldest_seconds: float
@@ -427,7 +429,9 @@ class DrafterAcceptance(AcceptanceCounts):
     draft_sampling: str
     verification: str
     by_version: list[VersionedAcceptance]
+    """of the newest versions; the totals are of all"""
     by_age: list[AgedAcceptance] = Field(default_factory=list)
+    """of the same versions, where it is known when their drafter came"""
     by_context_length: list[ContextAcceptance] = Field(default_factory=list)
 
 
@@ -473,4 +477,4 @@ class SpeculationStatus(WireType):
     schedules: list[DraftSchedule] = Field(default_factory=list)
     """one an engine in service"""
     alarms: list[SpeculationAlarm] = Field(default_factory=list)
-    """since the start, earliest first"""
+    """the newest, earliest first"""

@@ -27,6 +27,9 @@ from rollout_service.weights import RefusedUpdate, WeightStore, check_received
 
 logger = logging.getLogger("rollout_service")
 
+DRAFTERS_KEPT = 256
+"""drafter versions whose age is known: more than an engine counts apart"""
+
 
 class Pushes:
     """Use: `await fleet.pushes.push("policy", version, file, checksum)`."""
@@ -38,7 +41,7 @@ class Pushes:
         """held during a push, and while an engine starts again"""
         self.on_published: Callable[[WeightsOf, int], None] = lambda of, version: None
         self.drafter_since: dict[int, int] = {0: 0}
-        """drafter versions, and the policy version that was in service when each came"""
+        """the newest drafter versions, and the policy version that was in service when each came"""
         self._newest: dict[WeightsOf, int] = {}
 
     def take_up_kept(self) -> None:
@@ -108,7 +111,7 @@ class Pushes:
         self._forget_all_but_published(of)
         policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
         if of == "drafter":
-            self.drafter_since[version] = policy
+            self.drafter_since = dict([*self.drafter_since.items(), (version, policy)][-DRAFTERS_KEPT:])
         self.alarms.after_push(of, policy, drafter, is_new=is_new, loaded=loaded)
         for member, error in failed:
             if isinstance(error, DifferentBytes):

@@ -1,10 +1,17 @@
-"""Speculation counts of one engine by weight version, fed by vLLM's own statistics after every step."""
+"""Speculation counts of one engine by weight version, fed by vLLM's own statistics after every step.
+
+The newest VERSIONS_KEPT pairs of versions have counts of their own. Those of older pairs are one sum. So totals stay
+exact, and a run of many versions takes no more memory and time than a short one.
+"""
 
 from typing import Any, NamedTuple
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from drafters.acceptance import Acceptance, by_context_length
+
+VERSIONS_KEPT = 64
+"""pairs of policy and drafter version that are counted apart"""
 
 
 class Versions(NamedTuple):
@@ -18,6 +25,8 @@ class SpeculationCounts(StatLoggerBase):
     def __init__(self, versions: Versions):
         self.versions = versions
         self.by_version: dict[Versions, dict[str, Any]] = {}
+        """oldest first: versions only grow"""
+        self.older: dict[str, Any] | None = None
         self.by_context: dict[int, Acceptance] = {}
 
     def record(
@@ -26,14 +35,15 @@ class SpeculationCounts(StatLoggerBase):
         step = scheduler_stats and scheduler_stats.spec_decoding_stats
         if not step:
             return
-        k = len(step.num_accepted_tokens_per_pos)
-        zero = {"draft_steps": 0, "drafted": 0, "accepted": 0, "accepted_by_position": [0] * k}
-        counts = self.by_version.setdefault(self.versions, zero)
-        counts["draft_steps"] += step.num_drafts
-        counts["drafted"] += step.num_draft_tokens
-        counts["accepted"] += step.num_accepted_tokens
-        per_position = zip(counts["accepted_by_position"], step.num_accepted_tokens_per_pos, strict=True)
-        counts["accepted_by_position"] = [a + b for a, b in per_position]
+        more = {
+            "draft_steps": step.num_drafts,
+            "drafted": step.num_draft_tokens,
+            "accepted": step.num_accepted_tokens,
+            "accepted_by_position": list(step.num_accepted_tokens_per_pos),
+        }
+        self.by_version[self.versions] = _sum(self.by_version.get(self.versions), more)
+        if len(self.by_version) > VERSIONS_KEPT:
+            self.older = _sum(self.older, self.by_version.pop(next(iter(self.by_version))))
 
     def add_contexts(self, prompt_tokens: int, steps: list[tuple[int, int]]) -> None:
         """Count a finished completion's draft steps, (drafted, accepted), by their context length."""
@@ -43,12 +53,24 @@ class SpeculationCounts(StatLoggerBase):
     def forget(self) -> None:
         """What was drafted to measure costs is nobody's acceptance."""
         self.by_version.clear()
+        self.older = None
 
     def log_engine_initialized(self) -> None:
         pass
 
     def rows(self) -> list[dict[str, Any]]:
-        return [
+        """One a pair of versions, and one of all older pairs, whose versions are None."""
+        rows = [
             {"policy_version": v.policy, "drafter_version": v.drafter, **counts}
             for v, counts in self.by_version.items()
         ]
+        older = [{"policy_version": None, "drafter_version": None, **self.older}] if self.older else []
+        return older + rows
+
+
+def _sum(counts: dict[str, Any] | None, more: dict[str, Any]) -> dict[str, Any]:
+    if counts is None:
+        return more
+    per_position = zip(counts["accepted_by_position"], more["accepted_by_position"], strict=True)
+    sums = {key: counts[key] + more[key] for key in ("draft_steps", "drafted", "accepted")}
+    return sums | {"accepted_by_position": [a + b for a, b in per_position]}

@@ -2,12 +2,14 @@
 
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from drafters.acceptance import Acceptance, by_context_length, length_at, length_interval, total
 from drafters.drafter import DrafterConfig
 from rollout_service.acceptance_report import speculation_status
+from rollout_service.speculation_stats import SpeculationCounts, Versions
 
 
 def test_ratios_are_those_of_a_hand_computed_example():
@@ -77,6 +79,35 @@ def test_the_report_sums_engines_and_keeps_versions_apart():
     assert [(c.from_tokens, c.draft_steps, c.accepted) for c in mtp.by_context_length] == [(8, 4, 4), (16, 4, 6)]
     assert mtp.by_context_length[1].acceptance_length == pytest.approx(1 + 6 / 4)
     assert speculation_status(DrafterConfig(kind="none"), [], {0: 0}, [], [], []).drafters == []
+
+
+def step(accepted):
+    """What vLLM says of one scheduler step with a draft of two tokens."""
+    at = [int(accepted > i) for i in range(2)]
+    drafts = SimpleNamespace(
+        num_drafts=1, num_draft_tokens=2, num_accepted_tokens=accepted, num_accepted_tokens_per_pos=at
+    )
+    return SimpleNamespace(spec_decoding_stats=drafts)
+
+
+def test_counts_of_many_versions_are_bounded_and_their_totals_exact():
+    counts = SpeculationCounts(Versions(0, 0))
+    for version in range(1000):
+        counts.versions = Versions(version, version // 10)
+        counts.record(step(accepted=2), None)
+        counts.record(step(accepted=0), None)
+    rows = counts.rows()
+    assert len(rows) == 65
+    since = {drafter: 10 * drafter for drafter in range(97, 100)}
+    status = speculation_status(DrafterConfig(kind="mtp", draft_tokens=2), [*rows, *rows], since, [], [], [])
+    (mtp,) = status.drafters
+    assert (mtp.draft_steps, mtp.drafted, mtp.accepted) == (4000, 8000, 4000)
+    assert mtp.accepted_by_position == [2000, 2000]
+    assert [v.policy_version for v in mtp.by_version] == list(range(936, 1000)), "the newest, each by itself"
+    assert {v.draft_steps for v in mtp.by_version} == {4}
+    assert [(a.drafter_age, a.draft_steps) for a in mtp.by_age] == [(age, 12) for age in range(10)]
+    counts.forget()
+    assert counts.rows() == []
 
 
 def test_the_length_at_a_draft_length_does_not_depend_on_how_long_the_drafts_were():

@@ -90,6 +90,19 @@ def test_a_bad_drafters_push_is_told_from_a_policys(alarms):
     assert [(a.of, a.drafter_version) for a in alarms.raised] == [("drafter", 2)]
 
 
+def test_what_alarms_keep_is_bounded_and_an_old_fall_is_not_told_again(alarms):
+    for version in range(300):
+        alarms.after_push("drafter", version, version, is_new=False, loaded={})
+    assert [alarm.policy_version for alarm in alarms.raised] == list(range(200, 300)), "the newest"
+    assert len(alarms.counted) == 300, "all are counted"
+    rows = [row(1, 1, 2400), row(2, 1, 600), {**row(0, 0, 10), "policy_version": None, "drafter_version": None}]
+    alarms.check_acceptance(rows)
+    for version in range(100):
+        alarms.after_push("drafter", version, version, is_new=False, loaded={})
+    alarms.check_acceptance(rows)
+    assert alarms.counted.count("acceptance_fell") == 1
+
+
 @pytest.fixture
 def store(tmp_path):
     (tmp_path / "policy").mkdir()

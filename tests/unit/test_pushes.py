@@ -120,3 +120,12 @@ async def test_an_engine_that_alone_read_other_bytes_is_loud_and_starts_again(lo
     assert loading.killed == [loading.members[1].actor]
     assert [member.in_service for member in loading.members] == [True, False]
     assert loading.alarmed == [1]
+
+
+async def test_the_ages_of_drafters_are_known_for_the_newest_alone(loading, tmp_path, monkeypatch):
+    monkeypatch.setattr("rollout_service.pushes.DRAFTERS_KEPT", 2)
+    engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
+    loading.store.sets["drafter"] = WeightSet("drafter", {}, "float32")
+    for version in (1, 2, 3, 4):
+        await loading.push("drafter", version, tmp_path / str(version), SENT)
+    assert loading.drafter_since == {3: 1, 4: 1}
