@@ -188,7 +188,7 @@ class AsynchronousLoop:
                 step_metrics(
                     config, prepared, update, clock, self._overlap(clock, queue_status), step=self.state.step,
                     losslessness=self.state.losslessness, groups_replaced=batch.replaced,
-                    seconds=time.perf_counter() - started,
+                    groups_failed=batch.failed, seconds=time.perf_counter() - started,
                 )
             )  # fmt: skip
             report_drafter(self.drafter, prepared, self.state.step, self.reporter)

@@ -98,6 +98,8 @@ class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap):
     """groups whose completions all have the same reward"""
     groups_replaced: int = 0
     """by dynamic sampling, their rewards being all equal"""
+    groups_failed: int = 0
+    """that the service could not generate: left out, and in asynchronous training replaced"""
     rewards_failed: int = 0
     """completions left out because their reward raised or took too long"""
     entropy: float

@@ -6,6 +6,8 @@
   started again) changes nothing.
 - A group is acknowledged when a checkpoint holds its training: until then a trainer that dies gets it again. One that
   is handed out again although it was trained on (its lease had ended) is acknowledged, not trained on a second time.
+- A group that the service hands out as failed is told, left out, and replaced by another problem's. It is acknowledged
+  with the batch. A run whose groups all fail ends.
 - Prompts for step s are sent when the policy of step s - max_staleness is in service, and a group's oldest token says
   until which step it may be used. So the bound holds for training, and nothing is generated in vain for it.
 """
@@ -28,7 +30,7 @@ from rl_loop.rewards_pool import RewardsPool
 from rl_loop.step import teaches
 from rl_loop.tasks import Task
 from rollout_service.client import RolloutClient, RolloutError
-from rollout_service.protocol import Group, GroupRequest, LeaseRequest, PromptsRequest
+from rollout_service.protocol import Batch, FailedGroup, GroupRequest, LeaseRequest, PromptsRequest
 
 logger = logging.getLogger("rl_loop")
 T = TypeVar("T")
@@ -37,17 +39,25 @@ LEASE_WAIT = 0.2
 """seconds that one request for a batch waits in the service; between two, prompts are sent"""
 PAUSE = 1.0
 """seconds between tries while the service does not answer, unless it says how long"""
+FAILED_IN_A_ROW = 16
+"""groups that fail with none finished between them, after which a run ends; a batch's number, where that is more"""
+
+
+class EveryGroupFailed(RuntimeError):
+    """The service could generate nothing that this run asked for."""
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """A step's batch. `spent` groups came on the way and are not trained on: they teach nothing, or lost too many
-    completions."""
+    """A step's batch. `spent` groups came on the way and are not trained on: they teach nothing, lost too many
+    completions, or failed."""
 
     graded: list[GradedGroup]
     spent: list[str] = field(default_factory=list)
     replaced: int = 0
     """of the spent ones, those left out by dynamic sampling"""
+    failed: int = 0
+    """of the spent ones, those that the service could not generate"""
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +82,7 @@ class Puller(threading.Thread):
         self.ready: list[GradedGroup] = []  # graded, and in no batch yet
         self.due: dict[int, int] = {}  # the last step that may use a problem's group, if it is begun when it is sent
         self.spent: list[str] = []
-        self.replaced = 0
+        self.replaced = self.failed = self.failed_in_a_row = 0
         self.arrived: set[int] = set()  # indices leased, and not trained on yet
         self.resend = True
 
@@ -80,8 +90,8 @@ class Puller(threading.Thread):
         try:
             self._retrying(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
             while self.step < self.config.steps and not self.stopping.is_set():
-                batch = Pulled(self._collect(), self.spent, self.replaced)
-                self.spent, self.replaced = [], 0
+                batch = Pulled(self._collect(), self.spent, self.replaced, self.failed)
+                self.spent, self.replaced, self.failed = [], 0, 0
                 self._hand_over(batch)
                 self.step += 1
         except _Stopped:
@@ -119,7 +129,7 @@ class Puller(threading.Thread):
             )  # fmt: skip
             batch = self._retrying(lambda request=request: self.client.lease(request))  # type: ignore[misc]
             if batch.lease is not None:
-                self._take(batch.lease, batch.groups)
+                self._take(batch.lease, batch)
 
     def _is_awaited(self) -> bool:
         """Whether a problem is on its way whose group this step is the last to use."""
@@ -175,21 +185,24 @@ class Puller(threading.Thread):
             metadata={"split": "train", "index": index, "prompt": problem.digest},
         )  # fmt: skip
 
-    def _take(self, lease: str, groups: list[Group]) -> None:
+    def _take(self, lease: str, batch: Batch) -> None:
         ledger = self.ledger
         with ledger.lock:
-            trained = {group.id for group in groups if group.id in ledger.trained}
-            ledger.held[lease] = {group.id for group in groups}
+            ledger.held[lease] = {g.id for g in batch.groups} | {failed.id for failed in batch.failed}
+            trained = ledger.held[lease] & ledger.trained
             # Sent by a trainer that went further than the checkpoint this one goes on from.
-            ahead = max((index_of(group.id) for group in groups), default=-1)
+            ahead = max(map(index_of, ledger.held[lease]))
             self.resend |= ahead >= ledger.position
             while ledger.position <= ahead:
                 ledger.outstanding.add(ledger.position)
                 ledger.position += 1
             # One whose lease was over while it was in our hands is in them still, under this lease now; and one that
             # was trained on is acknowledged with the next checkpoint, not before one holds its training.
-            new = [g for g in groups if g.id not in trained and index_of(g.id) not in self.arrived]
-        self.arrived |= {index_of(group.id) for group in new}
+            mine = {name for name in ledger.held[lease] - trained if index_of(name) not in self.arrived}
+        self.arrived |= set(map(index_of, mine))
+        self._leave_out([failed for failed in batch.failed if failed.id in mine])
+        new = [group for group in batch.groups if group.id in mine]
+        self.failed_in_a_row = 0 if new else self.failed_in_a_row
         rewards = [
             self.pool.submit(self.task.prompt("train", index_of(group.id)), [c.text for c in group.completions])
             for group in new
@@ -202,6 +215,21 @@ class Puller(threading.Thread):
             else:
                 self.spent.append(group.id)
                 self.replaced += len(graded.rewards) > 1
+
+    def _leave_out(self, failed: list[FailedGroup]) -> None:
+        """Groups that the service could not generate. Raises EveryGroupFailed."""
+        for group in failed:
+            logger.error("group %s failed and is left out: %s", group.id, group.error)
+        self.spent += [group.id for group in failed]
+        self.failed += len(failed)
+        self.failed_in_a_row += len(failed)
+        if self.failed_in_a_row >= max(FAILED_IN_A_ROW, self.config.prompts_per_step):
+            # They are generated anew when the cause is mended and the run goes on.
+            self._retrying(lambda: self.client.cancel_prompts(self.run_name))
+            raise EveryGroupFailed(
+                f"the last {self.failed_in_a_row} groups failed, and none was finished between them; the last one, "
+                f"{failed[-1].id}: {failed[-1].error}"
+            )
 
     def _retrying(self, call: Callable[[], T]) -> T:
         """Through a service that is full, or is being started again: for `ready_timeout` seconds."""

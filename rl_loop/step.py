@@ -118,9 +118,11 @@ def step_metrics(
     step: int,
     losslessness: SurprisalSums,
     groups_replaced: int,
+    groups_failed: int,
     seconds: float,
 ) -> StepMetrics:
-    """`losslessness`: of the whole run, this step included. `groups_replaced`: by dynamic sampling."""
+    """`losslessness`: of the whole run, this step included. `groups_replaced`: by dynamic sampling.
+    `groups_failed`: at the service."""
     of_rollouts = rollout_metrics(prepared.graded, config.task.pass_threshold)
     ages = prepared.correction.staleness
     return StepMetrics(
@@ -134,6 +136,7 @@ def step_metrics(
         staleness_mean=sum(age * tokens for age, tokens in enumerate(ages)) / sum(ages),
         zero_variance_groups=prepared.advantages.zero_variance_groups,
         groups_replaced=groups_replaced,
+        groups_failed=groups_failed,
         rewards_failed=sum(g.failed for g in prepared.graded),
         entropy=prepared.scores.entropy.mean().item(),
         z=prepared.on_policy.z,

@@ -115,7 +115,7 @@ class SynchronousLoop:
                 step_metrics(
                     config, prepared, update, clock, overlap, step=self.state.step,
                     losslessness=self.state.losslessness, groups_replaced=replaced.groups,
-                    seconds=time.perf_counter() - started,
+                    groups_failed=replaced.failed, seconds=time.perf_counter() - started,
                 )
             )  # fmt: skip
             report_drafter(self.drafter, prepared, self.state.step, self.reporter)
@@ -132,8 +132,10 @@ class SynchronousLoop:
                 batch = f"train-{state.step + 1:06d}" + (f"-{replaced.rounds + 1}" if replaced.rounds else "")
                 requests = group_requests(config, batch, "train", problems, config.completions, seed_by=batch)
             with clock("generation"):
+                generated = self._generate(batch, requests, list(problems.values()))
+                replaced.failed += len(requests) - len(generated)
                 # A group with one completion left has nothing to be compared with.
-                arrived = [g for g in self._generate(batch, requests, list(problems.values())) if len(g.rewards) > 1]
+                arrived = [g for g in generated if len(g.rewards) > 1]
             if not config.dynamic_sampling:
                 return arrived, replaced
             teaching = [g for g in arrived if teaches(g)]
@@ -193,7 +195,9 @@ class SynchronousLoop:
 
 @dataclass
 class Replaced:
-    """What dynamic sampling did in a step: rounds beyond the first, and groups that were left out."""
+    """What dynamic sampling did in a step: rounds beyond the first, and groups that were left out. And `failed`: groups
+    that the service could not generate."""
 
     rounds: int = 0
     groups: int = 0
+    failed: int = 0

@@ -30,6 +30,7 @@ from rl_loop.preflight import (
     wait_until_ready,
     warn_of_memory_queue,
 )
+from rl_loop.pulling import EveryGroupFailed
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
@@ -41,7 +42,7 @@ from rollout_service.client import RolloutClient, RolloutError
 
 def run_training(config: TrainConfig, interruption: Interruption) -> None:
     """Raises PreflightError and TaskError before the first step; Interrupted, RolloutError, ReplayError and
-    httpx.TransportError also after it, as NotLossless, when a checkpoint has been left."""
+    httpx.TransportError also after it, as NotLossless and EveryGroupFailed, when a checkpoint has been left."""
     console = Console()
     transformers_logging.disable_progress_bar()  # its bars would run through the live table
     check_output(config)
@@ -59,7 +60,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
             try:
                 loop.run()
-            except (Interrupted, NotLossless, RolloutError, ReplayError, httpx.TransportError):
+            except (Interrupted, NotLossless, EveryGroupFailed, RolloutError, ReplayError, httpx.TransportError):
                 folder = loop.save()
                 console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
                 raise

@@ -9,6 +9,7 @@ them; every second push is followed by the drafter's. Prints one line an interva
 
 import argparse
 import asyncio
+import logging
 import statistics
 import sys
 import tempfile
@@ -205,6 +206,7 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="of the queue's database; a temporary one when not given")
     chosen = parser.parse_args()
+    logging.getLogger("rollout_service").setLevel(logging.CRITICAL)  # the stubs' acceptance raises alarms all the time
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         samples = asyncio.run(Soak(Path(folder), chosen.engines).run(chosen.groups, chosen.versions))

@@ -16,6 +16,7 @@ from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.preflight import warn_of_memory_queue
+from rl_loop.pulling import EveryGroupFailed
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
 from rollout_service.batches import BatchQueue, UnknownLease
@@ -26,10 +27,11 @@ from rollout_service.protocol import ErrorBody, WeightsStatus, WeightStatus
 class QueueService:
     """The client's methods over a real queue and a toy engine that generates in a thread."""
 
-    def __init__(self, file=None, delay=0.0):
+    def __init__(self, file=None, delay=0.0, refuses=lambda index: False):
+        """`refuses`: the problems, by their index, that the toy engine cannot generate."""
         self.queue = BatchQueue(file, capacity=1000, disk_mib=64)
         self.source = toys.SamplingSource(toys.llama())
-        self.lock, self.delay, self.versions = threading.RLock(), delay, []
+        self.lock, self.delay, self.versions, self.refuses = threading.RLock(), delay, [], refuses
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._generate, daemon=True)
         self.thread.start()
@@ -46,6 +48,9 @@ class QueueService:
             if waiting is not None:
                 time.sleep(self.delay)
                 with self.lock:
+                    if self.refuses(waiting.request.metadata["index"]):
+                        self.queue.fail(waiting.arrival, "ValueError: the prompt is too long")
+                        continue
                     self.queue.finish(waiting.arrival, self.source._group(waiting.request), self.source.version)
 
     def weights(self):
@@ -69,7 +74,7 @@ class QueueService:
         while True:
             with self.lock:
                 version = max(self.source.version, request.version)
-                if self.queue.available(request, version) >= request.groups or time.monotonic() > deadline:
+                if not self.queue.should_wait(request, version) or time.monotonic() > deadline:
                     return self.queue.lease(request, version)
             time.sleep(0.005)
 
@@ -233,6 +238,51 @@ def test_a_reward_that_raises_costs_its_completion_only(tmp_path, service):
         running = loop(config(tmp_path, steps=3, completions=8), service, pool)
         running.run()
     assert sum(m.rewards_failed for m in running.reporter.log.steps) > 0
+    assert running.state.step == 3
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2])
+def test_groups_that_the_service_could_not_generate_are_told_replaced_and_never_trained_on(
+    tmp_path, pool, caplog, max_staleness
+):
+    service = QueueService(refuses=lambda index: index % 4 == 1)
+    running = loop(config(tmp_path, steps=5, max_staleness=max_staleness, checkpoint_every=2), service, pool)
+    running.run()
+    service.close()
+    trained, failed = trained_on(tmp_path), in_log(service.queue, "failed")
+    assert sum(trained.values()) == len(trained) == 15
+    assert not trained & failed
+    assert set(failed) >= {f"train-{i:09d}" for i in range(1, 19, 4)}
+    assert "group train-000000001 failed and is left out: ValueError: the prompt is too long" in caplog.text
+    assert sum(m.groups_failed for m in running.reporter.log.steps) >= 5
+    acknowledged = in_log(service.queue, "acknowledged")
+    assert max(acknowledged.values()) == 1
+    assert set(trained) <= set(acknowledged)
+    assert {"train-000000001", "train-000000005"} <= set(acknowledged)
+    status = service.queue.status()
+    assert (status.waiting, status.finished, status.failed, status.leased) == (0, 0, 0, 0)
+
+
+def test_a_run_whose_groups_all_fail_ends_says_why_and_goes_on_when_the_cause_is_mended(tmp_path, pool):
+    service = QueueService(refuses=lambda index: True)
+    settings = config(tmp_path, steps=3)
+    running = loop(settings, service, pool)
+    with pytest.raises(EveryGroupFailed, match=r"the last \d\d groups failed.*: ValueError: the prompt is too long"):
+        running.run()
+    latest = running.save()
+    service.refuses = lambda index: False
+    learner = Learner(settings, load_policy(latest))
+    loop(settings, service, pool, learner, restore_checkpoint(latest, learner)).run()
+    service.close()
+    assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(9)}
+
+
+def test_failures_with_finished_groups_between_them_end_no_run(tmp_path, pool, monkeypatch):
+    monkeypatch.setattr("rl_loop.pulling.FAILED_IN_A_ROW", 3)
+    service = QueueService(refuses=lambda index: index % 2 == 1)
+    running = loop(config(tmp_path, steps=3), service, pool)
+    running.run()
+    service.close()
     assert running.state.step == 3
 
 
