@@ -200,7 +200,7 @@ class AsynchronousLoop:
 
     def _next_batch(self) -> Pulled:
         while True:
-            for thread in (self.puller, self.pusher):
+            for thread in (self.puller, self.pusher, self.heartbeat):
                 if thread.failure is not None:
                     raise thread.failure
             try:

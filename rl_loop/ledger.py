@@ -92,8 +92,15 @@ class Heartbeat(threading.Thread):
         super().__init__(name="heartbeat", daemon=True)
         self.client, self.ledger, self.seconds = client, ledger, seconds
         self.stopping = threading.Event()
+        self.failure: BaseException | None = None
 
     def run(self) -> None:
+        try:
+            self._beat()
+        except BaseException as error:  # else the leases would end, and nobody would know why
+            self.failure = error
+
+    def _beat(self) -> None:
         while not self.stopping.wait(self.seconds / 4):
             with self.ledger.lock:
                 leases = list(self.ledger.held)

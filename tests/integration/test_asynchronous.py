@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,22 @@ def prompts(run, count=4, n=4, max_staleness=None, **sampling):
     return PromptsRequest(groups=groups, run=run, max_staleness=max_staleness)
 
 
+PAUSES = 'rollout_weight_pause_seconds_count{of="policy"}'
+
+
 def versions(groups):
     return [[span.version for span in c.weight_versions] for g in groups for c in g.completions]
 
 
+def metric(client, name):
+    """The sum of its series."""
+    lines = [line for line in client.http.get("/metrics").text.split("\n") if line.startswith(name)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
 def begun(client):
     """Tokens that vLLM has generated."""
-    text = client.http.get("/metrics").text
-    lines = [line for line in text.split("\n") if line.startswith("vllm:generation_tokens_total")]
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+    return metric(client, "vllm:generation_tokens_total")
 
 
 def push_in_the_middle(client, run, **fields):
@@ -43,17 +51,32 @@ def push_in_the_middle(client, run, **fields):
 
 def test_queued_groups_cross_a_push_and_a_tight_bound_has_them_generated_again(service):
     with RolloutClient(service) as client:
+        pauses = metric(client, PAUSES)
         status, groups = push_in_the_middle(client, "loose")
         assert [status.version - 1, status.version] in versions(groups)
         assert 0.0 < status.pause <= status.seconds
-        dropped = client.batches().dropped
+        before = client.batches()
         status, groups = push_in_the_middle(client, "tight", max_staleness=0)
         assert versions(groups) == [[status.version]] * 16
         after = client.batches()
-        assert after.dropped > dropped
-        assert after.tokens_wasted > 0
-        assert after.engines_idle[0] > 0.0
-        assert 'rollout_weight_pause_seconds_count{of="policy"}' in client.http.get("/metrics").text
+        assert after.dropped > before.dropped
+        assert after.tokens_wasted > before.tokens_wasted
+        assert metric(client, PAUSES) == pauses + 2
+
+
+def test_an_engine_counts_its_idle_seconds_after_it_has_worked_and_not_while_it_works(service):
+    with RolloutClient(service) as client:
+        list(client.rollouts([GroupRequest(prompt=PROMPT, sampling=Sampling(max_tokens=2))]))
+        (idle,) = client.batches().engines_idle
+        time.sleep(0.5)
+        assert idle + 0.4 < client.batches().engines_idle[0] < idle + 2.0
+        before = begun(client)
+        client.send_prompts(prompts("work", max_tokens=300, ignore_eos=True))
+        wait_until(lambda: begun(client) > before, 30, "generation is under way")
+        (working,) = client.batches().engines_idle
+        wait_until(lambda: begun(client) > before + 500, 30, "it goes on")
+        assert client.batches().engines_idle == [working]
+        client.cancel_prompts("work")
 
 
 def test_asynchronous_training_over_http(service, tmp_path):

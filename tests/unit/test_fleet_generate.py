@@ -1,7 +1,6 @@
 """One group through the fleet: what an engine's answer, refusal, death and cancellation come to. No Ray is started."""
 
 import asyncio
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -19,16 +18,15 @@ def refusal(cause):
 
 
 class Actor:
-    """Its `generate` ends with the next outcome, after `seconds`."""
+    """Its `generate` ends with the next outcome."""
 
-    def __init__(self, *outcomes, seconds=0.0):
-        self.outcomes, self.seconds, self.calls = list(outcomes), seconds, 0
+    def __init__(self, *outcomes):
+        self.outcomes, self.calls = list(outcomes), 0
         self.generate = SimpleNamespace(remote=self._generate)
         self.abort = SimpleNamespace(remote=lambda key: None)
 
     async def _generate(self, group, key):
         self.calls += 1
-        await asyncio.sleep(self.seconds)
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
@@ -92,32 +90,40 @@ async def test_engines_that_die_again_and_again_end_the_attempts():
     assert actor.calls == 3
 
 
-@pytest.mark.parametrize("outcome", [GROUP, refusal(ValueError("no"))], ids=["finished", "refused"])
-async def test_an_engine_is_idle_again_when_a_group_has_ended(outcome):
-    here = fleet(Actor(outcome, seconds=0.05))
+@pytest.fixture
+def clock(monkeypatch):
+    """The members' clock: `clock.now` seconds."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    monkeypatch.setattr("rollout_service.member.time", clock)
+    return clock
+
+
+@pytest.mark.parametrize("end", ["finished", "refused", "cancelled"])
+async def test_an_engine_counts_as_idle_what_comes_before_and_after_a_group_however_it_ends(end, clock):
+    go = asyncio.Event()
+    actor = Actor(refusal(ValueError("no")) if end == "refused" else GROUP)
+    actor.generate.remote = lambda group, key: after(go, actor._generate(group, key))
+    here = fleet(actor)
     (member,) = here.members
+    member.idle_since = clock.now
+    clock.now += 5.0
     task = asyncio.create_task(here.generate(REQUEST))
-    await asyncio.sleep(0.02)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
     assert member.load == 4
-    busy = member.idle_seconds()
-    await asyncio.sleep(0.02)
-    assert member.idle_seconds() == busy, "it stands still while a group is generated"
+    clock.now += 3.0
+    assert member.idle_seconds() == 5.0, "it stands still while a group is generated"
+    go.set()
+    if end == "cancelled":
+        task.cancel()
     await asyncio.wait({task})
-    task.exception()
-    assert (member.load, member.idle_seconds()) == (0, pytest.approx(busy, abs=0.01))
-    began, before = time.monotonic(), member.idle_seconds()
-    await asyncio.sleep(0.05)
-    assert member.idle_seconds() - before == pytest.approx(time.monotonic() - began, abs=0.01)
+    assert (member.load, member.idle_seconds()) == (0, 5.0)
+    clock.now += 2.0
+    assert member.idle_seconds() == 7.0
+    if end != "cancelled":
+        task.exception()
 
 
-async def test_an_engine_is_idle_again_when_a_group_was_cancelled():
-    here = fleet(Actor(GROUP, seconds=10.0))
-    (member,) = here.members
-    task = asyncio.create_task(here.generate(REQUEST))
-    await asyncio.sleep(0.01)
-    task.cancel()
-    await asyncio.wait({task})
-    before = member.idle_seconds()
-    await asyncio.sleep(0.03)
-    assert member.load == 0
-    assert member.idle_seconds() >= before + 0.03
+async def after(event, call):
+    await event.wait()
+    return await call

@@ -295,6 +295,15 @@ def test_what_fails_for_good_ends_the_run(tmp_path, service, pool):
         loop(config(tmp_path), service, pool).run()
 
 
+def test_a_heartbeat_that_dies_ends_the_run(tmp_path, service, pool):
+    def broken(lease, seconds):
+        raise KeyError("no answer that the client understands")
+
+    service.extend, service.delay = broken, 0.05
+    with pytest.raises(KeyError, match="no answer"):
+        loop(config(tmp_path, steps=1000, lease_seconds=1.1), service, pool).run()
+
+
 def test_a_run_is_told_that_its_groups_would_die_with_the_service(service, tmp_path, capsys):
     warn_of_memory_queue(service, toys.config(tmp_path, mode="async"), Console())
     assert "--state" in capsys.readouterr().out

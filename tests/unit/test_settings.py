@@ -41,9 +41,12 @@ def test_dry_run_prints_the_resolved_configuration(toml, capsys):
 
 
 def test_a_secret_is_not_printed(toml, capsys):
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stop:
         read_command_line(ServiceConfig, "launch", ["--config", toml, "--token", "hush", "--dry-run"])
-    assert "hush" not in capsys.readouterr().out
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["token"] == "**********"
+    assert "hush" not in printed
 
 
 @pytest.mark.parametrize(
