@@ -154,6 +154,7 @@ class Puller(threading.Thread):
         config, ledger = self.config, self.ledger
         with ledger.lock:
             self.arrived &= ledger.outstanding
+            self.due = {index: step for index, step in self.due.items() if index in ledger.outstanding}
             to_come = sorted(ledger.outstanding - self.arrived)
             last = min(self.published() - self.versions(0) + config.max_staleness, config.steps - 1)
             wanted = (last + 1 - self.step) * config.prompts_per_step - len(self.ready) - len(to_come)

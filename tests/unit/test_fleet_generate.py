@@ -1,6 +1,8 @@
-"""One group through the fleet: what an engine's answer, refusal, death and cancellation come to. No Ray is started."""
+"""One group through the fleet: what an engine's answer, refusal, death and cancellation come to; and what watches over
+its engines. No Ray is started."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -127,3 +129,32 @@ async def test_an_engine_counts_as_idle_what_comes_before_and_after_a_group_howe
 async def after(event, call):
     await event.wait()
     return await call
+
+
+async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, caplog):
+    monkeypatch.setattr("rollout_service.tasks.AGAIN_AFTER", 0.0)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: Actor()))
+    monkeypatch.setattr("ray.remote", lambda _: made)
+    here, watched = fleet(), asyncio.Event()
+    here.config = SimpleNamespace(engines=1, model_dump=lambda **_: {})
+    here.pushes = SimpleNamespace(take_up_kept=lambda: None)
+    here.folder, here.device, here.reserved_cores, here.threads = Path(), "cpu", 1, 1
+    errors = [OSError("no space left on device")]
+
+    async def in_service(member):
+        member.in_service = True
+
+    async def watch(member):
+        if errors:
+            raise errors.pop()
+        watched.set()
+        await asyncio.Event().wait()
+
+    here._bring_into_service, here._watch = in_service, watch
+    await here.start()
+    async with asyncio.timeout(5.0):
+        await watched.wait()
+    assert "the watch of engine 0 ended with an error; it begins again" in caplog.text
+    for task in here._watchers:
+        task.cancel()

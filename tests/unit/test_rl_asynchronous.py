@@ -158,6 +158,7 @@ def test_the_reward_goes_up_and_every_group_is_trained_on_once_within_the_bound(
     assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(96)}
     assert in_log(service.queue, "acknowledged") == {f"train-{i:09d}": 1 for i in range(96)}
     assert service.versions == sorted(service.versions)
+    assert len(running.puller.due) <= 24, "of what is on its way alone, not of the whole run"
     assert [m.version for m in log.steps] == list(range(1, 13))
     status = service.queue.status()
     assert (status.waiting, status.finished, status.leased) == (0, 0, 0), "nothing is left for nobody"
