@@ -210,7 +210,8 @@ class Group(WireType):
 
 
 class PromptsRequest(WireType):
-    """Groups to generate in the background. Each needs an id of the client's; one sent again changes nothing.
+    """Groups to generate in the background. Each needs an id of the client's; one sent again changes nothing, and with
+    another request is an error.
 
     Example: `{"run": "a1", "groups": [{"id": "train-17", "prompt": "2 + 2 =", "n": 8}], "max_staleness": 2}`
     """
@@ -267,7 +268,7 @@ class Batch(WireType):
     """Finished groups under a lease."""
 
     lease: str | None
-    """None when there is no group"""
+    """None when there is no group, finished or failed"""
     groups: list[Group]
     failed: list[FailedGroup] = Field(default_factory=list)
     """of the run, under the same lease; they do not count among those asked for"""
