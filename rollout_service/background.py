@@ -18,7 +18,7 @@ from typing import TypeVar
 
 from rollout_service.batches import BatchQueue, Unavailable, Waiting
 from rollout_service.fleet import Fleet
-from rollout_service.member import EnginesDied, FleetError, GroupFailed, reason_of
+from rollout_service.member import EnginesDied, FleetError, GroupFailed, in_words
 from rollout_service.protocol import WeightsOf
 from rollout_service.tasks import kept_running
 from rollout_service.telemetry import Telemetry
@@ -123,7 +123,7 @@ class BackgroundGeneration:
             await asyncio.sleep(AGAIN_AFTER)
         except Exception as error:  # of this service: it would come again with the group
             logger.exception("group %s could not be generated", waiting.request.id)
-            await self._fail(arrival, reason_of(error))
+            await self._fail(arrival, in_words(error))
 
     async def _engines_died(self, arrival: int, error: EnginesDied) -> None:
         rounds = await self._write(lambda: self.queue.engines_died(arrival))

@@ -69,7 +69,7 @@ class DifferentBytes(RuntimeError):
 
 
 class NotStarted(RuntimeError):
-    """A new actor, which Ray made after the one before it died, was asked to generate before `start`."""
+    """The actor is a new one: the engine that was here has died, and the fleet has not started this one yet."""
 
 
 class Started(NamedTuple):

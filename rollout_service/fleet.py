@@ -24,7 +24,7 @@ from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
 from rollout_service.engine import Aborted, Engine, NotStarted
 from rollout_service.hardware import engine_environment, machine_cores, resolve_device
-from rollout_service.member import EnginesDied, FleetError, GroupFailed, Member, reason_of
+from rollout_service.member import EnginesDied, FleetError, GroupFailed, Member, in_words
 from rollout_service.protocol import DraftSchedule, Group, GroupRequest
 from rollout_service.pushes import Pushes
 from rollout_service.ray_cluster import start_ray
@@ -47,7 +47,10 @@ STOP_WITHIN = 10.0
 """seconds an engine has to end in order; then its actor is killed"""
 REPORTED: set[str] = set()
 """functions of vLLM that were replaced and reported: every engine of a machine replaces the same"""
-ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError)
+ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted)
+"""NotStarted: Ray made a new actor before the fleet noticed the death"""
+LONGEST_REASON = 500
+"""characters of why an engine refused a group: vLLM's messages may quote a whole prompt"""
 
 
 class Fleet:
@@ -209,12 +212,9 @@ class Fleet:
                 member.in_service = False
                 deaths += 1
             except RayTaskError as error:
-                if not isinstance(error.cause, NotStarted):
-                    raise GroupFailed(reason_of(error.cause)) from None
-                member.in_service = False  # Ray has made a new actor: its engine died before this group came
-                deaths += 1
+                raise GroupFailed(in_words(error)[:LONGEST_REASON]) from None
             except RayError as error:  # the answer is lost, whatever became of the engine
-                logger.warning("engine %d: group %s: %s", member.index, group.id, reason_of(error))
+                logger.warning("engine %d: group %s: %s", member.index, group.id, in_words(error))
                 deaths += 1
             finally:
                 member.add_load(-group.n)

@@ -4,7 +4,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from ray.exceptions import RayTaskError
+
 from drafters.schedule import StepCosts
+
+
+def in_words(error: BaseException) -> str:
+    """One line: an error of an actor's is its cause, without the traceback that Ray gives as its text."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
 
 
 class FleetError(RuntimeError):
@@ -17,15 +25,6 @@ class GroupFailed(FleetError):
 
 class EnginesDied(FleetError):
     """Every engine that took the group died with it."""
-
-
-LONGEST_REASON = 500
-"""characters: vLLM's messages may quote a whole prompt"""
-
-
-def reason_of(cause: BaseException) -> str:
-    """Its type and message in one line."""
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"[:LONGEST_REASON]
 
 
 @dataclass
