@@ -45,12 +45,6 @@ async def prompts(request: Request, body: PromptsRequest) -> PromptsStatus:
         for i, name in enumerate(names)
         if not name
     ]
-    first = {name: i for i, name in reversed(list(enumerate(names)))}
-    problems += [
-        Problem(field=f"groups.{i}.id", message=f"{name!r} is the id of groups.{first[name]} too")
-        for i, name in enumerate(names)
-        if name and first[name] != i
-    ]
     if problems:
         raise Refused(problems)
     groups = await asyncio.to_thread(admission.admit, RolloutRequest(groups=body.groups, model=body.model))

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from rollout_service.admission import Admission
 from rollout_service.background import BackgroundGeneration
 from rollout_service.batches import BatchQueue
 from rollout_service.client import AsyncRolloutClient, RolloutError
@@ -58,7 +59,7 @@ async def service(monkeypatch):
     app = FastAPI()
     app.state.stopping = asyncio.Event()
     app.state.background = BackgroundGeneration(fleet, BatchQueue(None, capacity=8, disk_mib=64), Telemetry())
-    app.state.admission = SimpleNamespace(admit=lambda request: request.groups)
+    app.state.admission = Admission("demo", None, vocab_size=128, context_limit=512, drafting=False, openai_fields={})
     app.include_router(batches.router)
     add_error_handlers(app)
     app.state.background.start()
