@@ -1,8 +1,11 @@
 """One request through an ASGI application, as a stream: how vLLM's own routes are reached inside an engine's actor."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
+
+logger = logging.getLogger("rollout_service")
 
 
 class ResponseStart(NamedTuple):
@@ -13,7 +16,12 @@ class ResponseStart(NamedTuple):
 async def call(app: Any, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
     """Yield one ResponseStart, then the body in pieces as the application sends them.
 
-    Closing the iterator is the client's disconnection: the application is told so, and cancelled.
+    Closing the iterator is the client's disconnection. The application is told so and ends by itself, as under a web
+    server. It is not cancelled: vLLM's routes wait for their handler in a second task, and a cancellation ends only the
+    waiting, while the handler generates to the end.
+
+    Raises what the application raises before its answer is whole. Starlette raises an error again after it has
+    answered it: such an error is only logged.
     """
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",
@@ -24,6 +32,7 @@ async def call(app: Any, method: str, path: str, headers: dict[str, str], body: 
     sent: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
     disconnected = asyncio.Event()
     requests = iter([{"type": "http.request", "body": body, "more_body": False}])
+    whole = False
 
     async def receive() -> dict[str, Any]:
         for message in requests:
@@ -31,11 +40,20 @@ async def call(app: Any, method: str, path: str, headers: dict[str, str], body: 
         await disconnected.wait()
         return {"type": "http.disconnect"}
 
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal whole
+        whole = message["type"] == "http.response.body" and not message.get("more_body", False)
+        sent.put_nowait(message)
+
     async def run() -> None:
         try:
-            await app(scope, receive, sent.put)
+            await app(scope, receive, send)
+        except Exception:
+            if not whole:
+                raise
+            logger.exception("%s %s was answered with an error", method, path)
         finally:
-            await sent.put(None)
+            sent.put_nowait(None)
 
     task = asyncio.create_task(run())
     try:
@@ -48,4 +66,4 @@ async def call(app: Any, method: str, path: str, headers: dict[str, str], body: 
         await task
     finally:
         disconnected.set()
-        task.cancel()
+        await asyncio.wait({task})

@@ -2,8 +2,9 @@
 
 import asyncio
 
+import pytest
 from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from rollout_service import asgi
 
@@ -26,7 +27,7 @@ async def test_status_headers_and_body_come_through():
     assert (await collected(app, "GET", "/nowhere", {}, b""))[0].status == 404
 
 
-async def test_pieces_arrive_as_they_are_sent_and_closing_cancels_the_application():
+async def test_pieces_arrive_as_they_are_sent_and_closing_ends_the_application():
     app = FastAPI()
     cancelled = asyncio.Event()
 
@@ -47,3 +48,51 @@ async def test_pieces_arrive_as_they_are_sent_and_closing_cancels_the_applicatio
     assert await anext(call) == b"x"
     await call.aclose()
     await asyncio.wait_for(cancelled.wait(), 5)
+
+
+async def test_closing_ends_a_handler_that_the_application_waits_for_in_a_second_task():
+    """vLLM's `with_cancellation`: a cancellation of the waiting would leave the handler running."""
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def handler():
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            ended.set()
+
+    async def app(scope, receive, send):
+        async def gone():
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+        tasks = [asyncio.create_task(handler()), asyncio.create_task(gone())]
+        _, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+
+    first = asyncio.create_task(anext(asgi.call(app, "POST", "/", {}, b"")))
+    await begun.wait()
+    first.cancel()
+    await asyncio.wait_for(ended.wait(), 1)
+
+
+async def test_an_error_that_was_answered_is_a_whole_answer_and_one_that_was_not_is_raised():
+    app = FastAPI()
+
+    @app.exception_handler(Exception)
+    async def answered(request, error):
+        return JSONResponse({"error": str(error)}, 500)
+
+    @app.get("/fails")
+    async def fails():
+        raise IndexError("no such token")
+
+    start, body = await collected(app, "GET", "/fails", {}, b"")
+    assert (start.status, body) == (500, b'{"error":"no such token"}')
+
+    async def unanswered(scope, receive, send):
+        raise IndexError("no such token")
+
+    with pytest.raises(IndexError):
+        await collected(unanswered, "GET", "/", {}, b"")
