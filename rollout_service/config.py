@@ -9,6 +9,7 @@ from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.lossless import check_engine_arguments
+from rollout_service.vllm_arguments import check_known
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -40,8 +41,9 @@ class EngineConfig(Section):
 
     @field_validator("vllm")
     @classmethod
-    def lossless(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+    def known_and_lossless(cls, arguments: dict[str, Any]) -> dict[str, Any]:
         check_engine_arguments(arguments)
+        check_known(arguments)
         return arguments
 
 

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 from drafters.registry import make_drafter
 from drafters.schedule import Range, StepCosts
 from rollout_service import asgi
+from rollout_service.cache_salt import salt_prompts
 from rollout_service.config import ServiceConfig
-from rollout_service.engine_arguments import engine_arguments, sampling_params
+from rollout_service.engine_arguments import engine_arguments, names_engine_arguments, sampling_params
 from rollout_service.imports import uncollected
+from rollout_service.openai_app import openai_app, openai_schemas
 from rollout_service.protocol import (
     Completion,
     DraftSchedule,
@@ -68,6 +70,10 @@ class DifferentBytes(RuntimeError):
     """An engine read other bytes of a version than were sent, and holds what it held before."""
 
 
+class HalfLoaded(RuntimeError):
+    """Some ranks of an engine read other bytes than were sent, and the others loaded theirs: it must not serve."""
+
+
 class NotStarted(RuntimeError):
     """The actor is a new one: the engine that was here has died, and the fleet has not started this one yet."""
 
@@ -79,6 +85,8 @@ class Started(NamedTuple):
     """functions of vLLM that were found wrong on this platform and replaced, with the reasons"""
     costs: StepCosts | None
     """of its steps, where they are measured: for the engine that takes its place"""
+    openai_schemas: dict[str, dict[str, Any]]
+    """of the bodies of vLLM's own routes, by path"""
 
 
 class Aborted(NamedTuple):
@@ -91,15 +99,17 @@ PAUSE_MODES: dict[str, Literal["abort", "wait", "keep"]] = {"drain": "wait", "re
 """vLLM's name for what happens to running completions at a weight update"""
 
 
-def ends_with_vllm(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-    """End the actor's process when vLLM's core process is found dead, so that Ray makes a new actor."""
+def of_a_started_engine(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Raise NotStarted in an empty actor. End the actor's process when vLLM's core process is found dead, so that Ray
+    makes a new actor."""
 
     @functools.wraps(method)
-    async def call(*args: Any, **kwargs: Any) -> T:
+    async def call(self: "Engine", *args: Any, **kwargs: Any) -> T:
+        self._must_be_started()
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
-            return await method(*args, **kwargs)
+            return await method(self, *args, **kwargs)
         except EngineDeadError:
             os._exit(1)
 
@@ -120,7 +130,13 @@ class Engine:
 
     async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
         """Load the checkpoint, then the pushed weights in service, if any. `costs` are those that an engine measured
-        here before."""
+        here before.
+
+        An actor that is started already ends: the fleet lost sight of it and took it for dead. What it runs is nobody's
+        any more, and a second vLLM would not fit beside it. Ray makes a new actor.
+        """
+        if self.llm is not None:
+            os._exit(1)
         with uncollected():
             from vllm.v1.engine.async_llm import AsyncLLM
             from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -142,10 +158,13 @@ class Engine:
                     super().record(*args, **more)
 
         adjustable = None if self.config.drafter.schedule == "fixed" else self.lengths.ranges
-        arguments = engine_arguments(self.config, self.model_folder, self.device, self.index, adjustable)
-        self.llm = AsyncLLM.from_engine_args(
-            arguments, stat_loggers=[*(lambda *_, own=own: own for own in loggers), ServedMetrics]
-        )
+        with names_engine_arguments(self.config):
+            arguments = engine_arguments(self.config, self.model_folder, self.device, self.index, adjustable)
+        stat_loggers: list[Any] = [*(lambda *_, own=own: own for own in loggers), ServedMetrics]
+        with names_engine_arguments(self.config):
+            self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
+        if self.config.weights.keeps_cache:
+            salt_prompts(self.llm, lambda: self.policy_version)
         # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
         self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
@@ -160,7 +179,7 @@ class Engine:
         if self.lengths.is_measured_at_start:
             costs = costs or await self._measure_at_start()
             self.lengths.measured(costs)
-        return Started((await self.llm.collective_rpc("replaced_functions"))[0], costs)
+        return Started((await self.llm.collective_rpc("replaced_functions"))[0], costs, openai_schemas())
 
     async def _measure_at_start(self) -> StepCosts:
         """What a step costs, with random prompts: some seconds, after which drafts are as long as pays."""
@@ -199,6 +218,7 @@ class Engine:
 
         await set_draft_lengths(self.llm, ranges)
 
+    @of_a_started_engine
     async def schedule(self) -> DraftSchedule:
         """How many tokens are drafted at present, and why."""
         return self.lengths.status(self.index)
@@ -208,15 +228,11 @@ class Engine:
         if self.llm is not None:
             self.llm.shutdown()
 
-    @ends_with_vllm
+    @of_a_started_engine
     async def generate(self, group: GroupRequest, key: str) -> Group | Aborted:
         """All completions of one group with `prompt_token_ids`. `abort(key)` and some weight updates end it early."""
-        if self.llm is None:
-            raise NotStarted
         assert group.prompt_token_ids is not None
-        prompt: dict[str, Any] = {"prompt_token_ids": group.prompt_token_ids}
-        if self.config.weights.keeps_cache:  # new completions must not find the old weights' keys and values
-            prompt["cache_salt"] = f"policy {self.policy_version}"
+        prompt = {"prompt_token_ids": group.prompt_token_ids}
         final: Any = None
         async for output in self.llm.generate(prompt, sampling_params(group), key):
             final = output
@@ -231,7 +247,7 @@ class Engine:
             metadata=group.metadata,
         )
 
-    @ends_with_vllm
+    @of_a_started_engine
     async def abort(self, key: str) -> None:
         """End the group that `generate` was called with; nothing happens when it has finished."""
         await self.llm.abort(key)
@@ -265,28 +281,27 @@ class Engine:
             speculation=speculation,
         )
 
-    @ends_with_vllm
+    @of_a_started_engine
     async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
         """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say.
 
-        Raises DifferentBytes when what it read has another checksum; nothing has changed then."""
+        Raises DifferentBytes when what it read has another checksum; nothing has changed then. Raises HalfLoaded when
+        that is so of some ranks only."""
         import ray
 
         path, copied = Path(weights.path), None
-        if ray.get_runtime_context().get_node_id() != weights.node:
-            copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
-            path.write_bytes((await weights.bytes).data)
         policy, began = self.config.weights, time.monotonic()
         try:
+            if ray.get_runtime_context().get_node_id() != weights.node:
+                copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
+                path.write_bytes((await weights.bytes).data)
             await asyncio.gather(
                 self.llm.collective_rpc("read_checkpoint_tensors", args=(str(path),)),
                 self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache),
             )
             arguments = (weights.checksum, of_drafter)
             reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
-            received = reports[0]["checksum"]
-            if received != weights.checksum:
-                raise DifferentBytes(f"read bytes with the BLAKE3 {received}, and the sender's have {weights.checksum}")
+            check_all_ranks([report["checksum"] for report in reports], weights.checksum)
             if of_drafter:
                 self.drafter_version = weights.version
                 self.lengths.new_drafter()
@@ -297,7 +312,7 @@ class Engine:
         finally:
             await self.llm.resume_generation()
             if copied is not None:
-                copied.unlink()
+                copied.unlink(missing_ok=True)
         changed = sum(report["changed"] for report in reports)
         return Loaded(time.monotonic() - began, changed, reports[0]["modules"])
 
@@ -310,51 +325,51 @@ class Engine:
         if self.device == "cpu":
             await self.llm.collective_rpc("set_verification", args=(verification,))
 
+    @of_a_started_engine
     async def speculation(self) -> list[dict[str, Any]]:
         return self.counts.rows()
 
+    @of_a_started_engine
     async def context_acceptance(self) -> dict[int, list[int]]:
         """Histograms of accepted drafts by context length, as `drafters.acceptance.by_context_length` counts them."""
         return {floor: acceptance.histogram for floor, acceptance in self.counts.by_context.items()}
 
+    @of_a_started_engine
     async def metrics(self) -> str:
         """vLLM's Prometheus metrics of this engine, in text format."""
         from prometheus_client import REGISTRY, generate_latest
 
         return generate_latest(REGISTRY).decode()
 
-    @ends_with_vllm
+    @of_a_started_engine
     async def check(self) -> None:
         """Return when vLLM's core process answers."""
         await self.llm.get_weight_version()
 
     async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
-        """A request to vLLM's own OpenAI-compatible routes: one asgi.ResponseStart, then pieces of the body."""
+        """A request to vLLM's own OpenAI-compatible routes: one asgi.ResponseStart, then pieces of the body.
+
+        vLLM's routes answer the death of its core as they answer any error. It must not be passed on: the actor ends,
+        and the fleet asks another engine.
+        """
+        self._must_be_started()
         if self.app is None:
-            self.app = await self._openai_app()
+            self.app = await openai_app(self.llm, self.config.served_name)
         async for part in asgi.call(self.app, method, path, headers, body):
+            if self.llm.errored:
+                os._exit(1)
             yield part
 
-    async def openai_schemas(self) -> dict[str, dict[str, Any]]:
-        """JSON schemas of the bodies of vLLM's own routes, by path."""
-        from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-        from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+    def _must_be_started(self) -> None:
+        if self.llm is None:
+            raise NotStarted(f"engine {self.index} is not started")
 
-        bodies: dict[str, Any] = {
-            "/v1/completions": CompletionRequest,
-            "/v1/chat/completions": ChatCompletionRequest,
-        }
-        named = "#/components/schemas/vllm.{model}"  # in the service's document
-        return {path: body.model_json_schema(ref_template=named) for path, body in bodies.items()}
 
-    async def _openai_app(self) -> Any:
-        from vllm.entrypoints.launchers.api_server.app_state import init_app_state
-        from vllm.entrypoints.launchers.app import build_app
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-        args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--generation-config", "vllm"])
-        args.model, args.served_model_name = self.config.served_name, [self.config.served_name]
-        app = build_app(args, ("generate",), self.llm.model_config)
-        await init_app_state(self.llm, app.state, args, ("generate",))
-        return app
+def check_all_ranks(received: list[str], sent: str) -> None:
+    """`received` are the checksums of the bytes that an engine's ranks read; those whose own differs from `sent` have
+    loaded nothing. Raises DifferentBytes when that is every rank, HalfLoaded when it is some."""
+    different = [checksum for checksum in received if checksum != sent]
+    if different:
+        error = DifferentBytes if len(different) == len(received) else HalfLoaded
+        count = f" on {len(different)} of {len(received)} ranks" if len(received) > 1 else ""
+        raise error(f"read bytes with the BLAKE3 {different[0]}{count}, and the sender's have {sent}")

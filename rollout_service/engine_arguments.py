@@ -1,6 +1,8 @@
 """What the service tells vLLM: of an engine, and of a request."""
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from drafters.registry import make_drafter
@@ -52,9 +54,20 @@ def engine_arguments(
         logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
         generation_config="vllm",  # a checkpoint's own sampling defaults must not change what is asked for
         worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
-        **platform,
-        **engine.vllm,
+        **(platform | engine.vllm),
     )
+
+
+@contextlib.contextmanager
+def names_engine_arguments(config: ServiceConfig) -> Iterator[None]:
+    """Where vLLM judges its arguments: an error says which of them are of `engine.vllm`, if any are."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        if not config.engine.vllm:
+            raise
+        names = ", ".join(f"engine.vllm.{name}" for name in config.engine.vllm)
+        raise ValueError(f"{names}: vLLM refuses its configuration: {error}") from error
 
 
 def bare_llm(config: ServiceConfig) -> "LLM":

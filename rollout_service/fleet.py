@@ -111,10 +111,9 @@ class Fleet:
             self.members.append(Member(index, actor))
         try:
             await asyncio.gather(*(self._bring_into_service(member) for member in self.members))
-            self.openai_schemas = await self.members[0].actor.openai_schemas.remote()
         except RayError as error:
             await self.stop()
-            raise FleetError(f"an engine could not start: {error}") from error
+            raise FleetError(f"an engine could not start: {in_words(error)}") from error
         self._watchers = [
             asyncio.create_task(kept_running(f"the watch of engine {member.index}", partial(self._watch, member)))
             for member in self.members
@@ -146,7 +145,7 @@ class Fleet:
         async with self.pushes.lock if member.restarts else contextlib.nullcontext():
             files = {of: weights.file for of, weights in self.store.sets.items()}
             started = await member.actor.start.remote(files.get("policy"), files.get("drafter"), member.costs)
-            member.in_service, member.costs = True, started.costs
+            member.in_service, member.costs, self.openai_schemas = True, started.costs, started.openai_schemas
         for function, reason in started.replaced.items():
             if function not in REPORTED:
                 REPORTED.add(function)
@@ -171,11 +170,12 @@ class Fleet:
                     await self._bring_into_service(member)
                     restarting = False
                     logger.warning("engine %d is in service again", member.index)
-            except RayTaskError as error:  # alive, and unable to start: a new actor tries again
-                logger.error("engine %d could not start: %s", member.index, error)
-                ray.kill(member.actor, no_restart=False)
-            except RayError:
-                if not member.in_service:  # Ray is still making the new actor
+            except RayError as error:
+                if isinstance(error, RayTaskError) and not isinstance(error, NotStarted):
+                    # Alive, and unable to start or to answer: a new actor tries again.
+                    logger.error("engine %d: %s; starting it again", member.index, in_words(error))
+                    ray.kill(member.actor, no_restart=False)
+                elif not member.in_service:  # Ray is still making the new actor
                     await asyncio.sleep(CHECK_EVERY)
                 member.in_service = False
 
@@ -234,22 +234,34 @@ class Fleet:
         task.add_done_callback(self._counting.discard)
 
     async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
-        """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body."""
+        """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body.
+
+        An engine that dies before the body begins is replaced by another. Raises FleetError when it dies later, since
+        what was sent cannot be taken back, and after ATTEMPTS deaths.
+        """
         for _ in range(ATTEMPTS):
             member = await self._least_loaded()
             member.add_load(1)
             stream = member.actor.openai.options(num_returns="streaming").remote(method, path, headers, body)
-            started = False
+            start: ResponseStart | None = None
+            begun = False
             try:
                 async for reference in stream:
                     part = await reference
-                    started = started or isinstance(part, ResponseStart)
+                    if isinstance(part, ResponseStart):  # held back: until the body begins another engine can answer
+                        start = part
+                        continue
+                    if not begun:
+                        begun = True
+                        yield start
                     yield part
+                if not begun:
+                    yield start
                 return
-            except ENGINE_LOST:
+            except ENGINE_LOST as error:
                 member.in_service = False
-                if started:  # what was sent cannot be taken back
-                    raise
+                if begun:
+                    raise FleetError(f"engine {member.index} died while it answered") from error
             finally:
                 ray.cancel(stream)
                 member.add_load(-1)
@@ -267,7 +279,7 @@ class Fleet:
         """How many tokens each engine in service drafts at present; none without a drafter."""
         if self.config.drafter.kind == "none":
             return []
-        return await asyncio.gather(*(member.actor.schedule.remote() for member in self.members if member.in_service))
+        return list((await self._of_each("schedule")).values())
 
     async def measure(self, plan: "Plan") -> "Measured":
         """Costs of steps on the first engine, while nothing else is generated."""
@@ -278,24 +290,30 @@ class Fleet:
 
     async def speculation(self) -> list[dict[str, Any]]:
         """Counts by version, one row an engine and version."""
-        calls = [member.actor.speculation.remote() for member in self.members if member.in_service]
-        return [row for rows in await asyncio.gather(*calls) for row in rows]
+        return [row for rows in (await self._of_each("speculation")).values() for row in rows]
 
     async def check_acceptance(self) -> None:
-        """Raise the alarms that the counts so far give reason to; an engine that dies meanwhile has no say."""
-        with contextlib.suppress(*ENGINE_LOST):
-            self.alarms.check_acceptance(await self.speculation())
+        """Raise the alarms that the counts so far give reason to."""
+        self.alarms.check_acceptance(await self.speculation())
 
     async def context_acceptance(self) -> list[dict[int, list[int]]]:
         """Histograms of accepted drafts by context length, one an engine."""
-        calls = [member.actor.context_acceptance.remote() for member in self.members if member.in_service]
-        return await asyncio.gather(*calls)
+        return list((await self._of_each("context_acceptance")).values())
 
     async def metrics(self) -> dict[int, str]:
         """vLLM's Prometheus text of each engine in service, by its index."""
-        members = [member for member in self.members if member.in_service]
-        texts = await asyncio.gather(*(member.actor.metrics.remote() for member in members))
-        return {member.index: text for member, text in zip(members, texts, strict=True)}
+        return await self._of_each("metrics")
+
+    async def _of_each(self, method: str) -> dict[int, Any]:
+        """What each engine in service answers, by its index; one that dies meanwhile has no say."""
+
+        async def ask(member: Member) -> Any:
+            with contextlib.suppress(*ENGINE_LOST):
+                answers[member.index] = await getattr(member.actor, method).remote()
+
+        answers: dict[int, Any] = {}
+        await asyncio.gather(*(ask(member) for member in self.members if member.in_service))
+        return dict(sorted(answers.items()))
 
     async def ready(self, timeout: float = 5.0) -> bool:
         """Whether every engine is in service and answers."""

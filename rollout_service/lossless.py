@@ -7,6 +7,8 @@ from rollout_service.protocol import Problem
 
 CUTS = "top_p and top_k are applied to drafts exactly; or serve without a drafter"
 GRAMMAR = "serve without a drafter, or constrain the format by the prompt and the reward"
+NOT_REPORTED = "steps that verify drafts do not report the log-probabilities of chosen tokens"
+LIKELIEST = "logprobs: N reports the N likeliest tokens; or serve without a drafter"
 NOT_APPLIED = "it is not applied to drafted tokens"
 INVALIDATES = "a grammar strikes out drafts, which the CPU engine's sampler does not handle"
 
@@ -14,6 +16,7 @@ REQUEST_FIELDS: dict[str, tuple[str, str]] = {
     "min_p": (NOT_APPLIED, CUTS),
     "logit_bias": (NOT_APPLIED, CUTS),
     "logits_processors": (NOT_APPLIED, CUTS),
+    "logprob_token_ids": (NOT_REPORTED, LIKELIEST),
 }
 """fields of a request: why they cannot be used with a drafter, and what can"""
 GRAMMAR_FIELDS = (

@@ -18,8 +18,8 @@ import numpy as np
 import ray
 
 from rollout_service.alarms import Alarms
-from rollout_service.engine import DifferentBytes, WeightsFile
-from rollout_service.member import FleetError, Member
+from rollout_service.engine import DifferentBytes, HalfLoaded, Loaded, WeightsFile
+from rollout_service.member import FleetError, Member, in_words
 from rollout_service.protocol import Problem, WeightsOf, WeightStatus
 from rollout_service.state import StateFolder
 from rollout_service.tensor_bytes import file_checksum
@@ -62,25 +62,28 @@ class Pushes:
             weights_set.publish(locate(version, file, file_checksum(file)), seconds=0.0, pause=0.0)
 
     async def push(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
-        """Load a file into every engine and publish its version. `file` is ours: kept while in service; `checksum` is
-        what its bytes must have: each engine verifies them as it reads them, before it changes anything.
+        """Load a file into every engine and publish its version. `file` is ours: kept while in service, else deleted;
+        `checksum` is what its bytes must have: each engine verifies them as it reads them, before it changes anything.
 
         Raises RefusedUpdate while every engine holds what it held, FleetError when no engine could take it. The status
         says `skipped` when a newer version came while this one was waiting for its turn.
         """
         weights_set = self.store.sets[of]
-        weights_set.check(version, file)
-        self._newest[of] = max(version, self._newest.get(of, 0))
-        async with self.lock:
-            if version < self._newest[of]:
+        try:
+            weights_set.check(version, file)
+            self._newest[of] = max(version, self._newest.get(of, 0))
+            async with self.lock:
+                if version < self._newest[of]:
+                    return weights_set.status.model_copy(update={"skipped": True})
+                try:
+                    weights_set.check(version, file)  # another version may have come into service meanwhile
+                    return await self._load_everywhere(of, version, file, checksum)
+                except BaseException:
+                    self._newest[of] = weights_set.status.version
+                    raise
+        finally:
+            if weights_set.file is None or weights_set.file.path != str(file):
                 file.unlink(missing_ok=True)
-                return weights_set.status.model_copy(update={"skipped": True})
-            try:
-                weights_set.check(version, file)  # another version may have come into service meanwhile
-                return await self._load_everywhere(of, version, file, checksum)
-            except BaseException:
-                self._newest[of] = weights_set.status.version
-                raise
 
     async def _load_everywhere(self, of: WeightsOf, version: int, file: Path, checksum: str) -> WeightStatus:
         began = time.monotonic()
@@ -93,31 +96,45 @@ class Pushes:
         failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
         if failed and all(isinstance(r, DifferentBytes) for r in results):
             self._forget_all_but_published(of)
-            message = f"{failed[0][1]}: push again"
+            message = f"{in_words(failed[0][1])}: push again"
             raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
         for member, error in failed:
             # Half-loaded weights serve nobody: the engine starts again with what is then in service.
-            logger.error("engine %d could not load %s version %d: %s", member.index, of, version, error)
+            logger.error("engine %d could not load %s version %d: %s", member.index, of, version, in_words(error))
             member.in_service = False
             ray.kill(member.actor, no_restart=False)
         if len(failed) == len(members):
             self._forget_all_but_published(of)
-            reason = failed[0][1] if failed else "none is in service"
+            reason = in_words(failed[0][1]) if failed else "none is in service"
             raise FleetError(f"no engine could load {of} version {version}: {reason}")
         loaded = {m.index: r for m, r in zip(members, results, strict=True) if not isinstance(r, BaseException)}
         is_new = self.store.differs(of, file, checksum)
         pause = max(report.pause for report in loaded.values())
         status = self.store.sets[of].publish(weights, time.monotonic() - began, pause)
-        self._forget_all_but_published(of)
+        try:
+            self._forget_all_but_published(of)
+            self._tell_of(of, version, is_new, loaded, failed)
+        except Exception:  # the version is in service, and an error would say that it is not
+            logger.exception("%s version %d is in service, and what follows a push failed", of, version)
+        return status
+
+    def _tell_of(
+        self,
+        of: WeightsOf,
+        version: int,
+        is_new: bool | None,
+        loaded: dict[int, Loaded],
+        failed: list[tuple[Member, BaseException]],
+    ) -> None:
+        """The alarms, and whoever waits for a new version."""
         policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
         if of == "drafter":
             self.drafter_since = dict([*self.drafter_since.items(), (version, policy)][-DRAFTERS_KEPT:])
+        self.on_published(of, version)
         self.alarms.after_push(of, policy, drafter, is_new=is_new, loaded=loaded)
         for member, error in failed:
-            if isinstance(error, DifferentBytes):
-                self.alarms.different_bytes(of, policy, drafter, member.index, str(error))
-        self.on_published(of, version)
-        return status
+            if isinstance(error, DifferentBytes | HalfLoaded):
+                self.alarms.different_bytes(of, policy, drafter, member.index, in_words(error))
 
     async def _keep(self, state: StateFolder, of: WeightsOf, version: int, file: Path, checksum: str) -> None:
         try:

@@ -1,12 +1,17 @@
-"""GET /v1/models, POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine."""
+"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine. GET /v1/models is
+answered here, also while no engine is in service."""
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
+from ray.exceptions import RayTaskError
+
+from rollout_service.member import FleetError, in_words
 
 from rollout_service.json_route import JsonRoute, read_object
 
@@ -22,9 +27,14 @@ DROPPED = ("content-length", "transfer-encoding", "connection")
 
 
 @router.get("/v1/models")
-async def models(request: Request) -> Response:
+async def models(request: Request) -> dict[str, Any]:
     """The served policy, as vLLM describes it."""
-    return await through_an_engine(request, b"")
+    config = request.app.state.fleet.config
+    model = {
+        "id": config.served_name, "object": "model", "created": int(time.time()), "owned_by": "vllm",
+        "root": config.served_name, "parent": None, "max_model_len": config.context_limit,
+    }  # fmt: skip
+    return {"object": "list", "data": [model]}
 
 
 @router.post("/v1/completions")
@@ -51,6 +61,8 @@ async def generation(request: Request) -> Response:
 
 
 async def through_an_engine(request: Request, body: bytes) -> Response:
+    """The answer of an engine: whole, or a stream whose errors are events of its own. Raises FleetError, and
+    HTTPException when the engine has no answer at all."""
     headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
     parts: AsyncIterator[Any] = request.app.state.fleet.openai(request.method, request.url.path, headers, body)
     first, gone = asyncio.ensure_future(anext(parts)), asyncio.create_task(disconnected(request))
@@ -62,9 +74,24 @@ async def through_an_engine(request: Request, body: bytes) -> Response:
             return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
         gone.cancel()
-    start = first.result()
-    kept = {name: value for name, value in start.headers if name.lower() not in DROPPED}
+    try:
+        start = first.result()
+    except RayTaskError as error:
+        raise HTTPException(500, f"the engine could not answer: {in_words(error)}") from error
+    kept = {name.lower(): value for name, value in start.headers if name.lower() not in DROPPED}
+    if kept.get("content-type", "").startswith("text/event-stream"):
+        parts = with_error_event(parts)
     return StreamingResponse(parts, status_code=start.status, headers=kept)
+
+
+async def with_error_event(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The parts of an event stream, and where they break off an event that says why, in the form of vLLM's own."""
+    try:
+        async for part in parts:
+            yield part
+    except (FleetError, RayTaskError) as failure:
+        error = {"message": in_words(failure), "type": "InternalServerError", "param": None, "code": 500}
+        yield b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
 
 
 async def disconnected(request: Request) -> None:

@@ -1,19 +1,26 @@
 """POST /v1/weights/{policy|drafter}: a new version, as a safetensors stream or as a file in shared memory."""
 
 import asyncio
+import logging
 from pathlib import Path
 
 from blake3 import blake3
 from fastapi import APIRouter, Query, Request
+from starlette.requests import ClientDisconnect
 
 from rollout_service.admission import Refused
 from rollout_service.fleet import Fleet
 from rollout_service.json_route import JsonRoute
-from rollout_service.protocol import Problem, SharedMemoryPush, WeightsOf, WeightsStatus, WeightStatus
+from rollout_service.protocol import MAX_VERSION, Problem, SharedMemoryPush, WeightsOf, WeightsStatus, WeightStatus
+from rollout_service.routes.openai import CLIENT_CLOSED_REQUEST
 from rollout_service.tensor_bytes import file_checksum
 from rollout_service.weights import check_received
 
+logger = logging.getLogger("rollout_service")
 router = APIRouter(tags=["weights"], route_class=JsonRoute)
+
+REFERENCE_LIMIT = 64 << 10
+"""bytes of a push by reference, which is the name of a file"""
 
 BODY = {"requestBody": {"required": True, "content": {
     "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
@@ -38,7 +45,7 @@ async def weights(request: Request) -> WeightsStatus:
 async def push(
     request: Request,
     of: WeightsOf,
-    version: int = Query(ge=1),
+    version: int = Query(ge=1, le=MAX_VERSION),
     checksum: str | None = Query(default=None, pattern="^[0-9a-f]{64}$"),
 ) -> WeightStatus:
     """Load new weights into every engine, in place; answers when all hold them and the version is published.
@@ -51,26 +58,38 @@ async def push(
     if of not in fleet.store.sets:
         message = f"the drafter {fleet.config.drafter.kind!r} has no weights of its own"
         raise Refused([Problem(field="of", message=message)], status=404)
-    if request.headers.get("content-type", "").startswith("application/json"):
-        reference = SharedMemoryPush.model_validate_json(await request.body())
-        file = fleet.store.adopt(reference.file)
-        if checksum is None:
-            checksum = await asyncio.to_thread(file_checksum, file)
-    else:
-        file = fleet.store.file_to_write(of)
-        checksum = await receive(request, file, fleet.store.sets[of].largest_bytes, checksum)
     try:
-        # Shielded: a client that disconnects must not stop a push half-way through the engines.
-        status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, file, checksum)))
-    except Exception:
-        file.unlink(missing_ok=True)
-        raise
+        if request.headers.get("content-type", "").startswith("application/json"):
+            reference = SharedMemoryPush.model_validate_json(await read(request, REFERENCE_LIMIT))
+            file = fleet.store.adopt(reference.file)
+            if checksum is None:
+                checksum = await asyncio.to_thread(file_checksum, file)
+        else:
+            file = fleet.store.file_to_write(of)
+            checksum = await receive(request, file, fleet.store.sets[of].largest_bytes, checksum)
+    except ClientDisconnect:
+        message = f"the push of {of} version {version} ended before all of it was received; nothing has changed"
+        logger.warning("%s", message)
+        raise Refused([Problem(field="body", message=message)], status=CLIENT_CLOSED_REQUEST) from None
+    # Shielded: a client that disconnects must not stop a push half-way through the engines.
+    status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, file, checksum)))
     if not status.skipped:
         telemetry = request.app.state.telemetry
         telemetry.pushes.labels(of).inc()
         telemetry.version.labels(of).set(version)
         telemetry.pause.labels(of).observe(status.pause)
     return status
+
+
+async def read(request: Request, limit: int) -> bytes:
+    """The request's body. Raises Refused (413) once it is larger than `limit` bytes; the rest is not read."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            message = f"more than {limit} bytes, and a push by reference needs no more"
+            raise Refused([Problem(field="body", message=message)], status=413)
+    return bytes(body)
 
 
 async def receive(request: Request, file: Path, limit: int, sent: str | None) -> str:

@@ -65,7 +65,7 @@ def test_an_unknown_model_is_a_404(admission):
     assert refused.value.status == 404
 
 
-@pytest.mark.parametrize("field", ["min_p", "logit_bias", "response_format", "tool_choice"])
+@pytest.mark.parametrize("field", ["min_p", "logit_bias", "response_format", "tool_choice", "logprob_token_ids"])
 def test_what_speculation_cannot_keep_lossless_is_refused_with_a_drafter_and_only_then(admission, field):
     body = {"prompt": "a", field: {"type": "json_object"} if field != "min_p" else 0.1}
     assert "Instead: " in request_problems(body, on_cpu=True)[0].message

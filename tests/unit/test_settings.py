@@ -7,7 +7,8 @@ import pytest
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import read_command_line
-from rollout_service.config import ServiceConfig
+from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.vllm_arguments import known_arguments
 
 TOML = """
 model = "folder"
@@ -61,6 +62,8 @@ def test_a_secret_is_not_printed(toml, capsys):
         (["--engine.vllm", '{"speculative_config": {"synthetic_acceptance_rates": [1.0]}}'], "drafter.verification"),
         (["--engine.vllm", '{"logits_processors": ["a.B"]}'], "engine.vllm.logits_processors"),
         (["--engine.vllm", '{"override_generation_config": {"top_p": 0.5}}'], "give them in each request"),
+        (["--engine.vllm", '{"no_such": 1}'], "engine.vllm.no_such: vLLM has no engine argument of this name"),
+        (["--engine.vllm", '{"max_model_len": 64}'], "set engine.max_model_len instead"),
     ],
 )
 def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, arguments, named):
@@ -68,6 +71,13 @@ def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, argume
         read_command_line(ServiceConfig, "launch", ["--config", toml, *arguments])
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_vllms_arguments_are_known_without_its_import():
+    known = known_arguments()
+    assert {"block_size", "enable_prefix_caching", "enable_log_requests"} <= known
+    assert "create_engine_config" not in known
+    EngineConfig(vllm={"block_size": 32})
 
 
 @pytest.mark.parametrize("option", ["typical_acceptance", "rejection_sample_method", "posterior_threshold", "lenience"])

@@ -1,0 +1,43 @@
+"""vLLM's own OpenAI-compatible application over an engine of ours, inside the engine's actor."""
+
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+
+async def openai_app(llm: Any, name: str) -> FastAPI:
+    """The routes of `vllm serve`, where the policy is called `name`, with an answer to every exception."""
+    from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--generation-config", "vllm"])
+    args.model, args.served_model_name = name, [name]
+    app = build_app(args, ("generate",), llm.model_config)
+    await init_app_state(llm, app.state, args, ("generate",))
+    # vLLM tells its web server to exit once the core is dead. The actor looks at the core itself (`Engine.openai`).
+    app.state.server = SimpleNamespace(should_exit=False)
+    app.add_exception_handler(EngineGenerateError, answer_by_cause)
+    return app
+
+
+def openai_schemas() -> dict[str, dict[str, Any]]:
+    """JSON schemas of the bodies of vLLM's own routes, by path."""
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    bodies: dict[str, Any] = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatCompletionRequest}
+    named = "#/components/schemas/vllm.{model}"  # in the service's document
+    return {path: body.model_json_schema(ref_template=named) for path, body in bodies.items()}
+
+
+async def answer_by_cause(request: Request, error: Exception) -> Response:
+    """vLLM hides in an EngineGenerateError what it could not send to its core, such as a number of more than 64 bits or
+    a lone surrogate. Its own handler knows the causes: a wrong value is a 400."""
+    from vllm.entrypoints.serve.exception_handling.handlers.exception import exception_handler
+
+    cause = error.__cause__
+    return await exception_handler(request, cause if isinstance(cause, Exception) else error)

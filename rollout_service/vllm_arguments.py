@@ -1,0 +1,39 @@
+"""`engine.vllm`: which of vLLM's engine arguments a configuration may give."""
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+SETTINGS = {
+    "model": "model", "served_model_name": "name", "dtype": "engine.dtype", "seed": "engine.seed",
+    "enforce_eager": "engine.enforce_eager", "max_model_len": "engine.max_model_len",
+    "max_num_seqs": "engine.max_num_seqs", "tensor_parallel_size": "engine.tensor_parallel_size",
+    "kv_cache_memory_bytes": "engine.kv_cache_gib", "gpu_memory_utilization": "engine.gpu_memory_utilization",
+}  # fmt: skip
+"""vLLM's engine arguments that follow from the service's own settings"""
+
+
+def check_known(arguments: dict[str, Any]) -> None:
+    """Raises ValueError for an argument that vLLM does not have, and for one that a setting of the service decides."""
+    if not arguments:
+        return
+    known = known_arguments()
+    for name in arguments:
+        if name in SETTINGS:
+            raise ValueError(f"engine.vllm.{name}: set {SETTINGS[name]} instead")
+        if name not in known:
+            raise ValueError(f"engine.vllm.{name}: vLLM has no engine argument of this name")
+
+
+def known_arguments() -> set[str]:
+    """Fields of vLLM's `AsyncEngineArgs`, read from its source: its import would take seconds."""
+    vllm: Any = find_spec("vllm")
+    module = ast.parse((Path(vllm.origin).parent / "engine" / "arg_utils.py").read_text())
+    return {
+        field.target.id
+        for kind in module.body
+        if isinstance(kind, ast.ClassDef) and kind.name in ("EngineArgs", "AsyncEngineArgs")
+        for field in kind.body
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }

@@ -1,0 +1,182 @@
+"""An engine that dies, or is only unreachable for a moment: who answers in its place, and what its actor does."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from ray.exceptions import ActorUnavailableError, RayTaskError
+
+from rollout_service import fleet as fleet_module
+from rollout_service.asgi import ResponseStart
+from rollout_service.engine import DifferentBytes, Engine, HalfLoaded, NotStarted, Started, check_all_ranks
+from rollout_service.fleet import Fleet
+from rollout_service.member import FleetError, Member
+from rollout_service.routes import openai
+
+JSON, EVENTS = (ResponseStart(200, [("Content-Type", of)]) for of in ("application/json", "text/event-stream"))
+LOST = ActorUnavailableError("lost", None)
+
+
+def in_actor(error):
+    """As Ray hands an actor's exception to its caller."""
+    return RayTaskError("f", "a traceback", error).as_instanceof_cause()
+
+
+def engine(index, *parts, **answers):
+    """In service. Its answer to an OpenAI request is `parts`, those to other calls `answers`; exceptions are raised."""
+
+    async def given(part):
+        if isinstance(part, Exception):
+            raise part
+        return part
+
+    async def stream():
+        for part in parts:
+            yield given(part)
+
+    streaming = SimpleNamespace(remote=lambda *request: stream())
+    methods = {name: SimpleNamespace(remote=lambda *_, a=answer: given(a)) for name, answer in answers.items()}
+    return Member(index, SimpleNamespace(openai=SimpleNamespace(options=lambda **_: streaming), **methods), True)
+
+
+@pytest.fixture
+def fleet(monkeypatch):
+    monkeypatch.setattr("ray.cancel", lambda stream: None)
+    fleet = Fleet.__new__(Fleet)
+    fleet.members, fleet._change = [], asyncio.Condition()
+    fleet.config = SimpleNamespace(drafter=SimpleNamespace(kind="mtp"), served_name="demo", context_limit=508)
+    return fleet
+
+
+def answer(fleet):
+    app = FastAPI()
+    app.state.fleet, app.state.admission = fleet, SimpleNamespace(check_openai=lambda fields: None)
+    app.include_router(openai.router)
+    with TestClient(app) as client:
+        return client.post("/v1/completions", json={"prompt": "a"})
+
+
+@pytest.mark.parametrize("lost", [LOST, in_actor(NotStarted("new"))])
+@pytest.mark.parametrize("before", [(), (JSON,)])
+def test_an_openai_answer_whose_body_has_not_begun_comes_from_another_engine(fleet, lost, before):
+    fleet.members += [engine(0, *before, lost), engine(1, JSON, b"{}")]
+    response = answer(fleet)
+    assert (response.status_code, response.content) == (200, b"{}")
+    assert [member.in_service for member in fleet.members] == [False, True]
+    assert [member.load for member in fleet.members] == [0, 0]
+
+
+def test_an_event_stream_that_has_begun_ends_with_an_error_event(fleet):
+    fleet.members += [engine(0, EVENTS, b"data: {}\n\n", LOST), engine(1, EVENTS, b"data: again\n\n")]
+    events = answer(fleet).text.split("\n\n")
+    assert events[0] == "data: {}"
+    assert events[1].startswith('data: {"error": {"message": "FleetError: engine 0 died while it answered"')
+    assert events[2:] == [""]
+
+
+async def test_another_answer_that_has_begun_breaks_off(fleet):
+    fleet.members.append(engine(0, JSON, b"{", LOST))
+    with pytest.raises(FleetError, match="died while it answered"):
+        [part async for part in fleet.openai("POST", "/", {}, b"")]
+
+
+def test_an_engine_that_cannot_answer_is_a_whole_answer_in_one_line(fleet):
+    fleet.members.append(engine(0, in_actor(IndexError("no such token"))))
+    response = answer(fleet)
+    assert (response.status_code, response.json()["detail"]) == (
+        500,
+        "the engine could not answer: IndexError: no such token",
+    )
+
+
+def test_the_model_is_described_while_no_engine_is_in_service(fleet):
+    app = FastAPI()
+    app.state.fleet = fleet
+    app.include_router(openai.router)
+    (model,) = TestClient(app).get("/v1/models").json()["data"]
+    assert (model["id"], model["object"], model["max_model_len"]) == ("demo", "model", 508)
+
+
+@pytest.mark.parametrize("lost", [LOST, in_actor(NotStarted("new"))])
+async def test_an_engine_that_is_dying_has_no_say_in_counts_and_metrics(fleet, lost):
+    dying = dict.fromkeys(("metrics", "speculation", "schedule", "context_acceptance"), lost)
+    fleet.members += [
+        engine(0, **dying),
+        engine(1, metrics="text", speculation=[{"row": 1}], schedule="fixed", context_acceptance={16: [1]}),
+    ]
+    assert await fleet.metrics() == {1: "text"}
+    assert await fleet.speculation() == [{"row": 1}]
+    assert await fleet.schedules() == ["fixed"]
+    assert await fleet.context_acceptance() == [{16: [1]}]
+
+
+async def watched(fleet, member, monkeypatch):
+    """Watch until it is in service again; how often its actor was killed."""
+    killed = []
+    monkeypatch.setattr("ray.kill", lambda actor, no_restart: killed.append(actor))
+    monkeypatch.setattr(fleet_module, "CHECK_EVERY", 0.01)
+    fleet.pushes, fleet.store = SimpleNamespace(lock=asyncio.Lock()), SimpleNamespace(sets={})
+    fleet.on_started = lambda index: None
+    watching = asyncio.create_task(fleet._watch(member))
+    async with asyncio.timeout(2), fleet._change:
+        await fleet._change.wait()
+    watching.cancel()
+    return len(killed)
+
+
+@pytest.mark.parametrize(("check", "kills"), [(in_actor(NotStarted("new")), 0), (LOST, 0), (in_actor(KeyError()), 1)])
+async def test_a_new_actor_is_started_and_only_one_that_cannot_answer_is_killed(fleet, monkeypatch, check, kills):
+    member = engine(0, check=check, start=Started({}, None, {}))
+    assert await watched(fleet, member, monkeypatch) == kills
+    assert (member.in_service, member.restarts) == (True, 1)
+
+
+class Ended(BaseException):
+    pass
+
+
+@pytest.fixture
+def empty(monkeypatch):
+    """An actor that was not started."""
+
+    def end(code):
+        raise Ended
+
+    monkeypatch.setattr("os._exit", end)
+    actor = Engine.__new__(Engine)
+    actor.llm, actor.app, actor.index = None, None, 0
+    return actor
+
+
+async def test_an_actor_that_is_started_already_ends_instead_of_loading_a_second_vllm(empty):
+    empty.llm = SimpleNamespace()
+    with pytest.raises(Ended):
+        await empty.start(None, None, None)
+
+
+@pytest.mark.parametrize("method", ["check", "metrics", "speculation", "schedule", "context_acceptance"])
+async def test_an_actor_that_is_not_started_says_so(empty, method):
+    with pytest.raises(NotStarted):
+        await getattr(empty, method)()
+    with pytest.raises(NotStarted):
+        await anext(empty.openai("GET", "/", {}, b""))
+
+
+async def test_the_answer_of_a_dead_core_is_not_passed_on(empty):
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 500, "headers": []})
+        await send({"type": "http.response.body", "body": b"EngineCore encountered an issue"})
+
+    empty.llm, empty.app = SimpleNamespace(errored=True), app
+    with pytest.raises(Ended):
+        await anext(empty.openai("GET", "/", {}, b""))
+
+
+def test_every_rank_must_have_read_the_bytes_that_were_sent():
+    check_all_ranks(["a", "a"], "a")
+    with pytest.raises(DifferentBytes):
+        check_all_ranks(["b", "c"], "a")
+    with pytest.raises(HalfLoaded, match="on 1 of 2 ranks"):
+        check_all_ranks(["a", "b"], "a")
