@@ -1,26 +1,28 @@
 """vLLM's own OpenAI-compatible application over an engine of ours, inside the engine's actor."""
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
 
 
 async def openai_app(llm: Any, name: str) -> FastAPI:
-    """The routes of `vllm serve`, where the policy is called `name`, with an answer to every exception."""
+    """The routes of `vllm serve`, where the policy is called `name`."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
-    from vllm.v1.engine.exceptions import EngineGenerateError
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--generation-config", "vllm"])
     args.model, args.served_model_name = name, [name]
+    refuse_what_cannot_be_sent(llm)
     app = build_app(args, ("generate",), llm.model_config)
     await init_app_state(llm, app.state, args, ("generate",))
-    # vLLM tells its web server to exit once the core is dead. The actor looks at the core itself (`Engine.openai`).
+    # vLLM's handlers of exceptions tell its web server to exit once the core is dead. Here the actor looks at the core
+    # itself (`Engine.openai`).
     app.state.server = SimpleNamespace(should_exit=False)
-    app.add_exception_handler(EngineGenerateError, answer_by_cause)
     return app
 
 
@@ -34,10 +36,23 @@ def openai_schemas() -> dict[str, dict[str, Any]]:
     return {path: body.model_json_schema(ref_template=named) for path, body in bodies.items()}
 
 
-async def answer_by_cause(request: Request, error: Exception) -> Response:
-    """vLLM hides in an EngineGenerateError what it could not send to its core, such as a number of more than 64 bits or
-    a lone surrogate. Its own handler knows the causes: a wrong value is a 400."""
-    from vllm.entrypoints.serve.exception_handling.handlers.exception import exception_handler
+def refuse_what_cannot_be_sent(llm: Any) -> None:
+    """From now on `llm.generate` raises VLLMValidationError, which the routes answer with 400, for what cannot be sent
+    to vLLM's core: a number of more than 64 bits, a lone surrogate. vLLM says an EngineGenerateError of no words. The causes
+    are those that its own handler takes for the client's."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.exceptions import EngineGenerateError
 
-    cause = error.__cause__
-    return await exception_handler(request, cause if isinstance(cause, Exception) else error)
+    generate = llm.generate
+
+    async def judged(*arguments: Any, **more: Any) -> AsyncIterator[Any]:
+        async with aclosing(generate(*arguments, **more)) as outputs:  # closing it ends the generation
+            try:
+                async for output in outputs:
+                    yield output
+            except EngineGenerateError as error:
+                if isinstance(error.__cause__, ValueError | TypeError | OverflowError):
+                    raise VLLMValidationError(str(error.__cause__)) from error
+                raise
+
+    llm.generate = judged

@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import psutil
 import pytest
 from engines import MODELS, launched, launching, stopped, wait_until
-from over_http import policy_tensors, requests, worst_difference
+from over_http import PROMPT, policy_tensors, requests, worst_difference
 
 from rollout_service.client import RolloutClient
 
@@ -50,6 +52,28 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
             httpx.get(url + "/health", trust_env=False)
     left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("rollout-service")}
     assert left == set()
+
+
+def test_openai_requests_outlive_an_engine_or_say_that_it_died():
+    """One engine of two is killed while it answers both kinds of requests."""
+    flags = ("--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--engines", "2")
+    body = {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
+    with launched(*flags) as (url, process), httpx.Client(base_url=url, timeout=120) as http:
+        http.post("/v1/completions", json=body).raise_for_status()
+        with ThreadPoolExecutor(12) as pool:
+            whole = [pool.submit(http.post, "/v1/completions", json=body | {"n": 16}) for _ in range(6)]
+            streams = [pool.submit(http.post, "/v1/completions", json=body | {"stream": True}) for _ in range(6)]
+            time.sleep(1.0)
+            find_child(process, "EngineCore").kill()
+            time.sleep(0.5)
+            assert http.get("/health").status_code == 200
+            assert http.get("/v1/models").json()["data"][0]["id"] == "demo-policy"
+            assert http.get("/metrics").status_code == http.get("/v1/speculation").status_code == 200
+        assert [answer.result().status_code for answer in whole] == [200] * 6
+        events = [stream.result().text.rstrip().split("\n\n") for stream in streams]
+        broken = [lines for lines in events if lines[-1] != "data: [DONE]"]
+        assert 0 < len(broken) < 6
+        assert all(lines[-1].startswith('data: {"error": {"message": ') for lines in broken)
 
 
 @pytest.mark.parametrize("starting", ["RuntimeEnvAgent", "ray::Engine", "vllm_plugin.preloaded"])

@@ -1,6 +1,8 @@
 """One launched service with its MTP head on: everything a user does over HTTP, in the order that harms nothing."""
 
+import contextlib
 import json
+import time
 
 import httpx
 import pytest
@@ -87,6 +89,20 @@ def test_openai_routes_are_vllms_own(client):
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "min_p")
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("wrong", [{"top_k": 2**64}, {"stop": ["\ud800"]}, {"bad_words": ["\ud800"]}])
+def test_what_cannot_be_sent_to_vllms_core_is_a_wrong_request(client, wrong, stream):
+    body = {"model": "demo-policy", "prompt": [10, 11], "max_tokens": 5, "stream": stream} | wrong
+    headers = {"Content-Type": "application/json"}
+    response = client.http.post("/v1/completions", content=json.dumps(body).encode(), headers=headers)
+    if response.status_code == 200:  # a stream has its status before vLLM looks at the request
+        assert stream
+        event = response.text.removeprefix("data: ").split("\n")[0]
+        assert json.loads(event)["error"]["code"] == 400
+    else:
+        assert response.status_code == 400
+
+
 def test_sampling_defaults_are_the_services_own_and_are_echoed(client):
     (group,) = client.rollouts([GroupRequest(prompt=PROMPT, n=16, sampling=Sampling(max_tokens=48))])
     assert (group.sampling.temperature, group.sampling.top_p, group.sampling.top_k) == (1.0, 1.0, 0)
@@ -135,10 +151,37 @@ def test_a_client_that_disconnects_ends_its_generation(client):
     stream.close()
     wait_until(lambda: running(client) == 0, 15, "their generation has ended")
 
-    body = {"model": "demo-policy", "prompt": PROMPT, "n": 32, "max_tokens": 450, "ignore_eos": True}
-    with pytest.raises(httpx.ReadTimeout):
-        client.http.post("/v1/completions", json=body, timeout=1.0)
-    wait_until(lambda: running(client) == 0, 15, "vLLM's own route has noticed too")
+
+def generated(client):
+    """Tokens that the engines have generated, by vLLM's own counter."""
+    lines = client.http.get("/metrics").text.split("\n")
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:generation_tokens_total{"))
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("completions", {"prompt": PROMPT, "n": 32}),
+        ("completions", {"prompt": [PROMPT] * 16, "n": 2}),
+        ("chat/completions", {"messages": [{"role": "user", "content": PROMPT}], "n": 32}),
+    ],
+)
+def test_a_client_that_leaves_vllms_own_routes_ends_its_generation_within_a_second(client, path, asked, stream):
+    before = generated(client)
+    body = {"model": "demo-policy", "max_tokens": 450, "ignore_eos": True, "stream": stream} | asked
+    with (
+        httpx.Client(timeout=0.5 if not stream else None, trust_env=False) as leaving,
+        contextlib.suppress(httpx.ReadTimeout),
+        leaving.stream("POST", f"{client.http.base_url}/v1/{path}", json=body) as response,
+    ):
+        assert stream, "an answer within half a second: there was nothing to leave"
+        next(response.iter_lines())
+    time.sleep(1.0)
+    after = generated(client)
+    assert before < after < before + 32 * 450 / 2
+    time.sleep(0.5)
+    assert generated(client) == after
 
 
 async def test_the_async_client_does_the_same(service):
