@@ -38,8 +38,8 @@ def openai_schemas() -> dict[str, dict[str, Any]]:
 
 def refuse_what_cannot_be_sent(llm: Any) -> None:
     """From now on `llm.generate` raises VLLMValidationError, which the routes answer with 400, for what cannot be sent
-    to vLLM's core: a number of more than 64 bits, a lone surrogate. vLLM says an EngineGenerateError of no words. The causes
-    are those that its own handler takes for the client's."""
+    to vLLM's core: a number of more than 64 bits, a lone surrogate. vLLM's own EngineGenerateError says nothing. The
+    causes are those that vLLM's handlers take for the client's."""
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.exceptions import EngineGenerateError
 

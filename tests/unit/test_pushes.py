@@ -5,8 +5,9 @@ import errno
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayTaskError
 
-from rollout_service.engine import DifferentBytes, Loaded, WeightsFile
+from rollout_service.engine import DifferentBytes, HalfLoaded, Loaded, WeightsFile
 from rollout_service.member import FleetError, Member
 from rollout_service.protocol import WeightStatus
 from rollout_service.pushes import Pushes
@@ -129,3 +130,48 @@ async def test_the_ages_of_drafters_are_known_for_the_newest_alone(loading, tmp_
     for version in (1, 2, 3, 4):
         await loading.push("drafter", version, tmp_path / str(version), SENT)
     assert loading.drafter_since == {3: 1, 4: 1}
+
+
+async def test_a_failure_after_the_publication_does_not_make_the_push_look_refused(loading, tmp_path):
+    """The version is in service, and its file is what an engine that restarts takes."""
+
+    def fails(of, version):
+        raise OverflowError("too large for SQLite")
+
+    loading.on_published = fails
+    engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
+    assert (await loading.push("policy", 1, tmp_path / "w", SENT)).version == 1
+    assert loading.store.sets["policy"].status.version == 1
+    assert (tmp_path / "w").exists()
+
+
+async def test_the_file_of_a_push_that_is_not_in_service_is_deleted(pushes, tmp_path):
+    with pytest.raises(FleetError):
+        await pushes.push("policy", 1, tmp_path / "bad", SENT)
+    with pytest.raises(RefusedUpdate):
+        await pushes.push("policy", 0, tmp_path / "w", SENT)
+    assert not (tmp_path / "bad").exists()
+    assert not (tmp_path / "w").exists()
+
+
+async def test_an_engine_whose_ranks_differ_starts_again_and_is_loud(loading, tmp_path):
+    engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
+    engine(loading, 1, HalfLoaded("read other bytes on 1 of 2 ranks"))
+    await loading.push("policy", 1, tmp_path / "w", SENT)
+    assert loading.killed == [loading.members[1].actor]
+    assert loading.alarmed == [1]
+
+
+async def test_an_engine_of_which_only_some_ranks_loaded_is_never_left_in_service(loading, tmp_path):
+    engine(loading, 0, HalfLoaded("read other bytes on 1 of 2 ranks"))
+    with pytest.raises(FleetError, match="on 1 of 2 ranks"):
+        await loading.push("policy", 1, tmp_path / "w", SENT)
+    assert loading.killed == [loading.members[0].actor]
+
+
+async def test_an_actors_error_is_one_line_without_rays_traceback(loading, tmp_path):
+    error = RayTaskError("load", "Traceback (most recent call last):\n ...", DifferentBytes("read other bytes"))
+    engine(loading, 0, error.as_instanceof_cause())
+    with pytest.raises(RefusedUpdate) as refused:
+        await loading.push("policy", 1, tmp_path / "w", SENT)
+    assert str(refused.value) == "DifferentBytes: read other bytes: push again"

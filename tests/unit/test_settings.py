@@ -8,6 +8,7 @@ from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import read_command_line
 from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.engine_arguments import names_engine_arguments
 from rollout_service.vllm_arguments import known_arguments
 
 TOML = """
@@ -71,6 +72,17 @@ def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, argume
         read_command_line(ServiceConfig, "launch", ["--config", toml, *arguments])
     assert stop.value.code == 2
     assert named in capsys.readouterr().err
+
+
+def test_a_value_that_vllm_refuses_is_said_to_be_of_the_argument():
+    config = ServiceConfig(model="m", engine={"vllm": {"block_size": 7}})
+    with (
+        pytest.raises(ValueError, match=r"engine\.vllm\.block_size: vLLM refuses its configuration: not 7"),
+        names_engine_arguments(config),
+    ):
+        raise ValueError("not 7")
+    with pytest.raises(ValueError, match=r"^not 7$"), names_engine_arguments(ServiceConfig(model="m")):
+        raise ValueError("not 7")
 
 
 def test_vllms_arguments_are_known_without_its_import():

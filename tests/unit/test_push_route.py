@@ -1,0 +1,77 @@
+"""POST /v1/weights: what is received is bounded before it is read, and a cut push is one line of the log."""
+
+import asyncio
+import logging
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+
+from rollout_service.app import add_error_handlers
+from rollout_service.protocol import MAX_VERSION
+from rollout_service.routes import weights
+
+
+@pytest.fixture
+def route(tmp_path):
+    """`await route(content_type, chunks, version)` gives the status and how many chunks were read; None is a cut."""
+    pushed = []
+
+    async def push(*arguments):
+        pushed.append(arguments)
+
+    file = tmp_path / "file"
+    file.touch()
+    store = SimpleNamespace(
+        sets={"policy": SimpleNamespace(largest_bytes=1 << 20)}, file_to_write=lambda of: file, adopt=lambda name: file
+    )
+    app = FastAPI()
+    app.state.fleet = SimpleNamespace(store=store, pushes=SimpleNamespace(push=push))
+    app.include_router(weights.router)
+    add_error_handlers(app)
+
+    async def call(content_type, chunks, version=1):
+        left, statuses = list(chunks), []
+
+        async def receive():
+            chunk = left.pop(0) if left else b""
+            if chunk is None:
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": chunk, "more_body": bool(left)}
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/weights/policy", "raw_path": b"/v1/weights/policy",
+            "root_path": "", "scheme": "http", "query_string": f"version={version}".encode(),
+            "headers": [(b"content-type", content_type.encode())],
+        }  # fmt: skip
+        await asyncio.wait_for(app(scope, receive, send), 5)
+        assert pushed == []
+        return statuses[0], len(chunks) - len(left)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("content_type", "read"), [("application/json", 2), ("application/json; charset=utf-8", 2), ("text/plain", 32)]
+)
+async def test_a_body_is_refused_at_its_limit_and_the_rest_is_not_read(route, content_type, read):
+    """64 KiB of a reference to a file, and of tensors what they can need: here 1 MiB."""
+    assert await route(content_type, [b" " * (32 << 10), b" " * (32 << 10) + b" "] * 100) == (413, read)
+
+
+async def test_a_version_that_the_queue_cannot_hold_is_refused_before_the_body_is_read(route):
+    status, read = await route("application/octet-stream", [b"x"] * 3, version=MAX_VERSION + 1)
+    assert (status, read) == (400, 0)
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "application/octet-stream"])
+async def test_a_push_that_is_cut_is_one_line_of_the_log(route, content_type, caplog):
+    with caplog.at_level(logging.INFO):
+        status, _ = await route(content_type, [b"x", None, b""], version=7)
+    assert status == weights.CLIENT_CLOSED_REQUEST
+    (record,) = caplog.records
+    assert record.message == "the push of policy version 7 ended before all of it was received; nothing has changed"
+    assert record.exc_info is None
