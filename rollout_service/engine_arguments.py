@@ -60,14 +60,15 @@ def engine_arguments(
 
 @contextlib.contextmanager
 def names_engine_arguments(config: ServiceConfig) -> Iterator[None]:
-    """Where vLLM judges its arguments: an error says which of them are of `engine.vllm`, if any are."""
+    """Where vLLM takes its arguments: an error says which of them are of `engine.vllm`, if any are. One of its core
+    process, which judges some of them, is a RuntimeError."""
     try:
         yield
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         if not config.engine.vllm:
             raise
         names = ", ".join(f"engine.vllm.{name}" for name in config.engine.vllm)
-        raise ValueError(f"{names}: vLLM refuses its configuration: {error}") from error
+        raise ValueError(f"{names}: vLLM does not start with what is given: {error}") from error
 
 
 def bare_llm(config: ServiceConfig) -> "LLM":

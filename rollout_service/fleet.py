@@ -113,7 +113,8 @@ class Fleet:
             await asyncio.gather(*(self._bring_into_service(member) for member in self.members))
         except RayError as error:
             await self.stop()
-            raise FleetError(f"an engine could not start: {in_words(error)}") from error
+            hint = "engine_logs = true shows its own log"
+            raise FleetError(f"an engine could not start: {in_words(error)}; {hint}") from error
         self._watchers = [
             asyncio.create_task(kept_running(f"the watch of engine {member.index}", partial(self._watch, member)))
             for member in self.members

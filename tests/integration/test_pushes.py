@@ -4,11 +4,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from engines import MODELS
+from engines import MODELS, launched
 from over_http import PROMPT, mtp_tensors, policy_tensors, requests, worst_difference
 from safetensors.torch import save
 
-from rollout_service.client import RolloutError
+from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import GroupRequest, Sampling
 
 
@@ -109,3 +109,27 @@ def test_a_drafters_push_changes_acceptance_and_never_the_policy(client):
         headers={"Content-Type": "application/octet-stream"},
     )  # fmt: skip
     assert (reply.status_code, reply.json()["problems"][0]["field"]) == (400, "checksum")
+
+
+def test_what_begins_after_a_push_does_not_meet_a_kept_cache_on_any_route():
+    """With a cache that is kept across pushes, by vLLM's counter of prompt tokens that were found in it."""
+
+    def found(route, asked):
+        def hits():
+            lines = client.http.get("/metrics").text.splitlines()
+            return sum(float(s.rsplit(" ", 1)[1]) for s in lines if s.startswith("vllm:prefix_cache_hits_total{"))
+
+        before = hits()
+        client.http.post(f"/v1/{route}", json={"model": "demo-policy", "max_tokens": 2} | asked).raise_for_status()
+        return hits() - before
+
+    flags = ("--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--weights.kv_cache", "keep")
+    with launched(*flags, "--engines", "1") as (url, _), RolloutClient(url) as client:
+        for route, asked in (
+            ("completions", {"prompt": [10] * 300}),
+            ("chat/completions", {"messages": [{"role": "user", "content": "1" * 300}]}),
+        ):
+            assert [found(route, asked), found(route, asked)] == [0, 256]
+            assert found(route, asked | {"cache_salt": "mine"}) == 0
+            client.push_weights("policy", policy_tensors(), client.weights().policy.version + 1)
+            assert [found(route, asked), found(route, asked)] == [0, 256]

@@ -77,7 +77,7 @@ def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, argume
 def test_a_value_that_vllm_refuses_is_said_to_be_of_the_argument():
     config = ServiceConfig(model="m", engine={"vllm": {"block_size": 7}})
     with (
-        pytest.raises(ValueError, match=r"engine\.vllm\.block_size: vLLM refuses its configuration: not 7"),
+        pytest.raises(ValueError, match=r"engine\.vllm\.block_size: vLLM does not start with what is given: not 7"),
         names_engine_arguments(config),
     ):
         raise ValueError("not 7")
