@@ -16,6 +16,11 @@ class Refused(ValueError):
         self.problems, self.status = problems, status
 
 
+def stopping() -> Refused:
+    """For what comes or still waits when the service is told to stop."""
+    return Refused([Problem(field="service", message="the service is stopping")], status=503)
+
+
 class Admission:
     """The limits of one service."""
 

@@ -18,6 +18,13 @@ from rollout_service.protocol import ErrorBody, Problem
 from rollout_service.queue_database import Unavailable
 from rollout_service.weights import RefusedUpdate
 
+HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": str(RETRY_AFTER)},
+    503: {"Retry-After": str(RETRY_AFTER)},
+    507: {"Retry-After": str(RETRY_AFTER)},
+}
+"""of every answer with this status"""
 OPENAI_PATHS = "/v1/completions", "/v1/chat/completions", "/v1/models"
 
 
@@ -33,7 +40,7 @@ def answer(
         body = openai_error(status, error, problems)
     else:
         body = ErrorBody(error=error, problems=problems or []).model_dump(exclude_none=True)
-    return JSONResponse(body, status, dict(headers or {}))
+    return JSONResponse(body, status, HEADERS.get(status, {}) | dict(headers or {}))
 
 
 def is_openai(path: str) -> bool:
@@ -61,11 +68,11 @@ def add_error_handlers(app: FastAPI) -> None:
         return answer(request, error.status, str(error), error.problems)
 
     async def unfinished(request: Request, error: Exception) -> JSONResponse:
-        return answer(request, 503, str(error), headers={"Retry-After": str(RETRY_AFTER)})
+        return answer(request, 503, str(error))
 
     async def no_room(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, Unavailable)
-        return answer(request, error.status, str(error), headers={"Retry-After": str(RETRY_AFTER)})
+        return answer(request, error.status, str(error))
 
     async def unknown_lease(request: Request, error: Exception) -> JSONResponse:
         message = f"no such lease: {error}; it was acknowledged or returned, or it is over"

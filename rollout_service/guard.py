@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import Request
 from starlette.types import Message, Receive, Scope, Send
 
-from rollout_service.admission import Refused
+from rollout_service.admission import Refused, stopping
 from rollout_service.errors import answer
 from rollout_service.protocol import INTERFACE_VERSION, VERSION_HEADER, Problem
 
@@ -39,8 +39,7 @@ class Guard:
             if not request.url.path.startswith(WEIGHTS):
                 receive = Replayed(await self.body(request, receive), receive)
         except Refused as error:
-            headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "10"}}.get(error.status)
-            refusal = answer(request, error.status, str(error), error.problems, headers)
+            refusal = answer(request, error.status, str(error), error.problems)
             return await refusal(scope, receive, send)
         except Gone:
             return None
@@ -61,7 +60,7 @@ class Guard:
             message = f"{versions}: install the same release of rollout-service on both sides"
             raise Refused([Problem(field=VERSION_HEADER, message=message)])
         if self.stopping.is_set():
-            raise Refused([Problem(field="service", message="the service is stopping")], status=503)
+            raise stopping()
 
     async def body(self, request: Request, receive: Receive) -> bytes:
         """All of it. Raises Refused (413) when it is too large, by its length or as it comes; Gone with its client."""

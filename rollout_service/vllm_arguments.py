@@ -29,7 +29,7 @@ def check_known(arguments: dict[str, Any]) -> None:
 def known_arguments() -> set[str]:
     """Fields of vLLM's `AsyncEngineArgs`, read from its source: its import would take seconds."""
     vllm: Any = find_spec("vllm")
-    module = ast.parse((Path(vllm.origin).parent / "engine" / "arg_utils.py").read_text())
+    module = ast.parse((Path(vllm.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
     return {
         field.target.id
         for kind in module.body

@@ -6,7 +6,7 @@ import time
 
 from fastapi import APIRouter, Query, Request
 
-from rollout_service.admission import Admission, Refused
+from rollout_service.admission import Admission, Refused, stopping
 from rollout_service.background import BackgroundGeneration
 from rollout_service.batches import OtherRequest
 from rollout_service.json_route import JsonRoute
@@ -81,7 +81,7 @@ async def lease(request: Request, body: LeaseRequest) -> Batch:
     version = max(generation.version, body.version or 0)
     while generation.queue.should_wait(body, version) and (left := deadline - time.monotonic()) > 0:
         if request.app.state.stopping.is_set():
-            raise Refused([Problem(field="service", message="the service is stopping")], status=503)
+            raise stopping()
         generation.news.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(left, 1.0)):

@@ -11,9 +11,10 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from fastapi.responses import StreamingResponse
 from ray.exceptions import RayTaskError
 
-from rollout_service.member import FleetError, in_words
-
+from rollout_service.admission import Refused, stopping
+from rollout_service.errors import openai_error
 from rollout_service.json_route import JsonRoute, read_object
+from rollout_service.member import FleetError, in_words
 
 router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"], route_class=JsonRoute)
 
@@ -61,37 +62,63 @@ async def generation(request: Request) -> Response:
 
 
 async def through_an_engine(request: Request, body: bytes) -> Response:
-    """The answer of an engine: whole, or a stream whose errors are events of its own. Raises FleetError, and
-    HTTPException when the engine has no answer at all."""
+    """The answer of an engine: whole, or a stream whose errors are events of its own. Raises FleetError, Refused when
+    the service stops before there is an answer, and HTTPException when the engine has none at all."""
     headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
     parts: AsyncIterator[Any] = request.app.state.fleet.openai(request.method, request.url.path, headers, body)
     first, gone = asyncio.ensure_future(anext(parts)), asyncio.create_task(disconnected(request))
+    stop = asyncio.create_task(request.app.state.stopping.wait())
     try:
-        await asyncio.wait({first, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():  # nobody is left to answer: the engine stops generating
+        await asyncio.wait({first, gone, stop}, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():  # nobody is left to answer, or to be answered: the engine stops generating
             first.cancel()
             await asyncio.wait({first})
+            if stop.done():
+                raise stopping()
             return Response(status_code=CLIENT_CLOSED_REQUEST)
     finally:
         gone.cancel()
+        stop.cancel()
     try:
         start = first.result()
     except RayTaskError as error:
         raise HTTPException(500, f"the engine could not answer: {in_words(error)}") from error
     kept = {name.lower(): value for name, value in start.headers if name.lower() not in DROPPED}
     if kept.get("content-type", "").startswith("text/event-stream"):
-        parts = with_error_event(parts)
+        parts = with_error_event(parts, request.app.state.stopping)
     return StreamingResponse(parts, status_code=start.status, headers=kept)
 
 
-async def with_error_event(parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def with_error_event(parts: AsyncIterator[bytes], is_stopping: asyncio.Event) -> AsyncIterator[bytes]:
     """The parts of an event stream, and where they break off an event that says why, in the form of vLLM's own."""
     try:
-        async for part in parts:
+        async for part in until(is_stopping, parts):
             yield part
-    except (FleetError, RayTaskError) as failure:
-        error = {"message": in_words(failure), "type": "InternalServerError", "param": None, "code": 500}
-        yield b"data: " + json.dumps({"error": error}).encode() + b"\n\n"
+    except (FleetError, RayTaskError, Refused) as failure:
+        status = failure.status if isinstance(failure, Refused) else 500
+        error = openai_error(status, str(failure) if status == 503 else in_words(failure))
+        yield b"data: " + json.dumps(error).encode() + b"\n\n"
+
+
+async def until(is_stopping: asyncio.Event, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The parts, as long as the service is not told to stop. Raises Refused then."""
+    stop = asyncio.create_task(is_stopping.wait())
+    try:
+        while True:
+            part = asyncio.ensure_future(anext(parts, None))
+            try:
+                await asyncio.wait({part, stop}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                if not part.done():
+                    part.cancel()
+                    await asyncio.wait({part})
+            if part.cancelled():
+                raise stopping()
+            if (piece := part.result()) is None:
+                return
+            yield piece
+    finally:
+        stop.cancel()
 
 
 async def disconnected(request: Request) -> None:

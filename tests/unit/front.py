@@ -1,6 +1,7 @@
 """The HTTP front over a fleet in miniature, for tests: every route and check is real, and engines answer at once."""
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
@@ -59,9 +60,20 @@ class StubFleet:
         return Group(id=group.id, prompt_token_ids=prompt, completions=[completion], sampling=group.sampling, engine=0)
 
     async def openai(self, method, path, headers, body):
+        """The prompt `slow` is never answered whole, and a stream begins first."""
         self.asked.append(body)
-        yield ResponseStart(200, [("content-type", "application/json")])
-        yield b"{}"
+        fields = json.loads(body)
+        slow, stream = fields.get("prompt") == "slow", fields.get("stream")
+        try:
+            if slow and not stream:
+                await asyncio.Event().wait()
+            kind = "text/event-stream" if stream else "application/json"
+            yield ResponseStart(200, [("content-type", kind)])
+            yield b"data: {}\n\n" if stream else b"{}"
+            if slow:
+                await asyncio.Event().wait()
+        finally:
+            self.ended.append(body)
 
     async def check_acceptance(self): ...
 

@@ -7,7 +7,7 @@ from rollout_service.admission import Admission, Refused
 from rollout_service.lossless import request_problems
 from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, SharedMemoryPush
 
-FIELDS = {"/v1/completions": {"prompt", "min_p", "logit_bias", "response_format", "tool_choice"}}
+FIELDS = {"/v1/completions": {"prompt", "min_p", "logit_bias", "response_format", "tool_choice", "logprob_token_ids"}}
 
 
 class Characters:

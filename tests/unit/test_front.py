@@ -272,6 +272,28 @@ async def test_a_service_that_is_told_to_stop_says_so_in_every_route(service):
     assert "stopping" in error_of(late)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_what_an_engine_answers_when_the_service_is_told_to_stop_ends_in_the_routes_form(service, stream):
+    client, app = service
+    body = {"prompt": "slow", "stream": stream}
+    running = asyncio.create_task(client.post("/v1/completions", json=body))
+    while not app.state.fleet.asked:
+        await asyncio.sleep(0.01)
+    app.state.stopping.set()
+    response = await asyncio.wait_for(running, 2)
+    if stream:
+        *_, last, end = response.text.split("\n\n")
+        assert end == ""
+        error = json.loads(last.removeprefix("data: "))["error"]
+        assert (error["code"], error["type"]) == (503, "ServiceUnavailableError")
+        assert "stopping" in error["message"]
+    else:
+        assert response.status_code == 503
+        assert "retry-after" in response.headers
+        assert "stopping" in error_of(response)
+    assert app.state.fleet.ended, "the engine was told"
+
+
 # --- the document ---
 
 

@@ -11,6 +11,7 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from rollout_service import fleet as fleet_module
 from rollout_service.asgi import ResponseStart
 from rollout_service.engine import DifferentBytes, Engine, HalfLoaded, NotStarted, Started, check_all_ranks
+from rollout_service.errors import add_error_handlers
 from rollout_service.fleet import Fleet
 from rollout_service.member import FleetError, Member
 from rollout_service.routes import openai
@@ -52,8 +53,10 @@ def fleet(monkeypatch):
 
 def answer(fleet):
     app = FastAPI()
-    app.state.fleet, app.state.admission = fleet, SimpleNamespace(check_openai=lambda fields: None)
+    app.state.fleet, app.state.admission = fleet, SimpleNamespace(check_openai=lambda path, fields: None)
+    app.state.stopping = asyncio.Event()
     app.include_router(openai.router)
+    add_error_handlers(app)
     with TestClient(app) as client:
         return client.post("/v1/completions", json={"prompt": "a"})
 
@@ -85,10 +88,8 @@ async def test_another_answer_that_has_begun_breaks_off(fleet):
 def test_an_engine_that_cannot_answer_is_a_whole_answer_in_one_line(fleet):
     fleet.members.append(engine(0, in_actor(IndexError("no such token"))))
     response = answer(fleet)
-    assert (response.status_code, response.json()["detail"]) == (
-        500,
-        "the engine could not answer: IndexError: no such token",
-    )
+    assert response.status_code == 500
+    assert response.json()["error"]["message"] == "the engine could not answer: IndexError: no such token"
 
 
 def test_the_model_is_described_while_no_engine_is_in_service(fleet):
