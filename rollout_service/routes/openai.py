@@ -8,13 +8,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Request, Response
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from ray.exceptions import RayTaskError
 
 from rollout_service.admission import Refused, stopping
 from rollout_service.errors import openai_error
 from rollout_service.json_route import JsonRoute, read_object
 from rollout_service.member import FleetError, in_words
+from rollout_service.protocol import Problem
 
 router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"], route_class=JsonRoute)
 
@@ -24,6 +25,7 @@ DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 """the service's own, whatever the checkpoint's generation_config says; echoed with what the request gave"""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left before its answer"""
+NOTHING_LEFT = b"max_tokens must be at least 1, got 0"
 DROPPED = ("content-length", "transfer-encoding", "connection")
 
 
@@ -53,8 +55,11 @@ async def chat_completions(request: Request) -> Response:
 async def generation(request: Request) -> Response:
     body = await request.body()
     fields = read_object(request, body)
-    request.app.state.admission.check_openai(request.url.path, fields)
+    admission = request.app.state.admission
+    admission.check_openai(request.url.path, fields)
     response = await through_an_engine(request, body)
+    if isinstance(response, StreamingResponse) and response.status_code == 400 and fields.get("max_tokens") != 0:
+        response = await explained(response, admission.max_tokens)
     if response.status_code == 200:  # vLLM has checked them
         given = {name: fields[name] for name in DEFAULTS if fields.get(name) is not None}
         response.headers[SAMPLING_HEADER] = json.dumps(DEFAULTS | given)
@@ -87,6 +92,15 @@ async def through_an_engine(request: Request, body: bytes) -> Response:
     if kept.get("content-type", "").startswith("text/event-stream"):
         parts = with_error_event(parts, request.app.state.stopping)
     return StreamingResponse(parts, status_code=start.status, headers=kept)
+
+
+async def explained(refusal: StreamingResponse, limit: int) -> Response:
+    """vLLM gives a response what its prompt leaves of the context, and then says of the rest only that it is 0."""
+    body = b"".join([part async for part in refusal.body_iterator])  # type: ignore[misc]
+    if NOTHING_LEFT in body:
+        message = f"has {limit} tokens, and prompt and response together may have {limit}"
+        return JSONResponse(openai_error(400, message, [Problem(field="prompt", message=message)]), 400)
+    return Response(body, 400, {name: value for name, value in refusal.headers.items() if name not in DROPPED})
 
 
 async def with_error_event(parts: AsyncIterator[bytes], is_stopping: asyncio.Event) -> AsyncIterator[bytes]:

@@ -1,5 +1,6 @@
 """An engine that dies, and a service that is told to stop."""
 
+import json
 import os
 import signal
 import threading
@@ -46,12 +47,38 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
                 lambda model: model.lm_head.weight.data.mul_(0.5),
             )  # fmt: skip
             assert difference < 1e-4
-        assert stopped(process, signal.SIGINT) == (0, [])
+            with ThreadPoolExecutor(3) as pool:
+                running = all_kinds_of_work(client.http, pool)
+                assert stopped(process, signal.SIGINT) == (0, [])
+        assert_told_that_it_stops(*(request.result() for request in running))
         assert not any(child.is_running() for child in children)
         with pytest.raises(httpx.ConnectError):
             httpx.get(url + "/health", trust_env=False)
     left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("rollout-service")}
     assert left == set()
+
+
+def all_kinds_of_work(http, pool):
+    """A rollout stream, a completion and a stream of one, that take much longer than they are given here."""
+    groups = [{"id": str(i), "prompt": PROMPT, "n": 16, "sampling": {"max_tokens": 400, "ignore_eos": True}}
+              for i in range(64)]  # fmt: skip
+    body = {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "n": 128}
+    requests = ("rollouts", {"groups": groups}), ("completions", body), ("completions", body | {"stream": True})
+    running = [pool.submit(http.post, f"/v1/{path}", json=json) for path, json in requests]
+    time.sleep(2.0)
+    assert not any(request.done() for request in running)
+    return running
+
+
+def assert_told_that_it_stops(rollout, completion, stream):
+    last = json.loads(rollout.text.rstrip("\n").split("\n")[-1])
+    assert "the service is stopping" in last["error"]
+    assert completion.status_code == 503
+    assert int(completion.headers["retry-after"]) > 0
+    event = stream.text.rstrip("\n").split("\n\n")[-1]
+    for error in (completion.json()["error"], json.loads(event.removeprefix("data: "))["error"]):
+        assert error["code"] == 503
+        assert "stopping" in error["message"]
 
 
 def test_openai_requests_outlive_an_engine_or_say_that_it_died():
