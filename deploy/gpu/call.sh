@@ -1,0 +1,39 @@
+#!/bin/bash
+# call.sh STAGES: on the GPU machine, in the root of the checkout. Unpacks the bundle once, then runs stages of
+# checks/check.py: those joined by + beside each other, those apart one after the other; commas join a stage's words.
+#   BUNDLE   where make_bundle.sh put its files (.gpu)
+#   OUT      where each stage's log goes (/tmp/gpu-checks)
+#   LIMIT    seconds a stage may take (300)
+#   PYTHON   the interpreter (python3)
+bundle=${BUNDLE:-.gpu}
+out=${OUT:-/tmp/gpu-checks}
+site=/tmp/gpu-site
+python=${PYTHON:-python3}
+export PYTHONPATH=$site:$PWD PYTHONUNBUFFERED=1 VLLM_CACHE_ROOT=/tmp/gpu-vllm-cache TRITON_CACHE_DIR=/tmp/gpu-triton-cache
+
+if [ ! -e "$site/ready" ]; then
+    mkdir -p "$site"
+    "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" \
+        "$bundle"/wheels/*.whl || exit 3
+    # This Python unpacks xz itself: the machine may have no xz.
+    "$python" -c "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='fully_trusted')" \
+        "$bundle/vllm.tar.xz" "$site" || exit 4
+    "$python" -m compileall -q -j 16 "$site" > /dev/null 2>&1
+    touch "$site/ready"
+    echo "set up after $SECONDS s"
+fi
+
+stage() { # WORDS: one stage, with its results printed when it has ended
+    local log=$out/$1.log
+    timeout --kill-after 5 "${LIMIT:-300}" "$python" deploy/gpu/checks/check.py ${1//,/ } > "$log" 2>&1
+    echo "== $1: exit status $?, at $SECONDS s"
+    grep -E '^\[ *[0-9.]+s\]' "$log"
+}
+
+mkdir -p "$out"
+for group in "$@"; do
+    for words in ${group//+/ }; do stage "$words" & done
+    wait
+done
+grep -HE '[Ee]rror' "$out"/*.log | tail -20
+exit 0

@@ -1,0 +1,32 @@
+"""What the stages share: settings from the environment, and how a result is printed."""
+
+import os
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[3]
+MODELS = Path(os.environ.get("CHECK_MODELS", ROOT / "deploy" / "demo" / "models"))
+PADDED = Path("/tmp/padded")
+DEVICE = os.environ.get("CHECK_DEVICE", "cuda")
+SCALE = int(os.environ.get("CHECK_SCALE", "1"))
+"""what the numbers of responses and streams are divided by, for a CPU"""
+RESPONSES = int(os.environ.get("CHECK_RESPONSES", "1024")) // SCALE
+"""responses of 48 tokens that a sampling distribution is judged by; after new weights a quarter of them"""
+
+BEGAN = time.monotonic()
+
+
+def say(*what: object) -> None:
+    """A line with the seconds since the stage began."""
+    print(f"[{time.monotonic() - BEGAN:5.1f}s]", *what, flush=True)
+
+
+def reported(name: str, check: Callable[[], str]) -> None:
+    """Say what the check says. What it raises is a result too: the checks after it go on."""
+    try:
+        say(name, check())
+    except Exception as error:
+        say(name, "FAILED", type(error).__name__, str(error)[:400])
+        traceback.print_exc(limit=-4)

@@ -1,0 +1,58 @@
+"""An engine as the service configures it, small enough that several stand beside each other on one GPU."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from common import DEVICE, MODELS
+from vllm import LLM, EngineArgs
+
+from drafters.drafter import DrafterConfig
+from drafters.schedule import Range
+from rollout_service.config import ServiceConfig
+from rollout_service.engine_arguments import engine_arguments
+
+WITH_FOLDERS = ("eagle3", "draft_model")
+"""kinds of drafters whose weights have a folder of their own"""
+
+
+def service_config(
+    kind: str, models: Path = MODELS, *, drafter: dict[str, Any], engine: dict[str, Any]
+) -> ServiceConfig:
+    """Of the policy in `models`, with the drafter of that kind beside it; fields of both sections over these."""
+    own: dict[str, Any] = {
+        "device": DEVICE,
+        "max_model_len": 256,
+        "max_num_seqs": 32,
+        "kv_cache_gib": 0.25,
+        "gpu_memory_utilization": 0.2,
+    }
+    if DEVICE == "cuda":
+        # Kernels compile when they are first used, which makes the start shorter by seconds.
+        own["vllm"] = {"kernel_config": {"enable_jit_warmup": False}}
+        if "BACKEND" in os.environ:
+            own["vllm"]["attention_backend"] = os.environ["BACKEND"]
+    folder = str(models / kind) if kind in WITH_FOLDERS else None
+    return ServiceConfig(
+        model=str(models / "policy"),
+        engine=own | engine,
+        drafter=DrafterConfig(kind=kind, model=folder, **drafter),
+    )
+
+
+def draft_ranges(config: ServiceConfig, ranges: str) -> list[Range]:
+    """The schedule that an engine starts with, for which its CUDA graphs are captured. start: the one of the service;
+    every: one in which each draft length occurs."""
+    longest, streams = config.drafter.draft_tokens, config.engine.max_num_seqs
+    if ranges == "start":
+        return [(1, streams, longest)]
+    return [(j + 1, j + 1, j) for j in range(longest)] + [(longest + 1, streams, longest)]
+
+
+def started(config: ServiceConfig, ranges: str = "start") -> LLM:
+    lengths = None if config.drafter.kind == "none" else draft_ranges(config, ranges)
+    arguments = engine_arguments(config, config.model, DEVICE, draft_lengths=lengths)
+    # Those of the asynchronous engine have some more.
+    own = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)}
+    return LLM(**own | {"disable_log_stats": False})

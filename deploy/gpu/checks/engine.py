@@ -1,0 +1,53 @@
+"""Stage `engine`: does an engine sample what the policy says, also after new weights?"""
+
+import torch
+from common import MODELS, RESPONSES, reported, say
+from configured import service_config, started
+from judging import judgement, sampled
+from updates import drafter_tensors, perturbed, push
+from vllm import LLM
+
+from drafters.checkpoint_files import read_tensors
+from drafters.mtp import is_mtp
+from rollout_service.evaluation.recomputation import Cut
+
+CUTS = (Cut(temperature=1.0), Cut(temperature=0.7, top_p=0.9, top_k=20), Cut(temperature=0.0))
+
+
+def run(kind: str, dtype: str, verification: str, graphs: str) -> None:
+    engine = {"dtype": dtype, "enforce_eager": graphs == "eager"}
+    llm = started(service_config(kind, drafter={"verification": verification}, engine=engine))
+    config = llm.llm_engine.vllm_config
+    runner = type(llm.llm_engine.model_executor.driver_worker.worker.model_runner).__module__
+    is_asynchronous, mode = config.scheduler_config.async_scheduling, config.compilation_config.cudagraph_mode.name
+    say(f"started; runner {runner}, graphs {mode}, asynchronous {is_asynchronous}")
+
+    for cut in CUTS:
+        name = f"{kind} {dtype} {verification}, temperature {cut.temperature}, top-p {cut.top_p}, top-k {cut.top_k}:"
+        reported(name, lambda cut=cut: judgement(sampled(llm, RESPONSES, cut), MODELS / "policy", cut))
+    check_pushes(llm, kind, getattr(torch, dtype))
+    check_switches(llm, kind)
+
+
+def check_pushes(llm: LLM, kind: str, dtype: torch.dtype) -> None:
+    """A new policy, then the same drafter again: what is sampled after either is the new policy's."""
+    policy, cut = perturbed(MODELS / "policy"), CUTS[0]
+
+    def pushed(tensors: dict[str, torch.Tensor], *, of_drafter: bool) -> str:
+        report = push(llm, tensors, dtype, of_drafter=of_drafter)
+        return f"{report}; then {judgement(sampled(llm, RESPONSES // 4, cut), policy, cut)}"
+
+    tensors = read_tensors(policy, lambda name: not is_mtp(name))
+    reported(f"{kind}, new policy:", lambda: pushed(tensors, of_drafter=False))
+    if kind not in ("none", "ngram"):
+        reported(f"{kind}, same drafter:", lambda: pushed(drafter_tensors(kind), of_drafter=True))
+
+
+def check_switches(llm: LLM, kind: str) -> None:
+    """What `compare` and `audit` change in a running engine. `let_drafter_rest` is last: it changes the runner."""
+    for method, arguments in (
+        ("set_draft_sampling", ("greedy",)),
+        ("set_verification", ("block",)),
+        ("let_drafter_rest", ()),
+    ):
+        reported(f"{kind}, {method}:", lambda m=method, a=arguments: str(llm.collective_rpc(m, args=a)))
