@@ -64,10 +64,9 @@ def main() -> None:
     if stage != "actor":
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
-    import torch
-    from common import DEVICE, say
+    from common import machine, say
 
-    say(stage, *arguments.values(), torch.__version__, torch.cuda.get_device_name() if DEVICE == "cuda" else DEVICE)
+    say(stage, *arguments.values(), machine())
     importlib.import_module(module or stage).run(**arguments)
     say("end of", stage)
 

@@ -23,6 +23,13 @@ def say(*what: object) -> None:
     print(f"[{time.monotonic() - BEGAN:5.1f}s]", *what, flush=True)
 
 
+def machine() -> str:
+    """The version of torch, and the name of the GPU."""
+    import torch  # here, so that the seconds of its import count
+
+    return f"torch {torch.__version__}, {torch.cuda.get_device_name() if DEVICE == 'cuda' else DEVICE}"
+
+
 def reported(name: str, check: Callable[[], str]) -> None:
     """Say what the check says. What it raises is a result too: the checks after it go on."""
     try:

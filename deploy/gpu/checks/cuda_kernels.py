@@ -75,7 +75,7 @@ def verification(*, block: bool, sampled: bool) -> str:
 
     positions = DRAFT_TOKENS + 1
     offset_K = torch.arange(positions, device=DEVICE)
-    tokens_R, yielded_R = rejection_sample(
+    tokens_RK, yielded_R = rejection_sample(
         scaled_KV.repeat(ROWS, 1).contiguous(),
         cache_RKV,
         torch.cat([drafts_RK[:, :1] * 0, drafts_RK], 1).flatten().int(),
@@ -91,7 +91,7 @@ def verification(*, block: bool, sampled: bool) -> str:
     )
 
     drawn_KR = [torch.multinomial(policy_KV[j], ROWS, replacement=True, generator=random) for j in range(positions)]
-    full_RK = torch.stack([torch.where(yielded_R > j, tokens_R[:, j], drawn_KR[j]) for j in range(positions)], 1)
+    full_RK = torch.stack([torch.where(yielded_R > j, tokens_RK[:, j], drawn_KR[j]) for j in range(positions)], 1)
     worst = max(pair_scores(full_RK, policy_KV))
     drafter_NV = (cache_RKV / TEMPERATURE).softmax(-1).flatten(0, 1) if cache_RKV is not None else None
     drafts = Drafts(drafts_RK.flatten(), torch.full((ROWS,), DRAFT_TOKENS, device=DEVICE), drafter_NV)
