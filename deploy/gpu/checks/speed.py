@@ -4,7 +4,6 @@ Its acceptance is the demo's, and its steps cost what those of 3.6 B parameters 
 environment samples the drafts; they are greedy otherwise.
 """
 
-import json
 import os
 import time
 from typing import NamedTuple
@@ -12,6 +11,8 @@ from typing import NamedTuple
 from common import DEVICE, PADDED, ROOT, SCALE, say
 from configured import service_config, started
 from vllm import LLM, SamplingParams
+
+from drafters.text_lines import json_lines
 
 DRAFT_TOKENS = 5
 STREAMS = [streams for streams in (1, 4, 16, 64, 256) if streams <= 256 // SCALE]
@@ -38,8 +39,7 @@ def run(kind: str) -> None:
     llm = started(config, "every")
     say("started")
     core = llm.llm_engine.engine_core.engine_core
-    lines = (ROOT / "deploy" / "demo" / "prompts.jsonl").read_text().splitlines()
-    prompts = [json.loads(line)["prompt"] for line in lines]
+    prompts = [problem["prompt"] for problem in json_lines(ROOT / "deploy" / "demo" / "prompts.jsonl")]
     for streams in STREAMS:
         speeds: dict[int, list[Speed]] = {}
         for turn in range(TURNS):
