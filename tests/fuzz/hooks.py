@@ -8,6 +8,8 @@ import schemathesis
 
 LONGEST = 200
 """tokens or characters of a prompt: prompt and response fit together into the demo's context"""
+CONTEXT = 507
+"""the longest response that the demo's document allows"""
 TOKENS = 4
 """of a response: time goes into requests"""
 WAIT = 0.05
@@ -26,6 +28,8 @@ def before_call(context, case, kwargs):
         if isinstance(group, dict):
             make_possible(group, i, taken={str(g.get("id")) for g in groups[:i] if isinstance(g, dict)})
     if "completions" in case.path:
+        if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
+            body["max_tokens"] = TOKENS  # what is left of the context takes a beam search longer than a hang may
         limit(body, "max_tokens")
         limit(body, "max_completion_tokens")
         limit(body, "n")
@@ -55,7 +59,7 @@ def make_possible(group, index, taken):
 
 
 def limit(fields, name):
-    if is_number(fields.get(name)) and 1 <= fields[name] <= 500:
+    if is_number(fields.get(name)) and 1 <= fields[name] <= CONTEXT:
         fields[name] = min(fields[name], TOKENS)
 
 
