@@ -176,7 +176,8 @@ class TrainConfig(Section):
     max_tokens_per_microbatch: int = Field(default=16384, ge=1)
     """padded tokens in one forward; changes memory and speed, not the gradient"""
     gradient_checkpointing: CliImplicitFlag[bool] = False
-    """recompute activations in the backward, for memory"""
+    """recompute activations in the backward, for memory; dropout and whatever else training mode turns on stay off, as
+    they do without it"""
 
     seed: int = Field(default=0, ge=0)
     """of sampling and of the order of minibatches"""

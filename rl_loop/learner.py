@@ -1,14 +1,15 @@
 """Learner: the policy, its optimiser, and the forward and backward over rollouts.
 
 - The weights and the optimiser state are float32; `dtype` is that of the matrix products.
-- The policy stays in evaluation mode (no dropout): what is trained is what the service samples from.
+- The policy stays in evaluation mode, with gradient checkpointing too: no dropout, and nothing else that training mode
+  turns on. What is trained is what the service samples from.
 - Completions of a group share the computation of their prompt, where the policy can be packed (rl_loop/packing.py).
 - Logits are computed where they predict response tokens; padding apart, nowhere else.
 """
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from rl_loop.losses import LossInput, Totals, k3_divergence, policy_loss
 from rl_loop.packed_attention import can_pack, packed_attention
 from rl_loop.packing import packed_batches
 from rl_loop.padding import padded_batches
+from rl_loop.recomputation import recompute_layers
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class Learner:
         self.reference = None if reference is None else self._placed(reference).requires_grad_(False)
         self.packs = can_pack(policy)
         if config.gradient_checkpointing:
-            self.policy.gradient_checkpointing_enable()
+            recompute_layers(self.policy)
         self.optimiser = torch.optim.AdamW(
             self.policy.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
         )
@@ -163,7 +165,7 @@ class Learner:
         old_logprobs_N = torch.cat([example.old_logprobs for example in examples])
         references = [e.reference_logprobs for e in examples if e.reference_logprobs is not None]
         weights = [example.weights for example in examples if example.weights is not None]
-        with self._training():
+        with self._attention(self.policy):
             logits_NV = self._logits(self.policy, batch)
             logprobs_N = token_logprobs(logits_NV, batch.responses_N, self.config.sampling.temperature)
             terms = LossInput(
@@ -183,16 +185,6 @@ class Learner:
             loss.backward()
         parts = {**objective.metrics, "loss": loss, "reference_kl": divergence}
         return {name: part.item() for name, part in parts.items()}
-
-    @contextmanager
-    def _training(self) -> Iterator[None]:
-        """transformers recomputes activations in training mode only."""
-        self.policy.train(self.config.gradient_checkpointing)
-        try:
-            with self._attention(self.policy):
-                yield
-        finally:
-            self.policy.eval()
 
     def _attention(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         return packed_attention(model) if self.packs else nullcontext()

@@ -100,9 +100,9 @@ def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
     try:
         policy = load_policy(config.model if latest is None else latest)
         reference = load_policy(config.model) if config.kl_coefficient > 0.0 else None
+        learner = Learner(config, policy, reference)
     except (OSError, ValueError) as error:
         raise PreflightError(f"model: {config.model}: {error}") from error
-    learner = Learner(config, policy, reference)
     return learner, RunState() if latest is None else restore_checkpoint(latest, learner)
 
 

@@ -1,4 +1,8 @@
-"""Learners by kind: new ones for a policy, and those in a checkpoint folder."""
+"""Learners by kind: new ones for a policy, and those in a checkpoint folder.
+
+All are in evaluation mode, and stay in it while they are trained. An engine drafts without dropout, so a drafter learns
+without it, although its configuration may declare some; an MTP head has the policy's `attention_dropout`.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,9 +28,10 @@ def new_learner(kind: LearnerKind, policy: PreTrainedModel, shape: HeadShape, te
     """
     config: Any = policy.config
     if kind == "mtp":
-        return MTPHead.from_policy(policy)
+        return MTPHead.from_policy(policy).eval()
     if kind == "draft_model":
-        return DraftModel.from_policy(policy, shape.hidden_size or max(32, config.hidden_size // 64 * 32), shape.layers)
+        hidden_size = shape.hidden_size or max(32, config.hidden_size // 64 * 32)
+        return DraftModel.from_policy(policy, hidden_size, shape.layers).eval()
     layers = tuple(sorted(shape.policy_layers)) or default_layers(config.num_hidden_layers)
     if len(set(layers)) != len(layers) or not all(0 <= i <= config.num_hidden_layers for i in layers):
         raise ValueError(
@@ -34,7 +39,7 @@ def new_learner(kind: LearnerKind, policy: PreTrainedModel, shape: HeadShape, te
         )
     size = shape.vocabulary_size
     reduced = frequent_tokens(texts, size, config.vocab_size) if 0 < size < config.vocab_size else None
-    return Eagle3Head.from_policy(policy, layers, reduced, shape.intermediate_size)
+    return Eagle3Head.from_policy(policy, layers, reduced, shape.intermediate_size).eval()
 
 
 def load_learner(kind: LearnerKind, folder: Path, policy: PreTrainedModel) -> Learner:
@@ -43,9 +48,9 @@ def load_learner(kind: LearnerKind, folder: Path, policy: PreTrainedModel) -> Le
     Raises ValueError saying what the folder lacks or why it does not fit the policy.
     """
     if kind == "eagle3":
-        return load_eagle3(folder, policy)
+        return load_eagle3(folder, policy).eval()
     if kind == "draft_model":
-        return DraftModel.from_folder(folder, policy)
+        return DraftModel.from_folder(folder, policy).eval()
     head, tensors = MTPHead(policy.config), read_tensors(folder, is_mtp)
     if not tensors:
         raise ValueError(f"{folder} holds no MTP head (no tensor `mtp.*`)")
@@ -53,4 +58,4 @@ def load_learner(kind: LearnerKind, folder: Path, policy: PreTrainedModel) -> Le
         head.load_checkpoint(tensors)
     except (KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"{folder}: the MTP head does not fit the policy: {error}") from error
-    return head
+    return head.eval()

@@ -13,7 +13,7 @@ Objective = Literal["soft_cross_entropy", "total_variation", "top_k"]
 
 
 class OfflineTraining(Section):
-    """How a drafter is trained on a fixed set of samples (AdamW, cosine schedule)."""
+    """How a drafter is trained on a fixed set of samples (AdamW, cosine schedule, no dropout)."""
 
     steps: int = Field(default=400, ge=1)
     """optimiser steps, those before a resume included"""
@@ -108,7 +108,7 @@ class TrainDrafterConfig(Section):
 
 
 class OnlineTraining(Section):
-    """How a drafter is trained while its policy is: when, and with which steps (AdamW, constant learning rate)."""
+    """How a drafter is trained while its policy is: when, and with which steps (AdamW, constant rate, no dropout)."""
 
     when: Literal["every", "adaptive", "never"] = "every"
     """every: each `every` steps; adaptive: while acceptance is below a fraction of its best; never: a frozen drafter"""

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from rl_toys import llama, qwen3_next
+from rl_toys import character_tokenizer, llama, qwen3_next
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -174,6 +174,17 @@ def test_a_head_is_made_for_any_policy(kind, make):
     whole = new_learner(kind, policy, HeadShape(), [])
     assert "d2t" not in whole.checkpoint()
     assert torch.isfinite(drafts(whole, policy)[0]).all()
+
+
+@pytest.mark.parametrize(("kind", "make"), [("eagle3", llama), ("draft_model", llama), ("mtp", qwen3_next)])
+def test_new_and_loaded_drafters_have_no_dropout_in_training(kind, make, tmp_path):
+    policy = make()
+    policy.save_pretrained(tmp_path / "policy")
+    character_tokenizer().save_pretrained(tmp_path / "policy")
+    new = new_learner(kind, policy, HeadShape(), [])
+    new.write(tmp_path / "drafter", tmp_path / "policy", torch.float32)
+    for learner in (new, load_learner(kind, tmp_path / "drafter", policy)):
+        assert not any(module.training for module in learner.modules())
 
 
 def test_default_layers_are_vllms_and_never_collide():

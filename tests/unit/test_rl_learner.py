@@ -4,11 +4,13 @@ import pytest
 import rl_toys as toys
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, MixtralConfig, OPTConfig, Qwen3Config
 
 from drafters.scoring import SurprisalSums, join_scores
 from rl_loop.batching import BATCH_COST, Rollout
 from rl_loop.learner import Example, Learner
 from rl_loop.padding import padded_batches
+from rl_loop.recomputation import recompute_layers
 
 MODELS = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
 SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and the last share a prompt
@@ -100,13 +102,59 @@ def test_the_gradient_is_that_of_the_token_mean_of_reinforce_when_on_policy(roll
     assert update.grad_norm == pytest.approx(expected.norm().item(), rel=1e-4)
 
 
-def test_gradient_checkpointing_does_not_change_the_gradient(rollouts, tmp_path):
+@pytest.mark.parametrize("model", MODELS)
+def test_gradient_checkpointing_does_not_change_the_gradient(model, rollouts, tmp_path):
     gradients = []
     for checkpointing in (False, True):
-        learner = Learner(toys.config(tmp_path, gradient_checkpointing=checkpointing), toys.llama())
+        learner = Learner(toys.config(tmp_path, gradient_checkpointing=checkpointing), MODELS[model]())
         learner.train(examples(learner, rollouts), step=0)
         gradients.append(gradient(learner))
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
+
+
+def test_gradient_checkpointing_computes_every_layer_again_in_the_backward_and_only_there(rollouts, tmp_path):
+    computed = []
+    for checkpointing in (False, True):
+        learner = Learner(toys.config(tmp_path, gradient_checkpointing=checkpointing), toys.llama())
+        calls = []
+        for layer in learner.policy.model.layers:
+            layer.self_attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
+        learner.train(examples(learner, rollouts), step=0)
+        computed.append((calls.count(False), calls.count(True)))
+    (scored, trained), (scored_again, recomputed) = computed
+    assert scored_again == scored
+    assert recomputed == 2 * trained
+
+
+SIZES = {"vocab_size": toys.VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+SMALL = SIZES | {"intermediate_size": 48, "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": None}
+CHANGED_BY_TRAINING_MODE = {
+    "attention dropout": lambda: Qwen3Config(**SMALL, attention_dropout=0.3),
+    "noise on the inputs of experts": lambda: MixtralConfig(**SMALL, num_local_experts=2, router_jitter_noise=0.5),
+    "dropout and skipping in the layers themselves": lambda: OPTConfig(
+        **SIZES, ffn_dim=48, dropout=0.3, layerdrop=0.5, word_embed_proj_dim=32
+    ),
+}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("what", CHANGED_BY_TRAINING_MODE)
+def test_the_first_update_trains_the_policy_that_was_scored(what, checkpointing, rollouts, tmp_path):
+    torch.manual_seed(0)
+    policy = AutoModelForCausalLM.from_config(CHANGED_BY_TRAINING_MODE[what]()).train()
+    torch.nn.init.normal_(policy.get_output_embeddings().weight, std=0.5)  # so that a small change of states shows
+    learner = Learner(toys.config(tmp_path, gradient_checkpointing=checkpointing), policy)
+    old = [score.logprobs for score in learner.logprobs(rollouts)]
+    advantages = [1.0, -1.0, 1.0, -1.0, 1.0]
+    update = learner.train([Example(*row) for row in zip(rollouts, advantages, old, strict=True)], step=0)
+    assert update.policy_ratio == pytest.approx(1.0, abs=1e-5)
+    assert update.policy_kl == pytest.approx(0.0, abs=1e-6)
+    assert update.clip_fraction == 0.0
+
+
+def test_a_policy_without_layers_to_checkpoint_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="gradient_checkpointing: Linear has no layers that can be checkpointed"):
+        recompute_layers(torch.nn.Linear(1, 1))
 
 
 def test_minibatches_and_epochs_update_as_often_as_they_say(rollouts, tmp_path):
