@@ -13,6 +13,7 @@ from rl_loop.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
 from rollout_service.protocol import MAX_COMPLETIONS, MAX_GROUPS, Endpoint, Sampling
 
 TaskKind = Literal["reasoning_gym", "jsonl"]
+Grader = Literal["auto", "math", "text", "choice"]
 
 
 class TaskConfig(Section):
@@ -39,6 +40,9 @@ class TaskConfig(Section):
     """first message of a chat"""
     answer_pattern: str = r"Answer:\s*(.*)"
     """regular expression with one group; its last match in a response is the answer, else the whole response is"""
+    grader: Grader = "auto"
+    """jsonl: how an answer is compared: math (numbers and formulas, by their value), text (without case and punctuation
+    around it), choice (by its letter); auto decides for each problem by its `answer`"""
     reward: str | None = None
     """own reward `package.module:function`, called with the response and the problem's entry; replaces the grading"""
     pass_threshold: float = 1.0

@@ -1,9 +1,18 @@
-"""JsonlTask: the user's own prompts, one JSON object a line, graded by math-verify.
+"""JsonlTask: the user's own prompts, one JSON object a line, graded by comparing answers.
 
     {"prompt": "What is 2 + 2?", "answer": "4"}
     {"messages": [{"role": "user", "content": "What is 2 + 2?"}], "answer": "4"}
 
 Other keys are kept in the problem's entry, for an own reward.
+
+`task.grader` says how answers are compared (rl_loop/tasks/grading.py). "auto" looks at each problem's `answer`:
+
+- a capital letter alone, perhaps in brackets (`B`, `(B)`), is a choice;
+- what has words in it is text: three letters in a row, or two with nothing else (`Paris`, `no`). Names of functions,
+  LaTeX commands, `and` and `or` are no words, nor is the one after a number (`12 apples`);
+- anything else is math if math-verify reads it as a formula (`1/2`, `x+1`, `(1,2)`), and text if it does not.
+
+An `answer` that its grader cannot read is refused when the file is read.
 """
 
 import random
@@ -11,11 +20,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from math_verify import parse, verify
 from pydantic import TypeAdapter
 
 from drafters.text_lines import json_lines
 from rl_loop.config import TaskConfig
+from rl_loop.tasks.grading import check_answer, grade
 from rl_loop.tasks.task import Problem, Split, TaskError, extract_answer, problem_from_text
 from rollout_service.protocol import Message
 
@@ -51,7 +60,7 @@ class JsonlTask:
 
     def reward(self, problem: Problem, response: str) -> float:
         answer = extract_answer(self.config.answer_pattern, response)
-        return float(verify(parse(str(problem.entry["answer"])), parse(answer)))
+        return grade(self.config.grader, str(problem.entry["answer"]), answer)
 
 
 def read_problems(config: TaskConfig, path: Path) -> list[Problem]:
@@ -64,6 +73,8 @@ def read_problems(config: TaskConfig, path: Path) -> list[Problem]:
 def _problem(config: TaskConfig, entry: dict[str, Any]) -> Problem:
     if "answer" not in entry and config.reward is None:
         raise ValueError("has no `answer` (needed unless task.reward is set)")
+    if config.reward is None:
+        check_answer(config.grader, entry["answer"])
     if ("prompt" in entry) == ("messages" in entry):
         raise ValueError("must have exactly one of `prompt` and `messages`")
     if "prompt" in entry:

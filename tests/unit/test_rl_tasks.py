@@ -89,6 +89,31 @@ def test_a_bad_line_is_named(entry, tmp_path):
         make_task(jsonl(tmp_path, [{"prompt": "?", "answer": "4"}, entry]))
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_an_answer_that_its_grader_cannot_read_is_refused_with_its_line(held_out, tmp_path):
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    good.write_text('{"prompt": "2 / 4?", "answer": "1/2"}\n' * 2)
+    bad.write_text('{"prompt": "1?", "answer": 1}\n{"prompt": "What is the capital?", "answer": "Paris"}\n')
+    paths = {"path": good, "held_out_path": bad} if held_out else {"path": bad}
+    with pytest.raises(TaskError, match=r"bad\.jsonl, line 2: `answer` 'Paris' is no number or formula; task\.grader"):
+        make_task(TaskConfig(kind="jsonl", grader="math", **paths))
+
+
+def test_answers_of_every_kind_are_graded_in_one_file(tmp_path):
+    answers = ["Paris", "B", "yes", "x+1", "(1,2)", 72]
+    entries = [{"prompt": f"{number}?", "answer": answer} for number, answer in enumerate(answers)]
+    config = jsonl(tmp_path, entries).model_copy(update={"held_out_path": tmp_path / "prompts.jsonl"})
+    task = make_task(config)
+    problems = [task.prompt("held_out", index) for index in range(len(answers))]
+    rewards = [[task.reward(problem, f"so\nAnswer: {answer}") for answer in answers] for problem in problems]
+    assert rewards == [[float(row == column) for column in range(len(answers))] for row in range(len(answers))]
+
+
+def test_a_file_for_an_own_reward_needs_no_answer_that_can_be_read(tmp_path):
+    entries = [{"prompt": "?", "answer": ["any", "of", "these"]}, {"prompt": "?"}]
+    make_task(jsonl(tmp_path, entries, reward="json:dumps"))
+
+
 def test_messages_under_the_name_of_a_prompt_are_told_their_own(tmp_path):
     with pytest.raises(TaskError, match="line 1: `prompt` is not text; a list of messages is named `messages`"):
         make_task(jsonl(tmp_path, [{"prompt": [{"role": "user", "content": "1?"}], "answer": "1"}]))
