@@ -47,6 +47,7 @@ from rl_loop.prompts import group_requests
 from rl_loop.pulling import PAUSE, Pulled, Puller
 from rl_loop.pushing import Pusher
 from rl_loop.reporting import Reporter
+from rl_loop.rewards import check_evaluation
 from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, delivered
 from rl_loop.step import StageClock, prepare, report_drafter, step_metrics
@@ -188,7 +189,8 @@ class AsynchronousLoop:
                 step_metrics(
                     config, prepared, update, clock, self._overlap(clock, queue_status), step=self.state.step,
                     losslessness=self.state.losslessness, groups_replaced=batch.replaced,
-                    groups_failed=batch.failed, seconds=time.perf_counter() - started,
+                    groups_failed=batch.failed, rewards_failed=batch.rewards_failed,
+                    seconds=time.perf_counter() - started,
                 )
             )  # fmt: skip
             report_drafter(self.drafter, prepared, self.state.step, self.reporter)
@@ -287,6 +289,7 @@ class Evaluation(threading.Thread):
             GradedGroup.of(group, [reward.result() for reward in rewards])
             for group, rewards in zip(groups, futures, strict=True)
         ]
+        check_evaluation(graded, loop.pool.last_failure)
         return EvaluationMetrics(
             **rollout_metrics(graded, config.task.pass_threshold).model_dump(),
             step=self.step,

@@ -36,6 +36,7 @@ def train(argv: list[str]) -> int:
     from rl_loop.losslessness import NotLossless
     from rl_loop.preflight import PreflightError
     from rl_loop.pulling import EveryGroupFailed
+    from rl_loop.rewards import RewardsFailed
     from rl_loop.sources import ReplayError
     from rl_loop.tasks import TaskError
     from rl_loop.training import run_training
@@ -48,7 +49,7 @@ def train(argv: list[str]) -> int:
         return _fail(f"ended by {interrupted}", SIGNALLED + interrupted.signum)
     except TaskError as error:
         return _fail(str(error), 2)
-    except (PreflightError, ReplayError, NotLossless, EveryGroupFailed) as error:
+    except (PreflightError, ReplayError, NotLossless, EveryGroupFailed, RewardsFailed) as error:
         return _fail(str(error), 1)
     except EndpointError as error:
         return _fail(f"endpoint: {error}", 2)

@@ -101,7 +101,7 @@ class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap):
     groups_failed: int = 0
     """that the service could not generate: left out, and in asynchronous training replaced"""
     rewards_failed: int = 0
-    """completions left out because their reward raised or took too long"""
+    """completions left out because their reward raised, took too long or was no finite number"""
     entropy: float
     """mean over tokens, in nats"""
     z: float

@@ -7,7 +7,7 @@
 - A group is acknowledged when a checkpoint holds its training: until then a trainer that dies gets it again. One that
   is handed out again although it was trained on (its lease had ended) is acknowledged, not trained on a second time.
 - A group that the service hands out as failed is told, left out, and replaced by another problem's. It is acknowledged
-  with the batch. A run whose groups all fail ends.
+  with the batch. A run whose groups all fail ends. So does one whose rewards all fail (rl_loop/rewards.py).
 - Prompts for step s are sent when the policy of step s - max_staleness is in service, and a group's oldest token says
   until which step it may be used. So the bound holds for training, and nothing is generated in vain for it.
 """
@@ -26,6 +26,7 @@ from rl_loop.config import TrainConfig
 from rl_loop.ledger import TRANSIENT, Ledger, index_of, name_of, release
 from rl_loop.metrics import GradedGroup
 from rl_loop.prompts import sampling_seed
+from rl_loop.rewards import LostGroups
 from rl_loop.rewards_pool import RewardsPool
 from rl_loop.step import teaches
 from rl_loop.tasks import Task
@@ -58,6 +59,8 @@ class Pulled:
     """of the spent ones, those left out by dynamic sampling"""
     failed: int = 0
     """of the spent ones, those that the service could not generate"""
+    rewards_failed: int = 0
+    """of all these groups' completions"""
 
     @property
     def names(self) -> list[str]:
@@ -82,7 +85,8 @@ class Puller(threading.Thread):
         self.ready: list[GradedGroup] = []  # graded, and in no batch yet
         self.due: dict[int, int] = {}  # the last step that may use a problem's group, if it is begun when it is sent
         self.spent: list[str] = []
-        self.replaced = self.failed = self.failed_in_a_row = 0
+        self.replaced = self.failed = self.rewards_failed = self.failed_in_a_row = 0
+        self.lost = LostGroups(config.prompts_per_step)
         self.arrived: set[int] = set()  # indices leased, and not trained on yet
         self.resend = True
 
@@ -90,8 +94,8 @@ class Puller(threading.Thread):
         try:
             self._retrying(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
             while self.step < self.config.steps and not self.stopping.is_set():
-                batch = Pulled(self._collect(), self.spent, self.replaced, self.failed)
-                self.spent, self.replaced, self.failed = [], 0, 0
+                batch = Pulled(self._collect(), self.spent, self.replaced, self.failed, self.rewards_failed)
+                self.spent, self.replaced, self.failed, self.rewards_failed = [], 0, 0, 0
                 self._hand_over(batch)
                 self.step += 1
         except _Stopped:
@@ -210,12 +214,13 @@ class Puller(threading.Thread):
         ]
         for group, futures in zip(new, rewards, strict=True):
             graded = GradedGroup.of(group, [future.result() for future in futures])
-            teaching = not self.config.dynamic_sampling or teaches(graded)
-            if len(graded.rewards) > 1 and teaching:
+            self.rewards_failed += graded.failed
+            kept = self.lost.keep(graded, self.pool.last_failure)
+            if kept and (teaches(graded) or not self.config.dynamic_sampling):
                 self.ready.append(graded)
             else:
                 self.spent.append(group.id)
-                self.replaced += len(graded.rewards) > 1
+                self.replaced += kept
 
     def _leave_out(self, failed: list[FailedGroup]) -> None:
         """Groups that the service could not generate. Raises EveryGroupFailed."""

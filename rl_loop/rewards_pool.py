@@ -1,7 +1,7 @@
 """RewardsPool: rewards in processes of their own, with a time limit each.
 
-A reward that hangs, raises, or ends its process costs its completion, not the run: it comes back as None. Each slot is
-a thread with a worker process behind a pipe; a worker that overruns is killed and a new one takes its place.
+A reward that hangs, raises, or ends its process comes back as None; rl_loop/rewards.py says what that costs. Each slot
+is a thread with a worker process behind a pipe; a worker that overruns is killed and a new one takes its place.
 """
 
 import logging
@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rl_loop.tasks.task import Problem, Task
+from rl_loop.tasks.task import Problem, Task, finite_reward
 
 logger = logging.getLogger("rl_loop")
 
@@ -35,6 +35,7 @@ class RewardsPool:
         self.workers: set[_Worker] = set()
         self.lock = threading.Lock()
         self.is_closed = False
+        self.last_failure = ""
         self.threads = ThreadPoolExecutor(processes, thread_name_prefix="rewards")
 
     def __enter__(self) -> "RewardsPool":
@@ -63,10 +64,12 @@ class RewardsPool:
         try:
             return worker.reward(problem, response, self.timeout)
         except _RewardRaised as error:
+            self.last_failure = str(error)
             logger.warning("a reward raised and costs its completion: %s", error)
         except (TimeoutError, EOFError, OSError) as error:
             if not self.is_closed:
                 what = f"took over {self.timeout} s" if isinstance(error, TimeoutError) else "ended its process"
+                self.last_failure = f"it {what}"
                 logger.warning("a reward %s and costs its completion", what)
             worker.end()
             with self.lock:
@@ -121,7 +124,7 @@ def _serve(pipe: Connection, make_task: Callable[[], Task], path: list[str]) -> 
         except EOFError:
             return
         try:
-            answer = float(task.reward(problem, response)), None
+            answer = finite_reward(task, problem, response), None
         except Exception as error:
             answer = None, f"{type(error).__name__}: {error}"  # type: ignore[assignment]
         pipe.send(answer)

@@ -119,10 +119,11 @@ def step_metrics(
     losslessness: SurprisalSums,
     groups_replaced: int,
     groups_failed: int,
+    rewards_failed: int,
     seconds: float,
 ) -> StepMetrics:
     """`losslessness`: of the whole run, this step included. `groups_replaced`: by dynamic sampling.
-    `groups_failed`: at the service."""
+    `groups_failed`: at the service. `rewards_failed`: those of groups that are not trained on included."""
     of_rollouts = rollout_metrics(prepared.graded, config.task.pass_threshold)
     ages = prepared.correction.staleness
     return StepMetrics(
@@ -137,7 +138,7 @@ def step_metrics(
         zero_variance_groups=prepared.advantages.zero_variance_groups,
         groups_replaced=groups_replaced,
         groups_failed=groups_failed,
-        rewards_failed=sum(g.failed for g in prepared.graded),
+        rewards_failed=rewards_failed,
         entropy=prepared.scores.entropy.mean().item(),
         z=prepared.on_policy.z,
         z_running=losslessness.z,

@@ -48,6 +48,7 @@ def summarise(steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetr
         "engines_idle": sum(m.engines_idle or 0.0 for m in steps),
         "tokens_wasted": steps[-1].tokens_wasted,
         "groups_failed": sum(m.groups_failed for m in steps),
+        "rewards_failed": sum(m.rewards_failed for m in steps),
     }
 
 

@@ -20,7 +20,8 @@
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,14 +37,12 @@ from rl_loop.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_met
 from rl_loop.online_drafter import OnlineDrafter
 from rl_loop.prompts import group_requests
 from rl_loop.reporting import Reporter
+from rl_loop.rewards import LostGroups, RewardsHere, check_evaluation
 from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import RolloutSource, delivered
 from rl_loop.step import StageClock, prepare, report_drafter, step_metrics, teaches
 from rl_loop.tasks import Problem, Split, Task
 from rollout_service.protocol import Group, GroupRequest
-
-Reward = Callable[[], float | None]
-"""waits for it; None when it could not be had"""
 
 
 class SynchronousLoop:
@@ -60,9 +59,12 @@ class SynchronousLoop:
         pool: RewardsPool | None = None,
         drafter: OnlineDrafter | None = None,
     ):
-        """`pool` grades in processes of their own; without it rewards are had in this one."""
+        """`pool` grades in processes of their own; without it rewards are had in this one. What a failed one costs is
+        said in rl_loop/rewards.py."""
         self.config, self.task, self.learner, self.tokenizer = config, task, learner, tokenizer
-        self.source, self.reporter, self.pool = source, reporter, pool
+        self.source, self.reporter = source, reporter
+        self.rewards = pool or RewardsHere(task)
+        self.lost = LostGroups(config.prompts_per_step)
         self.state = state or RunState()
         self.interruption = interruption or Interruption()
         self.drafter = drafter
@@ -115,15 +117,18 @@ class SynchronousLoop:
                 step_metrics(
                     config, prepared, update, clock, overlap, step=self.state.step,
                     losslessness=self.state.losslessness, groups_replaced=replaced.groups,
-                    groups_failed=replaced.failed, seconds=time.perf_counter() - started,
+                    groups_failed=replaced.failed, rewards_failed=replaced.rewards,
+                    seconds=time.perf_counter() - started,
                 )
             )  # fmt: skip
             report_drafter(self.drafter, prepared, self.state.step, self.reporter)
 
     def _batch(self, clock: StageClock) -> tuple[list[GradedGroup], "Replaced"]:
-        """The step's graded groups; with dynamic sampling, further rounds of prompts until enough of them teach."""
+        """The step's graded groups: at least one. Further rounds of prompts are drawn until there is one, and with
+        dynamic sampling until enough of them teach. Raises RewardsFailed."""
         config, state = self.config, self.state
         graded: list[GradedGroup] = []
+        latest: list[GradedGroup] = []
         replaced = Replaced()
         while True:
             with clock("data"):
@@ -134,15 +139,15 @@ class SynchronousLoop:
             with clock("generation"):
                 generated = self._generate(batch, requests, list(problems.values()))
                 replaced.failed += len(requests) - len(generated)
-                # A group with one completion left has nothing to be compared with.
-                arrived = [g for g in generated if len(g.rewards) > 1]
-            if not config.dynamic_sampling:
-                return arrived, replaced
-            teaching = [g for g in arrived if teaches(g)]
+                replaced.rewards += sum(g.failed for g in generated)
+                arrived = [g for g in generated if self.lost.keep(g, self.rewards.last_failure)]
+                latest = arrived or latest
+            teaching = [g for g in arrived if teaches(g) or not config.dynamic_sampling]
             graded += teaching
             replaced.groups += len(arrived) - len(teaching)
-            if len(graded) >= config.prompts_per_step or replaced.rounds + 1 == config.dynamic_sampling_rounds:
-                return graded[: config.prompts_per_step] or arrived, replaced
+            is_last = not config.dynamic_sampling or replaced.rounds + 1 >= config.dynamic_sampling_rounds
+            if len(graded) >= config.prompts_per_step or (is_last and latest):
+                return graded[: config.prompts_per_step] or latest, replaced
             replaced.rounds += 1
 
     def _publish(self) -> None:
@@ -162,6 +167,7 @@ class SynchronousLoop:
         completions = self.config.evaluation_completions
         requests = group_requests(self.config, batch, "held_out", problems, completions, seed_by="held_out")
         graded = self._generate(batch, requests, list(problems.values()))
+        check_evaluation(graded, self.rewards.last_failure)
         metrics = EvaluationMetrics(
             **rollout_metrics(graded, self.config.task.pass_threshold).model_dump(),
             step=self.state.step,
@@ -177,27 +183,22 @@ class SynchronousLoop:
     def _generate(self, batch: str, requests: Sequence[GroupRequest], problems: Sequence[Problem]) -> list[GradedGroup]:
         """The graded groups without those that failed, in the order of the requests; each is graded when it arrives."""
         problem_of = {request.id: problem for request, problem in zip(requests, problems, strict=True)}
-        arrived: dict[str, tuple[Group, list[Reward]]] = {}
+        arrived: dict[str, tuple[Group, list[Future[float | None]]]] = {}
         with self.reporter.groups(len(requests)) as advance, closing(self.source.rollouts(batch, requests)) as groups:
             for group in delivered(groups):
-                arrived[group.id] = group, self._rewards(group, problem_of[group.id])
+                rewards = self.rewards.submit(problem_of[group.id], [c.text for c in group.completions])
+                arrived[group.id] = group, rewards
                 advance()
         in_order = [arrived[str(request.id)] for request in requests if request.id in arrived]
-        return [GradedGroup.of(group, [reward() for reward in rewards]) for group, rewards in in_order]
-
-    def _rewards(self, group: Group, problem: Problem) -> list[Reward]:
-        texts = [completion.text for completion in group.completions]
-        if self.pool is not None:
-            return [future.result for future in self.pool.submit(problem, texts)]
-        values = [self.task.reward(problem, text) for text in texts]
-        return [lambda value=value: value for value in values]  # type: ignore[misc]
+        return [GradedGroup.of(group, [reward.result() for reward in rewards]) for group, rewards in in_order]
 
 
 @dataclass
 class Replaced:
-    """What dynamic sampling did in a step: rounds beyond the first, and groups that were left out. And `failed`: groups
-    that the service could not generate."""
+    """What a step needed besides one round: rounds beyond the first, groups that dynamic sampling left out, `failed`
+    groups that the service could not generate, and `rewards` that failed."""
 
     rounds: int = 0
     groups: int = 0
     failed: int = 0
+    rewards: int = 0

@@ -32,6 +32,7 @@ from rl_loop.preflight import (
 )
 from rl_loop.pulling import EveryGroupFailed
 from rl_loop.reporting import Reporter
+from rl_loop.rewards import RewardsFailed
 from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
 from rl_loop.summary import write_summary
@@ -39,10 +40,15 @@ from rl_loop.synchronous import SynchronousLoop
 from rl_loop.tasks import Task, make_task
 from rollout_service.client import RolloutClient, RolloutError
 
+ENDS_WITH_A_CHECKPOINT = (
+    Interrupted, NotLossless, EveryGroupFailed, RewardsFailed, RolloutError, ReplayError, httpx.TransportError,
+)  # fmt: skip
+
 
 def run_training(config: TrainConfig, interruption: Interruption) -> None:
     """Raises PreflightError and TaskError before the first step; Interrupted, RolloutError, ReplayError and
-    httpx.TransportError also after it, as NotLossless and EveryGroupFailed, when a checkpoint has been left."""
+    httpx.TransportError also after it, as NotLossless, EveryGroupFailed and RewardsFailed, when a checkpoint has been
+    left."""
     console = Console()
     transformers_logging.disable_progress_bar()  # its bars would run through the live table
     check_output(config)
@@ -60,7 +66,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
             try:
                 loop.run()
-            except (Interrupted, NotLossless, EveryGroupFailed, RolloutError, ReplayError, httpx.TransportError):
+            except ENDS_WITH_A_CHECKPOINT:
                 folder = loop.save()
                 console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
                 raise

@@ -1,6 +1,7 @@
 """Task: what a source of prompts and rewards must offer, and how an answer is found in a response."""
 
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -40,6 +41,15 @@ class Task(Protocol):
 
     def reward(self, problem: Problem, response: str) -> float:
         """How good a response is. It is right (passes) from `task.pass_threshold` on, 1.0 unless configured."""
+
+
+def finite_reward(task: Task, problem: Problem, response: str) -> float:
+    """Raises whatever the reward raises, and ValueError for infinity and not-a-number: a group with one of these has no
+    advantages."""
+    reward = float(task.reward(problem, response))
+    if not math.isfinite(reward):
+        raise ValueError(f"a reward of {reward}")
+    return reward
 
 
 def extract_answer(pattern: str, response: str) -> str:

@@ -22,8 +22,10 @@ from rl_loop.config import TrainConfig
 from rl_loop.learner import Learner
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.reporting import Reporter
+from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import RolloutSource, Tensors
 from rl_loop.synchronous import SynchronousLoop
+from rl_loop.tasks import Task
 from rollout_service.protocol import Completion, Group, GroupRequest, Speculation, WeightSpan
 
 CHARACTERS = "\n 0123456789+-=abcdefgh"
@@ -149,6 +151,16 @@ class SamplingSource:
         )
 
 
+class Positioned(SamplingSource):
+    """Responses read `problem.completion`, by the problem's index in the run and the completion's in its group."""
+
+    def _group(self, request: GroupRequest) -> Group:
+        group = super()._group(request)
+        for completion in group.completions:
+            completion.text = f"{request.metadata['index']}.{completion.index}"
+        return group
+
+
 def config(output: Path, **changes: Any) -> TrainConfig:
     fields: dict[str, Any] = {
         "model": "toy",
@@ -167,8 +179,14 @@ def config(output: Path, **changes: Any) -> TrainConfig:
 
 
 def loop(
-    settings: TrainConfig, learner: Learner, source: RolloutSource, state: RunState | None = None
+    settings: TrainConfig,
+    learner: Learner,
+    source: RolloutSource,
+    state: RunState | None = None,
+    task: Task | None = None,
+    pool: RewardsPool | None = None,
 ) -> SynchronousLoop:
     log = MetricsLog(settings.output, state.step if state else 0)
     reporter = Reporter(log, settings.steps, Console(quiet=True))
-    return SynchronousLoop(settings, CountLetterA(), learner, character_tokenizer(), source, reporter, state)
+    tokenizer = character_tokenizer()
+    return SynchronousLoop(settings, task or CountLetterA(), learner, tokenizer, source, reporter, state, pool=pool)

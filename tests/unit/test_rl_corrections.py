@@ -87,8 +87,8 @@ def test_a_loss_brings_its_own_settings_and_given_ones_go_over_them():
 
 def test_dynamic_sampling_fills_a_step_with_groups_that_teach(tmp_path):
     settings = toys.config(tmp_path, loss="dapo", steps=2, sampling={"max_tokens": 20})
-    loop = toys.loop(settings, toys.Learner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
-    loop.task = toy_rewards.HalfIndifferent()
+    source = toys.SamplingSource(toys.llama())
+    loop = toys.loop(settings, toys.Learner(settings, toys.llama()), source, task=toy_rewards.HalfIndifferent())
     loop.run()
     for metrics in loop.reporter.log.steps:
         assert metrics.zero_variance_groups == 0
@@ -103,7 +103,7 @@ def test_with_nothing_to_learn_anywhere_a_step_ends_all_the_same(tmp_path):
             return 0.5
 
     settings = toys.config(tmp_path, loss="dapo", steps=1, dynamic_sampling_rounds=3)
-    loop = toys.loop(settings, toys.Learner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
-    loop.task = Indifferent()
+    source = toys.SamplingSource(toys.llama())
+    loop = toys.loop(settings, toys.Learner(settings, toys.llama()), source, task=Indifferent())
     loop.run()
     assert (loop.state.step, loop.state.position) == (1, 9)

@@ -128,8 +128,8 @@ def test_groups_of_equal_reward_leave_the_policy_alone(tmp_path):
             return 0.5
 
     settings = toys.config(tmp_path, steps=1)
-    loop = toys.loop(settings, Learner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
-    loop.task = Indifferent()
+    source = toys.SamplingSource(toys.llama())
+    loop = toys.loop(settings, Learner(settings, toys.llama()), source, task=Indifferent())
     loop.run()
     metrics = loop.reporter.log.steps[0]
     assert (metrics.zero_variance_groups, metrics.grad_norm, metrics.pass_rate) == (3, 0.0, 1.0)

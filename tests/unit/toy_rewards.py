@@ -1,5 +1,7 @@
 """Toy tasks, apart from the toys that need torch: reward processes import this module."""
 
+import sys
+
 from rl_loop.tasks.task import Problem, Split
 
 
@@ -25,3 +27,21 @@ class Failing(CountLetterA):
         if "b" in response:
             raise ValueError("no b, please")
         return super().reward(problem, response)
+
+
+class FailingAt(CountLetterA):
+    """For responses `problem.completion`, as `toys.Positioned` writes them; the reward is the completion's number. What
+    happens at the `positions` is in `how`."""
+
+    def __init__(self, positions, how: str = "raise"):
+        self.positions, self.how = positions, how
+
+    def reward(self, problem: Problem, response: str) -> float:
+        index, completion = map(int, response.split("."))
+        if (index, completion) not in self.positions:
+            return float(completion)
+        if self.how == "raise":
+            raise LookupError(f"no reward for {response}")
+        if self.how == "exit":
+            sys.exit("a reward that exits")
+        return float(self.how)
