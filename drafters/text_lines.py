@@ -36,6 +36,11 @@ def json_lines(file: Path, parse: Callable[[Any], T] = lambda value: value) -> I
     Raises ValueError, naming file and line, for what is not UTF-8, not JSON or not text, and for what `parse` refuses
     with a ValueError or TypeError.
     """
+    return (parsed for _, parsed in numbered_json_lines(file, parse))
+
+
+def numbered_json_lines(file: Path, parse: Callable[[Any], T] = lambda value: value) -> Iterator[tuple[int, T]]:
+    """As `json_lines`, each with the number of its line, from 1."""
     with file.open("rb") as lines:  # opened as bytes, since text would end lines elsewhere
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -44,7 +49,7 @@ def json_lines(file: Path, parse: Callable[[Any], T] = lambda value: value) -> I
                 parsed = parse(_value(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line))
             except (ValueError, TypeError) as error:
                 raise ValueError(f"{file}, line {number}: {error}") from error
-            yield parsed
+            yield number, parsed
 
 
 def _value(line: bytes) -> Any:

@@ -27,7 +27,7 @@ class TaskConfig(Section):
     size: int = Field(default=1_000_000, ge=1)
     """reasoning_gym: problems of each split; training repeats after them"""
     path: Path | None = None
-    """jsonl: file of prompts, one JSON object a line with `answer` and `prompt` or `messages`"""
+    """jsonl: file of prompts, one JSON object a line with `answer` and `prompt` (text or messages) or `messages`"""
     held_out_path: Path | None = None
     """jsonl: file of held-out prompts; without it the last tenth of `path` is held out"""
     seed: int = Field(default=0, ge=0)

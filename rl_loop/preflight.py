@@ -6,6 +6,7 @@ import httpx
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from drafters.chat import chat_text
 from rl_loop.checkpoint import checkpoints
 from rl_loop.config import TrainConfig
 from rl_loop.metrics_log import STEPS_FILE
@@ -57,7 +58,7 @@ def check_lengths(client: RolloutClient, config: TrainConfig, task: Task, tokeni
     limit = client.model().get("max_model_len")
     if limit is None:
         return
-    longest = max(_tokens(tokenizer, task.prompt("train", index)) for index in range(config.prompts_per_step))
+    longest = max(prompt_tokens(tokenizer, task.prompt("train", index)) for index in range(config.prompts_per_step))
     if longest + config.sampling.max_tokens > limit:
         raise PreflightError(
             f"sampling.max_tokens: prompts of up to {longest} tokens and responses of {config.sampling.max_tokens} "
@@ -87,9 +88,15 @@ def check_drafter(client: RolloutClient, config: TrainConfig) -> None:
         )
 
 
-def _tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> int:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> int:
+    """How many tokens the service will make of the prompt. Raises PreflightError when it would refuse the messages."""
     if problem.messages is None:
         return len(tokenizer.encode(problem.prompt or ""))
-    messages = [message.model_dump() for message in problem.messages]
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return len(tokenizer.encode(str(text), add_special_tokens=False))
+    try:
+        text = chat_text(tokenizer, [message.model_dump() for message in problem.messages])
+    except ValueError as error:
+        raise PreflightError(
+            f"task: {problem.origin}: {error} (its roles are {', '.join(m.role for m in problem.messages)}; see "
+            "task.chat and task.system_prompt)"
+        ) from error
+    return len(tokenizer.encode(text, add_special_tokens=False))

@@ -66,7 +66,8 @@ class TrainDrafterConfig(Section):
     """the policy: a folder or a Hugging Face name"""
     data: Path
     """JSON lines: groups as POST /v1/rollouts gives them, or objects with `prompt_token_ids` and
-    `response_token_ids`, `prompt` and `response`, `messages`, or `text`; or a plain text file (.txt)"""
+    `response_token_ids`, `prompt` (text or messages) and `response`, `messages`, or `text`; or a plain text file
+    (.txt)"""
     out: Path
     """folder to write; vLLM loads it as it is (for mtp it is the policy with the head in it)"""
     init: str | None = None

@@ -2,7 +2,7 @@
 
 {"prompt_token_ids": [...], "completions": [{"token_ids": [...]}, ...], ...}    a Group of POST /v1/rollouts
 {"prompt_token_ids": [...], "response_token_ids": [...]}
-{"prompt": "...", "response": "..."}
+{"prompt": "...", "response": "..."}                                            the prompt may be a list of messages
 {"messages": [..., {"role": "assistant", "content": "..."}]}                    the last message is the response
 {"text": "..."}                                                                 all of it is response
 """
@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from drafters.chat import chat_text
 from drafters.text_lines import json_lines, read_text
 from drafters.training.samples import Sample
 
@@ -72,8 +73,9 @@ def _of_object(entry: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Ite
         case {"prompt": str(prompt), "response": str(response)}:
             yield Sample(tokenizer.encode(prompt), ended(ids(response)))
         case {"messages": [*messages, {"role": "assistant", "content": str(response)}]}:
-            shown = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            yield Sample(ids(shown), ended(ids(response)))
+            yield Sample(ids(chat_text(tokenizer, messages)), ended(ids(response)))
+        case {"prompt": [*messages], "response": str(response)}:
+            yield Sample(ids(chat_text(tokenizer, messages)), ended(ids(response)))
         case {"text": str(text)}:
             yield Sample([], ids(text))
         case _:

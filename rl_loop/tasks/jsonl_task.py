@@ -2,6 +2,9 @@
 
     {"prompt": "What is 2 + 2?", "answer": "4"}
     {"messages": [{"role": "user", "content": "What is 2 + 2?"}], "answer": "4"}
+    {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "answer": "4"}
+
+The last two say the same: TRL and verl write messages under the name of a prompt.
 
 Other keys are kept in the problem's entry, for an own reward.
 
@@ -16,19 +19,20 @@ An `answer` that its grader cannot read is refused when the file is read.
 """
 
 import random
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter, ValidationError
 
-from drafters.text_lines import json_lines
+from drafters.text_lines import numbered_json_lines
 from rl_loop.config import TaskConfig
 from rl_loop.tasks.grading import check_answer, grade
 from rl_loop.tasks.task import Problem, Split, TaskError, extract_answer, problem_from_text
 from rollout_service.protocol import Message
 
-MESSAGES = TypeAdapter(list[Message])
+MESSAGES = TypeAdapter(Annotated[list[Message], Field(min_length=1)])
 
 
 class JsonlTask:
@@ -65,7 +69,8 @@ class JsonlTask:
 
 def read_problems(config: TaskConfig, path: Path) -> list[Problem]:
     try:
-        return list(json_lines(path, partial(_problem, config)))
+        lines = numbered_json_lines(path, partial(_problem, config))
+        return [replace(problem, origin=f"{path}, line {number}") for number, problem in lines]
     except ValueError as error:
         raise TaskError(str(error)) from error
 
@@ -77,8 +82,13 @@ def _problem(config: TaskConfig, entry: dict[str, Any]) -> Problem:
         check_answer(config.grader, entry["answer"])
     if ("prompt" in entry) == ("messages" in entry):
         raise ValueError("must have exactly one of `prompt` and `messages`")
-    if "prompt" in entry:
-        if not isinstance(entry["prompt"], str):
-            raise ValueError("`prompt` is not text; a list of messages is named `messages`")
+    if isinstance(entry.get("prompt"), str):
         return problem_from_text(config, entry["prompt"], entry)
-    return Problem(entry=entry, messages=MESSAGES.validate_python(entry["messages"]))
+    name = "prompt" if "prompt" in entry else "messages"
+    try:
+        return Problem(entry=entry, messages=MESSAGES.validate_python(entry[name]))
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join([name, *map(str, wrong["loc"])])
+        text = "text or " if name == "prompt" else ""
+        raise ValueError(f"`{where}`: {wrong['msg']}; it must be {text}messages, each with role and content") from None

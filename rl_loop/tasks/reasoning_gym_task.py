@@ -31,8 +31,10 @@ class ReasoningGymTask:
             raise TaskError(f"task.params: {config.name}: {error}") from error
 
     def prompt(self, split: Split, index: int) -> Problem:
-        entry = self.datasets[split][index % self.config.size]
-        return problem_from_text(self.config, entry["question"], entry)
+        place = index % self.config.size
+        entry = self.datasets[split][place]
+        origin = f"{self.config.name}, problem {place} ({split})"
+        return problem_from_text(self.config, entry["question"], entry, origin)
 
     def reward(self, problem: Problem, response: str) -> float:
         answer = extract_answer(self.config.answer_pattern, response)

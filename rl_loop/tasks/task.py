@@ -27,6 +27,8 @@ class Problem:
     """the dataset's own record"""
     prompt: str | None = None
     messages: list[Message] | None = None
+    origin: str = ""
+    """where it can be looked up; example: `prompts.jsonl, line 4`"""
 
     @property
     def digest(self) -> str:
@@ -58,8 +60,8 @@ def extract_answer(pattern: str, response: str) -> str:
     return (matches[-1] if matches else response).strip()
 
 
-def problem_from_text(config: TaskConfig, text: str, entry: dict[str, Any]) -> Problem:
+def problem_from_text(config: TaskConfig, text: str, entry: dict[str, Any], origin: str = "") -> Problem:
     if not config.chat:
-        return Problem(entry=entry, prompt=text + config.prompt_suffix)
+        return Problem(entry=entry, prompt=text + config.prompt_suffix, origin=origin)
     system = [] if config.system_prompt is None else [Message(role="system", content=config.system_prompt)]
-    return Problem(entry=entry, messages=[*system, Message(role="user", content=text)])
+    return Problem(entry=entry, messages=[*system, Message(role="user", content=text)], origin=origin)

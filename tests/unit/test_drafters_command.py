@@ -179,6 +179,22 @@ def test_plain_text_is_cut_into_samples_and_bad_lines_are_named(tmp_path):
         read_samples(tmp_path / "bad.jsonl", tokenizer, max_length=3)
 
 
+@pytest.mark.parametrize("name", ["messages", "prompt"])
+def test_chats_are_read_by_the_chat_template_and_one_that_it_refuses_is_named(name, tmp_path):
+    tokenizer = character_tokenizer()
+    chat, answer = [{"role": "user", "content": "1+2"}], {"role": "assistant", "content": "=3"}
+    line = {"messages": [*chat, answer]} if name == "messages" else {"prompt": chat, "response": "=3"}
+    (tmp_path / "data.jsonl").write_text(json.dumps(line) + "\n")
+    read = lambda: read_samples(tmp_path / "data.jsonl", tokenizer, max_length=64)  # noqa: E731
+    with pytest.raises(ValueError, match=r"data\.jsonl, line 1: messages need a chat template"):
+        read()
+    tokenizer.chat_template = "{{ messages[0].content }}-"
+    assert read() == [Sample(tokenizer.encode("1+2-"), tokenizer.encode("=3<eos>"))]
+    tokenizer.chat_template = "{{ raise_exception('no chats here') }}"
+    with pytest.raises(ValueError, match=r"line 1: the policy's chat template refuses the messages: no chats here"):
+        read()
+
+
 def test_held_out_samples_share_no_prompt_with_training():
     samples = [Sample([number // 4], [number, 1]) for number in range(40)]
     training, held_out = split(samples, 0.1)

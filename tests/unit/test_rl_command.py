@@ -198,6 +198,30 @@ def test_what_cannot_work_is_said_before_work_starts(more, code, named, service,
     assert not (tmp_path / "run").exists()
 
 
+NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" \
+    "{{ m.content }}{% endfor %}"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (NO_SYSTEM, "chat template refuses the messages: no system role (its roles are system, user; see task.chat"),
+        (None, "messages need a chat template, and the policy's tokenizer has none; give the prompt as text"),
+    ],
+)
+def test_a_chat_that_the_policy_has_no_words_for_is_said_before_work_starts(
+    template, said, service, flags, tmp_path, capsys
+):
+    tokenizer = toys.character_tokenizer()
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert train([*flags, "--task.chat", "--task.system_prompt", "1"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rl-loop train: task: {tmp_path / 'prompts.jsonl'}, line ")
+    assert said in line
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_endpoint_that_is_not_there_is_said(flags, capsys):
     assert train([*flags, "--endpoint", "http://127.0.0.1:9"]) == 1
     message = capsys.readouterr().err

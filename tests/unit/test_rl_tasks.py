@@ -83,6 +83,21 @@ def test_own_prompts_may_be_messages(tmp_path):
     assert make_task(jsonl(tmp_path, entries)).prompt("train", 0).messages[0].content == "0?"
 
 
+def test_messages_under_the_name_of_a_prompt_are_messages(tmp_path):
+    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1?"}]
+    problem = make_task(jsonl(tmp_path, [{"prompt": chat, "answer": "1"}] * 2)).prompt("train", 0)
+    assert problem.prompt is None
+    assert [message.model_dump() for message in problem.messages] == chat
+
+
+def test_a_problem_says_where_it_comes_from(tmp_path):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('\n{"prompt": "0?", "answer": "0"}\n\n{"prompt": "1?", "answer": "1"}\n')
+    task = make_task(TaskConfig(kind="jsonl", path=path))
+    assert (task.prompt("train", 0).origin, task.prompt("held_out", 0).origin) == (f"{path}, line 2", f"{path}, line 4")
+    assert make_task(TaskConfig(**CHAIN_SUM)).prompt("train", 7).origin == "chain_sum, problem 7 (train)"
+
+
 @pytest.mark.parametrize("entry", [{"prompt": "?"}, {"answer": "4"}, {"prompt": 3, "answer": "4"}, ["prompt"]])
 def test_a_bad_line_is_named(entry, tmp_path):
     with pytest.raises(TaskError, match="line 2"):
@@ -111,12 +126,24 @@ def test_answers_of_every_kind_are_graded_in_one_file(tmp_path):
 
 def test_a_file_for_an_own_reward_needs_no_answer_that_can_be_read(tmp_path):
     entries = [{"prompt": "?", "answer": ["any", "of", "these"]}, {"prompt": "?"}]
-    make_task(jsonl(tmp_path, entries, reward="json:dumps"))
+    make_task(jsonl(tmp_path, entries, reward="operator:eq"))
 
 
-def test_messages_under_the_name_of_a_prompt_are_told_their_own(tmp_path):
-    with pytest.raises(TaskError, match="line 1: `prompt` is not text; a list of messages is named `messages`"):
-        make_task(jsonl(tmp_path, [{"prompt": [{"role": "user", "content": "1?"}], "answer": "1"}]))
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"prompt": 3}, "line 1: `prompt`: Input should be a valid list; it must be text or messages"),
+        ({"prompt": []}, "line 1: `prompt`: .* it must be text or messages"),
+        ({"prompt": ["a", "b"]}, "line 1: `prompt.0`: "),
+        ({"prompt": [{"role": "user"}]}, "line 1: `prompt.0.content`: Field required"),
+        ({"messages": "?"}, "line 1: `messages`: .* it must be messages"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "line 1: `messages.0.content`: "),
+    ],
+)
+def test_what_is_neither_text_nor_messages_is_named_in_one_line(entry, message, tmp_path):
+    with pytest.raises(TaskError, match=message) as refused:
+        make_task(jsonl(tmp_path, [entry | {"answer": "1"}]))
+    assert "\n" not in str(refused.value)
 
 
 def test_own_reward_replaces_the_grading_of_any_task(tmp_path, monkeypatch):
@@ -132,3 +159,26 @@ def test_own_reward_replaces_the_grading_of_any_task(tmp_path, monkeypatch):
 def test_an_own_reward_that_cannot_be_loaded_is_named(path):
     with pytest.raises(TaskError, match=r"task\.reward"):
         make_task(TaskConfig(reward=path, **CHAIN_SUM))
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def reward(response, entry)\n    return 1.0\n", r"SyntaxError: expected ':' \({module}\.py, line 1\)"),
+        ("x = 1\nx['a']\n", r"TypeError: .*not subscriptable \(.*{module}\.py, line 2\)"),
+        ("import json\njson.loads('')\n", r"JSONDecodeError: .* \(.*, line \d+\)"),
+        ("import no_such_module\n", r"No module named 'no_such_module' \(.*{module}\.py, line 1\)"),
+        ("import sys\n\nsys.exit('usage: ...')\n", r"SystemExit: usage: \.\.\. \(.*{module}\.py, line 3\)"),
+        ("def other(): ...\n", "has no attribute 'reward'"),
+        ("def reward(response): ...\n", "is called with the response and the problem's entry: too many positional"),
+    ],
+)
+def test_a_reward_module_that_fails_when_it_is_imported_is_named_in_one_line(code, message, tmp_path, monkeypatch):
+    module = f"rewards_{abs(hash(code))}"
+    (tmp_path / f"{module}.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        TaskError, match=rf"task\.reward: {module}:reward: .*" + message.replace("{module}", module)
+    ) as e:
+        make_task(TaskConfig(reward=f"{module}:reward", **CHAIN_SUM))
+    assert "\n" not in str(e.value)
