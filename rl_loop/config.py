@@ -38,6 +38,9 @@ class TaskConfig(Section):
     """send the prompt as a chat message through the policy's chat template, instead of as text"""
     system_prompt: str | None = None
     """first message of a chat"""
+    overlong: Literal["refuse", "skip"] = "refuse"
+    """what becomes of a prompt that leaves no room for sampling.max_tokens in the served context: the run does not
+    start, or goes without it; skipped ones are counted"""
     answer_pattern: str = r"Answer:\s*(.*)"
     """regular expression with one group; its last match in a response is the answer, else the whole response is"""
     grader: Grader = "auto"

@@ -1,16 +1,13 @@
-"""What is checked before work starts: the output folder, the endpoint, and that responses fit the served context."""
+"""What is checked before work starts: the output folder and the endpoint. Prompts: rl_loop/prompt_lengths.py."""
 
 import time
 
 import httpx
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
-from drafters.chat import chat_text
 from rl_loop.checkpoint import checkpoints
 from rl_loop.config import TrainConfig
 from rl_loop.metrics_log import STEPS_FILE
-from rl_loop.tasks import Problem, Task
 from rollout_service.client import RolloutClient, RolloutError
 
 POLL_SECONDS = 1.0
@@ -53,19 +50,6 @@ def _why_not_ready(client: RolloutClient) -> str | None:
     return None if client.ready() else "not every engine answers"
 
 
-def check_lengths(client: RolloutClient, config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The first step's prompts and `sampling.max_tokens` must fit the served policy's context."""
-    limit = client.model().get("max_model_len")
-    if limit is None:
-        return
-    longest = max(prompt_tokens(tokenizer, task.prompt("train", index)) for index in range(config.prompts_per_step))
-    if longest + config.sampling.max_tokens > limit:
-        raise PreflightError(
-            f"sampling.max_tokens: prompts of up to {longest} tokens and responses of {config.sampling.max_tokens} "
-            f"do not fit the served policy's max_model_len of {limit}: at most {limit - longest} is left"
-        )
-
-
 def warn_of_memory_queue(client: RolloutClient, config: TrainConfig, console: Console) -> None:
     """An asynchronous run whose groups would die with the service is told so; it can do with that."""
     if config.mode == "async" and not client.batches().persistent:
@@ -86,17 +70,3 @@ def check_drafter(client: RolloutClient, config: TrainConfig) -> None:
             f"drafter.kind: {config.endpoint} drafts with {' and '.join(served) or 'none'}, not {config.drafter.kind}; "
             "start it with that drafter, or train the one it has"
         )
-
-
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> int:
-    """How many tokens the service will make of the prompt. Raises PreflightError when it would refuse the messages."""
-    if problem.messages is None:
-        return len(tokenizer.encode(problem.prompt or ""))
-    try:
-        text = chat_text(tokenizer, [message.model_dump() for message in problem.messages])
-    except ValueError as error:
-        raise PreflightError(
-            f"task: {problem.origin}: {error} (its roles are {', '.join(m.role for m in problem.messages)}; see "
-            "task.chat and task.system_prompt)"
-        ) from error
-    return len(tokenizer.encode(text, add_special_tokens=False))

@@ -13,9 +13,11 @@ from rl_loop.metrics import STAGES, EvaluationMetrics, StepMetrics
 
 
 def write_summary(
-    output: Path, steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetrics], console: Console
-) -> None:
-    summary = summarise(steps, evaluations)
+    output: Path, steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetrics], console: Console,
+    *, prompts_skipped: int,
+) -> None:  # fmt: skip
+    """`prompts_skipped`: those that leave no room for a response."""
+    summary = summarise(steps, evaluations) | {"prompts_skipped": prompts_skipped}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     plot(output / "reward.png", steps, evaluations)
     console.print(summary_table(summary))

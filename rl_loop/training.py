@@ -25,11 +25,11 @@ from rl_loop.online_drafter import OnlineDrafter
 from rl_loop.preflight import (
     PreflightError,
     check_drafter,
-    check_lengths,
     check_output,
     wait_until_ready,
     warn_of_memory_queue,
 )
+from rl_loop.prompt_lengths import FittingTask, PromptLengths, context_limit, fitting_task, record_context
 from rl_loop.pulling import EveryGroupFailed
 from rl_loop.reporting import Reporter
 from rl_loop.rewards import RewardsFailed
@@ -37,16 +37,17 @@ from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
 from rl_loop.summary import write_summary
 from rl_loop.synchronous import SynchronousLoop
-from rl_loop.tasks import Task, make_task
+from rl_loop.tasks import Task, TaskError, make_task
 from rollout_service.client import RolloutClient, RolloutError
 
 ENDS_WITH_A_CHECKPOINT = (
-    Interrupted, NotLossless, EveryGroupFailed, RewardsFailed, RolloutError, ReplayError, httpx.TransportError,
+    Interrupted, NotLossless, EveryGroupFailed, RewardsFailed, TaskError, RolloutError, ReplayError,
+    httpx.TransportError,
 )  # fmt: skip
 
 
 def run_training(config: TrainConfig, interruption: Interruption) -> None:
-    """Raises PreflightError and TaskError before the first step; Interrupted, RolloutError, ReplayError and
+    """Raises PreflightError and TaskError before the first step; TaskError, Interrupted, RolloutError, ReplayError and
     httpx.TransportError also after it, as NotLossless, EveryGroupFailed and RewardsFailed, when a checkpoint has been
     left."""
     console = Console()
@@ -56,12 +57,19 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     tokenizer = load_tokenizer(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    with open_source(config, task, tokenizer, console) as source:
+    lengths = PromptLengths(task, tokenizer)
+    with console.status("measuring prompts"):
+        measured = lengths.measure(config)
+    with open_source(config, console) as source:
+        limit = context_limit(config, source)
+        task = fitting_task(config, lengths, measured, limit, console)
         with console.status(f"loading {config.model}"):
             learner, state = make_learner(config)
             drafter = make_drafter(config, learner)
         log = MetricsLog(config.output, state.step, config.tensorboard)
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        if limit is not None and config.record_rollouts and config.task.overlong == "skip":
+            record_context(config.output / "rollouts", limit)
         with Reporter(log, config.steps, console) as reporter, open_pool(config) as pool:
             loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
             try:
@@ -72,7 +80,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
                 raise
         for alarm in source.client.speculation().alarms if isinstance(source, EndpointSource) else []:
             console.print(f"alarm of the service, {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
-    write_summary(config.output, log.steps, log.evaluations, console)
+    skipped = len(task.skipped) if isinstance(task, FittingTask) else 0
+    write_summary(config.output, log.steps, log.evaluations, console, prompts_skipped=skipped)
     if log.drafter:
         plot_acceptance(config.output / "acceptance.png", log.steps, log.drafter)
 
@@ -136,9 +145,7 @@ def open_pool(config: TrainConfig) -> Iterator[RewardsPool | None]:
 
 
 @contextmanager
-def open_source(
-    config: TrainConfig, task: Task, tokenizer: PreTrainedTokenizerBase, console: Console
-) -> Iterator[RolloutSource]:
+def open_source(config: TrainConfig, console: Console) -> Iterator[RolloutSource]:
     """The recording, or the endpoint once it is ready and found to fit."""
     if config.replay is not None:
         yield ReplaySource(config.replay)
@@ -146,7 +153,6 @@ def open_source(
     token = None if config.token is None else config.token.get_secret_value()
     with RolloutClient(config.endpoint, token) as client:
         wait_until_ready(client, config, console)
-        check_lengths(client, config, task, tokenizer)
         check_drafter(client, config)
         warn_of_memory_queue(client, config, console)
         yield EndpointSource(client)

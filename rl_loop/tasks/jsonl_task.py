@@ -57,6 +57,9 @@ class JsonlTask:
         random.Random(f"{self.config.seed} {epoch}").shuffle(order)
         return order
 
+    def size(self, split: Split) -> int:
+        return len(self.problems[split])
+
     def prompt(self, split: Split, index: int) -> Problem:
         problems = self.problems[split]
         epoch, place = divmod(index, len(problems))

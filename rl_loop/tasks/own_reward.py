@@ -19,6 +19,9 @@ class OwnReward:
         self.task = task
         self.function = load_function(path)
 
+    def size(self, split: Split) -> int:
+        return self.task.size(split)
+
     def prompt(self, split: Split, index: int) -> Problem:
         return self.task.prompt(split, index)
 

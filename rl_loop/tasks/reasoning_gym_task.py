@@ -30,6 +30,9 @@ class ReasoningGymTask:
         except (TypeError, ValueError, AssertionError) as error:
             raise TaskError(f"task.params: {config.name}: {error}") from error
 
+    def size(self, split: Split) -> int:
+        return self.config.size
+
     def prompt(self, split: Split, index: int) -> Problem:
         place = index % self.config.size
         entry = self.datasets[split][place]

@@ -38,6 +38,9 @@ class Problem:
 
 
 class Task(Protocol):
+    def size(self, split: Split) -> int:
+        """Problems of a split, before they come again."""
+
     def prompt(self, split: Split, index: int) -> Problem:
         """Problem `index` of a split, for any index from 0 on: the same one each time it is asked for."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import rl_toys as toys
 
 from drafters.settings import read_command_line
 from rl_loop.cli import train
@@ -208,7 +209,7 @@ def test_a_proxy_that_cannot_be_used_is_said_by_the_command_with_its_variable(
 ):
     monkeypatch.setenv("ALL_PROXY", proxy)
     monkeypatch.setattr("rollout_service.client_transport.find_spec", lambda package: None)
-    monkeypatch.setattr("rl_loop.training.load_tokenizer", lambda config: None)
+    monkeypatch.setattr("rl_loop.training.load_tokenizer", lambda config: toys.character_tokenizer())
     assert train(["--model", "m", "--output", str(tmp_path / "run"), "--endpoint", REMOTE]) == 2
     said = capsys.readouterr().err
     assert f"ALL_PROXY={proxy.replace('me:secret@', '')}" in said

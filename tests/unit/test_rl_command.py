@@ -198,6 +198,53 @@ def test_what_cannot_work_is_said_before_work_starts(more, code, named, service,
     assert not (tmp_path / "run").exists()
 
 
+def with_overlong(tmp_path, folder="prompts.jsonl", places=(4,), count=10):
+    """The problems of `flags`, some of whose prompts leave no room for a response of 8 tokens in a context of 64."""
+    prompts = [("1+" * 40 if place in places else f"{place}+1=", place + 1) for place in range(count)]
+    lines = [json.dumps({"prompt": prompt, "answer": str(answer)}) + "\n" for prompt, answer in prompts]
+    (tmp_path / folder).write_text("".join(lines))
+
+
+def test_one_overlong_prompt_anywhere_in_the_file_is_refused_before_work_starts(service, flags, tmp_path, capsys):
+    for place in (0, 4, 9):  # the last one is held out
+        with_overlong(tmp_path, places=(place,))
+        assert train(flags) == 1
+        [line] = capsys.readouterr().err.splitlines()
+        assert line == (
+            "rl-loop train: task.overlong: 1 of 10 prompts are too long: of the served policy's max_model_len of 64, "
+            f"sampling.max_tokens of 8 leaves 56 tokens: {tmp_path / 'prompts.jsonl'}, line {place + 1} (81 tokens); "
+            "shorten the prompts, or leave them out with --task.overlong skip"
+        )
+        assert not (tmp_path / "run").exists()
+
+
+def test_held_out_prompts_that_no_evaluation_asks_for_are_not_looked_at(service, flags, tmp_path):
+    with_overlong(tmp_path, places=(9,))
+    assert train([*flags, "--evaluate_every", "0"]) == 0
+
+
+def test_a_file_of_overlong_prompts_alone_is_refused_also_where_they_are_skipped(service, flags, tmp_path, capsys):
+    with_overlong(tmp_path, places=range(10))
+    assert train([*flags, "--task.overlong", "skip"]) == 1
+    said = capsys.readouterr().err
+    assert "10 of 10 prompts are too long" in said
+    assert "line 5 (81 tokens)" in said or " and 5 more" in said
+
+
+def test_overlong_prompts_are_skipped_and_counted_and_a_run_goes_on_past_them(service, flags, tmp_path, capsys):
+    with_overlong(tmp_path, places=(1, 4, 8))
+    assert train([*flags, "--task.overlong", "skip", "--steps", "9", "--record_rollouts"]) == 0  # three epochs
+    printed = capsys.readouterr().out
+    assert "task.overlong: skipping 3 of 9 prompts of train and 0 of 1 prompts of held_out: " in printed
+    assert "line 9 (81 tokens)" in printed
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["prompts_skipped"] == 3
+    replayed = ["--replay", str(tmp_path / "run" / "rollouts"), "--output", str(tmp_path / "replayed"), "--steps", "9"]
+    assert train([*flags, *replayed, "--task.overlong", "skip"]) == 0, (
+        "a replay asks for the prompts that were recorded"
+    )
+    assert train([*flags, "--task.overlong", "skip", "--steps", "12", "--resume"]) == 0
+
+
 NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" \
     "{{ m.content }}{% endfor %}"  # fmt: skip
 

@@ -8,6 +8,9 @@ from rl_loop.tasks.task import Problem, Split
 class CountLetterA:
     """Reward: the share of the letter a in the response."""
 
+    def size(self, split: Split) -> int:
+        return 10
+
     def prompt(self, split: Split, index: int) -> Problem:
         return Problem(entry={}, prompt=f"{index % 10}+{'1' if split == 'train' else '2'}\n")
 
