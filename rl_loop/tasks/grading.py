@@ -22,6 +22,7 @@ COMMAND = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+")
 FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|log|ln|exp|pi)(?![A-Za-z])")
 CONNECTIVE = re.compile(r"\b(?:sqrt|and|or)\b")
 SCIENTIFIC = re.compile(r"(\d)[eE]([-+]?\d+)\b")
+MIXED = re.compile(r"(?<![\d.,/])(\d+) (\d+/\d+)(?![\d.,/])")
 WORD = re.compile(r"[^\W\d_]{3,}|^\W*[^\W\d_]{2,}\W*$")
 NUMBER_AND_WORD = re.compile(r"[-+−]?\d[\d.,/ ]*%?\s*[^\W\d_]+\W*")
 LETTER = re.compile(r"\W*([A-Za-z])\W*")
@@ -75,6 +76,7 @@ def formula(text: str) -> list[Any]:
 
     Its usual reading looks for numbers in a sentence: it finds 2 in `(1, 2)` and nothing in `x+1`.
     """
+    text = MIXED.sub(r"(\1+\2)", text.replace("\\$", ""))  # an escaped dollar is the currency
     if re.search(r"\$|\\\(|\\\[|\\boxed", text):
         return parse(text)
     text = SCIENTIFIC.sub(r"\1 \\times 10^{\2}", FUNCTION.sub(r"\\\1", text.replace("**", "^")))
