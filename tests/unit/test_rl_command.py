@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 
 import httpx
@@ -196,6 +197,23 @@ def test_what_cannot_work_is_said_before_work_starts(more, code, named, service,
     assert train([*flags, *more]) == code
     assert named in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_rewards_that_all_fail_leave_a_checkpoint_and_say_why(processes, service, flags, tmp_path, monkeypatch, capsys):
+    (tmp_path / "failing_rewards.py").write_text("def fail(response, entry):\n    raise LookupError('no such table')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the file is written twice within its time's resolution
+    monkeypatch.delitem(sys.modules, "failing_rewards", raising=False)
+    more = ["--task.reward", "failing_rewards:fail", "--reward_processes", str(processes), "--evaluate_every", "0"]
+    assert train([*flags, *more]) == 1
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000000"]
+    said = capsys.readouterr().err
+    assert "rl-loop train: rewards failed until the last 16 groups had fewer than two left" in said
+    assert "LookupError: no such table. Mend the reward, and go on with --resume" in said
+    (tmp_path / "failing_rewards.py").write_text("def fail(response, entry):\n    return len(response)\n")
+    monkeypatch.delitem(sys.modules, "failing_rewards")
+    assert train([*flags, *more, "--resume"]) == 0
 
 
 def with_overlong(tmp_path, folder="prompts.jsonl", places=(4,), count=10):
