@@ -13,4 +13,5 @@ def chat_text(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]]
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # a template is the checkpoint's own code, and says by raising what it refuses
-        raise ValueError(f"the policy's chat template refuses the messages: {error}") from error
+        said = " ".join(str(error).split())
+        raise ValueError(f"the policy's chat template refuses the messages: {said}") from error

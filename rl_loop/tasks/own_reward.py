@@ -38,7 +38,8 @@ def load_function(path: str) -> Callable[[str, dict[str, Any]], float]:
     except (ImportError, AttributeError) as error:
         raise TaskError(f"task.reward: {path}: {error}{_where(error)}") from error
     except (Exception, SystemExit) as error:  # the module is the user's, and whatever it does is done here
-        raise TaskError(f"task.reward: {path}: {type(error).__name__}: {error}{_where(error)}") from error
+        said = " ".join(str(error).split())  # of several lines, where it is pydantic's
+        raise TaskError(f"task.reward: {path}: {type(error).__name__}: {said}{_where(error)}") from error
     if not callable(function):
         raise TaskError(f"task.reward: {path}: not a function")
     try:

@@ -167,6 +167,7 @@ def test_an_own_reward_that_cannot_be_loaded_is_named(path):
         ("def reward(response, entry)\n    return 1.0\n", r"SyntaxError: expected ':' \({module}\.py, line 1\)"),
         ("x = 1\nx['a']\n", r"TypeError: .*not subscriptable \(.*{module}\.py, line 2\)"),
         ("import json\njson.loads('')\n", r"JSONDecodeError: .* \(.*, line \d+\)"),
+        ("raise ValueError('two\\nlines')\n", r"ValueError: two lines \(.*{module}\.py, line 1\)"),
         ("import no_such_module\n", r"No module named 'no_such_module' \(.*{module}\.py, line 1\)"),
         ("import sys\n\nsys.exit('usage: ...')\n", r"SystemExit: usage: \.\.\. \(.*{module}\.py, line 3\)"),
         ("def other(): ...\n", "has no attribute 'reward'"),
