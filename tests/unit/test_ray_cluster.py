@@ -1,0 +1,43 @@
+"""Which Ray cluster a command uses. No Ray is started: `ray.init` is replaced by what notes its arguments."""
+
+import os
+
+import pytest
+
+from rollout_service.member import FleetError
+from rollout_service.ray_cluster import start_ray
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The arguments of each call of `ray.init`."""
+    calls = []
+    monkeypatch.setattr("ray.init", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr("ray._private.utils.set_sigterm_handler", lambda handler: None)
+    return calls
+
+
+def test_a_local_cluster_is_started_whatever_cluster_the_environment_names(calls, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    start_ray(None, engine_logs=False)
+    assert calls[0]["address"] == "local"
+    assert "RAY_ADDRESS" not in os.environ, "processes that are started from here would join it"
+
+
+def test_the_address_of_the_configuration_is_joined_and_given_no_resources(calls, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
+    start_ray("192.0.2.2:6379", engine_logs=False)
+    assert calls[0]["address"] == "192.0.2.2:6379"
+    assert "num_cpus" not in calls[0]
+
+
+@pytest.mark.parametrize("error", [ConnectionError("no Ray instance was found"), ValueError("Invalid address format")])
+def test_an_address_without_a_cluster_is_named(calls, monkeypatch, error):
+    def refuse(**arguments):
+        raise error
+
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(
+        FleetError, match=r"ray_address: cannot join a Ray cluster at nowhere: .*; leave ray_address out"
+    ):
+        start_ray("nowhere", engine_logs=False)
