@@ -23,7 +23,7 @@ from rollout_service.asgi import ResponseStart
 from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
 from rollout_service.engine import Aborted, Engine, NotStarted
-from rollout_service.hardware import engine_environment, machine_cores, resolve_device
+from rollout_service.hardware import engine_environment, interpreter, machine_cores, resolve_device
 from rollout_service.member import EnginesDied, FleetError, GroupFailed, Member, in_words
 from rollout_service.protocol import DraftSchedule, Group, GroupRequest
 from rollout_service.pushes import Pushes
@@ -139,7 +139,7 @@ class Fleet:
             "num_cpus": 1 if cuda else self.reserved_cores,
             "max_restarts": -1,
             "max_concurrency": 4096,
-            "runtime_env": {"env_vars": engine_environment(self.device, self.threads)},
+            "runtime_env": {"env_vars": engine_environment(self.device, self.threads), **interpreter()},
         }
 
     async def _bring_into_service(self, member: Member) -> None:

@@ -1,6 +1,7 @@
 """What an engine's process is given: cores, preloaded libraries, and the environment vLLM reads."""
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,11 +11,26 @@ PRELOADED = "libiomp5.so", "libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2"
 """OpenMP, and in the place of glibc's malloc that of oneTBB: steps without drafts are 4 to 7 % shorter."""
 
 
-def preloads() -> list[str]:
-    """Paths of what the environment ships of PRELOADED. Without libiomp5 a step of speculation, which is many small
-    parallel regions, loses speed on a CPU."""
-    paths = (Path(sys.prefix) / "lib" / name for name in PRELOADED)
-    return [str(path) for path in paths if path.exists()]
+def preloads() -> dict[str, str]:
+    """The environment variables that load what the environment ships of PRELOADED. Without libiomp5 a step of
+    speculation, which is many small parallel regions, loses speed on a CPU.
+
+    LD_PRELOAD ends a path at a space, and knows no quotes. Names without a folder are looked for in LD_LIBRARY_PATH,
+    where a folder's name may hold spaces.
+    """
+    folder = Path(sys.prefix) / "lib"
+    found = [name for name in PRELOADED if (folder / name).exists()]
+    if " " not in str(folder):
+        return {"LD_PRELOAD": ":".join(str(folder / name) for name in found)}
+    searched = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    return {"LD_PRELOAD": ":".join(found), "LD_LIBRARY_PATH": ":".join(searched)}
+
+
+def interpreter() -> dict[str, str]:
+    """What Ray's `runtime_env` must be told of the interpreter: nothing, unless its path means something else to a
+    shell. Ray puts the path into a shell's command line as it is."""
+    quoted = shlex.quote(sys.executable)
+    return {} if quoted == sys.executable else {"py_executable": quoted}
 
 
 def machine_cores() -> int:
@@ -37,7 +53,7 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         # vLLM's own binding leaves cores unused on small virtual machines.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
-        "LD_PRELOAD": ":".join(preloads()),
+        **preloads(),
         # Where glibc's malloc is used, it keeps what is freed instead of returning it: a weight update takes as much
         # again, and zeroing new pages was 60 of its 210 ms for 265 MiB. The second is the largest that it allows.
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
