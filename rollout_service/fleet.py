@@ -28,6 +28,7 @@ from rollout_service.member import EnginesDied, FleetError, GroupFailed, Member,
 from rollout_service.protocol import DraftSchedule, Group, GroupRequest
 from rollout_service.pushes import Pushes
 from rollout_service.ray_cluster import start_ray
+from rollout_service.resources import check_machine, missing_is_said
 from rollout_service.state import StateFolder
 from rollout_service.tasks import kept_running
 from rollout_service.weights import WeightStore
@@ -59,6 +60,8 @@ class Fleet:
     def __init__(self, config: ServiceConfig, *, threads: int | None = None):
         """`threads` per engine overrides the equal share, without reserving cores: for engines that take turns."""
         self.device = resolve_device(config.engine.device)
+        if config.ray_address is None and threads is None:
+            check_machine(config, self.device)
         self.folder = resolve_model(config.model)
         self.policy_config = model_config(self.folder)
         own_config = None
@@ -92,33 +95,38 @@ class Fleet:
     # --- life ---
 
     async def start(self) -> None:
-        """Returns when every engine is in service. Raises FleetError when one cannot start."""
+        """Returns when every engine is in service: in a cluster, once it has room for them. Raises FleetError when one
+        cannot start."""
         if not ray.is_initialized():
             start_ray(self.config.ray_address, self.config.engine_logs)
         self.pushes.take_up_kept()
         options = self._actor_options()
-        for index in range(self.config.engines):
-            actor = (
-                ray.remote(Engine)
-                .options(**options)
-                .remote(
-                    self.config.model_dump(mode="json", exclude={"token"}),
-                    str(self.folder.resolve()),
-                    self.device,
-                    index,
+        with missing_is_said(self.config, self.device):
+            for index in range(self.config.engines):
+                actor = (
+                    ray.remote(Engine)
+                    .options(**options)
+                    .remote(
+                        self.config.model_dump(mode="json", exclude={"token"}),
+                        str(self.folder.resolve()),
+                        self.device,
+                        index,
+                    )
                 )
-            )
-            self.members.append(Member(index, actor))
+                self.members.append(Member(index, actor))
+            await self._start_engines()
+        self._watchers = [
+            asyncio.create_task(kept_running(f"the watch of engine {member.index}", partial(self._watch, member)))
+            for member in self.members
+        ]
+
+    async def _start_engines(self) -> None:
         try:
             await asyncio.gather(*(self._bring_into_service(member) for member in self.members))
         except RayError as error:
             await self.stop()
             hint = "engine_logs = true shows its own log"
             raise FleetError(f"an engine could not start: {in_words(error)}; {hint}") from error
-        self._watchers = [
-            asyncio.create_task(kept_running(f"the watch of engine {member.index}", partial(self._watch, member)))
-            for member in self.members
-        ]
 
     async def stop(self) -> None:
         for task in self._watchers:

@@ -28,6 +28,7 @@ from rollout_service.evaluation.running import generate_all, progress, report_co
 from rollout_service.hardware import resolve_device
 from rollout_service.member import FleetError
 from rollout_service.protocol import Group, GroupRequest, Sampling
+from rollout_service.resources import check_machine
 
 COMPLETIONS = 8
 """of a request"""
@@ -41,10 +42,11 @@ Greedy = dict[tuple[int, ...], list[int]]
 def audit(config: AuditConfig) -> list[AuditRow]:
     """Sample, test, print, and write audit.json and audit.md to `config.output`. Exits 1 when a row fails or an engine
     does."""
-    console = report_console()
-    folder = resolve_model(config.model)
-    recomputation, level = Recomputation(folder), Level(config.limit, config.logprob_tolerance)
+    console, level = report_console(), Level(config.limit, config.logprob_tolerance)
     try:
+        if config.endpoint is None:
+            check_machine(config.service(DrafterConfig()), resolve_device(config.engine.device), turns=1)
+        recomputation = Recomputation(resolve_model(config.model))
         sampled, greedy, limit = asyncio.run(sample(config, recomputation, console))
     except (FleetError, RolloutError, httpx.HTTPError, ValueError, OSError) as error:
         sys.exit(f"rollout-service audit: {error}")

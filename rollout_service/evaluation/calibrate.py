@@ -33,6 +33,7 @@ from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.running import progress, report_console, started_engines
 from rollout_service.hardware import machine_cores, resolve_device
 from rollout_service.member import FleetError
+from rollout_service.resources import check_machine
 from rollout_service.step_costs import Measured, Plan
 
 Grid = list[list[float]]
@@ -161,7 +162,9 @@ class Turns:
 
 
 async def _measure(config: CalibrateConfig, bar: Progress) -> Turns:
-    without = EngineArm(config.service(DrafterConfig(kind="none")))
+    plain = config.service(DrafterConfig(kind="none"))
+    check_machine(plain, resolve_device(config.engine.device), turns=2)
+    without = EngineArm(plain)
     with_it = EngineArm(config.service(config.measured_drafter()))
     async with started_engines([without, with_it], bar):
         return await measure_in_turns(config, without, with_it, bar)

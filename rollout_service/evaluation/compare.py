@@ -30,6 +30,7 @@ from rollout_service.evaluation.running import generate_all, progress, report_co
 from rollout_service.hardware import resolve_device
 from rollout_service.member import FleetError
 from rollout_service.protocol import GroupRequest, Sampling
+from rollout_service.resources import check_machine
 
 WARM_UP_TOKENS = 16
 
@@ -51,6 +52,10 @@ def compare(config: CompareConfig) -> list[Row]:
 
 
 async def measure(config: CompareConfig, console: Console) -> list[Cell]:
+    drafters, device = config.arms(), resolve_device(config.engine.device)
+    at_once = config.engines_at_once or (1 if device == "cuda" else len(drafters))
+    if config.endpoint is None:
+        check_machine(config.service(drafters[0]), device, turns=min(at_once, len(drafters)))
     requests = list(grid_requests(config))
     with progress(console) as bar:
         if config.endpoint is not None:
@@ -60,8 +65,6 @@ async def measure(config: CompareConfig, console: Console) -> list[Cell]:
                 return await take_turns(config, [arm], requests, bar)
             finally:
                 await arm.stop()
-        drafters = config.arms()
-        at_once = config.engines_at_once or (1 if resolve_device(config.engine.device) == "cuda" else len(drafters))
         cells: list[Cell] = []
         for start in range(0, len(drafters), at_once):
             arms = [EngineArm(config.service(drafter)) for drafter in drafters[start : start + at_once]]
