@@ -1,4 +1,4 @@
-"""Checkpoint folders: where a model's files are, which tensors they hold, and copies with some of them left out."""
+"""Checkpoint folders: which tensors they hold, and copies with some of them left out."""
 
 import json
 import os
@@ -11,18 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+from drafters.model_folder import PATTERNS
+
 INDEX = "model.safetensors.index.json"
-
-
-def resolve_model(model: str) -> Path:
-    """The local folder of a model: itself, or the snapshot of a Hugging Face name (downloaded when not cached)."""
-    folder = Path(model)
-    if folder.is_dir():
-        return folder
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(model, allow_patterns=PATTERNS))
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from drafters.schedule import Calibration, Range, check_ranges
-from drafters.settings import Section
+from drafters.settings import Section, in_home
 
 DraftSampling = Literal["probabilistic", "greedy"]
 VerificationChoice = Literal["auto", "standard", "block"]
@@ -64,7 +64,7 @@ class DrafterConfig(Section):
         if isinstance(self.schedule, Calibration):  # a file of the front's node, read there
             return self.schedule
         try:
-            calibration = Calibration.model_validate_json(Path(self.schedule).read_bytes())
+            calibration = Calibration.model_validate_json(in_home(Path(self.schedule)).read_bytes())
         except (OSError, ValidationError) as error:
             reason = error.strerror if isinstance(error, OSError) else "no file of `rollout-service calibrate`"
             raise ValueError(f"schedule: {self.schedule}: {reason}; or write auto, fixed, or ranges") from None

@@ -9,16 +9,17 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from drafters.checkpoint_files import read_config, read_tensors, resolve_model
+from drafters.checkpoint_files import read_config, read_tensors
 from drafters.drafter import DrafterConfig
+from drafters.model_folder import resolve_model
 from drafters.mtp import is_mtp
 from drafters.registry import make_drafter
 
 
 def inspect(model: str, console: Console | None = None) -> dict[str, Any]:
     """Prints and returns the facts. Raises ValueError when the folder holds no checkpoint."""
-    folder = resolve_model(model)
-    if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
+    folder = resolve_model(model, "folder")
+    if not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} is no checkpoint: it needs config.json and safetensors files")
     facts = describe(folder)
     table = Table(show_header=False, box=None, title=str(folder), title_justify="left")

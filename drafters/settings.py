@@ -8,21 +8,32 @@ and one line a field, before anything starts.
 
 import argparse
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from drafters.text_lines import read_text
+
+
+def in_home(path: Path) -> Path:
+    """`~` at the beginning is the home folder, as in a shell."""
+    return Path(os.path.expanduser(path))  # which leaves an unknown user's as it is, and Path.expanduser raises
 
 
 class Section(BaseModel):
     """A part of a configuration. A docstring under a field is its help text; unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        return in_home(value) if isinstance(value, Path) else value
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -76,7 +87,7 @@ def _read_toml(program: str, path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(read_text(path))
+        return tomllib.loads(read_text(in_home(path)))
     except (OSError, ValueError) as error:
         print(f"{program}: --config {path}: {error}", file=sys.stderr)
         sys.exit(2)

@@ -25,10 +25,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from drafters.acceptance import length_at
-from drafters.checkpoint_files import resolve_model
 from drafters.learners.factory import load_learner
 from drafters.learners.learner import Learner as DraftLearner
 from drafters.learners.learner import cast, reading_policy
+from drafters.model_folder import resolve_model
 from drafters.training.online import OnlineTrainer, UpdateRule
 from drafters.training.samples import Batch
 from drafters.training.state import restore_training_state, training_state
@@ -69,7 +69,7 @@ class OnlineDrafter:
     @classmethod
     def load(cls, config: TrainConfig, policy: PreTrainedModel) -> "OnlineDrafter":
         """Raises ValueError and OSError when the checkpoint is missing or does not fit the policy."""
-        folder = resolve_model(config.drafter.model or config.model)
+        folder = resolve_model(config.drafter.model or config.model, "drafter.model")
         # The policy's run must not notice, not even by the random numbers that initial weights use up.
         with torch.random.fork_rng(devices=[]):
             learner = load_learner(config.drafter.kind, folder, policy)  # type: ignore[arg-type]

@@ -1,10 +1,12 @@
 """What is checked before work starts: the output folder and the endpoint. Prompts: rl_loop/prompt_lengths.py."""
 
 import time
+from pathlib import Path
 
 import httpx
 from rich.console import Console
 
+from drafters.model_folder import resolve_model
 from rl_loop.checkpoint import checkpoints
 from rl_loop.config import TrainConfig
 from rl_loop.metrics_log import STEPS_FILE
@@ -23,6 +25,17 @@ def check_output(config: TrainConfig) -> None:
         raise PreflightError(f"resume: no checkpoint in {config.output / 'checkpoints'}")
     if not config.resume and (found or (config.output / STEPS_FILE).exists()):
         raise PreflightError(f"output: {config.output} holds a run: go on with --resume, or choose another folder")
+
+
+def model_folder(config: TrainConfig) -> Path:
+    """The policy's folder, downloaded when it is a Hugging Face name that is not cached. Raises PreflightError when
+    there is none, or no drafter where `drafter.model` says."""
+    try:
+        if config.drafter.kind != "none" and config.drafter.model is not None:
+            resolve_model(config.drafter.model, "drafter.model")
+        return resolve_model(config.model)
+    except ValueError as error:
+        raise PreflightError(str(error)) from error
 
 
 def wait_until_ready(client: RolloutClient, config: TrainConfig, console: Console) -> None:

@@ -26,6 +26,7 @@ from rl_loop.preflight import (
     PreflightError,
     check_drafter,
     check_output,
+    model_folder,
     wait_until_ready,
     warn_of_memory_queue,
 )
@@ -103,18 +104,19 @@ def make_loop(
 
 
 def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
+    folder = model_folder(config)
     try:
-        return AutoTokenizer.from_pretrained(config.model)
+        return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise PreflightError(f"model: {config.model}: {error}") from error
+        raise PreflightError(f"model: {folder}: {error}") from error
 
 
 def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
     """The learner and its state: new, or as the latest checkpoint left them."""
     latest = checkpoints(config.output)[-1] if config.resume else None
     try:
-        policy = load_policy(config.model if latest is None else latest)
-        reference = load_policy(config.model) if config.kl_coefficient > 0.0 else None
+        policy = load_policy(model_folder(config) if latest is None else latest)
+        reference = load_policy(model_folder(config)) if config.kl_coefficient > 0.0 else None
         learner = Learner(config, policy, reference)
     except (OSError, ValueError) as error:
         raise PreflightError(f"model: {config.model}: {error}") from error

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from drafters.checkpoint_files import read_config as model_config
-from drafters.checkpoint_files import resolve_model
+from drafters.model_folder import resolve_model
 from rollout_service.protocol import Problem
 
 __all__ = ["TensorSpec", "checkpoint_tensors", "file_tensors", "model_config", "problems", "resolve_model"]

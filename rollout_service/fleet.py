@@ -66,7 +66,7 @@ class Fleet:
         self.policy_config = model_config(self.folder)
         own_config = None
         if config.drafter.model is not None:
-            local = resolve_model(config.drafter.model).resolve()
+            local = resolve_model(config.drafter.model, "drafter.model").resolve()
             own_config = model_config(local)
             here = config.drafter.model_copy(update={"model": str(local)})
             config = config.model_copy(update={"drafter": here})

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from drafters.checkpoint_files import resolve_model
 from drafters.lasting import make_folders, replacing, sync_all
 from drafters.learners.factory import load_learner, new_learner
 from drafters.learners.learner import Learner, cast
+from drafters.model_folder import resolve_model
 from drafters.text_lines import json_lines
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.data import read_samples
@@ -44,7 +44,7 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
     check_out(config, records)
     device = choose_device(config.device)
     with console.status(f"loading {config.policy} and {config.data}"):
-        folder = resolve_model(config.policy)
+        folder = resolve_model(config.policy, "policy")
         policy = load_policy(folder, device)
         samples = read_samples(
             config.data, AutoTokenizer.from_pretrained(folder), max_length=config.max_length, most=config.samples
@@ -130,7 +130,7 @@ def make_learner(config: TrainDrafterConfig, policy: PreTrainedModel, texts: lis
     torch.manual_seed(config.training.seed)
     if config.init is None:
         return new_learner(config.kind, policy, config.head, texts)
-    return load_learner(config.kind, resolve_model(config.init), policy)
+    return load_learner(config.kind, resolve_model(config.init, "init"), policy)
 
 
 def plot(file: Path, losses: list[float], validations: list[dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
-from drafters.settings import Section
+from drafters.settings import Section, in_home
 
 LearnerKind = Literal["eagle3", "mtp", "draft_model"]
 Objective = Literal["soft_cross_entropy", "total_variation", "top_k"]
@@ -103,7 +103,7 @@ class TrainDrafterConfig(Section):
     def _not_over_itself(self) -> "TrainDrafterConfig":
         for field in ("policy", "init"):
             source = getattr(self, field)
-            if source is not None and Path(source).resolve() == self.out.resolve():
+            if source is not None and in_home(Path(source)).resolve() == self.out.resolve():
                 raise ValueError(f"out: is the folder of `{field}`, which must stay as it is; choose another")
         return self
 

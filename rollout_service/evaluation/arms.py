@@ -1,13 +1,25 @@
 """What is measured: an arm generates one completion at a time, on an engine of its own or at a running endpoint."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol
 
 from drafters.drafter import DrafterConfig
+from drafters.model_folder import resolve_model
 from rollout_service.client import AsyncRolloutClient
 from rollout_service.config import ServiceConfig
 from rollout_service.fleet import Fleet
 from rollout_service.hardware import machine_cores
 from rollout_service.protocol import Group, GroupRequest
+
+
+def fetch_models(model: str, drafters: Iterable[DrafterConfig]) -> Path:
+    """The policy's folder, once the checkpoints of all drafters are on this machine too: a wrong name is said before
+    the first engine starts, not before the last. Raises ValueError."""
+    for drafter in drafters:
+        if drafter.model is not None:
+            resolve_model(drafter.model, "drafters.model")
+    return resolve_model(model)
 
 
 class Arm(Protocol):

@@ -16,9 +16,8 @@ from rich.progress import Progress
 
 from drafters.drafter import DrafterConfig
 from drafters.scoring import join_scores
-from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
-from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
+from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models
 from rollout_service.evaluation.audit_config import AuditConfig, AuditedDrafter, Setting
 from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
@@ -46,7 +45,8 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     try:
         if config.endpoint is None:
             check_machine(config.service(DrafterConfig()), resolve_device(config.engine.device), turns=1)
-        recomputation = Recomputation(resolve_model(config.model))
+        drafters = [] if config.endpoint is not None else map(config.drafter_config, config.drafters)
+        recomputation = Recomputation(fetch_models(config.model, drafters))
         sampled, greedy, limit = asyncio.run(sample(config, recomputation, console))
     except (FleetError, RolloutError, httpx.HTTPError, ValueError, OSError) as error:
         sys.exit(f"rollout-service audit: {error}")

@@ -20,7 +20,7 @@ from rich.progress import Progress
 from drafters.scoring import SurprisalSums, join_scores
 from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
-from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm
+from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models
 from rollout_service.evaluation.config import CompareConfig
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
@@ -56,6 +56,7 @@ async def measure(config: CompareConfig, console: Console) -> list[Cell]:
     at_once = config.engines_at_once or (1 if device == "cuda" else len(drafters))
     if config.endpoint is None:
         check_machine(config.service(drafters[0]), device, turns=min(at_once, len(drafters)))
+        fetch_models(config.model, drafters)
     requests = list(grid_requests(config))
     with progress(console) as bar:
         if config.endpoint is not None:

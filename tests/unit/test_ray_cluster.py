@@ -41,3 +41,22 @@ def test_an_address_without_a_cluster_is_named(calls, monkeypatch, error):
         FleetError, match=r"ray_address: cannot join a Ray cluster at nowhere: .*; leave ray_address out"
     ):
         start_ray("nowhere", engine_logs=False)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError("AF_UNIX path length cannot exceed 107 bytes"), "set RAY_TMPDIR to a folder with a short path"),
+        (
+            PermissionError("[Errno 13] Permission denied: '/.ray'"),
+            r"home folder \(HOME, .*must be folders that can be",
+        ),
+    ],
+)
+def test_folders_that_ray_cannot_use_are_named_with_what_to_set(monkeypatch, error, advice):
+    def refuse(**arguments):
+        raise error
+
+    monkeypatch.setattr("ray.init", refuse)
+    with pytest.raises(FleetError, match=f"Ray cannot start here: .*{advice}"):
+        start_ray(None, engine_logs=False)

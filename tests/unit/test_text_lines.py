@@ -46,6 +46,7 @@ def test_problems_samples_and_prompts_may_hold_separators(separator, tmp_path, m
         tokenizer.encode("12"), tokenizer.encode("34")
     ]  # fmt: skip
     tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
     found = prompts.read_prompts(str(tmp_path / "model"), written(tmp_path / "prompts.jsonl", {"prompt": text}))
     assert found == [tokenizer.encode(text)]
 
