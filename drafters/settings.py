@@ -3,21 +3,29 @@
     config = read_command_line(ServiceConfig, "rollout-service launch", argv)
 
 A nested field is a dotted flag (`--drafter.kind mtp`). Unknown names and wrong values end the program with exit code 2
-and one line a field, before anything starts.
+and one line a field, before anything starts (drafters/wrong_fields.py).
 """
 
 import argparse
 import json
 import os
+import re
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
-from pydantic_settings import BaseSettings, CliSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 from drafters.text_lines import read_text
+from drafters.wrong_fields import did_you_mean, wrong_fields
 
 
 def in_home(path: Path) -> Path:
@@ -42,13 +50,15 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 def read_command_line(config_type: type[ConfigT], program: str, argv: list[str]) -> ConfigT:
     """The configuration of `program` from `argv`; prints it and exits for `--dry-run`.
 
-    Errors: exits with 2 after printing each wrong field, its value and what is allowed.
+    Errors: exits with 2 after a line for each wrong field, with its value and what is allowed, or with the nearest
+    names of a field that there is not.
     """
-    first = argparse.ArgumentParser(prog=program, add_help=False)
+    first = _Parser(prog=program, add_help=False, allow_abbrev=False)
     first.add_argument("--config", type=Path, metavar="FILE", help="TOML file to read; flags go over it")
     first.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
     chosen, rest = first.parse_known_args(argv)
     from_file = _read_toml(program, chosen.config)
+    parser = _with_help(program, first)
 
     # pydantic-settings reads flags into a settings class; the sources are ordered by precedence.
     class Settings(config_type, BaseSettings):  # type: ignore[valid-type, misc]
@@ -62,7 +72,7 @@ def read_command_line(config_type: type[ConfigT], program: str, argv: list[str])
                 settings_cls,
                 cli_prog_name=program,
                 cli_parse_args=rest,
-                root_parser=_with_help(program, first),
+                root_parser=parser,
                 cli_hide_none_type=True,
                 cli_avoid_json=True,
             )
@@ -72,11 +82,11 @@ def read_command_line(config_type: type[ConfigT], program: str, argv: list[str])
     try:
         resolved = config_type.model_validate(Settings(**from_file).model_dump(exclude_unset=True))
     except ValidationError as error:
-        for problem in error.errors():
-            where = ".".join(str(part) for part in problem["loc"]) or "configuration"
-            value = "" if problem["type"] == "missing" else f" (got {problem['input']!r})"
-            print(f"{program}: {where}: {problem['msg']}{value}", file=sys.stderr)
+        print(*(f"{program}: {line}" for line in wrong_fields(error, config_type)), sep="\n", file=sys.stderr)
         sys.exit(2)
+    except SettingsError as error:  # of a flag whose value is a table or a list
+        field = re.findall(r"for (?:field )?\"?([\w.]+)", str(error))[0]
+        parser.error(f"{field}: a table is written as JSON, '{{\"name\": 1}}', a list as '[1, 2]'")
     if chosen.dry_run:
         print(json.dumps(resolved.model_dump(mode="json"), indent=2))
         sys.exit(0)
@@ -93,5 +103,25 @@ def _read_toml(program: str, path: Path | None) -> dict[str, Any]:
         sys.exit(2)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Of a wrong command line one line is printed, with the nearest names of a flag that there is not."""
+
+    def error(self, message: str) -> NoReturn:
+        before, _, unknown = message.partition("unrecognized arguments: ")
+        if not before:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            message = (
+                "; ".join(
+                    f"{name}: there is no such flag{did_you_mean(name, flags)}"
+                    for name in (word.split("=")[0] for word in unknown.split(" "))
+                    if name.startswith("--")
+                )
+                or f"{unknown!r} belongs to no flag"
+            )
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def _with_help(program: str, first: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(prog=program, parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter)
+    return _Parser(
+        prog=program, parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )

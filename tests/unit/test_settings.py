@@ -7,6 +7,7 @@ import pytest
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import read_command_line
+from rl_loop.config import TrainConfig
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.engine_arguments import names_engine_arguments
 from rollout_service.vllm_arguments import known_arguments
@@ -118,6 +119,81 @@ def test_an_unknown_name_in_the_file_is_an_error(tmp_path, capsys):
         read_command_line(ServiceConfig, "launch", ["--config", str(file)])
     assert stop.value.code == 2
     assert "prot" in capsys.readouterr().err
+
+
+def lines(config_type, arguments, capsys):
+    """What a wrong command line prints."""
+    with pytest.raises(SystemExit) as stop:
+        read_command_line(config_type, "command", arguments)
+    assert stop.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err.removesuffix("\n").split("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--learnin_rate", "1"], "--learnin_rate: there is no such flag; did you mean --learning_rate?"),
+        (["--learning-rate=1"], "--learning-rate: there is no such flag; did you mean --learning_rate?"),
+        (["--task.seeed", "1"], "--task.seeed: there is no such flag; did you mean --task.seed?"),
+        (["--taks.seed", "1"], "--taks.seed: there is no such flag; did you mean --task.seed or --seed?"),
+        (
+            ["--learn", "1"],
+            "--learn: there is no such flag",
+        ),  # no abbreviations: another flag would change their meaning
+        (["--zzz", "1"], "--zzz: there is no such flag"),
+        (["extra"], "'extra' belongs to no flag"),
+        (["--config"], "argument --config: expected one argument"),
+    ],
+)
+def test_a_misspelt_flag_is_one_line_with_the_nearest_names(arguments, said, capsys):
+    assert lines(TrainConfig, ["--model", "m", *arguments], capsys) == [f"command: {said}"]
+
+
+def test_a_misspelt_field_of_the_file_is_one_line_with_the_nearest_names(tmp_path, capsys):
+    file = tmp_path / "wrong.toml"
+    file.write_text(
+        'model = "m"\nlearnin_rate = 1\n[sampling]\nsteps = 2\n[drafter.training]\nwhenn = "every"\n', encoding="utf-8"
+    )
+    assert lines(TrainConfig, ["--config", str(file)], capsys) == [
+        "command: sampling.steps: there is no such field; did you mean steps?",
+        "command: drafter.training.whenn: there is no such field; did you mean drafter.training.when?",
+        "command: learnin_rate: there is no such field; did you mean learning_rate?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--port", "70000"], "port: Input should be less than or equal to 65535 (got '70000')"),
+        (["--host", "::"], 'token: listening on :: needs a token; set one, or host = "127.0.0.1"'),
+        (
+            ["--drafter.kind", "oracle"],
+            "drafter.kind: unknown kind 'oracle'; known are none, ngram, draft_model, eagle3, mtp",
+        ),
+        (["--weights", "keep"], "weights: a table is written as JSON, '{\"name\": 1}', a list as '[1, 2]'"),
+        (["--weights", "5"], "weights: is a section; its fields are policy, kv_cache (got 5)"),
+        (
+            ["--engine.vllm", "block_size"],
+            "engine.vllm: a table is written as JSON, '{\"name\": 1}', a list as '[1, 2]'",
+        ),
+    ],
+)
+def test_a_wrong_value_is_one_line_of_its_field_what_is_allowed_and_the_value(arguments, said, capsys):
+    assert lines(ServiceConfig, ["--model", "m", *arguments], capsys) == [f"command: {said}"]
+
+
+def test_a_field_of_several_types_has_one_line(toml, capsys):
+    (said,) = lines(ServiceConfig, ["--config", toml, "--drafter.schedule", "5"], capsys)
+    assert said.startswith("command: drafter.schedule: Input should be")
+    assert said.endswith("(got [5])")
+
+
+def test_neither_a_secret_nor_a_whole_configuration_is_printed_with_an_error(tmp_path, capsys):
+    file = tmp_path / "wrong.toml"
+    file.write_text('model = "m"\nhost = "::"\ntoken = 31337\n', encoding="utf-8")
+    assert lines(ServiceConfig, ["--config", str(file)], capsys) == ["command: token: Input should be a valid string"]
 
 
 def test_help_describes_every_flag(capsys):

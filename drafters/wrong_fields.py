@@ -1,0 +1,108 @@
+"""What is wrong with a configuration, one line a field: its name, what is allowed, and the value that was given.
+
+port: Input should be less than or equal to 65535 (got 70000)
+learnin_rate: there is no such field; did you mean learning_rate?
+"""
+
+import types
+from collections.abc import Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel, SecretStr, ValidationError
+
+ALIKE = 0.7
+"""share of letters in common from which a name is near another"""
+MOST_NAMES = 3
+LONGEST_VALUE = 80
+"""characters of a value that are shown"""
+
+
+def wrong_fields(error: ValidationError, config_type: type[BaseModel]) -> list[str]:
+    """`error` is of `config_type`, or of a settings class made of it."""
+    names = list(field_names(config_type))
+    said: dict[str, list[str]] = {}
+    values: dict[str, str] = {}
+    for problem in error.errors(include_url=False):
+        location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            where = _dotted(location)
+            said[where] = [f"there is no such field{did_you_mean(where, names)}"]
+            continue
+        path, sections = field_path(location, config_type)
+        where = _dotted(path)
+        if problem["type"] == "model_type" and len(path) == len(location):
+            message = f"is a section; its fields are {', '.join(n for s in sections for n in s.model_fields)}"
+        said.setdefault(where, []).append(message)
+        if problem["type"] != "missing":
+            values.setdefault(where, shown(problem["input"], path, config_type))
+    return [
+        f"{where}{': ' if where else ''}{'; or: '.join(dict.fromkeys(messages))}{values.get(where, '')}"
+        for where, messages in said.items()
+    ]
+
+
+def _dotted(path: Sequence[str | int]) -> str:
+    return ".".join(map(str, path))
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The names whose last part is most like that of `name`, those of its own section before others; empty when none
+    is near."""
+
+    def parts(dotted: str) -> tuple[str, str]:
+        section, _, last = dotted.lstrip("-").replace("-", "_").rpartition(".")
+        return section, last
+
+    own, wrong = parts(name)
+    by_last: dict[str, list[str]] = {}
+    for known in names:
+        by_last.setdefault(parts(known)[1], []).append(known)
+    near = [known for last in get_close_matches(wrong, by_last, n=2, cutoff=ALIKE) for known in by_last[last]]
+    near = [known for known in near if parts(known)[0] == own] or near
+    return f"; did you mean {' or '.join(near[:MOST_NAMES])}?" if near else ""
+
+
+def field_names(config_type: type[BaseModel], before: str = "") -> Iterator[str]:
+    """Dotted, as flags are, those of sections included."""
+    for name, field in config_type.model_fields.items():
+        yield before + name
+        for section in models_in(field.annotation):
+            yield from field_names(section, f"{before}{name}.")
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that a field's type holds: itself, one of several, or those of a list."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (list, Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from models_in(part)
+
+
+def field_path(
+    location: Sequence[str | int], config_type: type[BaseModel]
+) -> tuple[Sequence[str | int], list[type[BaseModel]]]:
+    """The part of pydantic's location that is a field of the configuration, and the sections that it may be. What
+    follows names the alternatives of a field that may be of several types."""
+    sections = [config_type]
+    for depth, part in enumerate(location):
+        if isinstance(part, str):
+            fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+            if not fields:
+                return location[:depth], sections
+            sections = [section for field in fields for section in models_in(field.annotation)]
+    return location, sections
+
+
+def shown(value: Any, path: Sequence[str | int], config_type: type[BaseModel]) -> str:
+    """A wrong value in brackets; nothing of a whole section, whose fields are not all wrong, nor of a secret."""
+    if isinstance(value, dict | BaseModel) or is_secret(path, config_type):
+        return ""
+    text = repr(value)
+    return f" (got {text if len(text) <= LONGEST_VALUE else text[:LONGEST_VALUE] + ' ...'})"
+
+
+def is_secret(path: Sequence[str | int], config_type: type[BaseModel]) -> bool:
+    field = config_type.model_fields.get(str(path[0])) if path else None
+    return field is not None and SecretStr in (field.annotation, *get_args(field.annotation))
