@@ -22,6 +22,11 @@ def fetch_models(model: str, drafters: Iterable[DrafterConfig]) -> Path:
     return resolve_model(model)
 
 
+def name_of(drafter: DrafterConfig) -> str:
+    """What progress calls it: kind and checkpoint."""
+    return drafter.kind if drafter.model is None else f"{drafter.kind} {drafter.model}"
+
+
 class Arm(Protocol):
     """One drafter, ready to generate."""
 

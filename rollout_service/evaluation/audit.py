@@ -17,7 +17,7 @@ from rich.progress import Progress
 from drafters.drafter import DrafterConfig
 from drafters.scoring import join_scores
 from rollout_service.client import RolloutError
-from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models
+from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.audit_config import AuditConfig, AuditedDrafter, Setting
 from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
@@ -118,7 +118,7 @@ async def sample_rows(
     sampled = []
     for row in rows:
         requests = contexts.greedy_requests(row.cut) if row.cut.temperature == 0.0 else contexts.requests(row.cut)
-        task = bar.add_task(f"{row.drafter.kind}, temperature {row.cut.temperature:g}", total=len(requests))
+        task = bar.add_task(f"{name_of(row.drafter)}, temperature {row.cut.temperature:g}", total=len(requests))
         await arm.draft_as(row.drafter)
         in_flight = max(1, config.engine.max_num_seqs // requests[0].n)
         groups = await generate_all(arm, requests, in_flight, lambda task=task: bar.advance(task))  # type: ignore[misc]

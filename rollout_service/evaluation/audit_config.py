@@ -56,8 +56,9 @@ class AuditConfig(Section):
     contexts: int = Field(default=16, ge=1)
     """prompts that are sampled from; one in eight is so long that its responses end at the context limit"""
     prompts: Path | None = None
-    """JSON lines with `prompt` or `prompt_token_ids`, where whole drafts are accepted more often and the bonus token is
-    seen more; when not given, prompts of a few random tokens, where the policy is unsure and the test is sharp"""
+    """JSON lines with `prompt`, `messages` or `prompt_token_ids`, where whole drafts are accepted more often and the
+    bonus token is seen more; when not given, prompts of a few random tokens, where the policy is unsure and the test is
+    sharp"""
     seed: int = 0
     """of the random prompts and of the sampling"""
 
@@ -125,8 +126,14 @@ class AuditConfig(Section):
             }
             settings.append(Setting(drafter.model_copy(update=chosen), Cut(temperature, top_p, top_k)))
         unique = {setting.drafter.model_dump_json() + str(setting.cut): setting for setting in settings}
-        order = [drafter.kind for drafter in drafters]
-        return sorted(unique.values(), key=lambda setting: (order.index(setting.drafter.kind), setting.cut))
+        # As configured: two drafters may be of one kind.
+        order = [(drafter.kind, drafter.model, drafter.draft_tokens) for drafter in drafters]
+
+        def place(setting: Setting) -> tuple[int, Cut]:
+            drafter = setting.drafter
+            return order.index((drafter.kind, drafter.model, drafter.draft_tokens)), setting.cut
+
+        return sorted(unique.values(), key=place)
 
     def rows_of(self, drafter: DrafterConfig) -> list[Setting]:
         """The settings of a running service: its drafter is what it is."""

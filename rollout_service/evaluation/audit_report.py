@@ -7,10 +7,11 @@ from rich.table import Table
 
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.audit_row import AuditRow
+from rollout_service.evaluation.short_names import short_names
 
 COLUMNS = (
-    "drafter", "drafts", "verified", "T", "top-p", "top-k", "tokens", "z", "worst position", "first two, p", "Δlogp",
-    "mean", "accepted", "detects: nats", "T", "TV", "verdict",
+    "drafter", "model", "drafts", "verified", "T", "top-p", "top-k", "tokens", "z", "worst position", "first two, p",
+    "Δlogp", "mean", "accepted", "detects: nats", "T", "TV", "verdict",
 )  # fmt: skip
 
 
@@ -32,11 +33,12 @@ def write_report(rows: list[AuditRow], config: AuditConfig, console: Console) ->
     console.print(f"written to {config.output}: audit.json, audit.md", soft_wrap=True)
 
 
-def cells(row: AuditRow) -> list[str]:
-    """A row as text, in the order of COLUMNS."""
+def cells(row: AuditRow, names: dict[str, str]) -> list[str]:
+    """A row as text, in the order of COLUMNS. `names`: short ones of the drafters' checkpoints."""
     drafting = row.drafter != "none"
     return [
         f"{row.drafter} {row.draft_tokens}" if drafting else row.drafter,
+        names[row.model],
         row.draft_sampling if drafting else "",
         row.verification if drafting else "",
         f"{row.temperature:g}",
@@ -74,12 +76,14 @@ def detectable(row: AuditRow) -> list[str]:
 def terminal_table(rows: list[AuditRow], config: AuditConfig) -> Table:
     table = Table(title=f"Losslessness of {config.endpoint or config.model}", padding=(0, 1), box=None)
     for i, column in enumerate(COLUMNS):
-        table.add_column(column, justify="left" if i in (0, 1, 2, 8, 16) else "right", no_wrap=True)
+        table.add_column(column, justify="left" if i in (0, 1, 2, 3, 9, 17) else "right", no_wrap=True)
+    names = short_names(row.model for row in rows)
     for row in rows:
-        table.add_row(*cells(row), style="red" if row.failures else None)
+        table.add_row(*cells(row, names), style="red" if row.failures else None)
     return table
 
 
 def markdown(rows: list[AuditRow]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(row) for row in rows)]
+    names = short_names(row.model for row in rows)
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(row, names) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

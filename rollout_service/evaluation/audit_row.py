@@ -66,6 +66,8 @@ class Detectable(BaseModel):
 
 class AuditRow(BaseModel):
     drafter: str
+    model: str
+    """folder or Hugging Face name of the drafter's checkpoint; empty where it has none of its own"""
     draft_tokens: int
     draft_sampling: str
     verification: str
@@ -116,6 +118,7 @@ def judge(
         **setting.drafter.model_dump(include={"draft_tokens", "draft_sampling", "verification"}),
         **cut._asdict(),
         drafter=setting.drafter.kind,
+        model=setting.drafter.model or "",
         tokens=len(returned),
         z=None,
         positions={},

@@ -49,7 +49,7 @@ class CalibrateConfig(Section):
     drafter: DrafterConfig
     """`draft_tokens` is the longest draft that is measured; `schedule` has no part in it"""
     prompts: Path
-    """JSON lines with `prompt`, or `prompt_token_ids`: acceptance is measured on their responses"""
+    """JSON lines with `prompt`, `messages` or `prompt_token_ids`: acceptance is measured on their responses"""
     batch_sizes: list[int] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
     """completions at a time; those above engine.max_num_seqs are left out"""
     steps: int = Field(default=8, ge=4)

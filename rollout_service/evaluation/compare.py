@@ -20,7 +20,7 @@ from rich.progress import Progress
 from drafters.scoring import SurprisalSums, join_scores
 from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
-from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models
+from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.config import CompareConfig
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
@@ -96,7 +96,7 @@ async def take_turns(
             batch = requests[share :: config.rounds]
             for arm, cell in turns:
                 if cell.concurrency == concurrency:
-                    bar.update(task, description=f"{arm.drafter.kind}, {concurrency} at a time")
+                    bar.update(task, description=f"{name_of(arm.drafter)}, {concurrency} at a time")
                     await arm.draft_as(cell.drafter)
                     began = time.perf_counter()
                     groups = await generate_all(arm, batch, concurrency, lambda: bar.advance(task))

@@ -40,7 +40,7 @@ class CompareConfig(Section):
     concurrency: list[int] = Field(default=[16], min_length=1)
     """completions under way at the same time"""
     prompts: Path
-    """JSON lines with `prompt`, or `prompt_token_ids`"""
+    """JSON lines with `prompt`, `messages` or `prompt_token_ids`"""
     response_tokens: int = Field(default=64, ge=1)
     """length of every response: the end of sequence does not end it, so that all arms do the same work"""
     tokens: int = Field(default=20_000, ge=1)

@@ -3,24 +3,33 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from drafters.text_lines import json_lines
 from rollout_service.checkpoint_files import resolve_model
+from rollout_service.protocol import Message
+
+MESSAGES = TypeAdapter(list[Message])
 
 
 def read_prompts(model: str, file: Path) -> list[list[int]]:
-    """Of a file of JSON lines with `prompt` or `prompt_token_ids`. Raises ValueError when it is empty, or when a line
-    has neither, naming the line."""
+    """Of a file of JSON lines with `prompt`, `messages` (through the policy's chat template) or `prompt_token_ids`.
+    Raises ValueError when it is empty, or when a line has none of them, naming the line."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
 
     def token_ids(line: Any) -> list[int]:
         match line:
-            case {"prompt_token_ids": [_, *_] as ids}:
+            case {"prompt_token_ids": [_, *_] as ids} if all(type(token) is int for token in ids):
                 return ids
             case {"prompt": str(prompt)}:
                 return tokenizer.encode(prompt)
-        raise ValueError("has neither a text `prompt` nor `prompt_token_ids`")
+            case {"messages": messages}:
+                return chat_token_ids(tokenizer, MESSAGES.validate_python(messages))
+            case {"prompt": list()}:
+                raise ValueError("`prompt` is not text; a list of messages is named `messages`")
+        raise ValueError("has neither a text `prompt`, nor `messages`, nor token ids as `prompt_token_ids`")
 
     try:
         prompts = list(json_lines(file, token_ids))
@@ -29,3 +38,14 @@ def read_prompts(model: str, file: Path) -> list[list[int]]:
     if not prompts:
         raise ValueError(f"prompts: {file} is empty")
     return prompts
+
+
+def chat_token_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
+    """As the service makes them of a request's messages."""
+    try:
+        text = tokenizer.apply_chat_template(
+            [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # a chat template is the checkpoint's own code, and says by raising what it refuses
+        raise ValueError(f"the chat template refuses `messages`: {error}") from error
+    return tokenizer.encode(text, add_special_tokens=False)

@@ -9,11 +9,12 @@ from rich.table import Table
 
 from rollout_service.evaluation.config import CompareConfig
 from rollout_service.evaluation.rows import Row
+from rollout_service.evaluation.short_names import short_names
 
 Z_LIMIT = 4.0
 COLUMNS = (
-    "drafter", "k", "drafts", "verified", "streams", "acceptance length", "rate", "by position", "tokens/s", "speed-up",
-    "z", "tokens",
+    "drafter", "model", "k", "drafts", "verified", "streams", "acceptance length", "rate", "by position", "tokens/s",
+    "speed-up", "z", "tokens",
 )  # fmt: skip
 
 
@@ -37,12 +38,13 @@ def write_report(rows: list[Row], config: CompareConfig, console: Console) -> No
     console.print(f"written to {config.output}: compare.json, compare.md, acceptance.png, speedup.png", soft_wrap=True)
 
 
-def cells(row: Row) -> list[str]:
-    """A row as text, in the order of COLUMNS."""
+def cells(row: Row, names: dict[str, str]) -> list[str]:
+    """A row as text, in the order of COLUMNS. `names`: short ones of the drafters' checkpoints."""
     off = row.drafter == "none"
     low, high = row.acceptance_length_ci or (0.0, 0.0)
     return [
         row.drafter,
+        names[row.model],
         "" if off else str(row.draft_tokens),
         row.draft_sampling,
         row.verification,
@@ -63,28 +65,40 @@ def terminal_table(rows: list[Row], config: CompareConfig) -> Table:
     table = Table(title=f"Drafters on {config.model}, {work}", box=SIMPLE, padding=(0, 1, 0, 0))
     shown = [i for i, column in enumerate(COLUMNS) if column not in ("rate", "tokens")]
     for i in shown:
-        table.add_column(COLUMNS[i], justify="left" if i in (0, 2, 3) else "right", no_wrap=True)
+        table.add_column(COLUMNS[i], justify="left" if i in (0, 1, 3, 4) else "right", no_wrap=True)
+    names = short_names(row.model for row in rows)
     for row in rows:
-        values = cells(row)
+        values = cells(row, names)
         table.add_row(*(values[i] for i in shown), style=None if abs(row.z) < Z_LIMIT else "red")
     return table
 
 
 def markdown(rows: list[Row]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(row) for row in rows)]
+    names = short_names(row.model for row in rows)
+    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(row, names) for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def style(row: Row, kinds: list[str]) -> dict[str, Any]:
+Drafter = tuple[str, str]
+"""kind and checkpoint: two heads of one kind are two drafters"""
+
+
+def drafters_of(rows: list[Row]) -> list[Drafter]:
+    return list(dict.fromkeys((row.drafter, row.model) for row in rows))
+
+
+def style(row: Row, drafters: list[Drafter]) -> dict[str, Any]:
     """A colour a drafter, a line style a way of drawing and verifying drafts."""
     way = "--" if row.draft_sampling == "greedy" else ":" if row.verification == "block" else "-"
-    return {"color": f"C{kinds.index(row.drafter)}", "linestyle": way, "marker": "o"}
+    return {"color": f"C{drafters.index((row.drafter, row.model))}", "linestyle": way, "marker": "o"}
 
 
-def label(row: Row) -> str:
-    """The drafter as a legend names it."""
+def label(row: Row, drafters: list[Drafter], names: dict[str, str]) -> str:
+    """The drafter as a legend names it: with its checkpoint, where another has its kind."""
+    alike = [kind for kind, _ in drafters].count(row.drafter) > 1
+    name = f"{row.drafter} {names[row.model]}".strip() if alike else row.drafter
     greedy = ", greedy drafts" if row.draft_sampling == "greedy" and row.drafter != "ngram" else ""
-    return f"{row.drafter}, k={row.draft_tokens}{greedy}" + (", block" if row.verification == "block" else "")
+    return f"{name}, k={row.draft_tokens}{greedy}" + (", block" if row.verification == "block" else "")
 
 
 def plot_acceptance(rows: list[Row], config: CompareConfig) -> None:
@@ -94,10 +108,10 @@ def plot_acceptance(rows: list[Row], config: CompareConfig) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     drafting = [r for r in rows if r.drafter != "none" and r.concurrency == min(config.concurrency)]
-    kinds = list(dict.fromkeys(row.drafter for row in drafting))
+    drafters, names = drafters_of(drafting), short_names(row.model for row in drafting)
     for row in drafting:
         positions = range(1, len(row.acceptance_by_position) + 1)
-        axes.plot(positions, row.acceptance_by_position, label=label(row), **style(row, kinds))
+        axes.plot(positions, row.acceptance_by_position, label=label(row, drafters, names), **style(row, drafters))
     axes.set_xticks(range(1, max((r.draft_tokens for r in drafting), default=1) + 1))
     axes.set_xlabel("position in the draft")
     axes.set_ylabel("share of steps that accept it")
@@ -115,10 +129,10 @@ def plot_speed(rows: list[Row], config: CompareConfig) -> None:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     drafting = [r for r in rows if r.drafter != "none" and r.speedup is not None]
-    kinds = list(dict.fromkeys(row.drafter for row in drafting))
-    for name, row in {label(row): row for row in drafting}.items():
-        points = [(r.concurrency, r.speedup) for r in drafting if label(r) == name]
-        axes.plot(*zip(*points, strict=True), label=name, **style(row, kinds))
+    drafters, names = drafters_of(drafting), short_names(row.model for row in drafting)
+    for name, row in {label(row, drafters, names): row for row in drafting}.items():
+        points = [(r.concurrency, r.speedup) for r in drafting if label(r, drafters, names) == name]
+        axes.plot(*zip(*points, strict=True), label=name, **style(row, drafters))
     axes.axhline(1.0, color="black", linewidth=1, label="none")
     axes.set_xscale("log", base=2)
     axes.set_xticks(config.concurrency, [str(c) for c in config.concurrency])

@@ -14,6 +14,8 @@ class Row(BaseModel):
     """One line of compare.json. Intervals are 95 %; ratios are of sums."""
 
     drafter: str
+    model: str
+    """folder or Hugging Face name of the drafter's checkpoint; empty where it has none of its own"""
     draft_tokens: int
     draft_sampling: str
     """probabilistic or greedy; greedy for deterministic drafts; empty without a drafter"""
@@ -71,6 +73,7 @@ class Cell:
         off = self.drafter.kind == "none"
         return Row(
             drafter=self.drafter.kind,
+            model=self.drafter.model or "",
             draft_tokens=0 if off else self.drafter.draft_tokens,
             draft_sampling="" if off else self.drafter.draft_sampling,
             verification="" if off else self.drafter.verification,

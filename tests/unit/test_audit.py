@@ -198,3 +198,11 @@ def test_levels_and_corrections():
     assert holm([0.5, 0.01, 0.2]) == pytest.approx(0.03)
     assert holm([]) == 1.0
     assert detectable_shift(2.0, 4.0) == pytest.approx(2 * 4.8416, rel=1e-4)
+
+
+def test_two_drafters_of_one_kind_have_rows_of_their_own_in_the_order_of_the_configuration():
+    heads = [{"kind": "eagle3", "model": model, "draft_tokens": k} for model, k in (("b", 3), ("a", 3), ("a", 5))]
+    config = AuditConfig(model="m", drafters=heads, temperature=[0.0, 1.0], top_p=[1.0], top_k=[0])
+    rows = [(row.drafter.model, row.drafter.draft_tokens) for row in config.rows()]
+    assert list(dict.fromkeys(rows)) == [("b", 3), ("a", 3), ("a", 5)]
+    assert rows == sorted(rows, key=[("b", 3), ("a", 3), ("a", 5)].index)

@@ -1,17 +1,22 @@
 """Rows of the comparison: ratios of sums, speed relative to the same round's baseline, and the agreed keys."""
 
 import json
+from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
 from drafters.drafter import DrafterConfig
 from rollout_service.evaluation.config import CompareConfig
-from rollout_service.evaluation.report import markdown
+from rollout_service.evaluation.prompts import read_prompts
+from rollout_service.evaluation.report import drafters_of, label, markdown, plot_acceptance, plot_speed, style
 from rollout_service.evaluation.rows import Cell
+from rollout_service.evaluation.short_names import short_names
 from rollout_service.protocol import Completion, Group, Sampling, Speculation
 
+POLICY = Path(__file__).parents[2] / "deploy" / "demo" / "models" / "policy"
 KEYS = {
-    "drafter", "draft_tokens", "concurrency", "acceptance_length", "acceptance_length_ci", "acceptance_rate",
+    "drafter", "model", "draft_tokens", "concurrency", "acceptance_length", "acceptance_length_ci", "acceptance_rate",
     "acceptance_by_position", "tokens_per_second", "speedup", "z", "tokens",
 }  # fmt: skip
 
@@ -42,7 +47,7 @@ def test_speed_is_relative_to_the_same_round_so_that_a_slow_moment_cancels():
     assert none.row(none, z=0.0).speedup == pytest.approx(1.0)
     assert mtp.row(None, z=0.0).speedup is None
     assert set(json.loads(row.model_dump_json())) >= KEYS
-    assert "| mtp | 3 | probabilistic | auto | 4 |" in markdown([row])
+    assert "| mtp |  | 3 | probabilistic | auto | 4 |" in markdown([row])
 
 
 def test_the_rate_interval_is_the_length_interval_per_draft():
@@ -65,3 +70,76 @@ def test_one_engine_serves_all_ways_of_drawing_its_drafts(tmp_path):
     assert arms[0].kind == "none"
     assert [way.draft_sampling for way in config.ways(arms[-1])] == ["probabilistic", "greedy"]
     assert [way.draft_sampling for way in config.ways(arms[1])] == ["greedy"]
+
+
+def two_heads():
+    """Rows of two heads of one kind, whose folders have one name."""
+    rows = []
+    for model in ("runs/first/head", "runs/second/head"):
+        cell = Cell(DrafterConfig(kind="eagle3", model=model), 1)
+        cell.add_round([group(100, [1, 0, 0, 9])], 1.0)
+        rows.append(cell.row(cell, z=0.0))
+    return rows
+
+
+def test_two_heads_of_one_kind_are_told_apart_in_rows_and_tables():
+    rows = two_heads()
+    assert [row.model for row in rows] == ["runs/first/head", "runs/second/head"]
+    table = markdown(rows)
+    assert "| drafter | model | k |" in table
+    assert "| eagle3 | first/head | 3 |" in table
+    assert "| eagle3 | second/head | 3 |" in table
+
+
+def test_two_heads_of_one_kind_are_told_apart_in_plots(tmp_path, monkeypatch):
+    rows, drawn = two_heads(), []
+    drafters, names = drafters_of(rows), short_names(row.model for row in rows)
+    assert [label(row, drafters, names) for row in rows] == ["eagle3 first/head, k=3", "eagle3 second/head, k=3"]
+    assert len({style(row, drafters)["color"] for row in rows}) == 2
+    assert label(rows[0], drafters[:1], names) == "eagle3, k=3", "there is no other to tell it from"
+    plot = Axes.plot
+
+    def noted(axes, *points, label, **more):
+        drawn.append(label)
+        return plot(axes, *points, label=label, **more)
+
+    monkeypatch.setattr(Axes, "plot", noted)
+    (tmp_path / "prompts.jsonl").touch()
+    config = CompareConfig(model="m", prompts=tmp_path / "prompts.jsonl", concurrency=[1], output=tmp_path)
+    plot_acceptance(rows, config)
+    plot_speed(rows, config)
+    assert drawn == ["eagle3 first/head, k=3", "eagle3 second/head, k=3"] * 2
+
+
+def test_a_short_name_is_as_much_of_a_path_as_tells_it_from_the_others():
+    models = ["runs/a/head", "/runs/b/head", "org/eagle3", "", "head"]
+    assert list(short_names(models).values()) == ["a/head", "b/head", "org/eagle3", "", "head"]
+    assert short_names(["runs/a/head", "org/eagle3"]) == {"runs/a/head": "head", "org/eagle3": "eagle3"}
+
+
+def test_prompts_may_be_messages_of_a_chat_as_the_service_takes_them(tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    messages = [{"role": "user", "content": "1 + 1 ="}]
+    file.write_text(
+        json.dumps({"messages": messages}) + "\n" + json.dumps({"prompt": "1 + 1 ="}) + "\n", encoding="utf-8"
+    )
+    of_chat, plain = read_prompts(str(POLICY), file)
+    assert len(of_chat) > 0
+    assert plain != of_chat, "the policy's chat template was applied"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"prompt": [{"role": "user", "content": "a"}]}, "a list of messages is named `messages`"),
+        ({"messages": [{"rule": "user"}]}, "role"),
+        ({"messages": "a"}, "valid list"),
+        ({"prompt_token_ids": ["a"]}, "has neither"),
+        ({"text": "a"}, "has neither"),
+    ],
+)
+def test_prompts_that_are_none_are_refused_with_their_line(line, said, tmp_path):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n' + json.dumps(line) + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"^prompts: .*line 2: (.|\n)*{said}"):
+        read_prompts(str(POLICY), file)
