@@ -12,12 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from drafters.model_folder import PATTERNS
+from drafters.text_lines import read_text
 
 INDEX = "model.safetensors.index.json"
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """Raises ValueError, naming the file, when it is not JSON."""
+    file = folder / "config.json"
+    try:
+        return json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON: {error}") from None
 
 
 def read_tensors(folder: Path, belongs: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:

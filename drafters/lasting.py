@@ -26,6 +26,16 @@ def sync_all(folder: Path) -> None:
     sync(folder)
 
 
+def check_folder(folder: Path, field: str) -> None:
+    """Raises ValueError, which begins with the configuration's `field`, when files cannot be written to `folder`:
+    before work starts whose result would be lost. Makes nothing."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ValueError(f"{field}: {there} is a file; choose a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"{field}: {there} cannot be written to; choose another folder")
+
+
 def make_folders(folder: Path) -> None:
     """`folder`, and those above it that are missing; their names last."""
     missing = [made for made in (folder, *folder.parents) if not made.exists()]

@@ -99,7 +99,8 @@ def _read_toml(program: str, path: Path | None) -> dict[str, Any]:
     try:
         return tomllib.loads(read_text(in_home(path)))
     except (OSError, ValueError) as error:
-        print(f"{program}: --config {path}: {error}", file=sys.stderr)
+        reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}, ")
+        print(f"{program}: --config {path}: {reason}", file=sys.stderr)
         sys.exit(2)
 
 

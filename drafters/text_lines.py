@@ -75,7 +75,8 @@ def _check_surrogates(value: Any) -> None:
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:
+    is_utf16 = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return (
         f"byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8, "
-        "for example with `iconv -f LATIN1 -t UTF-8`"
+        f"for example with `iconv -f {'UTF-16' if is_utf16 else 'LATIN1'} -t UTF-8`"
     )

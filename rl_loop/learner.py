@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from drafters.devices import choose_device
 from drafters.scoring import TokenScores, score_tokens, token_logprobs
 from rl_loop.batching import MicroBatch, Rollout
 from rl_loop.config import TrainConfig
@@ -63,10 +64,6 @@ class UpdateMetrics:
 def load_policy(model: str | Path) -> PreTrainedModel:
     """Any causal LM of transformers, in float32, from a folder or by its Hugging Face name."""
     return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-
-
-def choose_device(name: str) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 class Learner:

@@ -6,6 +6,8 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
+from drafters.devices import choose_device
+from drafters.lasting import check_folder
 from drafters.model_folder import resolve_model
 from rl_loop.checkpoint import checkpoints
 from rl_loop.config import TrainConfig
@@ -20,6 +22,10 @@ class PreflightError(RuntimeError):
 
 
 def check_output(config: TrainConfig) -> None:
+    try:
+        check_folder(config.output, "output")
+    except ValueError as error:
+        raise PreflightError(str(error)) from error
     found = checkpoints(config.output)
     if config.resume and not found:
         raise PreflightError(f"resume: no checkpoint in {config.output / 'checkpoints'}")
@@ -34,6 +40,13 @@ def model_folder(config: TrainConfig) -> Path:
         if config.drafter.kind != "none" and config.drafter.model is not None:
             resolve_model(config.drafter.model, "drafter.model")
         return resolve_model(config.model)
+    except ValueError as error:
+        raise PreflightError(str(error)) from error
+
+
+def check_device(config: TrainConfig) -> None:
+    try:
+        choose_device(config.device)
     except ValueError as error:
         raise PreflightError(str(error)) from error
 

@@ -24,6 +24,7 @@ from rl_loop.metrics_log import MetricsLog
 from rl_loop.online_drafter import OnlineDrafter
 from rl_loop.preflight import (
     PreflightError,
+    check_device,
     check_drafter,
     check_output,
     model_folder,
@@ -54,6 +55,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     console = Console()
     transformers_logging.disable_progress_bar()  # its bars would run through the live table
     check_output(config)
+    check_device(config)
     task = make_task(config.task)
     tokenizer = load_tokenizer(config)
     if config.threads:

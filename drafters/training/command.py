@@ -19,7 +19,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from drafters.lasting import make_folders, replacing, sync_all
+from drafters.devices import choose_device
+from drafters.lasting import check_folder, make_folders, replacing, sync_all
 from drafters.learners.factory import load_learner, new_learner
 from drafters.learners.learner import Learner, cast
 from drafters.model_folder import resolve_model
@@ -100,6 +101,7 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
 
 
 def check_out(config: TrainDrafterConfig, records: Path) -> None:
+    check_folder(config.out, "out")
     state = records / STATE
     if config.resume and not state.is_file():
         raise ValueError(f"resume: no state in {records}; start without --resume")
@@ -113,10 +115,6 @@ def check_samples(config: TrainDrafterConfig, count: int) -> None:
             f"training.batch_size: {config.training.batch_size} samples a step, and {config.data} has {count} "
             "to train on; give more data or a smaller batch"
         )
-
-
-def choose_device(name: str) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:

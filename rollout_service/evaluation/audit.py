@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drafters.drafter import DrafterConfig
+from drafters.lasting import check_folder
 from drafters.scoring import join_scores
 from rollout_service.client import RolloutError
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
@@ -43,12 +44,15 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     does."""
     console, level = report_console(), Level(config.limit, config.logprob_tolerance)
     try:
+        check_folder(config.output, "output")
         if config.endpoint is None:
             check_machine(config.service(DrafterConfig()), resolve_device(config.engine.device), turns=1)
         drafters = [] if config.endpoint is not None else map(config.drafter_config, config.drafters)
         recomputation = Recomputation(fetch_models(config.model, drafters))
         sampled, greedy, limit = asyncio.run(sample(config, recomputation, console))
-    except (FleetError, RolloutError, httpx.HTTPError, ValueError, OSError) as error:
+    except httpx.HTTPError as error:
+        sys.exit(f"rollout-service audit: endpoint: {config.endpoint}: {str(error) or type(error).__name__}")
+    except (FleetError, RolloutError, ValueError, OSError) as error:
         sys.exit(f"rollout-service audit: {error}")
     except KeyboardInterrupt:
         sys.exit("rollout-service audit: interrupted; nothing was written")

@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 import ray
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 from rich.box import SIMPLE
 from rich.progress import Progress
 from rich.table import Table
 
 from drafters.drafter import DrafterConfig
+from drafters.lasting import check_folder
 from drafters.prediction import speedup
 from drafters.registry import make_drafter
 from drafters.schedule import Calibration, StepCosts, choose_drafts, to_ranges
@@ -50,7 +51,7 @@ class CalibrateConfig(Section):
     """`draft_tokens` is the longest draft that is measured; `schedule` has no part in it"""
     prompts: Path
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`: acceptance is measured on their responses"""
-    batch_sizes: list[int] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
+    batch_sizes: list[PositiveInt] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
     """completions at a time; those above engine.max_num_seqs are left out"""
     steps: int = Field(default=8, ge=4)
     """measured of each batch size and draft length, in each round"""
@@ -86,6 +87,12 @@ class CalibrateConfig(Section):
             )
         return drafter
 
+    @model_validator(mode="after")
+    def has_a_batch_size(self) -> "CalibrateConfig":
+        if not self.sizes:
+            raise ValueError(f"batch_sizes: all are above engine.max_num_seqs, {self.engine.max_num_seqs}")
+        return self
+
     def service(self, drafter: DrafterConfig) -> ServiceConfig:
         return ServiceConfig(model=self.model, engine=self.engine, drafter=drafter)
 
@@ -114,6 +121,9 @@ def calibrate(config: CalibrateConfig) -> Calibration:
     """Measure, choose, print, and write `config.output`. Exits 1 when an engine fails."""
     console = report_console()
     try:
+        check_folder(config.output.parent, "output")
+        if config.output.is_dir():
+            raise ValueError(f"output: {config.output} is a folder; give the file to write")
         with progress(console) as bar:
             turns = asyncio.run(_measure(config, bar))
     except (FleetError, ValueError, OSError) as error:

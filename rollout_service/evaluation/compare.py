@@ -17,6 +17,7 @@ import ray
 from rich.console import Console
 from rich.progress import Progress
 
+from drafters.lasting import check_folder
 from drafters.scoring import SurprisalSums, join_scores
 from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
@@ -40,7 +41,9 @@ def compare(config: CompareConfig) -> list[Row]:
     console = report_console()
     try:
         cells = asyncio.run(measure(config, console))
-    except (FleetError, RolloutError, httpx.HTTPError, ValueError, OSError) as error:
+    except httpx.HTTPError as error:
+        sys.exit(f"rollout-service compare: endpoint: {config.endpoint}: {str(error) or type(error).__name__}")
+    except (FleetError, RolloutError, ValueError, OSError) as error:
         sys.exit(f"rollout-service compare: {error}")
     except KeyboardInterrupt:
         sys.exit("rollout-service compare: interrupted; nothing was written")
@@ -52,6 +55,7 @@ def compare(config: CompareConfig) -> list[Row]:
 
 
 async def measure(config: CompareConfig, console: Console) -> list[Cell]:
+    check_folder(config.output, "output")
     drafters, device = config.arms(), resolve_device(config.engine.device)
     at_once = config.engines_at_once or (1 if device == "cuda" else len(drafters))
     if config.endpoint is None:

@@ -3,7 +3,7 @@
 from itertools import product
 from pathlib import Path
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
 
 from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
 from drafters.registry import make_drafter
@@ -19,7 +19,7 @@ class ComparedDrafter(Section):
     """one of the kinds in drafters/registry.py"""
     model: str | None = None
     """folder or Hugging Face name of its checkpoint"""
-    draft_tokens: list[int] = Field(default_factory=list)
+    draft_tokens: list[PositiveInt] = Field(default_factory=list)
     """draft lengths; the comparison's own when not given"""
     draft_sampling: list[DraftSampling] = Field(default=["probabilistic"], min_length=1)
     """probabilistic, greedy, or both for the difference in acceptance"""
@@ -35,9 +35,9 @@ class CompareConfig(Section):
     engine: EngineConfig = EngineConfig()
     drafters: list[ComparedDrafter] = Field(default_factory=list)
     """`none` is always measured too: it is what speed is relative to"""
-    draft_tokens: list[int] = Field(default=[3], min_length=1)
+    draft_tokens: list[PositiveInt] = Field(default=[3], min_length=1)
     """draft lengths (k) of every drafter that names none itself"""
-    concurrency: list[int] = Field(default=[16], min_length=1)
+    concurrency: list[PositiveInt] = Field(default=[16], min_length=1)
     """completions under way at the same time"""
     prompts: Path
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`"""

@@ -23,13 +23,13 @@ def read_prompts(model: str, file: Path) -> list[list[int]]:
         match line:
             case {"prompt_token_ids": [_, *_] as ids} if all(type(token) is int for token in ids):
                 return ids
-            case {"prompt": str(prompt)}:
-                return tokenizer.encode(prompt)
+            case {"prompt": str(prompt)} if ids := tokenizer.encode(prompt):
+                return ids
             case {"messages": messages}:
                 return chat_token_ids(tokenizer, MESSAGES.validate_python(messages))
             case {"prompt": list()}:
                 raise ValueError("`prompt` is not text; a list of messages is named `messages`")
-        raise ValueError("has neither a text `prompt`, nor `messages`, nor token ids as `prompt_token_ids`")
+        raise ValueError("has neither a `prompt` with text in it, nor `messages`, nor token ids as `prompt_token_ids`")
 
     try:
         prompts = list(json_lines(file, token_ids))

@@ -136,6 +136,7 @@ def test_prompts_may_be_messages_of_a_chat_as_the_service_takes_them(tmp_path):
         ({"messages": "a"}, "valid list"),
         ({"prompt_token_ids": ["a"]}, "has neither"),
         ({"text": "a"}, "has neither"),
+        ({"prompt": ""}, "has neither"),
     ],
 )
 def test_prompts_that_are_none_are_refused_with_their_line(line, said, tmp_path):

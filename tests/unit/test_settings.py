@@ -1,5 +1,6 @@
 """A command's configuration: TOML, flags over it, and errors that name the field before anything starts."""
 
+import codecs
 import json
 
 import pytest
@@ -10,6 +11,8 @@ from drafters.settings import read_command_line
 from rl_loop.config import TrainConfig
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.engine_arguments import names_engine_arguments
+from rollout_service.evaluation.calibrate import CalibrateConfig
+from rollout_service.evaluation.config import CompareConfig
 from rollout_service.vllm_arguments import known_arguments
 
 TOML = """
@@ -19,6 +22,8 @@ port = 9000
 kind = "ngram"
 draft_tokens = 5
 """
+NOT_UTF8 = "is not UTF-8; save the file as UTF-8, for example with"
+MTP = ["--drafter.kind", "mtp"]
 
 
 @pytest.fixture
@@ -194,6 +199,42 @@ def test_neither_a_secret_nor_a_whole_configuration_is_printed_with_an_error(tmp
     file = tmp_path / "wrong.toml"
     file.write_text('model = "m"\nhost = "::"\ntoken = 31337\n', encoding="utf-8")
     assert lines(ServiceConfig, ["--config", str(file)], capsys) == ["command: token: Input should be a valid string"]
+
+
+def test_a_byte_order_mark_is_legal(tmp_path):
+    file = tmp_path / "service.toml"
+    file.write_bytes(codecs.BOM_UTF8 + b'model = "m"')
+    assert read_command_line(ServiceConfig, "launch", ["--config", str(file)]).model == "m"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("# caf\u00e9".encode("latin1"), f"line 1: byte 0xe9 {NOT_UTF8} `iconv -f LATIN1 -t UTF-8`"),
+        ('model = "m"'.encode("utf-16"), f"line 1: byte 0xff {NOT_UTF8} `iconv -f UTF-16 -t UTF-8`"),
+        (b"steps = ", "Invalid value (at end of document)"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_a_file_that_is_not_toml_is_said_in_one_line(content, said, tmp_path, capsys):
+    file = tmp_path / "wrong.toml"
+    if content is not None:
+        file.write_bytes(content)
+    assert lines(ServiceConfig, ["--config", str(file)], capsys) == [f"command: --config {file}: {said}"]
+
+
+@pytest.mark.parametrize(
+    ("config_type", "arguments", "said"),
+    [
+        (CompareConfig, ["--concurrency", "0"], "concurrency.0: Input should be greater than 0 (got"),
+        (CompareConfig, ["--draft_tokens", "[3,0]"], "draft_tokens.1: Input should be greater than 0 (got"),
+        (CalibrateConfig, [*MTP, "--batch_sizes", "0"], "batch_sizes.0: Input should be greater than 0 (got"),
+        (CalibrateConfig, [*MTP, "--batch_sizes", "[65]"], "batch_sizes: all are above engine.max_num_seqs, 64"),
+    ],
+)
+def test_measuring_with_nothing_is_refused(config_type, arguments, said, capsys):
+    (printed,) = lines(config_type, ["--model", "m", "--prompts", __file__, *arguments], capsys)
+    assert printed.startswith(f"command: {said}")
 
 
 def test_help_describes_every_flag(capsys):

@@ -1,0 +1,88 @@
+"""Every command says in one line, before it works, that it could not write its result or has no such device."""
+
+import pytest
+
+from drafters import cli as drafters_command
+from drafters.checkpoint_files import read_config
+from drafters.devices import choose_device
+from drafters.lasting import check_folder
+from rl_loop.cli import train
+from rollout_service.evaluation.audit import audit
+from rollout_service.evaluation.audit_config import AuditConfig
+from rollout_service.evaluation.calibrate import CalibrateConfig, calibrate
+from rollout_service.evaluation.compare import compare
+from rollout_service.evaluation.config import CompareConfig
+
+
+@pytest.fixture
+def file(tmp_path):
+    file = tmp_path / "a file"
+    file.write_text('{"text": "a"}\n', encoding="utf-8")
+    return file
+
+
+def test_a_result_that_cannot_be_written_is_said_before_any_work(file, capsys):
+    of_engines = {"model": "never looked for", "engine": {"device": "cpu"}}
+    for command, config in (
+        (compare, CompareConfig(prompts=file, output=file, **of_engines)),
+        (audit, AuditConfig(output=file / "below", **of_engines)),
+        (calibrate, CalibrateConfig(prompts=file, output=file / "out", drafter={"kind": "mtp"}, **of_engines)),
+    ):
+        with pytest.raises(SystemExit, match=f"rollout-service {command.__name__}: output: {file} is a file; choose a"):
+            command(config)
+    below = CalibrateConfig(prompts=file, output=file.parent, drafter={"kind": "mtp"}, **of_engines)
+    with pytest.raises(SystemExit, match=r"output: .* is a folder; give the file to write"):
+        calibrate(below)
+    assert train(["--model", "never looked for", "--output", str(file)]) == 1
+    assert f"rl-loop train: output: {file} is a file; choose a folder" in capsys.readouterr().err
+    flags = ["--kind", "eagle3", "--policy", "never looked for", "--data", str(file), "--out", str(file / "below")]
+    assert drafters_command.train(flags) == 2
+    assert f"drafters train: out: {file} is a file; choose a folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_ours_is_said_and_one_that_can_be_made_is_not_made(tmp_path, monkeypatch):
+    check_folder(tmp_path / "new" / "below", "output")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(ValueError, match=f"^output: {tmp_path} cannot be written to; choose another folder"):
+        check_folder(tmp_path / "new", "output")
+
+
+def test_a_gpu_that_is_not_there_is_said_by_both_trainers(file, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    said = "device: cuda, and torch finds no GPU on this machine; use auto or cpu"
+    assert train(["--model", "m", "--device", "cuda", "--output", str(tmp_path / "run")]) == 1
+    assert f"rl-loop train: {said}" in capsys.readouterr().err
+    flags = [
+        "--kind",
+        "eagle3",
+        "--policy",
+        "m",
+        "--data",
+        str(file),
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cuda",
+    ]
+    assert drafters_command.train(flags) == 2
+    assert f"drafters train: {said}" in capsys.readouterr().err
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert choose_device("auto").type == "cuda"
+    with pytest.raises(ValueError, match=r"device: cuda:2, and torch finds 2 GPU\(s\), counted from 0"):
+        choose_device("cuda:2")
+
+
+def test_an_endpoint_that_is_not_there_is_named(file):
+    file.write_text('{"prompt_token_ids": [1]}\n', encoding="utf-8")
+    config = CompareConfig(model="never looked for", prompts=file, endpoint="http://127.0.0.1:9", output=file.parent)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("rollout_service.evaluation.compare.read_prompts", lambda *_: [[1]])
+        with pytest.raises(SystemExit, match=r"compare: endpoint: http://127.0.0.1:9: .*onnect"):
+            compare(config)
+
+
+def test_a_checkpoints_configuration_that_is_not_json_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"a": 1', encoding="utf-8")
+    with pytest.raises(ValueError, match=f"^{tmp_path}/config.json: not JSON: "):
+        read_config(tmp_path)
