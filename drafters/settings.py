@@ -13,9 +13,9 @@ import re
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     CliSettingsSource,
@@ -43,6 +43,16 @@ class Section(BaseModel):
     def _home(cls, value: Any) -> Any:
         return in_home(value) if isinstance(value, Path) else value
 
+
+def _at_most_the_cores(threads: int) -> int:
+    cores = len(os.sched_getaffinity(0))
+    if threads > cores:
+        raise ValueError(f"more than the {cores} core(s) of this machine")
+    return threads
+
+
+Threads = Annotated[int, Field(ge=0), AfterValidator(_at_most_the_cores)]
+"""CPU threads of a command; 0 for all"""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 

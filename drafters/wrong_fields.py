@@ -4,6 +4,7 @@ port: Input should be less than or equal to 65535 (got 70000)
 learnin_rate: there is no such field; did you mean learning_rate?
 """
 
+import re
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
@@ -33,6 +34,12 @@ def wrong_fields(error: ValidationError, config_type: type[BaseModel]) -> list[s
         where = _dotted(path)
         if problem["type"] == "model_type" and len(path) == len(location):
             message = f"is a section; its fields are {', '.join(n for s in sections for n in s.model_fields)}"
+        named = re.match(r"([a-z_]+)(?:\.[a-z_.]+)?: ", message)
+        if where and named and any(named[1] in section.model_fields for section in sections):
+            where, message = (
+                f"{where}.{named[0].removesuffix(': ')}",
+                message[named.end() :],
+            )  # a section names its field
         said.setdefault(where, []).append(message)
         if problem["type"] != "missing":
             values.setdefault(where, shown(problem["input"], path, config_type))

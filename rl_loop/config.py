@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
-from drafters.settings import Section
+from drafters.settings import Section, Threads
 from drafters.training.config import OnlineTraining
 from rl_loop.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
 from rollout_service.protocol import MAX_COMPLETIONS, MAX_GROUPS, Endpoint, Sampling
@@ -192,7 +192,7 @@ class TrainConfig(Section):
     """of the learner's matrix products; weights and optimiser state are float32 always"""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto is cuda where there is one"""
-    threads: int = Field(default=0, ge=0)
+    threads: Threads = 0
     """CPU threads of the learner; 0 for all"""
 
     reward_processes: int = Field(default=0, ge=0)

@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
-from drafters.settings import Section, in_home
+from drafters.settings import Section, Threads, in_home
 
 LearnerKind = Literal["eagle3", "mtp", "draft_model"]
 Objective = Literal["soft_cross_entropy", "total_variation", "top_k"]
@@ -89,7 +89,7 @@ class TrainDrafterConfig(Section):
     """of the written weights; training is in float32"""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     """auto is cuda where there is one"""
-    threads: int = Field(default=0, ge=0)
+    threads: Threads = 0
     """CPU threads; 0 for all"""
 
     @field_validator("data")

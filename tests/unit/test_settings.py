@@ -8,6 +8,7 @@ import pytest
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import read_command_line
+from drafters.training.config import TrainDrafterConfig
 from rl_loop.config import TrainConfig
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.engine_arguments import names_engine_arguments
@@ -235,6 +236,26 @@ def test_a_file_that_is_not_toml_is_said_in_one_line(content, said, tmp_path, ca
 def test_measuring_with_nothing_is_refused(config_type, arguments, said, capsys):
     (printed,) = lines(config_type, ["--model", "m", "--prompts", __file__, *arguments], capsys)
     assert printed.startswith(f"command: {said}")
+
+
+def test_a_section_that_refuses_a_field_says_the_fields_whole_name(capsys):
+    schedule = ["--drafter.kind", "mtp", "--drafter.schedule", "/nonexistent.json"]
+    (said,) = lines(ServiceConfig, ["--model", "m", *schedule], capsys)
+    assert said.startswith("command: drafter.schedule: /nonexistent.json: No such file or directory; or write auto")
+    (said,) = lines(TrainConfig, ["--model", "m", "--drafter.training.stop_above", "0.5"], capsys)
+    assert said == "command: drafter.training.stop_above: 0.5 is below start_below, 0.95"
+
+
+@pytest.mark.parametrize(
+    ("config_type", "more"),
+    [(TrainConfig, ["--model", "m"]), (TrainDrafterConfig, ["--kind", "mtp", "--policy", "m", "--out", "o"])],
+)
+def test_a_trainer_has_no_more_threads_than_there_are_cores(config_type, more, capsys, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0, 1})
+    more = [*more, "--data", __file__] if config_type is TrainDrafterConfig else more
+    assert read_command_line(config_type, "command", [*more, "--threads", "2"]).threads == 2
+    said = "command: threads: more than the 2 core(s) of this machine (got '3')"
+    assert lines(config_type, [*more, "--threads", "3"], capsys) == [said]
 
 
 def test_help_describes_every_flag(capsys):
