@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,13 @@ from drafters.model_folder import PATTERNS
 from drafters.text_lines import read_text
 
 INDEX = "model.safetensors.index.json"
+WITHOUT_INDEX = ("model.safetensors", "mtp.safetensors")
+"""the files of a checkpoint that has no index; the second one is an MTP head"""
+UNUSED_BUFFER = re.compile(
+    r"\b(rotary_emb|rotary_pos_emb)\.(inv_freq|cos_cached|sin_cached)$|\.(attn|attention)\.(bias|masked_bias)$"
+)
+"""buffers that older checkpoints hold: rotary frequencies, and the causal mask of GPT-2 and its kin. vLLM and
+transformers compute them and load none (vLLM 0.32: models/utils.py, models/gpt2.py)"""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -26,12 +34,32 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{file}: not JSON: {error}") from None
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are the model's weights: those of the index, without one `model.safetensors`.
+
+    Other files may lie beside them, such as an adapter or the same weights consolidated: they are no part of the model.
+    Where neither is there, every safetensors file counts, as it does for vLLM.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    usual = [folder / name for name in WITHOUT_INDEX if (folder / name).is_file()]
+    return usual or sorted(folder.glob("*.safetensors"))
+
+
+def is_unused_buffer(name: str) -> bool:
+    """Whether a checkpoint's tensor is a buffer that no engine and no trainer loads."""
+    return UNUSED_BUFFER.search(name) is not None
+
+
 def read_tensors(folder: Path, belongs: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """The tensors of a folder's safetensors files whose names `belongs` accepts."""
+    """The model's tensors whose names `belongs` accepts; buffers that nobody loads are left out."""
     found: dict[str, Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, "pt") as tensors:
-            found |= {name: tensors.get_tensor(name) for name in tensors.keys() if belongs(name)}  # noqa: SIM118
+            names = [name for name in tensors.keys() if belongs(name) and not is_unused_buffer(name)]  # noqa: SIM118
+            found |= {name: tensors.get_tensor(name) for name in names}
     return found
 
 
@@ -73,8 +101,10 @@ def write_index(folder: Path) -> None:
 
 
 def _files(folder: Path) -> Iterator[Path]:
+    yield from weight_files(folder)
     for pattern in PATTERNS:
-        yield from (file for file in folder.glob(pattern) if file.name != INDEX)
+        if pattern != "*.safetensors":
+            yield from (file for file in folder.glob(pattern) if file.name != INDEX)
 
 
 def _link(file: Path, copy: Path) -> None:

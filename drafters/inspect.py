@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from drafters.checkpoint_files import read_config, read_tensors
+from drafters.checkpoint_files import read_config, read_tensors, weight_files
 from drafters.drafter import DrafterConfig
 from drafters.model_folder import resolve_model
 from drafters.mtp import is_mtp
@@ -19,7 +19,7 @@ from drafters.registry import make_drafter
 def inspect(model: str, console: Console | None = None) -> dict[str, Any]:
     """Prints and returns the facts. Raises ValueError when the folder holds no checkpoint."""
     folder = resolve_model(model, "folder")
-    if not list(folder.glob("*.safetensors")):
+    if not weight_files(folder):
         raise ValueError(f"{folder} is no checkpoint: it needs config.json and safetensors files")
     facts = describe(folder)
     table = Table(show_header=False, box=None, title=str(folder), title_justify="left")
@@ -70,7 +70,7 @@ def usage(kind: str, model: str | None) -> dict[str, Any]:
 
 def tensor_sizes(folder: Path) -> dict[str, int]:
     found: dict[str, int] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         with safe_open(file, "pt") as tensors:
             names = list(tensors.keys())
             found |= {name: math.prod(tensors.get_slice(name).get_shape()) for name in names}

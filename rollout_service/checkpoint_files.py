@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from drafters.checkpoint_files import is_unused_buffer, weight_files
 from drafters.checkpoint_files import read_config as model_config
 from drafters.model_folder import resolve_model
 from rollout_service.protocol import Problem
@@ -39,22 +40,28 @@ def _spec(tensor: Any) -> TensorSpec:
 
 
 def checkpoint_tensors(folder: Path, belongs: Callable[[str], bool]) -> dict[str, TensorSpec]:
-    """The tensors of a checkpoint folder whose names `belongs` accepts. A tied output head is not counted."""
+    """The model's tensors in a checkpoint folder whose names `belongs` accepts. A tied output head is not counted, nor
+    a buffer that nobody loads."""
     found: dict[str, TensorSpec] = {}
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in weight_files(folder):
         found |= file_tensors(file)
     config = model_config(folder)
     if config.get("tie_word_embeddings"):
         found.pop("lm_head.weight", None)
-    return {name: spec for name, spec in found.items() if belongs(name)}
+    return {name: spec for name, spec in found.items() if belongs(name) and not is_unused_buffer(name)}
 
 
 def problems(update: dict[str, TensorSpec], expected: dict[str, TensorSpec], dtype: str) -> list[Problem]:
-    """Everything that keeps `update` from replacing `expected` as a whole in an engine of `dtype` (e.g. float32)."""
+    """Everything that keeps `update` from replacing `expected` as a whole in an engine of `dtype` (e.g. float32).
+
+    An update may hold buffers that nobody loads, as the checkpoint may: the engine passes over them.
+    """
     found = [
         Problem(field=name, message="missing: an update holds every tensor") for name in expected if name not in update
     ]
     for name, (shape, given) in update.items():
+        if is_unused_buffer(name):
+            continue
         if name not in expected:
             found.append(Problem(field=name, message="unknown: the checkpoint in service has no tensor of this name"))
             continue

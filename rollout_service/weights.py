@@ -138,7 +138,7 @@ class WeightStore:
         assert self.drafter_folder is not None
         loaded = read_tensors(self.drafter_folder, self.sets["drafter"].expected.__contains__)
         with safe_open(file, "pt") as update:
-            pushed = {name: update.get_tensor(name) for name in update.keys()}  # noqa: SIM118
+            pushed = {name: update.get_tensor(name) for name in loaded}
         return not all(bool((loaded[name].to(t.dtype) == t).all()) for name, t in pushed.items())
 
     def close(self) -> None:

@@ -145,6 +145,26 @@ def test_an_mtp_head_inside_a_policys_own_files_is_found_and_a_new_one_replaces_
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_nextn_predict_layers == 1
 
 
+def test_what_lies_beside_the_weights_is_neither_read_nor_copied_with_the_policy(tmp_path):
+    policy, out = qwen3_next(), tmp_path / "out"
+    policy.save_pretrained(tmp_path / "policy")
+    of_policy = load_file(tmp_path / "policy" / "model.safetensors")
+    save_file({"mtp.fc.weight": torch.zeros(2, 2)}, tmp_path / "policy" / "adapter_model.safetensors")
+    assert read_tensors(tmp_path / "policy").keys() == of_policy.keys()
+    head = MTPHead.from_policy(policy)
+    head.write(out, tmp_path / "policy", torch.float32)
+    index = json.loads((out / "model.safetensors.index.json").read_text())["weight_map"]
+    assert set(index.values()) == {"model.safetensors", "mtp.safetensors"}
+    assert read_tensors(out).keys() == of_policy.keys() | head.checkpoint().keys()
+
+
+def test_an_eagle3_head_with_a_rotary_buffer_is_loaded(head, policy, tmp_path):
+    folder = published(head, policy, tmp_path / "head", "SpecForge")
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"midlayer.self_attn.rotary_emb.inv_freq": torch.ones(4)}, folder / "model.safetensors")
+    assert load_learner("eagle3", folder, policy).checkpoint().keys() == tensors.keys() - {"embed_tokens.weight"}
+
+
 def test_a_policy_without_a_head_and_an_architecture_without_one_are_refused(policy, tmp_path):
     qwen3_next().save_pretrained(tmp_path / "headless")
     with pytest.raises(ValueError, match="holds no MTP head"):

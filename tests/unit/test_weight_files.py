@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from drafters.checkpoint_files import is_unused_buffer, write_index
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from rollout_service.checkpoint_files import checkpoint_tensors, file_tensors, problems
@@ -96,6 +97,46 @@ def test_a_tied_head_is_not_part_of_an_update(policy):
     (policy / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
     expected = checkpoint_tensors(policy, lambda name: not name.startswith("mtp."))
     assert set(expected) == {"model.embed_tokens.weight", "model.norm.weight"}
+
+
+@pytest.mark.parametrize("stray", ["adapter_model.safetensors", "consolidated.safetensors", "model-00009.safetensors"])
+def test_a_file_that_the_index_does_not_name_is_no_part_of_an_update(policy, stray):
+    write_index(policy)
+    save_file({"layers.0.attention.wq.weight": torch.zeros(4, 4)}, policy / stray)
+    assert set(checkpoint_tensors(policy, lambda name: True)) == set(POLICY)
+
+
+def test_without_an_index_the_models_own_file_and_its_heads_are_the_checkpoint(policy):
+    save_file({"base_model.lora_A.weight": torch.zeros(4, 4)}, policy / "adapter_model.safetensors")
+    save_file({"mtp.norm.weight": torch.zeros(4)}, policy / "mtp.safetensors")
+    assert set(checkpoint_tensors(policy, lambda name: True)) == {*POLICY, "mtp.norm.weight"}
+
+
+@pytest.mark.parametrize(
+    "buffer",
+    [
+        "model.layers.0.self_attn.rotary_emb.inv_freq",
+        "model.rotary_emb.cos_cached",
+        "transformer.h.0.attn.bias",
+        "gpt_neox.layers.0.attention.masked_bias",
+    ],
+)
+def test_a_buffer_that_nobody_loads_is_not_expected_and_may_be_pushed(policy, buffer):
+    save_file({buffer: torch.zeros(2)}, policy / "buffers.safetensors")
+    write_index(policy)
+    store = WeightStore(policy, make_drafter(DrafterConfig(kind="mtp")), "float32")
+    try:
+        for tensors in (PUSHED, PUSHED | {buffer: torch.zeros(2)}):
+            store.sets["policy"].check(1, pushed(store, tensors))
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["h.0.attn.c_attn.bias", "model.layers.0.self_attn.q_proj.bias", "rotary_emb.inv_freq.weight"]
+)
+def test_a_parameter_with_a_similar_name_is_expected(name):
+    assert not is_unused_buffer(name)
 
 
 def test_integer_tensors_keep_their_own_dtype(tmp_path):
