@@ -175,14 +175,16 @@ class AsynchronousLoop:
         with self.interruption.deferred():
             with clock("train"):
                 update = self.learner.train(prepared.examples, step=state.step)
-            with clock("prepare"):
-                tensors = self._tensors()
-            self.ledger.consume(batch.names)
+            self.ledger.consume(
+                batch.names
+            )  # with the state right after the update: a checkpoint may be left from here
             position, outstanding, trained = self.ledger.snapshot()
             self.state = RunState(
                 step=state.step + 1, position=position, version=prepared.version, run=state.run,
                 outstanding=outstanding, trained=trained, losslessness=state.losslessness + prepared.on_policy,
             )  # fmt: skip
+            with clock("prepare"):
+                tensors = self._tensors()
             self.pusher.offer(self._version(self.state.step), tensors)
             self.log.step(self.state.step, batch, config.record_rollouts)
             self.reporter.step(

@@ -69,6 +69,7 @@ def save_checkpoint(
     make_folders(folder.parent)
     (partial / "trainer").mkdir(parents=True)
     learner.policy.save_pretrained(partial)
+    learner.carried.write(partial)
     tokenizer.save_pretrained(partial)
     save_file(_optimiser_tensors(learner), partial / "trainer" / "optimiser.safetensors")
     save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")

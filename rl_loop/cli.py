@@ -57,6 +57,8 @@ def train(argv: list[str]) -> int:
         return _fail(f"{config.endpoint} answered {error}", 1)
     except httpx.TransportError as error:
         return _fail(f"{config.endpoint}: {str(error) or type(error).__name__}", 1)
+    except OSError as error:
+        return _fail(str(error), 1)
     return 0
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from drafters.devices import choose_device
 from drafters.scoring import TokenScores, score_tokens, token_logprobs
 from rl_loop.batching import MicroBatch, Rollout
+from rl_loop.carried import Carried
 from rl_loop.config import TrainConfig
 from rl_loop.losses import LossInput, Totals, k3_divergence, policy_loss
 from rl_loop.packed_attention import can_pack, packed_attention
@@ -63,14 +64,26 @@ class UpdateMetrics:
 
 def load_policy(model: str | Path) -> PreTrainedModel:
     """Any causal LM of transformers, in float32, from a folder or by its Hugging Face name."""
-    return AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    # Nothing is generated with it. transformers would refuse to save sampling defaults that it finds inconsistent.
+    policy.generation_config = GenerationConfig()
+    return policy
 
 
 class Learner:
     """Owns `policy`; `reference` is the frozen initial policy, for the KL term."""
 
-    def __init__(self, config: TrainConfig, policy: PreTrainedModel, reference: PreTrainedModel | None = None):
-        self.config = config
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | None = None,
+        carried: Carried | None = None,
+    ):
+        """`carried`: what checkpoints take over from the policy's own."""
+        self.config, self.carried = config, carried or Carried()
+        self.holds_part_of_a_step = False
+        """whether some updates of a step are made, and the others are not"""
         self.device = choose_device(config.device)
         self.policy = self._placed(policy)
         self.reference = None if reference is None else self._placed(reference).requires_grad_(False)
@@ -131,6 +144,7 @@ class Learner:
             for epoch in range(self.config.epochs)
             for minibatch in self._minibatches(examples, step, epoch)
         ]
+        self.holds_part_of_a_step = False
         means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         return UpdateMetrics(**means, learning_rate=learning_rate)
 
@@ -153,6 +167,7 @@ class Learner:
             terms = self._backward(batch, [taught[row] for row in batch.rows], totals)
             sums = {name: value + terms[name] for name, value in sums.items()}
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        self.holds_part_of_a_step = True
         self.optimiser.step()
         return {**sums, "grad_norm": norm.item()}
 

@@ -1,25 +1,25 @@
 """`rl-loop train` once its configuration is read: checks, builds the parts, runs the loop.
 
-However the loop ends (its last step, a signal, the endpoint's failure), a checkpoint of the last finished step is left.
+However the loop ends (its last step, a signal, the endpoint's failure, an error of any kind), a checkpoint of the last
+finished step is left, if the disk allows.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
-import httpx
 import torch
 from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from rl_loop.asynchronous import AsynchronousLoop
+from rl_loop.carried import Carried
 from rl_loop.checkpoint import RunState, checkpoints, restore_checkpoint
 from rl_loop.config import TrainConfig
 from rl_loop.drafter_plot import plot_acceptance
-from rl_loop.interruption import Interrupted, Interruption
+from rl_loop.interruption import Interruption
 from rl_loop.learner import Learner, load_policy
-from rl_loop.losslessness import NotLossless
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.online_drafter import OnlineDrafter
 from rl_loop.preflight import (
@@ -32,26 +32,18 @@ from rl_loop.preflight import (
     warn_of_memory_queue,
 )
 from rl_loop.prompt_lengths import FittingTask, PromptLengths, context_limit, fitting_task, record_context
-from rl_loop.pulling import EveryGroupFailed
 from rl_loop.reporting import Reporter
-from rl_loop.rewards import RewardsFailed
 from rl_loop.rewards_pool import RewardsPool
-from rl_loop.sources import EndpointSource, Recorder, ReplayError, ReplaySource, RolloutSource
+from rl_loop.sources import EndpointSource, Recorder, ReplaySource, RolloutSource
 from rl_loop.summary import write_summary
 from rl_loop.synchronous import SynchronousLoop
-from rl_loop.tasks import Task, TaskError, make_task
-from rollout_service.client import RolloutClient, RolloutError
-
-ENDS_WITH_A_CHECKPOINT = (
-    Interrupted, NotLossless, EveryGroupFailed, RewardsFailed, TaskError, RolloutError, ReplayError,
-    httpx.TransportError,
-)  # fmt: skip
+from rl_loop.tasks import Task, make_task
+from rollout_service.client import RolloutClient
 
 
 def run_training(config: TrainConfig, interruption: Interruption) -> None:
-    """Raises PreflightError and TaskError before the first step; TaskError, Interrupted, RolloutError, ReplayError and
-    httpx.TransportError also after it, as NotLossless, EveryGroupFailed and RewardsFailed, when a checkpoint has been
-    left."""
+    """Raises PreflightError and TaskError before the first step. What is raised after it, Interrupted or any error,
+    comes when a checkpoint has been left, or it was said why there is none."""
     console = Console()
     transformers_logging.disable_progress_bar()  # its bars would run through the live table
     check_output(config)
@@ -77,9 +69,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
             try:
                 loop.run()
-            except ENDS_WITH_A_CHECKPOINT:
-                folder = loop.save()
-                console.print(f"state after step {loop.state.step} is in {folder}; go on with --resume", soft_wrap=True)
+            except BaseException:
+                leave_checkpoint(loop, console)
                 raise
         for alarm in source.client.speculation().alarms if isinstance(source, EndpointSource) else []:
             console.print(f"alarm of the service, {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
@@ -87,6 +78,18 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     write_summary(config.output, log.steps, log.evaluations, console, prompts_skipped=skipped)
     if log.drafter:
         plot_acceptance(config.output / "acceptance.png", log.steps, log.drafter)
+
+
+def leave_checkpoint(loop: SynchronousLoop | AsynchronousLoop, console: Console) -> None:
+    """What the run has learned, when something ends it. An error of the writing is told, and hides no cause."""
+    step = loop.state.step
+    try:
+        folder = loop.save()
+    except Exception as error:
+        console.print(f"no checkpoint of step {step} could be left: {error}", style="bold red", soft_wrap=True)
+        return
+    more = f", with some updates of step {step + 1}," if loop.learner.holds_part_of_a_step else ""
+    console.print(f"state after step {step}{more} is in {folder}; go on with --resume", soft_wrap=True)
 
 
 def make_loop(
@@ -119,7 +122,8 @@ def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
     try:
         policy = load_policy(model_folder(config) if latest is None else latest)
         reference = load_policy(model_folder(config)) if config.kl_coefficient > 0.0 else None
-        learner = Learner(config, policy, reference)
+        carried = Carried.read(latest or model_folder(config))
+        learner = Learner(config, policy, reference, carried)
     except (OSError, ValueError) as error:
         raise PreflightError(f"model: {config.model}: {error}") from error
     return learner, RunState() if latest is None else restore_checkpoint(latest, learner)

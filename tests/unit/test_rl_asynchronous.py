@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import rl_toys as toys
+import torch
 import toy_rewards
 from rich.console import Console
 
@@ -16,9 +17,10 @@ from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.preflight import warn_of_memory_queue
-from rl_loop.pulling import EveryGroupFailed
+from rl_loop.pulling import EveryGroupFailed, Puller
 from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
+from rl_loop.training import leave_checkpoint
 from rollout_service.batches import BatchQueue, UnknownLease
 from rollout_service.client import RolloutError
 from rollout_service.protocol import ErrorBody, WeightsStatus, WeightStatus
@@ -202,6 +204,39 @@ def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_nothing_is_lost_or_
     assert service.versions == sorted(set(service.versions))
     assert [m.step for m in second.reporter.log.steps] == list(range(1, 9))
     service.close()
+
+
+@pytest.mark.parametrize("where", ["learner.train", "_tensors", "log.step", "reporter.step", "puller"])
+def test_whatever_ends_a_run_leaves_what_it_learned(where, tmp_path, service, pool, monkeypatch):
+    running = loop(config(tmp_path, steps=6, checkpoint_every=0), service, pool)
+
+    def failing(effect):
+        def call(*arguments, **named):
+            if running.state.step >= 3:
+                raise AttributeError("nobody thought of it")
+            return effect(*arguments, **named)
+
+        return call
+
+    if where == "puller":
+        monkeypatch.setattr("rl_loop.pulling.Puller._collect", failing(Puller._collect))
+    else:
+        *path, name = where.split(".")
+        owner = getattr(running, path[0]) if path else running
+        monkeypatch.setattr(owner, name, failing(getattr(owner, name)))
+    with pytest.raises(AttributeError):
+        running.run()
+    learned = {name: t.clone() for name, t in running.learner.policy.state_dict().items()}
+    leave_checkpoint(running, Console(quiet=True))
+    latest = checkpoints(tmp_path)[-1]
+    learner = Learner(running.config, load_policy(latest))
+    state = restore_checkpoint(latest, learner)
+    assert state.step == running.state.step >= 3
+    assert {values["step"].item() for values in learner.optimiser.state.values()} == {state.step}, (
+        "updates that it holds"
+    )
+    assert len(state.trained) == 3 * state.step, "the policy, and the groups that it was trained on"
+    assert all(torch.equal(t, learned[name]) for name, t in learner.policy.state_dict().items())
 
 
 def test_a_lease_that_ends_in_the_trainers_hands_is_no_second_training(tmp_path, service, pool):

@@ -16,6 +16,7 @@ from drafters.text_lines import json_lines
 from rl_loop.checkpoint import checkpoints
 from rl_loop.cli import train
 from rl_loop.interruption import Interrupted, Interruption
+from rl_loop.learner import Learner
 from rollout_service.protocol import (
     ErrorBody,
     RolloutRequest,
@@ -173,6 +174,73 @@ def test_a_service_that_stops_answering_leaves_a_checkpoint_and_says_how_long_wa
     assert train(flags) == 1
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000001"]
     assert "http://127.0.0.1:8000: no answer within 7200 s" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, KeyError, AssertionError, KeyboardInterrupt, SystemExit])
+def test_whatever_ends_a_run_leaves_a_checkpoint(error, service, flags, tmp_path, capsys):
+    asked = []
+
+    def third_fails():
+        asked.append(1)
+        if len(asked) == 3:
+            raise error("no words for it")
+
+    service.on_rollouts = third_fails
+    with pytest.raises(error):
+        train(flags)
+    assert checkpoints(tmp_path / "run")[-1].name == "step-000001"
+    assert "state after step 1 is in" in capsys.readouterr().out
+    service.on_rollouts = lambda: None
+    assert train([*flags, "--resume"]) == 0
+
+
+def test_a_checkpoint_that_cannot_be_left_does_not_hide_what_ended_the_run(service, flags, capsys, monkeypatch):
+    def refused(*_):
+        raise ValueError("no such layout")
+
+    service.on_rollouts = lambda: 1 // 0
+    monkeypatch.setattr("rl_loop.synchronous.save_checkpoint", refused)
+    with pytest.raises(ZeroDivisionError):
+        train(flags)
+    assert "no checkpoint of step 0 could be left: no such layout" in capsys.readouterr().out
+
+
+def test_a_step_that_fails_between_two_updates_is_told_with_the_checkpoint(
+    service, flags, tmp_path, capsys, monkeypatch
+):
+    update, made = Learner._update, []
+
+    def second_fails(self, examples):
+        made.append(1)
+        if len(made) == 2:
+            raise MemoryError
+        return update(self, examples)
+
+    monkeypatch.setattr(Learner, "_update", second_fails)
+    with pytest.raises(MemoryError):
+        train([*flags, "--minibatches", "2"])
+    assert "state after step 0, with some updates of step 1, is in" in capsys.readouterr().out
+
+
+DEFAULTS = {"temperature": 0.6, "top_p": 0.95}
+"""transformers refuses to save these without `do_sample`"""
+
+
+def test_sampling_defaults_that_transformers_would_refuse_come_along_unchanged(service, flags, tmp_path):
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | DEFAULTS))
+    assert train([*flags, "--steps", "1"]) == 0
+    assert train([*flags, "--resume"]) == 0
+    for folder in checkpoints(tmp_path / "run"):
+        assert (folder / "generation_config.json").read_bytes() == file.read_bytes()
+
+
+def test_a_policy_whose_sampling_defaults_are_in_its_configuration_is_saved(service, flags, tmp_path):
+    (tmp_path / "model" / "generation_config.json").unlink()
+    file = tmp_path / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | DEFAULTS))
+    assert train(flags) == 0
+    assert not (checkpoints(tmp_path / "run")[-1] / "generation_config.json").exists()
 
 
 def test_a_refusal_of_the_service_is_passed_on(service, flags, tmp_path, capsys):
