@@ -82,7 +82,12 @@ class AsynchronousLoop:
         self.engines_idle_before: float | None = None
 
     def run(self) -> None:
-        """From the state's step to the last one; leaves a checkpoint of it, and no lease."""
+        """From the state's step to the last one; leaves a checkpoint of it, and no lease.
+
+        Before the first prompt is sent it leaves a checkpoint of step 0. That holds the run's name, under which the
+        service keeps the groups.
+        """
+        self.save()
         status = self._patiently(self.client.weights)
         self.dtype = getattr(torch, status.dtype)
         self.first = max(status.policy.version, self.state.version) + 1 - self.state.step

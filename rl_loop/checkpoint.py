@@ -9,7 +9,8 @@
       trainer/drafter.safetensors, trainer/drafter.json     its float32 weights and optimiser; version, update rule
 
 A checkpoint is written to a hidden folder, synced, and renamed. So one that can be seen is whole, also after a power
-loss. Only then may the groups that it was trained on be acknowledged.
+loss. Only then may the groups that it was trained on be acknowledged. A run begins with a checkpoint, of step 0: its
+name lasts before the service's queue knows it.
 """
 
 import json
@@ -28,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 
 from drafters.lasting import make_folders, rename_lasting, sync
 from drafters.scoring import SurprisalSums
+from rl_loop.config import TrainConfig
 from rl_loop.learner import Learner
 from rl_loop.online_drafter import OnlineDrafter
 
@@ -92,6 +94,12 @@ def checkpoints(output: Path) -> list[Path]:
     """Whole checkpoints, earliest first."""
     folders = (output / "checkpoints").glob("step-*")
     return sorted(folder for folder in folders if re.fullmatch(r"step-\d+", folder.name))
+
+
+def checkpoint_to_resume(config: TrainConfig) -> Path | None:
+    """The latest one; None for a run that is not resumed, or was ended before its first."""
+    found = checkpoints(config.output) if config.resume else []
+    return found[-1] if found else None
 
 
 def restore_checkpoint(folder: Path, learner: Learner) -> RunState:

@@ -215,9 +215,10 @@ class TrainConfig(Section):
     output: Path = Path("runs/rl")
     """folder of checkpoints, metrics, rollouts and plots"""
     resume: CliImplicitFlag[bool] = False
-    """go on from the latest checkpoint in the output folder"""
+    """go on from the latest checkpoint in the output folder; start where there is none"""
     checkpoint_every: int = Field(default=10, ge=0)
-    """steps between checkpoints; also after the last step and when interrupted; 0 for only those"""
+    """steps between checkpoints; also before the first step, after the last one and when a run is ended; 0 for only
+    those"""
     keep_checkpoints: int = Field(default=2, ge=1)
     """the latest ones"""
     tensorboard: CliImplicitFlag[bool] = False

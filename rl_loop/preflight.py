@@ -27,8 +27,6 @@ def check_output(config: TrainConfig) -> None:
     except ValueError as error:
         raise PreflightError(str(error)) from error
     found = checkpoints(config.output)
-    if config.resume and not found:
-        raise PreflightError(f"resume: no checkpoint in {config.output / 'checkpoints'}")
     if not config.resume and (found or (config.output / STEPS_FILE).exists()):
         raise PreflightError(f"output: {config.output} holds a run: go on with --resume, or choose another folder")
 

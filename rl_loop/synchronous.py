@@ -72,7 +72,8 @@ class SynchronousLoop:
         self.is_published = False
 
     def run(self) -> None:
-        """From the state's step to the last one; leaves a checkpoint of it."""
+        """From the state's step to the last one; leaves a checkpoint of it, and before the first step one of step 0."""
+        self.save()
         while self.state.step < self.config.steps:
             self._step()
             check_losslessness(self.config, self.state.losslessness, self.state.step, self.reporter.alarm)

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 
 from rl_loop.asynchronous import AsynchronousLoop
 from rl_loop.carried import Carried
-from rl_loop.checkpoint import RunState, checkpoints, restore_checkpoint
+from rl_loop.checkpoint import RunState, checkpoint_to_resume, restore_checkpoint
 from rl_loop.config import TrainConfig
 from rl_loop.drafter_plot import plot_acceptance
 from rl_loop.interruption import Interruption
@@ -118,7 +118,7 @@ def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
 
 def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
     """The learner and its state: new, or as the latest checkpoint left them."""
-    latest = checkpoints(config.output)[-1] if config.resume else None
+    latest = checkpoint_to_resume(config)
     try:
         policy = load_policy(model_folder(config) if latest is None else latest)
         reference = load_policy(model_folder(config)) if config.kl_coefficient > 0.0 else None
@@ -135,8 +135,8 @@ def make_drafter(config: TrainConfig, learner: Learner) -> OnlineDrafter | None:
         return None
     try:
         drafter = OnlineDrafter.load(config, learner.policy)
-        if config.resume:
-            drafter.restore(checkpoints(config.output)[-1])
+        if (latest := checkpoint_to_resume(config)) is not None:
+            drafter.restore(latest)
     except (OSError, ValueError, RuntimeError) as error:
         raise PreflightError(f"drafter.model: {error}") from error
     return drafter

@@ -56,7 +56,7 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
     trainer = OfflineTrainer(learner, policy, training, config.training)
     validations: list[dict[str, Any]] = []
     make_folders(records)
-    if config.resume:
+    if config.resume and (records / STATE).is_file():
         trainer.restore(load_file(records / STATE))
         written: Iterator[dict[str, Any]] = json_lines(records / VALIDATION)
         validations = [entry for entry in written if entry["step"] <= trainer.step]
@@ -103,8 +103,6 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
 def check_out(config: TrainDrafterConfig, records: Path) -> None:
     check_folder(config.out, "out")
     state = records / STATE
-    if config.resume and not state.is_file():
-        raise ValueError(f"resume: no state in {records}; start without --resume")
     if not config.resume and state.is_file():
         raise ValueError(f"out: {config.out} holds a training run: go on with --resume, or choose another folder")
 

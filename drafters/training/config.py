@@ -82,7 +82,7 @@ class TrainDrafterConfig(Section):
     validation: float = Field(default=0.05, gt=0, lt=1)
     """share of the samples (the last ones, at most 512) that measures acceptance and is not trained on"""
     resume: CliImplicitFlag[bool] = False
-    """go on from the state in `out`, as if it had not stopped"""
+    """go on from the state in `out`, as if it had not stopped; start where there is none"""
     save_every: int = Field(default=100, ge=1)
     """steps between saved states and checkpoints; also at the end and when interrupted"""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"

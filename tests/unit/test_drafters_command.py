@@ -87,6 +87,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(folder, tmp_path,
         assert (tmp_path / "cut" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+def test_resume_starts_where_there_is_nothing(folder, tmp_path):
+    train_drafter(config(folder, tmp_path / "whole"))
+    train_drafter(config(folder, tmp_path / "other", resume=True))
+    written = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "other")]
+    assert written[0] == written[1]
+
+
 def test_a_state_that_cannot_be_written_leaves_the_one_before(folder, tmp_path, monkeypatch):
     write, written = command.save_file, []
 
@@ -134,7 +141,6 @@ def test_what_is_wrong_is_said_before_training_and_names_the_field(folder, tmp_p
         (["--kind", "eagle3", "--training.batch_size", "1000"], "training.batch_size"),
         (["--kind", "eagle3", "--head.policy_layers", "[1,9,2]"], "head.policy_layers"),
         (["--kind", "eagle3", "--out", str(folder / "llama")], "out"),
-        (["--kind", "eagle3", "--resume"], "resume"),
     ]:
         code, said = run(*arguments)
         assert (code, message in said) == (2, True), said

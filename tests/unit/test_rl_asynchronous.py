@@ -12,7 +12,7 @@ from rich.console import Console
 
 from drafters.text_lines import json_lines
 from rl_loop.asynchronous import AsynchronousLoop
-from rl_loop.checkpoint import checkpoints, restore_checkpoint
+from rl_loop.checkpoint import checkpoint_to_resume, checkpoints, restore_checkpoint
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.metrics_log import MetricsLog
@@ -204,6 +204,29 @@ def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_nothing_is_lost_or_
     assert service.versions == sorted(set(service.versions))
     assert [m.step for m in second.reporter.log.steps] == list(range(1, 9))
     service.close()
+
+
+def test_a_run_that_dies_in_its_first_step_goes_on_under_its_name(tmp_path, service, pool, monkeypatch):
+    settings, names = config(tmp_path, steps=3, checkpoint_every=0), set()
+    send = service.send_prompts
+
+    def send_prompts(request):
+        assert checkpoints(tmp_path), "the name lasts before the service knows it"
+        names.add(request.run)
+        return send(request)
+
+    monkeypatch.setattr(service, "send_prompts", send_prompts)
+    first = loop(settings, service, pool)
+    monkeypatch.setattr(first.learner, "train", lambda *_, **__: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        first.run()
+    latest = checkpoint_to_resume(settings.model_copy(update={"resume": True}))
+    learner = Learner(settings, load_policy(latest))
+    loop(settings, service, pool, learner, restore_checkpoint(latest, learner)).run()
+    assert len(names) == 1
+    assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(9)}
+    status = service.queue.status()
+    assert (status.waiting, status.finished, status.leased) == (0, 0, 0), "nothing is left for nobody"
 
 
 @pytest.mark.parametrize("where", ["learner.train", "_tensors", "log.step", "reporter.step", "puller"])

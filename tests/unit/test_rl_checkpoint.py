@@ -104,7 +104,7 @@ def test_a_checkpoint_is_a_hugging_face_model(tmp_path):
     settings = toys.config(tmp_path, steps=1)
     loop = toys.loop(settings, Learner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
     loop.run()
-    (folder,) = checkpoints(tmp_path)
+    folder = checkpoints(tmp_path)[-1]
     model = AutoModelForCausalLM.from_pretrained(folder)
     trained = loop.learner.policy.state_dict()
     assert all(torch.equal(tensor, trained[name]) for name, tensor in model.state_dict().items())

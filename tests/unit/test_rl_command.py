@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
         assert (line["drafter_version"], line["acceptance_length"], line["updates"]) == (0, 2.5, 0)
     assert (output / "acceptance.png").read_bytes().startswith(b"\x89PNG")
     assert (output / "reward.png").read_bytes().startswith(b"\x89PNG")
-    assert [folder.name for folder in checkpoints(output)] == ["step-000002"]
+    assert [folder.name for folder in checkpoints(output)] == ["step-000000", "step-000002"]
     assert list((output / "tensorboard").iterdir())
     assert {f.stem for f in (output / "rollouts").iterdir()} == {
         "train-000001",
@@ -145,9 +146,23 @@ def test_a_run_goes_on_and_another_one_is_not_written_over(service, flags, tmp_p
     assert [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
 
 
-def test_nothing_to_resume_is_said(service, flags, capsys):
-    assert train([*flags, "--resume"]) == 1
-    assert "no checkpoint" in capsys.readouterr().err
+def test_one_command_starts_goes_on_and_ends_whatever_there_is(service, flags, tmp_path):
+    output, always = tmp_path / "run", [*flags, "--steps", "2", "--resume"]
+    assert train([*always, "--steps", "1"]) == 0, "there is nothing"
+    assert train(always) == 0
+    assert train(always) == 0, "it is done"
+    for folder in checkpoints(output):  # as if killed before the first checkpoint
+        shutil.rmtree(folder)
+    assert train(flags) == 1, "its metrics are there"
+    assert train(always) == 0
+    assert [line["step"] for line in json_lines(output / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_run_has_a_checkpoint_before_it_asks_the_service_for_anything(service, flags, tmp_path):
+    found = []
+    service.on_rollouts = lambda: found.append(checkpoints(tmp_path / "run")[0].name)
+    assert train(flags) == 0
+    assert found[0] == "step-000000"
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -155,7 +170,7 @@ def test_a_signal_leaves_a_checkpoint_and_a_clear_message(signum, service, flags
     asked, before = [], signal.getsignal(signal.SIGINT)
     service.on_rollouts = lambda: asked.append(1) or (len(asked) == 3 and os.kill(os.getpid(), signum))
     assert train(flags) == 128 + signum
-    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000001"]
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000000", "step-000001"]
     ended = capsys.readouterr()
     assert signal.Signals(signum).name in ended.err
     assert "--resume" in ended.out
@@ -172,7 +187,7 @@ def test_a_service_that_stops_answering_leaves_a_checkpoint_and_says_how_long_wa
 
     service.on_rollouts = third_hangs
     assert train(flags) == 1
-    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000001"]
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000000", "step-000001"]
     assert "http://127.0.0.1:8000: no answer within 7200 s" in capsys.readouterr().err
 
 
@@ -198,11 +213,16 @@ def test_a_checkpoint_that_cannot_be_left_does_not_hide_what_ended_the_run(servi
     def refused(*_):
         raise ValueError("no such layout")
 
-    service.on_rollouts = lambda: 1 // 0
-    monkeypatch.setattr("rl_loop.synchronous.save_checkpoint", refused)
+    def third_fails(asked=[]):  # noqa: B006  (it counts)
+        asked.append(1)
+        if len(asked) == 3:
+            monkeypatch.setattr("rl_loop.synchronous.save_checkpoint", refused)
+            raise ZeroDivisionError
+
+    service.on_rollouts = third_fails
     with pytest.raises(ZeroDivisionError):
         train(flags)
-    assert "no checkpoint of step 0 could be left: no such layout" in capsys.readouterr().out
+    assert "no checkpoint of step 1 could be left: no such layout" in capsys.readouterr().out
 
 
 def test_a_step_that_fails_between_two_updates_is_told_with_the_checkpoint(

@@ -12,7 +12,7 @@ from kept import kept
 
 from drafters.drafter import DrafterConfig
 from drafters.text_lines import json_lines
-from drafters.training.command import STATE, train_drafter
+from drafters.training.command import train_drafter
 from drafters.training.config import HeadShape, LearnerKind, TrainDrafterConfig
 from rl_loop.config import TaskConfig
 from rl_loop.tasks import Problem, make_task
@@ -90,7 +90,7 @@ def _training(config: StudyConfig, kind: LearnerKind, data: Path, out: Path) -> 
         training=part.training,
         samples=part.samples,
         max_length=config.engine.max_model_len // 2,
-        resume=(out / "training" / STATE).is_file(),
+        resume=True,
     )
 
 

@@ -67,7 +67,7 @@ def _train_config(config: StudyConfig, name: str, endpoint: str, output: Path) -
         "model": config.model,
         "endpoint": endpoint,
         "output": str(output),
-        "resume": (output / "checkpoints").is_dir(),
+        "resume": True,
         "drafter": {key: value for key, value in drafter.items() if value is not None},
     }
 

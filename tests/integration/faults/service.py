@@ -99,10 +99,9 @@ class Trainer(Process):
         self.output, self.url, self.flags = folder / "run", url, flags
 
     def start(self) -> None:
-        resume = ["--resume"] if list(self.output.glob("checkpoints/step-*")) else []
         self.spawn(
             "rl-loop", "train", "--config", "deploy/demo/train.toml", "--mode", "async", "--endpoint", self.url,
-            "--output", str(self.output), *self.flags, *resume,
+            "--output", str(self.output), *self.flags, "--resume",
         )  # fmt: skip
 
     def steps(self) -> int:

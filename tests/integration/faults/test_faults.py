@@ -58,7 +58,7 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
         for i, kind in enumerate(schedule(number, seed)):
             if time.monotonic() > ends:
                 break
-            while trainer.steps() < 3:  # a run that has no checkpoint yet cannot be resumed
+            while trainer.steps() < 1:  # a fault that strikes before there is anything to lose shows nothing
                 assert trainer.is_alive, trainer.log.read_text()[-3000:]
                 time.sleep(0.2)
             began = time.monotonic()
