@@ -5,6 +5,7 @@ name, sync, rename, sync the folder. Only then may anything rely on the file.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,9 +57,46 @@ def rename_lasting(partial: Path, final: Path) -> None:
 
 
 @contextmanager
+def making(folder: Path) -> Iterator[Path]:
+    """An empty folder to write in, hidden beside `folder`, whose name it takes when the block ends. Nothing of it stays
+    if it fails."""
+    partial = hidden(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    make_folders(folder.parent)
+    partial.mkdir()
+    try:
+        yield partial
+        rename_lasting(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def hidden(path: Path) -> Path:
+    """Beside `path`, for what is not whole yet, or no longer."""
+    return path.with_name(f".{path.name}")
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """An empty folder to write files in. When the block ends they take the place of those with their names in `folder`,
+    each one whole. What was there stays if it fails."""
+    partial = folder / ".partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        sync_all(partial)
+        for file in partial.iterdir():
+            file.replace(folder / file.name)
+        sync(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """A path to write in place of `file`, which is replaced when the block ends. What was there stays if it fails."""
-    partial = file.with_name(f".{file.name}")
+    partial = hidden(file)
     try:
         yield partial
     except BaseException:

@@ -9,8 +9,8 @@
       trainer/drafter.safetensors, trainer/drafter.json     its float32 weights and optimiser; version, update rule
 
 A checkpoint is written to a hidden folder, synced, and renamed. So one that can be seen is whole, also after a power
-loss. Only then may the groups that it was trained on be acknowledged. A run begins with a checkpoint, of step 0: its
-name lasts before the service's queue knows it.
+loss; one that could not be written leaves nothing. Only then may the groups that it was trained on be acknowledged. A
+run begins with a checkpoint, of step 0: its name lasts before the service's queue knows it.
 """
 
 import json
@@ -27,7 +27,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from drafters.lasting import make_folders, rename_lasting, sync
+from drafters.lasting import hidden, make_folders, making, sync
+from drafters.room import told_if_full
 from drafters.scoring import SurprisalSums
 from rl_loop.config import TrainConfig
 from rl_loop.learner import Learner
@@ -65,29 +66,44 @@ def save_checkpoint(
     drafter: OnlineDrafter | None = None,
 ) -> None:
     """When this returns, the checkpoint lasts, and so do the run's records up to its step (metrics, groups): a run that
-    goes on from it keeps them."""
-    partial = folder.with_name(f".{folder.name}")
-    shutil.rmtree(partial, ignore_errors=True)
+    goes on from it keeps them. Raises NoRoom when the disk is full; those before it stay."""
     make_folders(folder.parent)
-    (partial / "trainer").mkdir(parents=True)
-    learner.policy.save_pretrained(partial)
-    learner.carried.write(partial)
-    tokenizer.save_pretrained(partial)
-    save_file(_optimiser_tensors(learner), partial / "trainer" / "optimiser.safetensors")
-    save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")
-    written = {"run": state.model_dump(), "python": random.getstate(), "numpy": _numpy_generator()}
-    (partial / "trainer" / "state.json").write_text(json.dumps(written), encoding="utf-8")
-    if drafter is not None:
-        drafter.save(partial)
-    for records in folder.parents[1].glob("*.jsonl"):
-        sync(records)
-    rename_lasting(partial, folder)
+    _remove_halves(folder.parent)
+    what = f"the checkpoint of step {state.step}"
+    with told_if_full(what, folder.parent, lambda: checkpoint_bytes(learner, drafter)), making(folder) as partial:
+        (partial / "trainer").mkdir()
+        learner.policy.save_pretrained(partial)
+        learner.carried.write(partial)
+        tokenizer.save_pretrained(partial)
+        save_file(_optimiser_tensors(learner), partial / "trainer" / "optimiser.safetensors")
+        save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")
+        written = {"run": state.model_dump(), "python": random.getstate(), "numpy": _numpy_generator()}
+        (partial / "trainer" / "state.json").write_text(json.dumps(written), encoding="utf-8")
+        if drafter is not None:
+            drafter.save(partial)
+        for records in folder.parents[1].glob("*.jsonl"):
+            sync(records)
+
+
+def checkpoint_bytes(learner: Learner, drafter: OnlineDrafter | None) -> int:
+    """About what a checkpoint takes on the disk: the weights, AdamW's two moments of them, and the same of the drafter
+    with its copy for the engines. One of step 0 has no moments yet, and takes less."""
+    policy = sum(parameter.nbytes for parameter in learner.policy.parameters())
+    of_drafter = 0 if drafter is None else sum(parameter.nbytes for parameter in drafter.learner.parameters())
+    return 3 * policy + 4 * of_drafter
 
 
 def prune_checkpoints(output: Path, keep: int) -> None:
     """Leave the latest `keep`."""
     for old in checkpoints(output)[:-keep]:
-        shutil.rmtree(old)
+        old.rename(hidden(old))  # first: one that can be seen is whole
+    _remove_halves(output / "checkpoints")
+
+
+def _remove_halves(folder: Path) -> None:
+    """What a trainer that was killed was writing or removing."""
+    for half in folder.glob(".step-*"):
+        shutil.rmtree(half)
 
 
 def checkpoints(output: Path) -> list[Path]:

@@ -32,6 +32,7 @@ def train(argv: list[str]) -> int:
     # Imported after the command line is read, so that --help and mistakes in it answer at once.
     import httpx
 
+    from drafters.room import NoRoom, is_full
     from rl_loop.interruption import Interrupted, Interruption
     from rl_loop.losslessness import NotLossless
     from rl_loop.preflight import PreflightError
@@ -58,7 +59,8 @@ def train(argv: list[str]) -> int:
     except httpx.TransportError as error:
         return _fail(f"{config.endpoint}: {str(error) or type(error).__name__}", 1)
     except OSError as error:
-        return _fail(str(error), 1)
+        where = f"{config.output}: " if is_full(error) and not isinstance(error, NoRoom) else ""
+        return _fail(f"{where}{error}", 1)
     return 0
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from drafters.room import NoRoom
 from rl_loop.asynchronous import AsynchronousLoop
 from rl_loop.carried import Carried
 from rl_loop.checkpoint import RunState, checkpoint_to_resume, restore_checkpoint
@@ -69,6 +70,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
             try:
                 loop.run()
+            except NoRoom:  # for a checkpoint: those before it are there
+                raise
             except BaseException:
                 leave_checkpoint(loop, console)
                 raise

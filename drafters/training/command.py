@@ -19,11 +19,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from drafters.checkpoint_files import weight_files
 from drafters.devices import choose_device
-from drafters.lasting import check_folder, make_folders, replacing, sync_all
+from drafters.lasting import check_folder, make_folders, replacing, replacing_files
 from drafters.learners.factory import load_learner, new_learner
 from drafters.learners.learner import Learner, cast
 from drafters.model_folder import resolve_model
+from drafters.room import told_if_full
 from drafters.text_lines import json_lines
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.data import read_samples
@@ -75,11 +77,13 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
             partial.write_text("".join(json.dumps(entry) + "\n" for entry in validations), encoding="utf-8")
 
     def write() -> None:
-        with replacing(records / STATE) as partial:
-            save_file(trainer.state(), partial)
-        learner.write(config.out, folder, getattr(torch, config.dtype))
-        sync_all(config.out)
-        plot(records / "acceptance.png", trainer.losses, validations)
+        what = f"the state of step {trainer.step} and the drafter"
+        with told_if_full(what, config.out, lambda: written_bytes(learner, folder)):
+            with replacing(records / STATE) as partial:
+                save_file(trainer.state(), partial)
+            with replacing_files(config.out) as files:
+                learner.write(files, folder, getattr(torch, config.dtype))
+            plot(records / "acceptance.png", trainer.losses, validations)
 
     def after_step(step: int) -> None:
         if step % config.save_every == 0 and step < config.training.steps:
@@ -98,6 +102,13 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
         soft_wrap=True,
     )
     return by_position
+
+
+def written_bytes(learner: Learner, policy: Path) -> int:
+    """About what a state and a checkpoint take on the disk: the weights, AdamW's two moments of them, and the weights
+    again. For an MTP head also its policy, which is copied where it is on another disk."""
+    copied = sum(file.stat().st_size for file in weight_files(policy)) if learner.kind == "mtp" else 0
+    return 4 * sum(parameter.nbytes for parameter in learner.parameters()) + copied
 
 
 def check_out(config: TrainDrafterConfig, records: Path) -> None:

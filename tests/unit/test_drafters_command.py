@@ -6,11 +6,13 @@ import random
 import pytest
 import torch
 from rl_toys import EOS, character_tokenizer, llama, qwen3_next
-from safetensors.torch import load_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from drafters.cli import main
 from drafters.learners.learner import OutputHead
+from drafters.room import NoRoom
 from drafters.text_lines import json_lines
 from drafters.training import command
 from drafters.training.command import train_drafter
@@ -110,6 +112,46 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(folder, tmp_path, 
     monkeypatch.setattr(command, "save_file", write)
     train_drafter(config(folder, tmp_path / "out", resume=True))
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "full"),
+    [
+        ("eagle3", "state.safetensors"),
+        ("eagle3", "model.safetensors"),
+        ("mtp", "mtp.safetensors"),
+        ("draft_model", "model.safetensors"),
+    ],
+)
+def test_a_full_disk_leaves_the_drafter_before_and_says_what_is_needed(kind, full, folder, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    settings = {"kind": kind, "policy": str(folder / ("qwen3_next" if kind == "mtp" else "llama")), "save_every": 3}
+    before = {}
+
+    def second_has_no_room(tensors, file, **named):
+        if not before and (out / "config.json").exists():
+            before.update({path: path.read_bytes() for path in files(out)})
+        if before and file.name.endswith(full):
+            file.write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        save_file(tensors, file, **named)
+
+    with monkeypatch.context() as disk:
+        for module in ("drafters.training.command", "drafters.learners.learner"):
+            disk.setattr(f"{module}.save_file", second_has_no_room)
+        with pytest.raises(NoRoom, match=r"state of step 6 and the drafter: it takes about [\d.]+ MiB, and .*out has"):
+            train_drafter(config(folder, out, **settings))
+    changed = {path.name for path in files(out) if path.read_bytes() != before.get(path)}
+    assert changed <= {"acceptance.jsonl", "state.safetensors"} - {full}
+    assert {path for path in files(out)} == before.keys(), "no half is left"
+    train_drafter(config(folder, out, resume=True, **settings))
+    train_drafter(config(folder, tmp_path / "whole", **settings))
+    for name in ("training/state.safetensors", "mtp.safetensors" if kind == "mtp" else "model.safetensors"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def files(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def test_a_drafter_is_continued_from_a_checkpoint(folder, tmp_path):

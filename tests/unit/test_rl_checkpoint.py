@@ -1,16 +1,28 @@
 """Checkpoints: a resumed run on recorded rollouts equals an uninterrupted one bit for bit."""
 
+import errno
+import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import rl_toys as toys
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rl_loop.checkpoint import checkpoints, restore_checkpoint
+from drafters.room import NoRoom
+from rl_loop.checkpoint import (
+    checkpoint_bytes,
+    checkpoint_folder,
+    checkpoints,
+    prune_checkpoints,
+    restore_checkpoint,
+)
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.sources import Recorder, ReplaySource
@@ -112,6 +124,77 @@ def test_a_checkpoint_is_a_hugging_face_model(tmp_path):
     assert not [file for file in folder.rglob("*") if file.suffix in (".pt", ".bin", ".pkl")]
 
 
+def full_disk_at(step, name, monkeypatch):
+    """Files of this name find no room from that step on, as transformers and safetensors say it."""
+    write = save_file
+
+    def save(tensors, file, **named):
+        if name in str(file) and f"step-{step:06d}" in str(file):
+            Path(file).write_bytes(b"half")
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        write(tensors, file, **named)
+
+    for module in ("rl_loop.checkpoint", "transformers.modeling_utils"):
+        where = "safe_save_file" if module.startswith("transformers") else "save_file"
+        monkeypatch.setattr(f"{module}.{where}", save)
+    if name == "state.json":
+        text = Path.write_text
+
+        def write_text(path, *arguments, **named):
+            if path.name == name and f"step-{step:06d}" in str(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return text(path, *arguments, **named)
+
+        monkeypatch.setattr(Path, "write_text", write_text)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors", "state.json"])
+def test_a_full_disk_leaves_the_checkpoints_before_and_says_what_is_needed(name, tmp_path, monkeypatch):
+    settings = toys.config(tmp_path, steps=4, checkpoint_every=1, keep_checkpoints=1)
+    learner = Learner(settings, toys.llama())
+    with monkeypatch.context() as full:
+        full_disk_at(3, name, full)
+        needed = (
+            rf"the checkpoint of step 3: it takes about [\d.]+ MiB, and {tmp_path / 'checkpoints'} has [\d.,]+ MiB left"
+        )
+        with pytest.raises(NoRoom, match=needed):
+            toys.loop(settings, learner, toys.SamplingSource(toys.llama())).run()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"], "whole, and no half"
+    learner, state = resumed(settings)
+    toys.loop(settings, learner, toys.SamplingSource(toys.llama()), state).run()
+    whole = toys.config(tmp_path / "whole", steps=4)
+    toys.loop(whole, Learner(whole, toys.llama()), toys.SamplingSource(toys.llama())).run()
+    mine, theirs = (load_file(checkpoints(output)[-1] / "model.safetensors") for output in (tmp_path, whole.output))
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+
+
+def test_what_a_checkpoint_takes_is_counted(tmp_path):
+    settings = toys.config(tmp_path, steps=1)
+    learner = Learner(settings, toys.llama())
+    toys.loop(settings, learner, toys.SamplingSource(toys.llama())).run()
+    written = sum(file.stat().st_size for file in checkpoints(tmp_path)[-1].rglob("*.safetensors"))
+    assert checkpoint_bytes(learner, None) == pytest.approx(written, rel=0.1)
+
+
+def test_a_checkpoint_whose_removal_is_cut_off_is_none(tmp_path, monkeypatch):
+    for step in range(3):
+        folder = checkpoint_folder(tmp_path, step)
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").touch()
+
+    def killed(folder):
+        os.remove(folder / "model.safetensors")
+        raise Interrupted(signal.SIGKILL)
+
+    with monkeypatch.context() as death:
+        death.setattr("rl_loop.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(Interrupted):
+            prune_checkpoints(tmp_path, keep=1)
+    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000002"]
+    prune_checkpoints(tmp_path, keep=1)
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+
+
 def test_the_last_ones_are_kept_and_half_written_ones_ignored(tmp_path):
     settings = toys.config(tmp_path, steps=5, checkpoint_every=1, keep_checkpoints=2)
     loop = toys.loop(settings, Learner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
@@ -119,4 +202,4 @@ def test_the_last_ones_are_kept_and_half_written_ones_ignored(tmp_path):
     (tmp_path / "checkpoints" / ".step-000004" / "trainer").mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step-000009").mkdir()
     loop.run()
-    assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000004", "step-000005"]
+    assert sorted(f.name for f in (tmp_path / "checkpoints").iterdir()) == ["step-000004", "step-000005"]

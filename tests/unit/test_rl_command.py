@@ -1,5 +1,6 @@
 """`rl-loop train` as a command, against a service in miniature behind the real client's HTTP."""
 
+import errno
 import json
 import os
 import shutil
@@ -261,6 +262,24 @@ def test_a_policy_whose_sampling_defaults_are_in_its_configuration_is_saved(serv
     file.write_text(json.dumps(json.loads(file.read_text()) | DEFAULTS))
     assert train(flags) == 0
     assert not (checkpoints(tmp_path / "run")[-1] / "generation_config.json").exists()
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "metrics"])
+def test_a_full_disk_ends_a_run_in_one_line_that_says_where(what, service, flags, tmp_path, capsys, monkeypatch):
+    full = OSError(errno.ENOSPC, "No space left on device")
+
+    def no_room(*_, **__):
+        raise full
+
+    if what == "checkpoint":
+        monkeypatch.setattr("rl_loop.checkpoint.save_file", no_room)
+    else:
+        monkeypatch.setattr("rl_loop.metrics_log._append", no_room)
+    assert train(flags) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(tmp_path / "run") in said
+    monkeypatch.undo()
 
 
 def test_a_refusal_of_the_service_is_passed_on(service, flags, tmp_path, capsys):
