@@ -16,8 +16,10 @@ from drafters.model_folder import PATTERNS
 from drafters.text_lines import read_text
 
 INDEX = "model.safetensors.index.json"
-WITHOUT_INDEX = ("model.safetensors", "mtp.safetensors")
-"""the files of a checkpoint that has no index; the second one is an MTP head"""
+MTP_FILE = "mtp.safetensors"
+"""an MTP head, where it has a file of its own"""
+WITHOUT_INDEX = ("model.safetensors", MTP_FILE)
+"""the files of a checkpoint that has no index"""
 UNUSED_BUFFER = re.compile(
     r"\b(rotary_emb|rotary_pos_emb)\.(inv_freq|cos_cached|sin_cached)$|\.(attn|attention)\.(bias|masked_bias)$"
 )
@@ -87,6 +89,11 @@ def copy_policy(source: Path, target: Path, *, without: Callable[[str], bool], c
     changed = read_config(source) | changes
     config.unlink()
     config.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    """Of all the model's tensors in a checkpoint folder."""
+    return [name for file in weight_files(folder) for name in tensor_names(file)]
 
 
 def write_index(folder: Path) -> None:

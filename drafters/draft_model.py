@@ -1,5 +1,6 @@
 """A small language model drafts by itself; it reads nothing of the policy."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ class DraftModelDrafter(Drafter):
     def speculative_config(self) -> dict[str, Any] | None:
         return self._sampled("draft_model", model=self._model())
 
-    def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None) -> None:
+    def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None, tensors: Collection[str]) -> None:
         assert own_config is not None
         own, policy = own_config.get("vocab_size"), policy_config.get("vocab_size")
         if own != policy:

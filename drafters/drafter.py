@@ -1,6 +1,7 @@
 """What a drafter is: one kind's engine configuration, the tensors it owns, and what it needs from the policy."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -110,9 +111,12 @@ class Drafter(ABC):
         """The folder that holds the drafter's own tensors; None when it has none."""
         return None
 
-    def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None) -> None:  # noqa: B027
+    def check(  # noqa: B027
+        self, policy_config: dict[str, Any], own_config: dict[str, Any] | None, tensors: Collection[str]
+    ) -> None:
         """Raise ValueError naming the field when policy and drafter do not fit: `policy_config` and `own_config` are
-        their `config.json`, the latter None when the drafter has no folder of its own."""
+        their `config.json`, the latter None when the drafter has no folder of its own. `tensors`: the names in the
+        checkpoint that holds the drafter; none when it has no tensors."""
 
     def _model(self) -> str:
         if self.config.model is None:

@@ -1,7 +1,13 @@
 """What a run's checkpoints take over from the policy's own as it is: what the trainer neither trains nor reads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from drafters.checkpoint_files import MTP_FILE, read_tensors, write_index
+from drafters.mtp import is_mtp
 
 GENERATION_CONFIG = "generation_config.json"
 
@@ -12,12 +18,14 @@ class Carried:
 
     generation_config: bytes | None = None
     """the policy's sampling defaults; the trainer asks the service for its own"""
+    head: dict[str, Tensor] = field(default_factory=dict)
+    """the policy's MTP head, which transformers does not load; a run that trains it writes its own in its place"""
 
     @classmethod
     def read(cls, folder: Path) -> "Carried":
         """Of the checkpoint in `folder`."""
         file = folder / GENERATION_CONFIG
-        return cls(file.read_bytes() if file.is_file() else None)
+        return cls(file.read_bytes() if file.is_file() else None, read_tensors(folder, is_mtp))
 
     def write(self, folder: Path) -> None:
         """Into a checkpoint that transformers has written."""
@@ -25,3 +33,6 @@ class Carried:
             (folder / GENERATION_CONFIG).unlink(missing_ok=True)
         else:
             (folder / GENERATION_CONFIG).write_bytes(self.generation_config)
+        if self.head:
+            save_file(self.head, folder / MTP_FILE, metadata={"format": "pt"})
+            write_index(folder)

@@ -5,7 +5,8 @@
       trainer/optimiser.safetensors                         AdamW's state, `<parameter>.<key>`
       trainer/generators.safetensors                        torch's generators
       trainer/state.json                                    RunState, and the generators of python and numpy
-      drafter/, or mtp.safetensors                          the drafter as an engine loads it, where the run trains one
+      mtp.safetensors                                       the policy's MTP head, where it has one: trained or not
+      drafter/                                              another drafter as an engine loads it, where one is trained
       trainer/drafter.safetensors, trainer/drafter.json     its float32 weights and optimiser; version, update rule
 
 A checkpoint is written to a hidden folder, synced, and renamed. So one that can be seen is whole, also after a power
@@ -86,11 +87,11 @@ def save_checkpoint(
 
 
 def checkpoint_bytes(learner: Learner, drafter: OnlineDrafter | None) -> int:
-    """About what a checkpoint takes on the disk: the weights, AdamW's two moments of them, and the same of the drafter
-    with its copy for the engines. One of step 0 has no moments yet, and takes less."""
+    """About what a checkpoint takes on the disk: the weights, AdamW's two moments of them, an MTP head as it is, and
+    of a drafter that is trained the same with a copy for the engines. One of step 0 has no moments, and takes less."""
     policy = sum(parameter.nbytes for parameter in learner.policy.parameters())
     of_drafter = 0 if drafter is None else sum(parameter.nbytes for parameter in drafter.learner.parameters())
-    return 3 * policy + 4 * of_drafter
+    return 3 * policy + 4 * of_drafter + sum(tensor.nbytes for tensor in learner.carried.head.values())
 
 
 def prune_checkpoints(output: Path, keep: int) -> None:

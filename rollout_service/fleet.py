@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
+from drafters.checkpoint_files import checkpoint_names
 from drafters.registry import make_drafter
 from drafters.schedule import Range
 from rollout_service.alarms import Alarms
@@ -75,7 +76,8 @@ class Fleet:
             config = config.model_copy(update={"drafter": calibrated})
         self.config = config
         self.drafter = make_drafter(config.drafter)
-        self.drafter.check(self.policy_config, own_config)
+        holder = self.drafter.checkpoint(self.folder)
+        self.drafter.check(self.policy_config, own_config, checkpoint_names(holder) if holder is not None else [])
         self.state = StateFolder(config.state) if config.state is not None else None
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
         self.alarms = Alarms(config.alarms)

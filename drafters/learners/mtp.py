@@ -19,7 +19,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextRotaryEmbedding,
 )
 
-from drafters.checkpoint_files import copy_policy, write_index
+from drafters.checkpoint_files import MTP_FILE, copy_policy, write_index
 from drafters.learners.learner import Learner, OutputHead, PolicyOutputs
 from drafters.mtp import is_mtp
 from drafters.training.unroll import unroll
@@ -114,5 +114,5 @@ class MTPHead(Learner):
         """`folder` becomes the policy of `policy_folder` with this head; it may be that folder itself."""
         if folder.resolve() != policy_folder.resolve():
             copy_policy(policy_folder, folder, without=is_mtp, changes={"num_nextn_predict_layers": 1})
-        self.save(folder / "mtp.safetensors", dtype)
+        self.save(folder / MTP_FILE, dtype)
         write_index(folder)

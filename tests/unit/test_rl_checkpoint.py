@@ -15,6 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from drafters.checkpoint_files import checkpoint_names, read_config, read_tensors
+from drafters.drafter import DrafterConfig
+from drafters.learners.factory import load_learner
+from drafters.learners.mtp import MTPHead
+from drafters.mtp import is_mtp
+from drafters.registry import make_drafter
 from drafters.room import NoRoom
 from rl_loop.checkpoint import (
     checkpoint_bytes,
@@ -26,6 +32,7 @@ from rl_loop.checkpoint import (
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.sources import Recorder, ReplaySource
+from rl_loop.training import make_learner
 
 STEPS, CUT = 5, 3
 
@@ -193,6 +200,52 @@ def test_a_checkpoint_whose_removal_is_cut_off_is_none(tmp_path, monkeypatch):
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000002"]
     prune_checkpoints(tmp_path, keep=1)
     assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["step-000002"]
+
+
+@pytest.fixture
+def with_head(tmp_path):
+    """A policy's folder with an MTP head."""
+    folder, policy = tmp_path / "policy", toys.qwen3_next()
+    policy.config.num_nextn_predict_layers = 1
+    policy.save_pretrained(folder)
+    torch.manual_seed(7)
+    MTPHead.from_policy(policy).write(folder, folder, torch.bfloat16)
+    return folder
+
+
+def trained_as_by_the_command(settings):
+    """A run of it, new or resumed."""
+    learner, state = make_learner(settings)
+    source = toys.SamplingSource(toys.llama())
+    source.publish = lambda tensors, version: version + 1
+    toys.loop(settings, learner, source, state).run()
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_checkpoints_carry_a_head_that_is_not_trained(one_file, with_head, tmp_path):
+    head = {name: tensor for name, tensor in read_tensors(with_head).items() if is_mtp(name)}
+    if one_file:
+        save_file(read_tensors(with_head), with_head / "model.safetensors", metadata={"format": "pt"})
+        for name in ("mtp.safetensors", "model.safetensors.index.json"):
+            (with_head / name).unlink()
+    settings = toys.config(tmp_path / "run", model=str(with_head), steps=1, keep_checkpoints=1)
+    trained_as_by_the_command(settings)
+    trained_as_by_the_command(settings.model_copy(update={"steps": 2, "resume": True}))
+    (latest,) = checkpoints(settings.output)
+    found = read_tensors(latest)
+    assert all(torch.equal(found[name], tensor) for name, tensor in head.items())
+    assert any(not torch.equal(found[name], t) for name, t in read_tensors(with_head).items() if not is_mtp(name))
+    drafter = make_drafter(DrafterConfig(kind="mtp"))
+    drafter.check(read_config(latest), None, checkpoint_names(latest))
+    assert load_learner("mtp", latest, load_policy(latest)) is not None
+
+
+def test_a_policy_without_a_head_gets_none(tmp_path):
+    toys.llama().save_pretrained(tmp_path / "policy")
+    settings = toys.config(tmp_path / "run", model=str(tmp_path / "policy"), steps=1)
+    trained_as_by_the_command(settings)
+    latest = checkpoints(settings.output)[-1]
+    assert [file.name for file in latest.glob("*.safetensors")] == ["model.safetensors"]
 
 
 def test_the_last_ones_are_kept_and_half_written_ones_ignored(tmp_path):

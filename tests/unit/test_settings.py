@@ -113,9 +113,16 @@ def test_a_relaxed_acceptance_is_refused_and_the_lossless_options_are_named(tmp_
 
 def test_a_draft_model_of_another_vocabulary_is_refused():
     drafter = make_drafter(DrafterConfig(kind="draft_model", model="m"))
-    drafter.check({"vocab_size": 160}, {"vocab_size": 160})
+    drafter.check({"vocab_size": 160}, {"vocab_size": 160}, [])
     with pytest.raises(ValueError, match=r"drafter\.model.*512 tokens and the policy 160"):
-        drafter.check({"vocab_size": 160}, {"vocab_size": 512})
+        drafter.check({"vocab_size": 160}, {"vocab_size": 512}, [])
+
+
+def test_a_policy_that_declares_a_head_and_has_none_is_refused():
+    drafter, declared = make_drafter(DrafterConfig(kind="mtp")), {"num_nextn_predict_layers": 1}
+    drafter.check(declared, None, ["model.norm.weight", "mtp.fc.weight"])
+    with pytest.raises(ValueError, match=r"drafter\.kind.*declares an MTP layer, and its files hold none"):
+        drafter.check(declared, None, ["model.norm.weight"])
 
 
 def test_an_unknown_name_in_the_file_is_an_error(tmp_path, capsys):

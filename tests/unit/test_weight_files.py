@@ -10,7 +10,9 @@ from drafters.checkpoint_files import is_unused_buffer, write_index
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from rollout_service.checkpoint_files import checkpoint_tensors, file_tensors, problems
+from rollout_service.config import ServiceConfig
 from rollout_service.engine import WeightsFile
+from rollout_service.fleet import Fleet
 from rollout_service.weights import RefusedUpdate, WeightStore
 
 POLICY = {
@@ -42,6 +44,12 @@ def pushed(store, tensors):
     file = store.new_file()
     save_file(tensors, file)
     return file
+
+
+def test_a_head_that_the_configuration_declares_and_no_file_holds_is_refused_before_an_engine_starts(policy):
+    save_file(PUSHED, policy / "model.safetensors")
+    with pytest.raises(ValueError, match="declares an MTP layer, and its files hold none"):
+        Fleet(ServiceConfig(model=str(policy), drafter={"kind": "mtp"}))
 
 
 def test_a_whole_update_in_the_engines_dtype_is_accepted_and_in_service_only_once_published(store):
