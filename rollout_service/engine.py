@@ -31,7 +31,7 @@ from rollout_service.protocol import (
     Speculation,
     WeightSpan,
 )
-from rollout_service.vllm_plugin.core_process import fork_core_process, prepare_core_process
+from rollout_service.vllm_plugin.core_process import fork_core_process, prepare_core_process, says_why_it_failed
 
 if TYPE_CHECKING:
     from vllm.logprobs import FlatLogprobs
@@ -161,7 +161,7 @@ class Engine:
         with names_engine_arguments(self.config):
             arguments = engine_arguments(self.config, self.model_folder, self.device, self.index, adjustable)
         stat_loggers: list[Any] = [*(lambda *_, own=own: own for own in loggers), ServedMetrics]
-        with names_engine_arguments(self.config):
+        with names_engine_arguments(self.config), says_why_it_failed():
             self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
         if self.config.weights.keeps_cache:
             salt_prompts(self.llm, lambda: self.policy_version)

@@ -3,14 +3,25 @@
 vLLM would spawn it once the actor has done, and it would import everything again. A fork of the actor itself is out of
 the question: Ray has threads in it. The server has none (but OpenBLAS's, which know of forks) and does nothing else, on
 a GPU as well: importing initialises no device, and outside of Ray it is vLLM's own way to fork after it.
+
+A core process that fails tells the actor why. vLLM itself writes that to a log, and says "see root cause above".
 """
 
+import contextlib
 import multiprocessing
 import os
+from collections.abc import Iterator
 from importlib import import_module
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
+
+LONGEST_REASON = 4096
+"""characters of why a core process failed: a pipe holds them, although nobody reads"""
+
+
+class CoreFailed(RuntimeError):
+    """vLLM's core process ended with an error, which is the message."""
 
 
 class CoreProcess(ForkServerProcess):
@@ -19,11 +30,38 @@ class CoreProcess(ForkServerProcess):
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
         self.environment = dict(os.environ)
+        self.heard, self.tells = multiprocessing.Pipe(duplex=False)
+        STARTED.append(self)
 
     def run(self) -> None:
         # Only what differs: where all of it moves, a process can no longer change its title.
         os.environ.update(dict(self.environment.items() - os.environ.items()))
-        super().run()
+        try:
+            super().run()
+        except Exception as error:
+            self.tells.send(f"{type(error).__name__}: {error}"[:LONGEST_REASON])
+            raise
+
+    def reason(self) -> str | None:
+        """Why it failed, once it has."""
+        return self.heard.recv() if self.heard.poll() else None
+
+
+STARTED: list[CoreProcess] = []
+"""by this process"""
+
+
+@contextlib.contextmanager
+def says_why_it_failed() -> Iterator[None]:
+    """Where vLLM starts its core process: raises CoreFailed with that one's own error. Without one, or where it was
+    killed, vLLM's error stays."""
+    try:
+        yield
+    except RuntimeError as error:
+        reasons = [reason for core in STARTED if (reason := core.reason()) is not None]
+        if not reasons:
+            raise
+        raise CoreFailed(reasons[0]) from error
 
 
 class CoreContext(ForkServerContext):

@@ -1,4 +1,4 @@
-"""A process that a server forks for another one: it has that one's environment, and does not outlive it."""
+"""A process that a server forks for another one: it has its environment, ends with it, and tells it why it failed."""
 
 import subprocess
 import sys
@@ -55,3 +55,35 @@ def test_a_core_process_has_what_its_actor_added_to_the_environment_after_the_se
     with actor_with_core(tmp_path, "forked") as (actor, (pid, value)):
         assert value == "here"
         assert psutil.Process(int(pid)).ppid() != actor.pid  # the server's child
+
+
+FAILING = """
+import os, sys
+from multiprocessing import forkserver
+from rollout_service.vllm_plugin.core_process import CoreContext, says_why_it_failed
+
+def core():
+    if sys.argv[1] == "killed":
+        os.kill(os.getpid(), 9)
+    raise KeyError("layers.0.fc.weight" + 10**5 * "x")
+
+if __name__ == "__main__":
+    forkserver.ensure_running()
+    process = CoreContext().Process(target=core)
+    process.start()
+    process.join()
+    with says_why_it_failed():
+        raise RuntimeError("Engine core initialization failed. See root cause above.")
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "said"), [("raises", "CoreFailed: KeyError: 'layers.0.fc.weight"), ("killed", "RuntimeError: Engine core")]
+)
+def test_a_core_process_that_fails_tells_its_actor_why(tmp_path, end, said):
+    script = tmp_path / "actor.py"
+    script.write_text(FAILING)
+    ended = subprocess.run([sys.executable, str(script), end], capture_output=True, text=True, timeout=60)
+    last = ended.stderr.rstrip().splitlines()[-1]
+    assert said in last
+    assert len(last) < 5000
