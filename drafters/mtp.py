@@ -1,6 +1,7 @@
 """Multi-token prediction: a layer inside the policy's own checkpoint, sharing its embedding and output head."""
 
-from collections.abc import Collection
+import re
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,24 @@ from drafters.drafter import Drafter
 def is_mtp(name: str) -> bool:
     """Whether a tensor of the policy's checkpoint belongs to its MTP layers (Qwen3-Next and MiMo names)."""
     return name.startswith(("mtp.", "model.mtp_layers."))
+
+
+def missing_modules(tensors: Collection[str]) -> list[str]:
+    """What a Qwen3-Next head lacks of its own modules and of those that the policy's layers with full attention have.
+
+    vLLM 0.32 does not notice a linear layer that it has no weights for (default_loader.py, `track_weights_loading`).
+    """
+    weights = _modules(name for name in tensors if name.endswith(".weight"))  # a quantised policy has scales besides
+    layers = [re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module) for module in weights]
+    full = {int(found[1]) for found in layers if found and found[2].startswith("self_attn.")}
+    of_layer = {found[2] for found in layers if found and int(found[1]) == max(full, default=-1)}
+    needed = {f"mtp.{name}" for name in ("fc", "norm", "pre_fc_norm_embedding", "pre_fc_norm_hidden")}
+    return sorted((needed | {f"mtp.layers.0.{name}" for name in of_layer}) - _modules(tensors))
+
+
+def _modules(names: Iterable[str]) -> set[str]:
+    """The modules that these tensors are of; a layer's experts, fused or not, count as one."""
+    return {re.sub(r"\.experts\..*", ".experts", name.rpartition(".")[0]) for name in names}
 
 
 class MTPDrafter(Drafter):
@@ -35,4 +54,10 @@ class MTPDrafter(Drafter):
                 "drafter.kind: 'mtp' needs the head's tensors (mtp.*) in the policy's checkpoint: its config.json "
                 "declares an MTP layer, and its files hold none. Serve a folder that has the head, or train one with "
                 "`drafters train --kind mtp`"
+            )
+        missing = missing_modules(tensors) if policy_config.get("model_type") == "qwen3_next" else []
+        if missing:
+            raise ValueError(
+                f"drafter.kind: 'mtp' needs the whole head in the policy's checkpoint, and its files lack "
+                f"{', '.join(missing)}: an engine would draft with what its memory holds there"
             )

@@ -2,9 +2,11 @@
 
 import codecs
 import json
+from pathlib import Path
 
 import pytest
 
+from drafters.checkpoint_files import checkpoint_names, read_config
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import read_command_line
@@ -123,6 +125,17 @@ def test_a_policy_that_declares_a_head_and_has_none_is_refused():
     drafter.check(declared, None, ["model.norm.weight", "mtp.fc.weight"])
     with pytest.raises(ValueError, match=r"drafter\.kind.*declares an MTP layer, and its files hold none"):
         drafter.check(declared, None, ["model.norm.weight"])
+
+
+@pytest.mark.parametrize(
+    "lost", ["mtp.fc.", "mtp.norm.", "mtp.layers.0.self_attn.q_proj.", "mtp.layers.0.mlp.experts."]
+)
+def test_a_head_that_lacks_a_module_is_refused_by_its_name(lost):
+    policy = Path(__file__).parents[2] / "deploy" / "demo" / "models" / "policy"
+    drafter, names = make_drafter(DrafterConfig(kind="mtp")), checkpoint_names(policy)
+    drafter.check(read_config(policy), None, names)
+    with pytest.raises(ValueError, match=f"lack {lost[:-1]}: an engine"):
+        drafter.check(read_config(policy), None, [name for name in names if not name.startswith(lost)])
 
 
 def test_an_unknown_name_in_the_file_is_an_error(tmp_path, capsys):
