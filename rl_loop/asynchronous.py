@@ -124,8 +124,9 @@ class AsynchronousLoop:
         while True:
             try:
                 return call()
-            except httpx.TransportError:
-                if time.monotonic() > deadline:
+            except (httpx.TransportError, RolloutError) as error:
+                lasting = isinstance(error, RolloutError) and error.status not in TRANSIENT
+                if lasting or time.monotonic() > deadline:
                     raise
                 time.sleep(PAUSE)
 

@@ -15,6 +15,10 @@ from rl_loop.metrics_log import STEPS_FILE
 from rollout_service.client import RolloutClient, RolloutError
 
 POLL_SECONDS = 1.0
+SHORTEST_TRY = 1.0
+"""seconds for an answer, however little is left of `ready_timeout`"""
+READY_WITHIN = 10.0
+"""seconds for the answer whether every engine is in service"""
 
 
 class PreflightError(RuntimeError):
@@ -50,28 +54,32 @@ def check_device(config: TrainConfig) -> None:
 
 
 def wait_until_ready(client: RolloutClient, config: TrainConfig, console: Console) -> None:
-    """Returns when every engine answers. Raises RolloutError when refused, PreflightError after `ready_timeout`."""
+    """Returns when every engine answers. Raises RolloutError when refused, PreflightError after `ready_timeout`, also
+    when something listens there that never answers; a try has SHORTEST_TRY at least."""
     deadline = time.monotonic() + config.ready_timeout
     with console.status(f"waiting for {config.endpoint} to be ready (at most {config.ready_timeout:.0f} s)"):
-        while (reason := _why_not_ready(client)) is not None:
+        while (reason := _why_not_ready(client, deadline)) is not None:
             if time.monotonic() >= deadline:
                 raise PreflightError(
                     f"endpoint: {config.endpoint} is not ready after {config.ready_timeout:.0f} s: {reason}. "
                     "Is `rollout-service launch` running?"
                 )
-            time.sleep(POLL_SECONDS)
+            time.sleep(max(0.0, min(POLL_SECONDS, deadline - time.monotonic())))
 
 
-def _why_not_ready(client: RolloutClient) -> str | None:
+def _why_not_ready(client: RolloutClient, deadline: float) -> str | None:
+    def left() -> float:
+        return max(SHORTEST_TRY, deadline - time.monotonic())
+
     try:
-        client.model()
+        client.model(within=left())
     except httpx.TransportError as error:
         return str(error) or type(error).__name__
     except RolloutError as error:
         if error.status < 500:  # a wrong token, or another kind of server: waiting does not help
             raise
         return str(error)
-    return None if client.ready() else "not every engine answers"
+    return None if client.ready(within=min(READY_WITHIN, left())) else "not every engine answers"
 
 
 def warn_of_memory_queue(client: RolloutClient, config: TrainConfig, console: Console) -> None:

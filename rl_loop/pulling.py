@@ -249,8 +249,9 @@ class Puller(threading.Thread):
                 status = error.status if isinstance(error, RolloutError) else None
                 if (status is not None and status not in TRANSIENT) or time.monotonic() > deadline:
                     raise
-                # What a service without a state folder had in memory is gone; to any other it changes nothing.
-                self.resend |= status is None
+                # What a service without a state folder had in memory is gone when it starts again, and while it starts
+                # it answers 503; to any other it changes nothing.
+                self.resend |= status in (None, 503)
                 after = error.retry_after if isinstance(error, RolloutError) else None
                 self.stopping.wait(min(after or PAUSE, PAUSE))
 

@@ -64,8 +64,8 @@ class _Connection:
             "timeout": self._waiting(read_timeout),
         }
 
-    def _waiting(self, read: float) -> httpx.Timeout:
-        return httpx.Timeout(self.timeout, read=read)
+    def _waiting(self, read: float, connect: float | None = None) -> httpx.Timeout:
+        return httpx.Timeout(connect or self.timeout, read=read)
 
     def _extending(self, seconds: float) -> float:
         """Seconds to wait for the answer that a lease of so many is extended: time is left for another try."""
@@ -96,10 +96,13 @@ class RolloutClient(_Connection):
     def __exit__(self, *_: object) -> None:
         self.http.close()
 
-    def _send(self, method: str, path: str, wait: float | None = None, **request: Any) -> httpx.Response:
-        """`wait` in place of `read_timeout`."""
+    def _send(
+        self, method: str, path: str, wait: float | None = None, connect: float | None = None, **request: Any
+    ) -> httpx.Response:
+        """`wait` in place of `read_timeout`, `connect` in place of `timeout`."""
+        waiting = self._waiting(wait or self.read_timeout, connect)
         with self.route.explained():
-            return self.http.request(method, path, timeout=self._waiting(wait or self.read_timeout), **request)
+            return self.http.request(method, path, timeout=waiting, **request)
 
     def _get(self, of: type[T], path: str) -> T:
         return read(of, self._send("GET", path), self.route.via)
@@ -137,14 +140,15 @@ class RolloutClient(_Connection):
     def speculation(self) -> SpeculationStatus:
         return self._get(SpeculationStatus, "/v1/speculation")
 
-    def model(self) -> dict[str, Any]:
-        """The served policy: `id` (its name) and `max_model_len` (of prompt and response together)."""
-        return served_model(self._send("GET", "/v1/models"), self.route.via)
+    def model(self, within: float | None = None) -> dict[str, Any]:
+        """The served policy: `id` (its name) and `max_model_len` (of prompt and response together). `within`: seconds
+        to connect in, and then to wait for the answer, in place of `timeout` and `read_timeout`."""
+        return served_model(self._send("GET", "/v1/models", wait=within, connect=within), self.route.via)
 
-    def ready(self) -> bool:
-        """Whether every engine answers."""
+    def ready(self, within: float = 10.0) -> bool:
+        """Whether every engine answers. `within`: as in `model`."""
         try:
-            return self.http.get("/ready", timeout=10.0).status_code == 200
+            return self.http.get("/ready", timeout=within).status_code == 200
         except httpx.HTTPError:
             return False
 

@@ -19,7 +19,7 @@ MEANINGS = {
     415: "The body is not said to be plain JSON",
     429: "The queue is full: try again after Retry-After seconds",
     500: "The service failed; its log has the cause",
-    503: "The service stops, or its engines could not do it: try again after Retry-After seconds",
+    503: "The service starts or stops, or its engines could not do it: try again after Retry-After seconds",
     507: "The disk is full",
 }
 VLLM = "vllm."

@@ -17,6 +17,7 @@ from rollout_service.config import ServiceConfig
 from rollout_service.connection import Connection
 from rollout_service.fleet import Fleet
 from rollout_service.member import FleetError
+from rollout_service.starting import Starting
 
 GRACE = 5
 """seconds that running requests have once the service is told to stop"""
@@ -30,13 +31,16 @@ def launch(config: ServiceConfig) -> None:
     except OSError as error:
         where = url_of(config.host, config.port)
         sys.exit(f"rollout-service launch: cannot listen on {where} (host, port): {error.strerror}")
+    starting = Starting(listener)
+    starting.start()
     try:
-        asyncio.run(_serve(config, listener, console))
+        asyncio.run(_serve(config, listener, starting, console))
     except asyncio.CancelledError:
         pass
     except (FleetError, ValueError, OSError) as error:
         sys.exit(f"rollout-service launch: {error}")
     finally:
+        starting.end()
         listener.close()
         ray.shutdown()
     console.print("Stopped.")
@@ -57,7 +61,7 @@ class Server(uvicorn.Server):
         return contextlib.nullcontext()
 
 
-async def _serve(config: ServiceConfig, listener: socket.socket, console: Console) -> None:
+async def _serve(config: ServiceConfig, listener: socket.socket, starting: Starting, console: Console) -> None:
     main = asyncio.current_task()
     assert main is not None
     stop: Callable[[], object] = main.cancel
@@ -83,6 +87,7 @@ async def _serve(config: ServiceConfig, listener: socket.socket, console: Consol
             server.should_exit = True
 
         stop = end
+        starting.end()
         host, port = listener.getsockname()[:2]
         console.print(
             f"Serving [bold]{config.served_name}[/] with {config.engines} engine(s), drafter "

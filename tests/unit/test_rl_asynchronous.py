@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 
+import httpx
 import pytest
 import rl_toys as toys
 import torch
@@ -15,6 +16,7 @@ from rl_loop.asynchronous import AsynchronousLoop
 from rl_loop.checkpoint import checkpoint_to_resume, checkpoints, restore_checkpoint
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
+from rl_loop.ledger import Ledger
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.preflight import warn_of_memory_queue
 from rl_loop.pulling import EveryGroupFailed, Puller
@@ -368,3 +370,36 @@ def test_a_run_is_told_that_its_groups_would_die_with_the_service(service, tmp_p
     assert "--state" in capsys.readouterr().out
     warn_of_memory_queue(service, toys.config(tmp_path, mode="sync"), Console())
     assert capsys.readouterr().out == ""
+
+
+def once(call, error):
+    """`call`, whose first call raises `error`."""
+    errors = [error]
+
+    def called(*arguments):
+        if errors:
+            raise errors.pop()
+        return call(*arguments)
+
+    return called
+
+
+@pytest.mark.parametrize("status", [502, 503])
+def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, service, pool, monkeypatch, status):
+    monkeypatch.setattr("rl_loop.asynchronous.PAUSE", 0.01)
+    for name in ("weights", "cancel_prompts"):
+        starting = RolloutError(status, ErrorBody(error="starting"))
+        setattr(service, name, once(getattr(service, name), starting))
+    running = loop(config(tmp_path, steps=1), service, pool)
+    running.run()
+    assert running.state.step == 1
+
+
+@pytest.mark.parametrize("status", [503, None])
+def test_prompts_are_sent_again_to_a_service_that_starts_as_its_queue_may_be_gone(tmp_path, monkeypatch, status):
+    monkeypatch.setattr("rl_loop.pulling.PAUSE", 0.01)
+    puller = Puller(config(tmp_path), None, None, None, "run", Ledger(0, [], []), int, int, 0)
+    puller.resend = False
+    error = httpx.ConnectError("down") if status is None else RolloutError(status, ErrorBody(error="starting"))
+    assert puller._retrying(once(lambda: "done", error)) == "done"
+    assert puller.resend
