@@ -184,27 +184,41 @@ class RolloutClient(_Connection):
     def batches(self) -> BatchesStatus:
         return self._get(BatchesStatus, "/v1/batches")
 
-    def push_weights(self, of: WeightsOf, tensors: Mapping[str, "torch.Tensor"], version: int) -> WeightStatus:
+    def push_weights(
+        self,
+        of: WeightsOf,
+        tensors: Mapping[str, "torch.Tensor"],
+        version: int,
+        run: str | None = None,
+        take_over: bool = False,
+    ) -> WeightStatus:
         """Give all engines `tensors` (checkpoint names) as `version`; returns when every engine holds it.
 
         On the service's own machine the tensors go through shared memory, elsewhere over HTTP.
-        Raises RolloutError with every wrong name, shape and dtype; the old version then stays in service.
+        The version belongs to `run` until `release_weights`. Without a run it is nobody's, and anyone may replace it.
+        Raises RolloutError with every wrong name, shape and dtype, and 409 when the version in service belongs to
+        another run, unless this one is to `take_over`; the old version then stays in service.
         """
         from rollout_service.tensor_bytes import checksum_of, safetensors_parts
 
         parts = safetensors_parts(tensors)
+        query = {"version": str(version)} | ({"run": run} if run else {}) | ({"take_over": "true"} if take_over else {})
         shared = self._shared_memory()
         if shared is None:
             headers = {"Content-Type": "application/octet-stream"}
-            return self._push(of, version, checksum_of(parts), content=_chunks(parts), headers=headers)
+            return self._push(of, query, checksum_of(parts), content=_chunks(parts), headers=headers)
         file = shared / f"push-{uuid.uuid4().hex}.safetensors"
         try:
             with ThreadPoolExecutor(1) as pool:
                 checksum = pool.submit(checksum_of, parts)
                 _write(shared / spare_file(of), file, parts)
-            return self._push(of, version, checksum.result(), json=SharedMemoryPush(file=file.name).model_dump())
+            return self._push(of, query, checksum.result(), json=SharedMemoryPush(file=file.name).model_dump())
         finally:
             file.unlink(missing_ok=True)
+
+    def release_weights(self, run: str) -> None:
+        """The run ends: its weights stay in service and are nobody's. Nothing happens where it has none."""
+        self._delete("/v1/weights", run=run)
 
     def _shared_memory(self) -> Path | None:
         """The service's shared-memory folder when it is this machine's: the `token` file in it is ours to read."""
@@ -216,9 +230,9 @@ class RolloutClient(_Connection):
             return None
         return folder if here == folder.name else None
 
-    def _push(self, of: WeightsOf, version: int, checksum: str, **body: Any) -> WeightStatus:
-        query = {"version": str(version), "checksum": checksum}
-        answer = self._send("POST", f"/v1/weights/{of}", PUSH_TIMEOUT, params=query, **body)
+    def _push(self, of: WeightsOf, query: dict[str, str], checksum: str, **body: Any) -> WeightStatus:
+        params = query | {"checksum": checksum}
+        answer = self._send("POST", f"/v1/weights/{of}", PUSH_TIMEOUT, params=params, **body)
         return read(WeightStatus, answer, self.route.via)
 
 

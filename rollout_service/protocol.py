@@ -2,7 +2,7 @@
 
 POST /v1/rollouts                     RolloutRequest -> one Group a line (application/x-ndjson)
 POST /v1/weights/{policy|drafter}     safetensors stream, or SharedMemoryPush -> WeightStatus
-GET  /v1/weights                      WeightsStatus
+GET  /v1/weights                      WeightsStatus; DELETE /v1/weights?run=NAME
 POST /v1/prompts                      PromptsRequest -> PromptsStatus; DELETE /v1/prompts?run=NAME
 POST /v1/batches/lease                LeaseRequest -> Batch
 POST /v1/batches/{lease}/ack, /nack   LeaseGroups -> LeaseStatus
@@ -34,6 +34,8 @@ MAX_TEMPERATURE = 2.0
 """vLLM's own bound"""
 MAX_INT32 = 2**31 - 1
 """what the engine's integers hold"""
+LONGEST_RUN = 256
+"""characters of a run's name"""
 MAX_VERSION = 2**53 - 1
 """what every reader of JSON holds exactly; the queue's database holds more, sums of two included"""
 
@@ -222,7 +224,7 @@ class PromptsRequest(WireType):
             {"required": ["id"], "properties": {"id": {"type": "string", "minLength": 1}}},
         ]}},
     )  # fmt: skip
-    run: str = Field(default="", max_length=256)
+    run: str = Field(default="", max_length=LONGEST_RUN)
     """name of the client's run: ids are its own, and its batches hold its groups alone"""
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     """higher first; equal ones in the order of arrival"""
@@ -244,7 +246,7 @@ class PromptsStatus(WireType):
 
 class LeaseRequest(WireType):
     groups: int = Field(default=1, ge=1, le=MAX_GROUPS)
-    run: str = Field(default="", max_length=256)
+    run: str = Field(default="", max_length=LONGEST_RUN)
     max_staleness: Version | None = None
     """weight versions from a group's oldest token to `version`; older groups are generated again"""
     version: Version | None = None
@@ -362,6 +364,8 @@ class WeightStatus(WireType):
     """from the received bytes to the version's publication"""
     pause: float = 0.0
     """of these, the longest time that an engine did not generate"""
+    run: str | None = None
+    """the run that the weights belong to: no other replaces them unless it takes over; None when they are nobody's"""
     skipped: bool = False
     """answer to a push alone: a newer version came before this one was loaded; the status is of what is in service"""
 

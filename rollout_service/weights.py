@@ -61,8 +61,26 @@ class WeightSet:
                 found,
             )
 
-    def publish(self, weights: WeightsFile, seconds: float, pause: float) -> WeightStatus:
-        """`weights` is what every engine now holds."""
+    def check_owner(self, run: str | None, take_over: bool) -> None:
+        """Raises RefusedUpdate when the weights in service belong to another run than the push, which is not to take
+        over. A push without a run is nobody's."""
+        owner = self.status.run
+        if owner is None or owner == run or take_over:
+            return
+        push = "this push names no run" if run is None else f"this push is of the run {run!r}"
+        message = f"the {self.of} in service, version {self.status.version}, belongs to the run {owner!r}, and {push}"
+        what_to_do = (
+            "wait for that run's end, or go on with it (`rl-loop train --resume`), or take the service over from it "
+            "(take_over=true, `rl-loop train --take_over`)"
+        )
+        raise RefusedUpdate(message, [Problem(field="run", message=what_to_do)], status=409)
+
+    def release(self) -> None:
+        """The weights in service are nobody's from here on."""
+        self.status = self.status.model_copy(update={"run": None})
+
+    def publish(self, weights: WeightsFile, seconds: float, pause: float, run: str | None = None) -> WeightStatus:
+        """`weights` is what every engine now holds, and belongs to `run`."""
         path = Path(weights.path)
         if self.file is not None:
             Path(self.file.path).rename(path.with_name(spare_file(self.of)))
@@ -74,6 +92,7 @@ class WeightSet:
             checksum=weights.checksum,
             seconds=seconds,
             pause=pause,
+            run=run,
         )
         return self.status
 

@@ -1,4 +1,7 @@
-"""POST /v1/weights/{policy|drafter}: a new version, as a safetensors stream or as a file in shared memory."""
+"""POST /v1/weights/{policy|drafter}: a new version, as a safetensors stream or as a file in shared memory.
+
+GET and DELETE /v1/weights: the versions in service and the runs that they belong to; a run lets go of its own.
+"""
 
 import asyncio
 import logging
@@ -11,7 +14,15 @@ from starlette.requests import ClientDisconnect
 from rollout_service.admission import Refused
 from rollout_service.fleet import Fleet
 from rollout_service.json_route import JsonRoute
-from rollout_service.protocol import MAX_VERSION, Problem, SharedMemoryPush, WeightsOf, WeightsStatus, WeightStatus
+from rollout_service.protocol import (
+    LONGEST_RUN,
+    MAX_VERSION,
+    Problem,
+    SharedMemoryPush,
+    WeightsOf,
+    WeightsStatus,
+    WeightStatus,
+)
 from rollout_service.routes.openai import CLIENT_CLOSED_REQUEST
 from rollout_service.tensor_bytes import file_checksum
 from rollout_service.weights import check_received
@@ -41,23 +52,34 @@ async def weights(request: Request) -> WeightsStatus:
     )
 
 
+@router.delete("/v1/weights")
+async def release(request: Request, run: str = Query(min_length=1, max_length=LONGEST_RUN)) -> dict[str, int]:
+    """A run ends: its weights stay in service and are nobody's, so that any run may push. `released` weight sets."""
+    return {"released": await request.app.state.fleet.pushes.release(run)}
+
+
 @router.post("/v1/weights/{of}", openapi_extra=BODY)
 async def push(
     request: Request,
     of: WeightsOf,
     version: int = Query(ge=1, le=MAX_VERSION),
     checksum: str | None = Query(default=None, pattern="^[0-9a-f]{64}$"),
+    run: str | None = Query(default=None, min_length=1, max_length=LONGEST_RUN),
+    take_over: bool = False,
 ) -> WeightStatus:
     """Load new weights into every engine, in place; answers when all hold them and the version is published.
 
     `checksum` is the sender's BLAKE3 of the safetensors bytes: what arrives different is refused. A body's is taken
     while it is received, that of a file in shared memory when the engines read it, before they change anything.
     The body holds every tensor under its checkpoint name. What does not fit is refused as a whole with a list.
+    The version belongs to `run`: a push of another run, or of none, is a 409 until the run releases its weights, unless
+    it says `take_over`.
     """
     fleet: Fleet = request.app.state.fleet
     if of not in fleet.store.sets:
         message = f"the drafter {fleet.config.drafter.kind!r} has no weights of its own"
         raise Refused([Problem(field="of", message=message)], status=404)
+    fleet.store.sets[of].check_owner(run, take_over)  # before the body is received, and again before it is loaded
     try:
         if request.headers.get("content-type", "").startswith("application/json"):
             reference = SharedMemoryPush.model_validate_json(await read(request, REFERENCE_LIMIT))
@@ -72,7 +94,7 @@ async def push(
         logger.warning("%s", message)
         raise Refused([Problem(field="body", message=message)], status=CLIENT_CLOSED_REQUEST) from None
     # Shielded: a client that disconnects must not stop a push half-way through the engines.
-    status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, file, checksum)))
+    status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, file, checksum, run, take_over)))
     if not status.skipped:
         telemetry = request.app.state.telemetry
         telemetry.pushes.labels(of).inc()

@@ -352,6 +352,31 @@ def test_a_push_waits_for_the_loading_of_every_engine():
     assert waits == [60.0, 1800.0]
 
 
+def test_a_push_says_whose_it_is_and_a_run_that_ends_lets_go():
+    import torch
+
+    asked = []
+
+    def service(request):
+        asked.append((request.method, dict(request.url.params)))
+        if request.method == "DELETE":
+            return httpx.Response(200, json={"released": 1})
+        return httpx.Response(200, content=(WEIGHT if request.method == "POST" else METHODS[0][2]).model_dump_json())
+
+    with RolloutClient("http://service") as client:
+        client.http = httpx.Client(**client.options, transport=httpx.MockTransport(service))
+        client.push_weights("policy", {"a": torch.ones(1)}, 1)
+        client.push_weights("policy", {"a": torch.ones(1)}, 2, "a&b", take_over=True)
+        client.release_weights("a&b")
+    pushes = [params for method, params in asked if method == "POST"]
+    assert [params.keys() for params in pushes] == [
+        {"version", "checksum"},
+        {"version", "checksum", "run", "take_over"},
+    ]
+    assert (pushes[1]["run"], pushes[1]["take_over"]) == ("a&b", "true")
+    assert asked[-1] == ("DELETE", {"run": "a&b"})
+
+
 async def test_connections_have_keepalive():
     def is_kept_alive(answer):
         connection = answer.extensions["network_stream"].get_extra_info("socket")

@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 from front import StubFleet, front
 
 from rollout_service.member import FleetError
-from rollout_service.protocol import MAX_VERSION
+from rollout_service.protocol import MAX_VERSION, WeightStatus
+from rollout_service.pushes import Pushes
+from rollout_service.weights import WeightSet
 
 JSON = {"Content-Type": "application/json"}
 JSON_ROUTES = ("/v1/rollouts", "/v1/prompts", "/v1/batches/lease", "/v1/batches/x/ack", "/v1/batches/x/extend")
@@ -139,6 +142,18 @@ async def test_a_misspelt_parameter_of_the_query_is_refused(service):
         response = await service[0].request(method, path)
         assert response.status_code == 400
         assert "no such parameter" in error_of(response)
+
+
+async def test_the_run_that_weights_belong_to_is_shown_until_it_ends(service):
+    client, app = service
+    store = SimpleNamespace(sets={"policy": WeightSet("policy", {}, "float32")}, folder="/none")
+    store.sets["policy"].status = WeightStatus(version=3, tensors=0, bytes=0, checksum="", run="a")
+    app.state.fleet.store, app.state.fleet.pushes = store, Pushes(store, None, None, [])
+    assert (await client.get("/v1/weights")).json()["policy"]["run"] == "a"
+    assert (await client.delete("/v1/weights?run=b")).json() == {"released": 0}
+    assert (await client.delete("/v1/weights?run=a")).json() == {"released": 1}
+    assert (await client.get("/v1/weights")).json()["policy"] == store.sets["policy"].status.model_dump()
+    assert store.sets["policy"].status.run is None
 
 
 # --- OpenAI's routes ---

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from rollout_service.app import add_error_handlers
 from rollout_service.protocol import MAX_VERSION
 from rollout_service.routes import weights
+from rollout_service.weights import RefusedUpdate
 
 
 @pytest.fixture
@@ -20,17 +21,23 @@ def route(tmp_path):
     async def push(*arguments):
         pushed.append(arguments)
 
+    def check_owner(run, take_over):
+        if run == "another" and not take_over:
+            raise RefusedUpdate("it belongs to a run", [], status=409)
+
     file = tmp_path / "file"
     file.touch()
     store = SimpleNamespace(
-        sets={"policy": SimpleNamespace(largest_bytes=1 << 20)}, file_to_write=lambda of: file, adopt=lambda name: file
+        sets={"policy": SimpleNamespace(largest_bytes=1 << 20, check_owner=check_owner)},
+        file_to_write=lambda of: file,
+        adopt=lambda name: file,
     )
     app = FastAPI()
     app.state.fleet = SimpleNamespace(store=store, pushes=SimpleNamespace(push=push))
     app.include_router(weights.router)
     add_error_handlers(app)
 
-    async def call(content_type, chunks, version=1):
+    async def call(content_type, chunks, version=1, more=""):
         left, statuses = list(chunks), []
 
         async def receive():
@@ -44,7 +51,7 @@ def route(tmp_path):
 
         scope = {
             "type": "http", "method": "POST", "path": "/v1/weights/policy", "raw_path": b"/v1/weights/policy",
-            "root_path": "", "scheme": "http", "query_string": f"version={version}".encode(),
+            "root_path": "", "scheme": "http", "query_string": f"version={version}{more}".encode(),
             "headers": [(b"content-type", content_type.encode())],
         }  # fmt: skip
         await asyncio.wait_for(app(scope, receive, send), 5)
@@ -65,6 +72,18 @@ async def test_a_body_is_refused_at_its_limit_and_the_rest_is_not_read(route, co
 async def test_a_version_that_the_queue_cannot_hold_is_refused_before_the_body_is_read(route):
     status, read = await route("application/octet-stream", [b"x"] * 3, version=MAX_VERSION + 1)
     assert (status, read) == (400, 0)
+
+
+async def test_a_push_of_another_run_is_refused_before_its_body_is_read(route):
+    chunks = [b"x", b"x", None]
+    assert await route("application/octet-stream", chunks, more="&run=another") == (409, 0)
+    status, read = await route("application/octet-stream", chunks, more="&run=another&take_over=true")
+    assert (status, read) == (weights.CLIENT_CLOSED_REQUEST, 3)
+
+
+@pytest.mark.parametrize("more", ["&run=", "&run=" + "a" * 257, "&take_over=perhaps"])
+async def test_a_run_that_is_no_name_is_refused(route, more):
+    assert await route("application/octet-stream", [b"x"], more=more) == (400, 0)
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/octet-stream"])

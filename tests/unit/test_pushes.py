@@ -1,4 +1,4 @@
-"""Pushes that overlap: one at a time, and of those that wait only the newest is loaded."""
+"""Pushes that overlap: one at a time, and of a run's that wait only the newest is loaded. And whose the weights are."""
 
 import asyncio
 import errno
@@ -11,6 +11,7 @@ from rollout_service.engine import DifferentBytes, HalfLoaded, Loaded, WeightsFi
 from rollout_service.member import FleetError, Member
 from rollout_service.protocol import WeightStatus
 from rollout_service.pushes import Pushes
+from rollout_service.state import StateFolder
 from rollout_service.weights import RefusedUpdate, WeightSet
 
 SENT = "a" * 64
@@ -21,16 +22,16 @@ def pushes(monkeypatch, tmp_path):
     """Whose loading is left out: a file named `bad` is taken by no engine."""
     weights, loaded = WeightSet("policy", {}, "float32"), []
     pushes = Pushes(SimpleNamespace(sets={"policy": weights}), None, None, [])
-    for name in ("w", "bad", "1", "2", "3", "4"):
+    for name in ("w", "bad", "1", "2", "3", "4", "7"):
         (tmp_path / name).touch()
     monkeypatch.setattr("rollout_service.weights.file_tensors", lambda file: {})
 
-    async def load_everywhere(of, version, file, checksum):
+    async def load_everywhere(of, version, file, checksum, run):
         await asyncio.sleep(0.05)
         if file.name == "bad":
             raise FleetError("no engine could load it")
         loaded.append(version)
-        weights.status = WeightStatus(version=version, tensors=0, bytes=0, checksum="")
+        weights.status = WeightStatus(version=version, tensors=0, bytes=0, checksum="", run=run)
         return weights.status
 
     pushes._load_everywhere, pushes.loaded = load_everywhere, loaded
@@ -52,6 +53,80 @@ async def test_a_push_that_fails_does_not_stand_in_the_way_of_the_next_try(pushe
     assert (await pushes.push("policy", 3, tmp_path / "w", SENT)).version == 3
     with pytest.raises(RefusedUpdate, match="versions only grow"):
         await pushes.push("policy", 3, tmp_path / "w", SENT)
+
+
+@pytest.mark.parametrize("other", ["b", None])
+async def test_a_push_that_is_not_the_owning_runs_is_refused_and_says_whose_the_weights_are(pushes, tmp_path, other):
+    await pushes.push("policy", 1, tmp_path / "1", SENT, "a")
+    with pytest.raises(RefusedUpdate, match="belongs to the run 'a', and this push") as refused:
+        await pushes.push("policy", 2, tmp_path / "2", SENT, other)
+    assert refused.value.status == 409
+    assert "--take_over" in refused.value.problems[0].message
+    assert (await pushes.push("policy", 3, tmp_path / "3", SENT, "a")).run == "a"
+    assert pushes.loaded == [1, 3]
+
+
+@pytest.mark.parametrize("other", ["b", None])
+async def test_a_run_takes_over_when_it_says_so_and_then_the_weights_are_its_own(pushes, tmp_path, other):
+    await pushes.push("policy", 1, tmp_path / "1", SENT, "a")
+    assert (await pushes.push("policy", 2, tmp_path / "2", SENT, other, take_over=True)).run == other
+    if other is not None:
+        with pytest.raises(RefusedUpdate, match="belongs to the run 'b', and this push is of the run 'a'"):
+            await pushes.push("policy", 3, tmp_path / "3", SENT, "a")
+
+
+async def test_weights_that_are_nobodys_become_those_of_the_first_run_that_pushes(pushes, tmp_path):
+    await pushes.push("policy", 1, tmp_path / "1", SENT)
+    assert (await pushes.push("policy", 2, tmp_path / "2", SENT, "a")).run == "a"
+
+
+async def test_a_push_that_waits_for_its_turn_meets_the_owner_who_came_meanwhile(pushes, tmp_path):
+    """And does not stand in the way of the owner's own push that waits behind it."""
+    tasks = [
+        asyncio.create_task(pushes.push("policy", version, tmp_path / str(version), SENT, run))
+        for version, run in ((1, "a"), (4, "b"), (2, "a"))
+    ]
+    first, foreign, second = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(foreign, RefusedUpdate)
+    assert (first.version, second.version, second.skipped) == (1, 2, False)
+
+
+async def test_a_run_that_ends_lets_go_of_its_weights_alone(pushes, tmp_path):
+    await pushes.push("policy", 1, tmp_path / "1", SENT, "a")
+    assert await pushes.release("b") == 0
+    assert pushes.store.sets["policy"].status.run == "a"
+    assert await pushes.release("a") == 1
+    assert pushes.store.sets["policy"].status.version == 1
+    assert (await pushes.push("policy", 2, tmp_path / "2", SENT, "b")).run == "b"
+
+
+async def test_a_release_waits_for_the_push_of_its_run(pushes, tmp_path):
+    push = asyncio.create_task(pushes.push("policy", 1, tmp_path / "1", SENT, "a"))
+    await asyncio.sleep(0.01)
+    assert await pushes.release("a") == 1
+    assert (await push).run == "a"
+    assert pushes.store.sets["policy"].status.run is None
+
+
+async def test_a_service_that_starts_again_knows_whose_the_kept_weights_are(pushes, tmp_path, monkeypatch):
+    def started_again():
+        again = Pushes(SimpleNamespace(sets={"policy": WeightSet("policy", {}, "float32")}), state, None, [])
+        again.store.new_file = lambda: tmp_path / "new"
+        again.take_up_kept()
+        return again
+
+    monkeypatch.setattr(
+        "rollout_service.pushes.locate", lambda version, *_: WeightsFile(version, str(tmp_path / "new"), "", "", None)
+    )
+    state = StateFolder(tmp_path / "state")
+    state.keep("policy", 7, tmp_path / "7", "a")
+    again = started_again()
+    assert (again.store.sets["policy"].status.version, again.store.sets["policy"].status.run) == (7, "a")
+    with pytest.raises(RefusedUpdate, match="belongs to the run 'a'"):
+        await again.push("policy", 8, tmp_path / "1", SENT, "b")
+    await again.release("a")
+    assert started_again().store.sets["policy"].status.run is None
+    state.close()
 
 
 async def test_a_version_that_the_disk_has_no_room_for_is_not_published(pushes, tmp_path):

@@ -34,6 +34,21 @@ def test_a_kept_version_is_whole_and_earlier_ones_are_forgotten(tmp_path):
     assert not list(again.weights.glob(".*"))
 
 
+@pytest.mark.parametrize("run", ["a", "\r\n\x85\u2028é"])
+def test_a_kept_version_has_its_run_and_a_forgotten_one_leaves_nothing(tmp_path, run):
+    state, file = StateFolder(tmp_path / "state"), tmp_path / "w"
+    file.write_bytes(b"w")
+    state.keep("policy", 2, file, "earlier")
+    state.keep("policy", 3, file, run)
+    state.keep("policy", 4, file, run)
+    state.keep("policy", 4, file)  # pushed again, by nobody
+    assert [state.owner("policy", version) for version in (2, 3, 4)] == ["earlier", run, None]
+    state.forget_all_but("policy", 3)
+    assert {kept.name for kept in state.weights.iterdir()} == {"policy-3.safetensors", "policy-3.json"}
+    state.release("policy", 3)
+    assert state.owner("policy", 3) is None
+
+
 def test_a_killed_services_shared_memory_is_removed_by_the_next_one(tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "SHARED_MEMORY", tmp_path)
     hold = (

@@ -61,10 +61,11 @@ class Faults:
     def cut_push(self) -> None:
         """A push of a far higher version whose connection ends somewhere in the middle of the body."""
         with RolloutClient(self.service.url) as client:
-            version = client.weights().policy.version
+            policy = client.weights().policy
+        run = f"&run={policy.run}" if policy.run else ""  # as the trainer's own: any other is refused at its head
         kept = next(self.service.state.glob("weights/policy-*.safetensors")).read_bytes()
         with socket.create_connection(("127.0.0.1", self.service.port)) as connection:
-            head = f"POST /v1/weights/policy?version={version + 1000} HTTP/1.1\r\nHost: localhost\r\n"
+            head = f"POST /v1/weights/policy?version={policy.version + 1000}{run} HTTP/1.1\r\nHost: localhost\r\n"
             connection.sendall(f"{head}Content-Length: {len(kept)}\r\n\r\n".encode())
             connection.sendall(kept[: self.random.randrange(len(kept))])
 
