@@ -15,6 +15,7 @@
 
 - Policy versions are those of updates: the batch of step s is trained by version `first + s`. Versions that could not
   be pushed in time are skipped. Tokens carry the version that sampled them, and decide what is corrected.
+- A batch is trained on once the pushes of its tokens' versions are answered: then each is known to be this run's.
 - A group is trained on once: its training, its name in groups.jsonl and the step's metrics happen in one section that a
   signal does not cut; it is acknowledged when a checkpoint holds all that.
 """
@@ -22,8 +23,7 @@
 import json
 import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty
 from typing import TypeVar
@@ -43,6 +43,7 @@ from rl_loop.ledger import TRANSIENT, Heartbeat, Ledger, acknowledge
 from rl_loop.losslessness import check_losslessness
 from rl_loop.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_metrics
 from rl_loop.online_drafter import OnlineDrafter
+from rl_loop.ownership import Ownership, versions_of
 from rl_loop.prompts import group_requests
 from rl_loop.pulling import PAUSE, Pulled, Puller
 from rl_loop.pushing import Pusher
@@ -52,8 +53,8 @@ from rl_loop.rewards_pool import RewardsPool
 from rl_loop.sources import EndpointSource, delivered
 from rl_loop.step import StageClock, prepare, report_drafter, step_metrics
 from rl_loop.tasks import Task
-from rollout_service.client import RolloutClient, RolloutError
-from rollout_service.protocol import BatchesStatus
+from rollout_service.client import RolloutError
+from rollout_service.protocol import BatchesStatus, Group, WeightStatus
 
 T = TypeVar("T")
 
@@ -63,17 +64,17 @@ ENDS_WITHIN = 10.0
 
 
 class AsynchronousLoop:
-    """As SynchronousLoop, but for a client in place of a source; grading is always the pool's."""
+    """As SynchronousLoop, but for the service's weights in place of a source; grading is always the pool's."""
 
     def __init__(
         self, config: TrainConfig, task: Task, learner: Learner, tokenizer: PreTrainedTokenizerBase,
-        client: RolloutClient, reporter: Reporter, pool: RewardsPool, state: RunState | None = None,
+        ownership: Ownership, reporter: Reporter, pool: RewardsPool, state: RunState | None = None,
         interruption: Interruption | None = None, drafter: OnlineDrafter | None = None,
     ):  # fmt: skip
         self.config, self.task, self.learner, self.tokenizer = config, task, learner, tokenizer
-        self.client, self.reporter, self.pool, self.drafter = client, reporter, pool, drafter
-        self.state = state or RunState()
-        self.state.run = self.state.run or uuid.uuid4().hex
+        self.ownership, self.client = ownership, ownership.client
+        self.reporter, self.pool, self.drafter = reporter, pool, drafter
+        self.state = state or RunState(run=ownership.run)
         self.interruption = interruption or Interruption()
         self.ledger = Ledger(self.state.position, self.state.outstanding, self.state.trained)
         self.log = GroupsLog(config.output, self.state.step)
@@ -90,9 +91,9 @@ class AsynchronousLoop:
         self.save()
         status = self._patiently(self.client.weights)
         self.dtype = getattr(torch, status.dtype)
-        self.first = max(status.policy.version, self.state.version) + 1 - self.state.step
+        self.first = self._first_version(status.policy)
         self.wasted_at_start = self._patiently(self.client.batches).tokens_wasted
-        self.pusher = Pusher(self.client, self.config.ready_timeout)
+        self.pusher = Pusher(self.ownership, self.config.ready_timeout)
         self.puller = Puller(
             self.config, self.task, self.client, self.pool, self.state.run, self.ledger,
             self._version, lambda: self.pusher.published, self.state.step,
@@ -118,6 +119,19 @@ class AsynchronousLoop:
             for thread in threads:
                 thread.join(ENDS_WITHIN)
 
+    def _first_version(self, in_service: WeightStatus) -> int:
+        """Of the run's first step, so that this one's is above all that were in service.
+
+        Other weights may have sampled the groups that wait since the run was interrupted: then it is so far above that
+        the service finds these too old, and generates them again.
+        """
+        above = max(in_service.version, self.state.version)
+        if self.ownership.holds(in_service):
+            self.ownership.go_on_from(in_service, self.config.max_staleness)
+        elif self.state.position > 0 or self.state.pushed:
+            above += self.config.max_staleness
+        return above + 1 - self.state.step
+
     def _patiently(self, call: Callable[[], T]) -> T:
         """Through a service that is being started again."""
         deadline = time.monotonic() + self.config.ready_timeout
@@ -135,6 +149,7 @@ class AsynchronousLoop:
         folder = checkpoint_folder(self.config.output, self.state.step)
         with self.interruption.deferred():
             if not folder.exists():
+                self.state.pushed = self.ownership.recent(self.config.max_staleness)
                 self.reporter.stage("checkpoint")
                 save_checkpoint(folder, self.learner, self.tokenizer, self.state, self.drafter)
                 prune_checkpoints(self.config.output, self.config.keep_checkpoints)
@@ -157,7 +172,7 @@ class AsynchronousLoop:
         if self.drafter is None:
             return
         try:
-            self.drafter.publish(EndpointSource(self.client))
+            self.drafter.publish(EndpointSource(self.ownership))
         except (httpx.TransportError, RolloutError) as error:
             if isinstance(error, RolloutError) and error.status not in TRANSIENT:
                 raise
@@ -174,6 +189,7 @@ class AsynchronousLoop:
             self._evaluate()
         with clock("generation"):
             batch = self._next_batch()
+            self.check_versions([graded.group for graded in batch.graded])
         prepared = prepare(
             config, self.learner, batch.graded, self._version(state.step), clock, self.drafter, state.step
         )
@@ -217,6 +233,16 @@ class AsynchronousLoop:
                 return self.puller.batches.get(timeout=1.0)
             except Empty:
                 self.pusher.restore()
+
+    def check_versions(self, groups: Sequence[Group]) -> None:
+        """Raises ForeignWeights when weights that this run did not push sampled a token, and what ended the pusher."""
+        newest = max((version for group in groups for version in versions_of(group)), default=0)
+        if newest <= self.pusher.offered:
+            # Engines sample by a version before its push is answered; the answer says whether it is ours.
+            self.pusher.wait_for(newest)
+            if self.pusher.failure is not None:
+                raise self.pusher.failure
+        self.ownership.check(groups)
 
     # --- measures ---
 
@@ -292,6 +318,7 @@ class Evaluation(threading.Thread):
                 if lasting or loop.pusher.stopping or time.perf_counter() - started > config.ready_timeout:
                     raise
                 time.sleep(1.0)
+        loop.check_versions(groups)
         futures = [loop.pool.submit(problem_of[g.id], [c.text for c in g.completions]) for g in groups]
         graded = [
             GradedGroup.of(group, [reward.result() for reward in rewards])

@@ -46,7 +46,9 @@ class RunState(BaseModel):
     version: int = 0
     """weight version that the last finished step was sampled by"""
     run: str = ""
-    """asynchronous training: the run's name in the service's queue"""
+    """the run's name: its weights in service belong to it, and in asynchronous training its groups in the queue"""
+    pushed: list[int] = Field(default_factory=list)
+    """weight versions that the run pushed, of those that tokens still to be trained on may have"""
     outstanding: list[int] = Field(default_factory=list)
     """asynchronous training: problems below `position` that are not trained on"""
     trained: list[str] = Field(default_factory=list)
@@ -119,9 +121,14 @@ def checkpoint_to_resume(config: TrainConfig) -> Path | None:
     return found[-1] if found else None
 
 
+def read_state(folder: Path) -> RunState:
+    """The run's, without what `restore_checkpoint` restores."""
+    return RunState.model_validate(_read(folder)["run"])
+
+
 def restore_checkpoint(folder: Path, learner: Learner) -> RunState:
     """Put the optimiser and all generators in the saved state. The learner's policy was loaded from `folder`."""
-    read = json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
+    read = _read(folder)
     saved = load_file(folder / "trainer" / "optimiser.safetensors")
     for name, parameter in learner.policy.named_parameters():
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]
@@ -136,6 +143,10 @@ def restore_checkpoint(folder: Path, learner: Learner) -> RunState:
     name, keys, *rest = read["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
     return RunState.model_validate(read["run"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
 
 
 def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:

@@ -35,6 +35,7 @@ def train(argv: list[str]) -> int:
     from drafters.room import NoRoom, is_full
     from rl_loop.interruption import Interrupted, Interruption
     from rl_loop.losslessness import NotLossless
+    from rl_loop.ownership import ForeignWeights
     from rl_loop.preflight import PreflightError
     from rl_loop.pulling import EveryGroupFailed
     from rl_loop.rewards import RewardsFailed
@@ -50,7 +51,7 @@ def train(argv: list[str]) -> int:
         return _fail(f"ended by {interrupted}", SIGNALLED + interrupted.signum)
     except TaskError as error:
         return _fail(str(error), 2)
-    except (PreflightError, ReplayError, NotLossless, EveryGroupFailed, RewardsFailed) as error:
+    except (PreflightError, ReplayError, NotLossless, EveryGroupFailed, RewardsFailed, ForeignWeights) as error:
         return _fail(str(error), 1)
     except EndpointError as error:
         return _fail(f"endpoint: {error}", 2)

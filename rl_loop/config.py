@@ -131,6 +131,8 @@ class TrainConfig(Section):
     """the service's bearer token"""
     ready_timeout: float = Field(default=600.0, ge=0.0)
     """seconds to wait until the service is ready"""
+    take_over: CliImplicitFlag[bool] = False
+    """take the service over from the run that its weights belong to; that run then ends with an error"""
     task: TaskConfig = Field(default_factory=TaskConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     drafter: DrafterTrainingConfig = Field(default_factory=DrafterTrainingConfig)

@@ -70,7 +70,8 @@ def correct(
 
 
 def staleness(rollout: Rollout, version: int) -> Tensor:
-    """int64 (T,): versions that each token is older than `version`; 0 where versions are not known."""
+    """int64 (T,): versions that each token is older than `version`; 0 where versions are not known, and where they are
+    newer: those of a recording, which were counted by another run."""
     if not rollout.versions:
         return torch.zeros(len(rollout.response_ids), dtype=torch.long)
     return (version - torch.tensor(rollout.versions)).clamp(min=0)

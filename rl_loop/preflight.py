@@ -82,6 +82,21 @@ def _why_not_ready(client: RolloutClient, deadline: float) -> str | None:
     return None if client.ready(within=min(READY_WITHIN, left())) else "not every engine answers"
 
 
+def check_owner(client: RolloutClient, config: TrainConfig, run: str) -> None:
+    """The service's weights must not belong to another run, unless this one is to take over."""
+    status = client.weights()
+    weights = {"policy": status.policy}
+    if config.drafter.kind != "none" and status.drafter is not None:
+        weights["drafter"] = status.drafter
+    for of, in_service in weights.items():
+        if in_service.run not in (None, run) and not config.take_over:
+            raise PreflightError(
+                f"endpoint: {config.endpoint} serves {of} version {in_service.version} of the run {in_service.run!r}, "
+                f"and this is the run {run!r}. Wait for its end, go on with it if it was killed (--resume, with its "
+                "output folder), or take the service over from it (--take_over)"
+            )
+
+
 def warn_of_memory_queue(client: RolloutClient, config: TrainConfig, console: Console) -> None:
     """An asynchronous run whose groups would die with the service is told so; it can do with that."""
     if config.mode == "async" and not client.batches().persistent:

@@ -9,7 +9,8 @@
 - A group that the service hands out as failed is told, left out, and replaced by another problem's. It is acknowledged
   with the batch. A run whose groups all fail ends. So does one whose rewards all fail (rl_loop/rewards.py).
 - Prompts for step s are sent when the policy of step s - max_staleness is in service, and a group's oldest token says
-  until which step it may be used. So the bound holds for training, and nothing is generated in vain for it.
+  until which step it may be used. So the bound holds for training, and nothing is generated in vain for it. None are
+  sent before a policy of this run is in service: what another sampled is not trained on.
 """
 
 import logging
@@ -74,7 +75,8 @@ class Puller(threading.Thread):
         self, config: TrainConfig, task: Task, client: RolloutClient, pool: RewardsPool, run: str, ledger: Ledger,
         versions: Callable[[int], int], published: Callable[[], int], first_step: int,
     ):  # fmt: skip
-        """`versions`: step (from 0) -> the policy version that is trained in it; `published`: that in service."""
+        """`versions`: step (from 0) -> the policy version that is trained in it; `published`: that in service, 0 when
+        none of this run's is."""
         super().__init__(name="puller", daemon=True)
         self.config, self.task, self.client, self.pool = config, task, client, pool
         self.run_name, self.ledger, self.step = run, ledger, first_step
@@ -155,12 +157,14 @@ class Puller(threading.Thread):
     def _send_prompts(self) -> None:
         """As many as bounded staleness can use: the policy of step p in service samples for the steps up to
         p + max_staleness, and for none after them. What it sampled for a later one would be too old by then."""
-        config, ledger = self.config, self.ledger
+        config, ledger, published = self.config, self.ledger, self.published()
+        if published == 0:
+            return
         with ledger.lock:
             self.arrived &= ledger.outstanding
             self.due = {index: step for index, step in self.due.items() if index in ledger.outstanding}
             to_come = sorted(ledger.outstanding - self.arrived)
-            last = min(self.published() - self.versions(0) + config.max_staleness, config.steps - 1)
+            last = min(published - self.versions(0) + config.max_staleness, config.steps - 1)
             wanted = (last + 1 - self.step) * config.prompts_per_step - len(self.ready) - len(to_come)
             new = range(ledger.position, ledger.position + max(0, wanted))
             # Of those sent before a resume it is not known when; they are used in their order.

@@ -9,7 +9,8 @@ import httpx
 from torch import Tensor
 
 from rl_loop.ledger import TRANSIENT
-from rollout_service.client import RolloutClient, RolloutError, tensors_checksum
+from rl_loop.ownership import Ownership
+from rollout_service.client import RolloutError, tensors_checksum
 
 logger = logging.getLogger("rl_loop")
 
@@ -18,12 +19,13 @@ PAUSE = 1.0
 
 
 class Pusher(threading.Thread):
-    """`offer` replaces what is not yet on its way. `published` is the newest version known to be in service."""
+    """`offer` replaces what is not yet on its way. `published` is the newest version known to be in service, and 0 when
+    none of this run's is."""
 
-    def __init__(self, client: RolloutClient, patience: float):
+    def __init__(self, ownership: Ownership, patience: float):
         """`patience`: seconds that pushes may fail before `failure` says so."""
         super().__init__(name="pusher", daemon=True)
-        self.client, self.patience = client, patience
+        self.ownership, self.client, self.patience = ownership, ownership.client, patience
         self.change = threading.Condition()
         self.newest: tuple[int, Mapping[str, Tensor]] | None = None
         self.published = 0
@@ -37,6 +39,12 @@ class Pusher(threading.Thread):
         with self.change:
             self.newest = (version, tensors)
             self.change.notify_all()
+
+    @property
+    def offered(self) -> int:
+        """The newest version that is in service or on its way."""
+        with self.change:
+            return max(self.published, self.newest[0] if self.newest else 0)
 
     def wait_for(self, version: int) -> None:
         """Until that version, or a newer one, is in service; or the pusher has failed or been stopped."""
@@ -78,7 +86,7 @@ class Pusher(threading.Thread):
     def _push(self, version: int, tensors: Mapping[str, Tensor]) -> float:
         """Seconds that the engines paused."""
         try:
-            return self.client.push_weights("policy", tensors, version).pause
+            return self.ownership.push("policy", tensors, version).pause
         except RolloutError as error:
             if error.status != 409 or not self._is_in_service(version, tensors):
                 raise
@@ -87,15 +95,16 @@ class Pusher(threading.Thread):
     def _is_in_service(self, version: int, tensors: Mapping[str, Tensor]) -> bool:
         """Whether the version was pushed by an earlier try, whose answer was lost, and not by somebody else."""
         status = self.client.weights().policy
-        return status.version == version and status.checksum == tensors_checksum(tensors)
+        ours = (self.ownership.run, version)
+        return (status.run, status.version) == ours and status.checksum == tensors_checksum(tensors)
 
     def restore(self) -> None:
-        """Push the newest again if the service has an older one: it was started again without a state folder."""
+        """Push the newest again if the service has an older version: it was started again without a state folder."""
         try:
             in_service = self.client.weights().policy.version
         except (httpx.TransportError, RolloutError):
             return
         with self.change:
             if in_service < self.published:
-                self.published = in_service
+                self.published = 0
                 self.change.notify_all()

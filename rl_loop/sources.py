@@ -5,13 +5,15 @@ A batch is the groups of one step or evaluation; its groups' ids are its name an
 
 import logging
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from rollout_service.client import GroupStream, RolloutClient, RolloutError, tensors_checksum
+from rl_loop.ownership import Ownership
+from rollout_service.client import GroupStream, RolloutError, tensors_checksum
 from rollout_service.protocol import ErrorBody, Group, GroupRequest
 
 logger = logging.getLogger("rl_loop")
@@ -53,19 +55,24 @@ def delivered(groups: Iterable[Group]) -> Generator[Group]:
 
 
 class EndpointSource:
-    """The rollout service."""
+    """The rollout service, whose weights are the run's own."""
 
-    def __init__(self, client: RolloutClient):
-        self.client = client
+    def __init__(self, ownership: Ownership):
+        self.ownership, self.client = ownership, ownership.client
 
     def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
-        yield from self.client.rollouts(requests)
+        """Raises ForeignWeights for a group that other weights sampled than those published."""
+        with closing(self.client.rollouts(requests)) as groups:
+            for group in groups:
+                self.ownership.check([group])
+                yield group
 
     def publish(self, tensors: Tensors, version: int) -> int:
-        """The service's versions only grow: the new one is above its own and ours, whichever was restarted."""
+        """The service's versions only grow: the new one is above its own and ours, whichever was restarted. Raises
+        RolloutError (409) when the weights in service belong to another run."""
         status = self.client.weights()
         version = max(version, status.policy.version) + 1
-        self.client.push_weights("policy", tensors(getattr(torch, status.dtype)), version)
+        self.ownership.push("policy", tensors(getattr(torch, status.dtype)), version)
         return version
 
     def publish_drafter(self, tensors: Tensors, version: int, *, is_new: bool) -> int:
@@ -80,7 +87,7 @@ class EndpointSource:
         if not is_new and tensors_checksum(pushed) == status.drafter.checksum:
             return status.drafter.version
         version = max(version, status.drafter.version) + 1
-        self.client.push_weights("drafter", pushed, version)
+        self.ownership.push("drafter", pushed, version)
         return version
 
 

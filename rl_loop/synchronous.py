@@ -112,6 +112,8 @@ class SynchronousLoop:
                 step=state.step + 1,
                 position=state.position + (1 + replaced.rounds) * config.prompts_per_step,
                 version=self.version,
+                run=state.run,
+                pushed=[self.version],
                 losslessness=state.losslessness + prepared.on_policy,
             )
             self.reporter.step(

@@ -1,7 +1,7 @@
 """`rl-loop train` once its configuration is read: checks, builds the parts, runs the loop.
 
 However the loop ends (its last step, a signal, the endpoint's failure, an error of any kind), a checkpoint of the last
-finished step is left, if the disk allows.
+finished step is left, if the disk allows, and the service's weights are nobody's.
 """
 
 from collections.abc import Iterator
@@ -16,18 +16,20 @@ from transformers.utils import logging as transformers_logging
 from drafters.room import NoRoom
 from rl_loop.asynchronous import AsynchronousLoop
 from rl_loop.carried import Carried
-from rl_loop.checkpoint import RunState, checkpoint_to_resume, restore_checkpoint
+from rl_loop.checkpoint import RunState, checkpoint_to_resume, read_state, restore_checkpoint
 from rl_loop.config import TrainConfig
 from rl_loop.drafter_plot import plot_acceptance
 from rl_loop.interruption import Interruption
 from rl_loop.learner import Learner, load_policy
 from rl_loop.metrics_log import MetricsLog
 from rl_loop.online_drafter import OnlineDrafter
+from rl_loop.ownership import Ownership, new_run
 from rl_loop.preflight import (
     PreflightError,
     check_device,
     check_drafter,
     check_output,
+    check_owner,
     model_folder,
     wait_until_ready,
     warn_of_memory_queue,
@@ -53,14 +55,15 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     tokenizer = load_tokenizer(config)
     if config.threads:
         torch.set_num_threads(config.threads)
+    state = begin_state(config)
     lengths = PromptLengths(task, tokenizer)
     with console.status("measuring prompts"):
         measured = lengths.measure(config)
-    with open_source(config, console) as source:
+    with open_source(config, state, console) as source:
         limit = context_limit(config, source)
         task = fitting_task(config, lengths, measured, limit, console)
         with console.status(f"loading {config.model}"):
-            learner, state = make_learner(config)
+            learner = make_learner(config)
             drafter = make_drafter(config, learner)
         log = MetricsLog(config.output, state.step, config.tensorboard)
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -75,6 +78,9 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             except BaseException:
                 leave_checkpoint(loop, console)
                 raise
+            finally:
+                if isinstance(source, EndpointSource):
+                    source.ownership.release()
         for alarm in source.client.speculation().alarms if isinstance(source, EndpointSource) else []:
             console.print(f"alarm of the service, {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
     skipped = len(task.skipped) if isinstance(task, FittingTask) else 0
@@ -104,7 +110,7 @@ def make_loop(
         assert isinstance(source, EndpointSource)
         assert pool is not None
         return AsynchronousLoop(
-            config, task, learner, tokenizer, source.client, reporter, pool, state, interruption, drafter
+            config, task, learner, tokenizer, source.ownership, reporter, pool, state, interruption, drafter
         )
     if config.record_rollouts:
         source = Recorder(source, config.output / "rollouts")
@@ -119,8 +125,16 @@ def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
         raise PreflightError(f"model: {folder}: {error}") from error
 
 
-def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
-    """The learner and its state: new, or as the latest checkpoint left them."""
+def begin_state(config: TrainConfig) -> RunState:
+    """The state of a new run, or as the latest checkpoint has it."""
+    latest = checkpoint_to_resume(config)
+    state = RunState() if latest is None else read_state(latest)
+    state.run = state.run or new_run(config.output)
+    return state
+
+
+def make_learner(config: TrainConfig) -> Learner:
+    """A new one, or as the latest checkpoint left it; then the generators are as it left them, too."""
     latest = checkpoint_to_resume(config)
     try:
         policy = load_policy(model_folder(config) if latest is None else latest)
@@ -129,7 +143,9 @@ def make_learner(config: TrainConfig) -> tuple[Learner, RunState]:
         learner = Learner(config, policy, reference, carried)
     except (OSError, ValueError) as error:
         raise PreflightError(f"model: {config.model}: {error}") from error
-    return learner, RunState() if latest is None else restore_checkpoint(latest, learner)
+    if latest is not None:
+        restore_checkpoint(latest, learner)
+    return learner
 
 
 def make_drafter(config: TrainConfig, learner: Learner) -> OnlineDrafter | None:
@@ -156,14 +172,15 @@ def open_pool(config: TrainConfig) -> Iterator[RewardsPool | None]:
 
 
 @contextmanager
-def open_source(config: TrainConfig, console: Console) -> Iterator[RolloutSource]:
-    """The recording, or the endpoint once it is ready and found to fit."""
+def open_source(config: TrainConfig, state: RunState, console: Console) -> Iterator[RolloutSource]:
+    """The recording, or the endpoint once it is ready and found to fit the run that is in `state`."""
     if config.replay is not None:
         yield ReplaySource(config.replay)
         return
     token = None if config.token is None else config.token.get_secret_value()
     with RolloutClient(config.endpoint, token) as client:
         wait_until_ready(client, config, console)
+        check_owner(client, config, state.run)
         check_drafter(client, config)
         warn_of_memory_queue(client, config, console)
-        yield EndpointSource(client)
+        yield EndpointSource(Ownership(client, state.run, config.take_over, state.pushed))

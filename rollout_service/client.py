@@ -10,7 +10,7 @@ httpx.TransportError when there is no answer; EndpointError for an endpoint that
 """
 
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -115,7 +115,7 @@ class RolloutClient(_Connection):
         if answer.status_code != 200:
             raise error_of(answer, self.route.via)
 
-    def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> Iterator[Group]:
+    def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> Generator[Group]:
         """Finished groups, each as it finishes. Closing the iterator ends the generation of the rest.
 
         Raises RolloutError: 4xx before anything is generated, naming the fields; 503 when the engines could not finish;

@@ -18,6 +18,7 @@ from rl_loop.drafter_plot import plot_acceptance, pushes
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.online_drafter import OnlineDrafter
+from rl_loop.ownership import Ownership
 from rl_loop.sources import EndpointSource, Recorder, ReplaySource
 from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import WeightsStatus, WeightStatus
@@ -227,14 +228,14 @@ class Service:
         policy = WeightStatus(version=4, tensors=1, bytes=1, checksum="")
         return WeightsStatus(policy=policy, drafter=self.drafter, dtype="float32", shared_memory="")
 
-    def push_weights(self, of, tensors, version):
+    def push_weights(self, of, tensors, version, run, take_over):
         self.pushes.append((of, version))
         self.drafter = WeightStatus(version=version, tensors=1, bytes=1, checksum=tensors_checksum(tensors))
 
 
 def test_a_service_that_holds_the_drafter_already_is_not_pushed_to_unless_it_should_be_new():
     service = Service(WeightStatus(version=0, tensors=1, bytes=0, checksum=""))
-    source, tensors = EndpointSource(service), lambda dtype: {"fc.weight": torch.ones(3, dtype=dtype)}
+    source, tensors = EndpointSource(Ownership(service, "a")), lambda dtype: {"fc.weight": torch.ones(3, dtype=dtype)}
     assert source.publish_drafter(tensors, 0, is_new=False) == 1, "a checkpoint's tensors are not known: it is pushed"
     assert source.publish_drafter(tensors, 0, is_new=False) == 1
     assert source.publish_drafter(tensors, 5, is_new=True) == 6, "the service then says that nothing changed"
@@ -243,4 +244,4 @@ def test_a_service_that_holds_the_drafter_already_is_not_pushed_to_unless_it_sho
 
 def test_a_service_whose_drafter_has_no_weights_says_what_to_do():
     with pytest.raises(RolloutError, match="start the service with one"):
-        EndpointSource(Service(None)).publish_drafter(lambda dtype: {}, 0, is_new=True)
+        EndpointSource(Ownership(Service(None), "a")).publish_drafter(lambda dtype: {}, 0, is_new=True)

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from drafters.text_lines import json_lines
 from rl_loop.asynchronous import AsynchronousLoop
-from rl_loop.checkpoint import checkpoint_to_resume, checkpoints, restore_checkpoint
+from rl_loop.checkpoint import RunState, checkpoint_to_resume, checkpoints, restore_checkpoint
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.ledger import Ledger
 from rl_loop.metrics_log import MetricsLog
+from rl_loop.ownership import Ownership, new_run
 from rl_loop.preflight import warn_of_memory_queue
 from rl_loop.pulling import EveryGroupFailed, Puller
 from rl_loop.reporting import Reporter
@@ -36,6 +37,7 @@ class QueueService:
         self.queue = BatchQueue(file, capacity=1000, disk_mib=64)
         self.source = toys.SamplingSource(toys.llama())
         self.lock, self.delay, self.versions, self.refuses = threading.RLock(), delay, [], refuses
+        self.owner = None
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._generate, daemon=True)
         self.thread.start()
@@ -58,16 +60,23 @@ class QueueService:
                     self.queue.finish(waiting.arrival, self.source._group(waiting.request), self.source.version)
 
     def weights(self):
-        status = WeightStatus(version=self.source.version, tensors=1, bytes=1, checksum="")
+        status = WeightStatus(version=self.source.version, tensors=1, bytes=1, checksum="", run=self.owner)
         return WeightsStatus(policy=status, drafter=None, dtype="float32", shared_memory="/no/such")
 
-    def push_weights(self, of, tensors, version):
+    def push_weights(self, of, tensors, version, run=None, take_over=False):
         with self.lock:
+            if self.owner not in (None, run) and not take_over:
+                raise RolloutError(409, ErrorBody(error=f"belongs to the run {self.owner!r}, not to {run!r}"))
             assert version > self.source.version
+            self.owner = run
             self.source.publish(lambda dtype: tensors, version - 1)
             self.versions.append(version)
             self.queue.drop_stale(version)
         return self.weights().policy
+
+    def release_weights(self, run):
+        with self.lock:
+            self.owner = None if self.owner == run else self.owner
 
     def rollouts(self, requests):
         with self.lock:
@@ -135,8 +144,10 @@ def config(folder, **changes):
 def loop(settings, service, pool, learner=None, state=None):
     reporter = Reporter(MetricsLog(settings.output, state.step if state else 0), settings.steps, Console(quiet=True))
     learner = learner or Learner(settings, toys.llama())
+    state = state or RunState(run=new_run(settings.output))
+    ownership = Ownership(service, state.run, settings.take_over, state.pushed)
     tokenizer = toys.character_tokenizer()
-    return AsynchronousLoop(settings, toys.CountLetterA(), learner, tokenizer, service, reporter, pool, state)
+    return AsynchronousLoop(settings, toys.CountLetterA(), learner, tokenizer, ownership, reporter, pool, state)
 
 
 def trained_on(folder):

@@ -38,6 +38,7 @@ class MiniatureService:
         self.source = toys.SamplingSource(toys.llama())
         self.rollouts_refused: ErrorBody | None = None
         self.on_rollouts = lambda: None
+        self.owner: str | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         if request.headers.get("Authorization") != "Bearer secret":
@@ -57,17 +58,23 @@ class MiniatureService:
         return httpx.Response(200)
 
     def _weights(self, request: httpx.Request) -> httpx.Response:
+        if request.method == "DELETE":
+            self.owner = None if self.owner == request.url.params["run"] else self.owner
+            return httpx.Response(200, json={"released": 1})
         status = WeightsStatus(policy=self._status(), drafter=None, dtype="float32", shared_memory="/no/such")
         return httpx.Response(200, content=status.model_dump_json())
 
     def _policy(self, request: httpx.Request) -> httpx.Response:
-        version = int(request.url.params["version"])
+        version, run = int(request.url.params["version"]), request.url.params["run"]
+        if self.owner not in (None, run) and "take_over" not in request.url.params:
+            return httpx.Response(409, content=ErrorBody(error=f"belongs to {self.owner!r}").model_dump_json())
         assert version > self.source.version
+        self.owner = run
         self.source.publish(lambda dtype: load(request.read()), version - 1)
         return httpx.Response(200, content=self._status().model_dump_json())
 
     def _status(self) -> WeightStatus:
-        return WeightStatus(version=self.source.version, tensors=1, bytes=1, checksum="")
+        return WeightStatus(version=self.source.version, tensors=1, bytes=1, checksum="", run=self.owner)
 
     def _rollouts(self, request: httpx.Request) -> httpx.Response:
         self.on_rollouts()
@@ -399,6 +406,62 @@ def test_an_endpoint_that_is_not_there_is_said(flags, capsys):
     message = capsys.readouterr().err
     assert "http://127.0.0.1:9" in message
     assert "rollout-service launch" in message
+
+
+def test_a_run_that_ends_lets_the_next_one_use_the_service(service, flags, tmp_path):
+    assert train(flags) == 0
+    assert service.owner is None
+    assert train([*flags, "--output", str(tmp_path / "second")]) == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_a_signal_ends_lets_go_of_the_service(signum, service, flags):
+    owners = []
+    service.on_rollouts = lambda: owners.append(service.owner) or (len(owners) == 3 and os.kill(os.getpid(), signum))
+    assert train(flags) == 128 + signum
+    assert owners[0].startswith("run-")
+    assert service.owner is None
+
+
+def test_a_service_that_belongs_to_another_run_is_left_to_it_unless_it_is_to_be_taken_over(
+    service, flags, tmp_path, capsys
+):
+    service.owner = "another-1"
+    assert train(flags) == 1
+    message = capsys.readouterr().err
+    assert "the run 'another-1'" in message
+    assert "--take_over" in message
+    assert not (tmp_path / "run").exists(), "nothing stands in the way of another try"
+    assert (service.source.version, service.owner) == (0, "another-1")
+    assert train([*flags, "--take_over"]) == 0
+
+
+def test_a_run_that_is_taken_over_ends_with_a_checkpoint_says_so_and_goes_on_later(service, flags, tmp_path, capsys):
+    asked = []
+
+    def third_meets_another():
+        asked.append(1)
+        if len(asked) == 3:
+            service.owner, service.source.version = "another-1", service.source.version + 1
+
+    service.on_rollouts = third_meets_another
+    assert train(flags) == 1
+    message = capsys.readouterr().err
+    for named in ("version 3 ", "version 2.", "'another-1'", "'run-"):
+        assert named in message
+    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000001"]
+    assert service.owner == "another-1"
+    assert train([*flags, "--resume"]) == 1
+    assert train([*flags, "--resume", "--take_over"]) == 0
+
+
+def test_a_killed_run_goes_on_under_its_name(service, flags, tmp_path):
+    owners = []
+    service.on_rollouts = lambda: owners.append(service.owner)
+    assert train([*flags, "--steps", "1"]) == 0
+    service.owner = owners[0]  # as one that was killed after this step leaves it
+    assert train([*flags, "--resume"]) == 0
+    assert set(owners) == {owners[0]}
 
 
 def test_a_deferred_signal_comes_after_the_section():

@@ -37,7 +37,7 @@ class Front:
             old = self.service
             old.close()  # its thread; what it was generating is lost
             self.service = QueueService(self.file)
-            self.service.source, self.service.versions = old.source, old.versions
+            self.service.source, self.service.versions, self.service.owner = old.source, old.versions, old.owner
             self.restarts += 1
 
     def __getattr__(self, name):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import rl_loop.pushing
+from rl_loop.ownership import Ownership
 from rl_loop.pushing import Pusher
 from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import ErrorBody
@@ -19,10 +20,11 @@ class Service:
     """Each push does what comes next in `script`; then pushes succeed."""
 
     def __init__(self, *script):
-        self.script, self.pushed, self.status = list(script), [], SimpleNamespace(version=0, checksum="")
+        self.script, self.pushed = list(script), []
+        self.status = SimpleNamespace(version=0, checksum="", run=None)
         self.first_began, self.go = threading.Event(), threading.Event()
 
-    def push_weights(self, of, tensors, version):
+    def push_weights(self, of, tensors, version, run, take_over):
         self.first_began.set()
         self.go.wait(10)
         if self.script and (error := self.script.pop(0)) is not None:
@@ -45,7 +47,7 @@ def push(monkeypatch):
     pushers = []
 
     def started(service, patience=5.0):
-        pushers.append(Pusher(service, patience))
+        pushers.append(Pusher(Ownership(service, "a"), patience))
         pushers[-1].start()
         return pushers[-1]
 
@@ -87,11 +89,10 @@ def test_a_refusal_is_final(push):
     assert pusher.failure.status == 400
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_a_version_that_is_there_already_is_ours_if_its_bytes_are(push, ours):
+@pytest.mark.parametrize(("run", "checksum", "ours"), [("a", None, True), ("a", "another", False), ("b", None, False)])
+def test_a_version_that_is_there_already_is_ours_if_its_run_and_its_bytes_are(push, run, checksum, ours):
     service = Service(refused(409))
-    service.status.version = 1
-    service.status.checksum = tensors_checksum(TENSORS) if ours else "another"
+    service.status = SimpleNamespace(version=1, checksum=checksum or tensors_checksum(TENSORS), run=run)
     service.go.set()
     pusher = push(service)
     pusher.offer(1, TENSORS)
