@@ -32,7 +32,7 @@ from rl_loop.checkpoint import (
 from rl_loop.interruption import Interrupted
 from rl_loop.learner import Learner, load_policy
 from rl_loop.sources import Recorder, ReplaySource
-from rl_loop.training import make_learner
+from rl_loop.training import begin_state, make_learner
 
 STEPS, CUT = 5, 3
 
@@ -215,7 +215,7 @@ def with_head(tmp_path):
 
 def trained_as_by_the_command(settings):
     """A run of it, new or resumed."""
-    learner, state = make_learner(settings)
+    state, learner = begin_state(settings), make_learner(settings)
     source = toys.SamplingSource(toys.llama())
     source.publish = lambda tensors, version: version + 1
     toys.loop(settings, learner, source, state).run()

@@ -449,7 +449,7 @@ def test_a_run_that_is_taken_over_ends_with_a_checkpoint_says_so_and_goes_on_lat
     message = capsys.readouterr().err
     for named in ("version 3 ", "version 2.", "'another-1'", "'run-"):
         assert named in message
-    assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000001"]
+    assert [folder.name for folder in checkpoints(tmp_path / "run")][-1] == "step-000001"
     assert service.owner == "another-1"
     assert train([*flags, "--resume"]) == 1
     assert train([*flags, "--resume", "--take_over"]) == 0
