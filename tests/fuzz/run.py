@@ -10,9 +10,10 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "integration"))
 
 from engines import launched  # noqa: E402
@@ -28,7 +29,9 @@ def fuzz(url: str, seconds: int, *more: str) -> int:
         "st", "--config-file", str(HERE / "schemathesis.toml"), "run", f"{url}/openapi.json",
         "--max-time", str(seconds), "--workers", "2", "--request-timeout", str(REQUEST_WITHIN), *more,
     ]  # fmt: skip
-    return subprocess.run(command, env=os.environ | {"SCHEMATHESIS_HOOKS": str(HERE / "hooks.py")}).returncode
+    with tempfile.TemporaryDirectory() as folder:  # it leaves a cache where it runs
+        hooks = {"SCHEMATHESIS_HOOKS": str(HERE / "hooks.py")}
+        return subprocess.run(command, env=os.environ | hooks, cwd=folder).returncode
 
 
 def main() -> None:
