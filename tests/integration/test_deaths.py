@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import psutil
 import pytest
-from engines import MODELS, launched, launching, stopped, wait_until
+from engines import MODELS, START_WITHIN, launched, launching, stopped, wait_until
 from over_http import PROMPT, policy_tensors, requests, worst_difference
 
 from rollout_service.client import RolloutClient
@@ -108,3 +108,12 @@ def test_a_service_that_is_told_to_stop_while_it_starts_leaves_nothing(starting)
     with launching("--config", "deploy/demo/service.toml", "--drafter.kind", "none") as process:
         wait_until(lambda: find_child(process, starting), 60, f"{starting} is there")
         assert stopped(process, signal.SIGTERM) == (0, [])
+
+
+def test_an_engine_that_cannot_start_says_why_in_one_line():
+    small = ("--drafter.kind", "none", "--engine.kv_cache_gib", "0.00001")
+    with launching("--config", "deploy/demo/service.toml", *small) as process:
+        said = process.communicate(timeout=START_WITHIN)[1].rstrip("\n").split("\n")
+    assert process.returncode == 1
+    assert said[-1].startswith("rollout-service launch: an engine could not start")
+    assert "No available memory for the cache blocks" in said[-1]
