@@ -77,6 +77,7 @@ def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
                     if path in fleet.openai_schemas:
                         body = {"application/json": {"schema": add_schema(schemas, fleet.openai_schemas[path])}}
                         operation["requestBody"] = {"required": True, "content": body}
+                        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
                     add_errors(path, operation, with_token)
             if with_token:
                 document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}

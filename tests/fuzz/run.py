@@ -27,7 +27,7 @@ def fuzz(url: str, seconds: int, *more: str) -> int:
     command = [
         str(Path(sys.executable).parent / "uv"), "tool", "run", "--from", TOOL,
         "st", "--config-file", str(HERE / "schemathesis.toml"), "run", f"{url}/openapi.json",
-        "--max-time", str(seconds), "--workers", "2", "--request-timeout", str(REQUEST_WITHIN), *more,
+        "--max-time", str(seconds), "--request-timeout", str(REQUEST_WITHIN), *more,
     ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:  # it leaves a cache where it runs
         hooks = {"SCHEMATHESIS_HOOKS": str(HERE / "hooks.py")}

@@ -325,4 +325,6 @@ async def test_the_document_names_every_status_that_occurs_and_the_token():
     assert list(rollouts) == ["application/x-ndjson"]
     metrics = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
     assert list(metrics) == ["text/plain; version=0.0.4; charset=utf-8"]
+    completions = document["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]
+    assert set(completions) == {"application/json", "text/event-stream"}
     assert document["components"]["schemas"]["Sampling"]["properties"]["max_tokens"]["maximum"] == 63
