@@ -64,7 +64,7 @@ def test_a_name_that_the_hub_does_not_have_is_said(monkeypatch):
 
 
 def test_a_cache_that_cannot_be_written_is_said(monkeypatch):
-    hub(monkeypatch, PermissionError("[Errno 13] Permission denied: '/root/.cache'"))
+    hub(monkeypatch, PermissionError("[Errno 13] Permission denied: '/cache'"))
     with pytest.raises(ValueError, match=r"cannot keep Qwen/Qwen3-8B in /.*Permission denied.*set HF_HOME to a folder"):
         resolve_model("Qwen/Qwen3-8B")
 
