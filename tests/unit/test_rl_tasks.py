@@ -126,7 +126,8 @@ def test_answers_of_every_kind_are_graded_in_one_file(tmp_path):
 
 def test_a_file_for_an_own_reward_needs_no_answer_that_can_be_read(tmp_path):
     entries = [{"prompt": "?", "answer": ["any", "of", "these"]}, {"prompt": "?"}]
-    make_task(jsonl(tmp_path, entries, reward="operator:eq"))
+    task = make_task(jsonl(tmp_path, entries, reward="operator:eq"))
+    assert [task.prompt("train", index).prompt for index in range(2)] == ["?\n", "?\n"]
 
 
 @pytest.mark.parametrize(
