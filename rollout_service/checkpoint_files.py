@@ -9,12 +9,8 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from drafters.checkpoint_files import is_unused_buffer, weight_files
-from drafters.checkpoint_files import read_config as model_config
-from drafters.model_folder import resolve_model
+from drafters.checkpoint_files import is_unused_buffer, read_config, weight_files
 from rollout_service.protocol import Problem
-
-__all__ = ["TensorSpec", "checkpoint_tensors", "file_tensors", "model_config", "problems", "resolve_model"]
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 FLOATING = {"F64", "F32", "BF16", "F16"}
@@ -45,7 +41,7 @@ def checkpoint_tensors(folder: Path, belongs: Callable[[str], bool]) -> dict[str
     found: dict[str, TensorSpec] = {}
     for file in weight_files(folder):
         found |= file_tensors(file)
-    config = model_config(folder)
+    config = read_config(folder)
     if config.get("tie_word_embeddings"):
         found.pop("lm_head.weight", None)
     return {name: spec for name, spec in found.items() if belongs(name) and not is_unused_buffer(name)}

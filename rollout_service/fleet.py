@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from drafters.checkpoint_files import checkpoint_names
+from drafters.checkpoint_files import checkpoint_names, read_config
+from drafters.model_folder import resolve_model
 from drafters.registry import make_drafter
 from drafters.schedule import Range
 from rollout_service.alarms import Alarms
 from rollout_service.asgi import ResponseStart
-from rollout_service.checkpoint_files import model_config, resolve_model
 from rollout_service.config import ServiceConfig
 from rollout_service.engine import Aborted, Engine, NotStarted
 from rollout_service.hardware import engine_environment, interpreter, machine_cores, resolve_device
@@ -64,11 +64,11 @@ class Fleet:
         if config.ray_address is None and threads is None:
             check_machine(config, self.device)
         self.folder = resolve_model(config.model)
-        self.policy_config = model_config(self.folder)
+        self.policy_config = read_config(self.folder)
         own_config = None
         if config.drafter.model is not None:
             local = resolve_model(config.drafter.model, "drafter.model").resolve()
-            own_config = model_config(local)
+            own_config = read_config(local)
             here = config.drafter.model_copy(update={"model": str(local)})
             config = config.model_copy(update={"drafter": here})
         if (calibration := config.drafter.calibration()) is not None:  # engines on other nodes cannot read the file

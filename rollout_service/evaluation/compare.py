@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drafters.lasting import check_folder
+from drafters.model_folder import resolve_model
 from drafters.scoring import SurprisalSums, join_scores
-from rollout_service.checkpoint_files import resolve_model
 from rollout_service.client import RolloutError
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.config import CompareConfig
