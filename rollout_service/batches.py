@@ -41,8 +41,6 @@ FILLED = 0.9
 FILLED_FOR_RESULTS = 0.97
 """share from which on finished groups stay in memory: the rest is for leases and acknowledgements, which make room"""
 FAILED = "state = 'failed' AND lease IS NULL"
-RETRY_AFTER = 5
-"""seconds after which a client that was refused for lack of room should try again"""
 
 
 class UnknownLease(LookupError):

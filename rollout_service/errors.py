@@ -12,12 +12,14 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
 from rollout_service.admission import Refused
-from rollout_service.batches import RETRY_AFTER, UnknownLease
+from rollout_service.batches import UnknownLease
 from rollout_service.member import FleetError
 from rollout_service.protocol import ErrorBody, Problem
 from rollout_service.queue_database import Unavailable
 from rollout_service.weights import RefusedUpdate
 
+RETRY_AFTER = 5
+"""seconds after which a client that was refused for lack of room or of an engine should try again"""
 HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
     429: {"Retry-After": str(RETRY_AFTER)},

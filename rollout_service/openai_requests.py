@@ -4,11 +4,11 @@ vLLM judges most of it. Here is refused what it would ignore (a misspelt field),
 for (a tiny temperature), or pass on to an engine that cannot hold it (an integer of 100 digits).
 """
 
-import difflib
 from collections.abc import Iterator, Set
 from typing import Any
 
-from rollout_service.protocol import MAX_COMPLETIONS, MAX_INT32, MIN_TEMPERATURE, Problem
+from drafters.wrong_fields import did_you_mean
+from rollout_service.protocol import MAX_COMPLETIONS, MAX_INT32, Problem, sampled_otherwise
 
 HARMLESS = {"metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
 """fields of OpenAI's that vLLM does not know, and that change nothing that is sampled"""
@@ -25,8 +25,7 @@ def openai_problems(fields: dict[str, Any], known: Set[str]) -> list[Problem]:
         if isinstance(value, int) and not least <= value <= most:
             problems.append(Problem(field=name, message=f"{value} is out of range: {least} to {most}"))
     temperature = fields.get("temperature")
-    if isinstance(temperature, float) and 0.0 < temperature < MIN_TEMPERATURE:
-        message = f"{temperature:g} is sampled as {MIN_TEMPERATURE}: give that, or 0 for the best token"
+    if isinstance(temperature, float) and (message := sampled_otherwise(temperature)):
         problems.append(Problem(field="temperature", message=message))
     return problems
 
@@ -34,9 +33,7 @@ def openai_problems(fields: dict[str, Any], known: Set[str]) -> list[Problem]:
 def _unknown(fields: dict[str, Any], known: Set[str]) -> Iterator[Problem]:
     for name in fields:
         if name not in known:
-            like = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean {like[0]}?" if like else ""
-            yield Problem(field=name, message=f"no such field of this route{hint}")
+            yield Problem(field=name, message=f"there is no such field of this route{did_you_mean(name, known)}")
 
 
 def _too_large(fields: dict[str, Any]) -> Iterator[Problem]:

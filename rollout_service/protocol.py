@@ -47,6 +47,13 @@ Version = Annotated[int, Field(ge=0, le=MAX_VERSION)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT32)]
 
 
+def sampled_otherwise(temperature: float) -> str | None:
+    """What is wrong with a temperature that vLLM would raise; None for all others."""
+    if 0.0 < temperature < MIN_TEMPERATURE:
+        return f"{temperature:g} is sampled as {MIN_TEMPERATURE}: give that, or 0 for the best token"
+    return None
+
+
 class WireType(BaseModel):
     """In a request unknown fields are errors: a misspelt sampling parameter must not be ignored. The client reads
     answers with extra="ignore": the service may be newer."""
@@ -88,8 +95,8 @@ class Sampling(WireType):
     @field_validator("temperature")
     @classmethod
     def as_sampled(cls, temperature: float) -> float:
-        if 0.0 < temperature < MIN_TEMPERATURE:
-            raise ValueError(f"{temperature:g} is sampled as {MIN_TEMPERATURE}: give that, or 0 for the best token")
+        if message := sampled_otherwise(temperature):
+            raise ValueError(message)
         return temperature
 
 
