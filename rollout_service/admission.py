@@ -1,6 +1,6 @@
 """What is checked before anything is generated: every limit a group could break, each named by its field."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from rollout_service.lossless import request_problems
@@ -46,22 +46,18 @@ class Admission:
             message = f"unknown model {request.model!r}; this service has {self.name!r}"
             raise Refused([Problem(field="model", message=message)], status=404)
         problems: list[Problem] = []
-        groups = [self._admit(group, f"groups.{i}", str(i), problems) for i, group in enumerate(request.groups)]
-        first: dict[str | None, int] = {}
-        for i, group in enumerate(groups):
-            if first.setdefault(group.id, i) != i:
-                message = f"{group.id!r} is the id of groups.{first[group.id]} too (a group without one has its index)"
-                problems.append(Problem(field=f"groups.{i}.id", message=message))
+        names = names_of(request.groups, problems)
+        groups = [self._admit(group, f"groups.{i}", names[i], problems) for i, group in enumerate(request.groups)]
         if problems:
             raise Refused(problems)
         return groups
 
-    def _admit(self, group: GroupRequest, where: str, default_id: str, problems: list[Problem]) -> GroupRequest:
+    def _admit(self, group: GroupRequest, where: str, name: str, problems: list[Problem]) -> GroupRequest:
         try:
             field, ids = self._token_ids(group)
         except Exception as error:  # a chat template is the checkpoint's own code, and says by raising what it refuses
             problems.append(Problem(field=f"{where}.messages", message=f"the chat template refuses them: {error}"))
-            return group.model_copy(update={"id": group.id or default_id})
+            return group
         if not ids:
             problems.append(Problem(field=f"{where}.{field}", message="is empty: give at least one token"))
         wrong = [token for token in ids if not 0 <= token < self.vocab_size]
@@ -78,7 +74,7 @@ class Admission:
         if group.sampling.min_tokens > group.sampling.max_tokens:
             message = f"{group.sampling.min_tokens} is above max_tokens, {group.sampling.max_tokens}"
             problems.append(Problem(field=f"{where}.sampling.min_tokens", message=message))
-        plain = {"id": group.id or default_id, "prompt": None, "messages": None, "prompt_token_ids": ids}
+        plain = {"id": name, "prompt": None, "messages": None, "prompt_token_ids": ids}
         return group.model_copy(update=plain)
 
     def _token_ids(self, group: GroupRequest) -> tuple[str, list[int]]:
@@ -98,3 +94,20 @@ class Admission:
             problems += request_problems(body, on_cpu=self.on_cpu)
         if problems:
             raise Refused(problems)
+
+
+def names_of(groups: Sequence[GroupRequest], problems: list[Problem]) -> list[str]:
+    """The groups' ids, which must differ. A group without one has its index, with as many underscores behind it as
+    tell it from the ids that were given."""
+    given: dict[str, int] = {}
+    for i, group in enumerate(groups):
+        if group.id and given.setdefault(group.id, i) != i:
+            message = f"{group.id!r} is the id of groups.{given[group.id]} too"
+            problems.append(Problem(field=f"groups.{i}.id", message=message))
+    names = []
+    for i, group in enumerate(groups):
+        name = group.id or str(i)
+        while not group.id and name in given:
+            name += "_"
+        names.append(name)
+    return names

@@ -122,7 +122,8 @@ class GroupRequest(WireType):
     )
 
     id: str | None = Field(default=None, max_length=256)
-    """the client's own name for the group; comes back with it"""
+    """the client's own name for the group; comes back with it. Without one it is the group's index in the request, with
+    underscores behind it where another group has that name"""
     prompt: str | None = None
     prompt_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
     messages: list[Message] | None = Field(default=None, min_length=1)

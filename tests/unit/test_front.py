@@ -81,7 +81,7 @@ async def test_a_body_that_is_not_said_to_be_plain_json_is_415(service, path, he
         ("/v1/rollouts", {"groups": [rollout(temperature=0) | {"n": 8}]}, "groups.0"),
         ("/v1/rollouts", {"groups": [{"prompt_token_ids": [2**64]}]}, "groups.0.prompt_token_ids.0"),
         ("/v1/rollouts", {"groups": [{"messages": [{"role": "system", "content": "a"}]}]}, "groups.0.messages"),
-        ("/v1/rollouts", {"groups": [rollout() | {"id": "1"}, rollout()]}, "groups.1.id"),
+        ("/v1/rollouts", {"groups": [rollout() | {"id": "1"}, rollout() | {"id": "1"}]}, "groups.1.id"),
         ("/v1/rollouts", {"groups": [rollout() | {"draft_steps": "false"}]}, "groups.0.draft_steps"),
         ("/v1/prompts", {"groups": [rollout(stop=[""]) | {"id": "a"}]}, "groups.0.sampling.stop.0"),
         ("/v1/prompts", {"groups": [rollout() | {"id": "a"}], "max_staleness": 2**63}, "max_staleness"),
@@ -98,6 +98,12 @@ async def test_what_could_not_be_done_is_400_and_names_the_field(service, path, 
     assert response.status_code == 400
     assert field in [problem["field"] for problem in response.json()["problems"]]
     assert not service[1].state.fleet.begun
+
+
+async def test_a_group_without_an_id_has_its_index_and_never_the_id_of_another(service):
+    groups = [rollout() | {"id": "1"}, rollout(), rollout() | {"id": "1_"}, rollout(), rollout() | {"id": ""}]
+    response = await service[0].post("/v1/rollouts", json={"groups": groups})
+    assert sorted(json.loads(line)["id"] for line in response.text.splitlines()) == ["1", "1_", "1__", "3", "4"]
 
 
 async def test_a_whole_number_written_with_a_point_is_an_integer(service):
