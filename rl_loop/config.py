@@ -10,7 +10,16 @@ from pydantic_settings import CliImplicitFlag
 from drafters.settings import Section, Threads
 from drafters.training.config import OnlineTraining
 from rl_loop.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
-from rollout_service.protocol import MAX_COMPLETIONS, MAX_GROUPS, Endpoint, Sampling
+from rollout_service.protocol import (
+    MAX_COMPLETIONS,
+    MAX_GROUPS,
+    Endpoint,
+    ResponseTokens,
+    Sampling,
+    Temperature,
+    TopK,
+    TopP,
+)
 
 TaskKind = Literal["reasoning_gym", "jsonl"]
 Grader = Literal["auto", "math", "text", "choice"]
@@ -88,13 +97,13 @@ class TaskConfig(Section):
 class SamplingConfig(Section):
     """How rollouts are drawn, in training and in evaluation."""
 
-    temperature: float = Field(default=1.0, gt=0.0, le=10.0)
+    temperature: Temperature = Field(default=1.0, gt=0.0)
     """above 0: a policy gradient needs samples"""
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_p: TopP = 1.0
     """smallest set of tokens whose probabilities reach this"""
-    top_k: int = Field(default=0, ge=0)
+    top_k: TopK = 0
     """the k most likely tokens; 0 for all"""
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: ResponseTokens = 256
     """longest response, in tokens"""
 
     def with_seed(self, seed: int) -> Sampling:

@@ -35,7 +35,7 @@ class EngineConfig(Section):
     """cores of one engine on a CPU; 0 for an equal share of the machine's"""
     enforce_eager: bool | None = None
     """no compilation; on a CPU always, since a compiled graph might keep old weights"""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**31)
     vllm: dict[str, Any] = Field(default_factory=dict)
     """further vLLM engine arguments, passed as they are"""
 

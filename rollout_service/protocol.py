@@ -54,6 +54,26 @@ def sampled_otherwise(temperature: float) -> str | None:
     return None
 
 
+def as_sampled(temperature: float) -> float:
+    if message := sampled_otherwise(temperature):
+        raise ValueError(message)
+    return temperature
+
+
+Temperature = Annotated[
+    float,
+    Field(
+        ge=0.0, le=MAX_TEMPERATURE, allow_inf_nan=False,
+        json_schema_extra={"anyOf": [{"const": 0.0}, {"minimum": MIN_TEMPERATURE}]},
+    ),
+    AfterValidator(as_sampled),
+]  # fmt: skip
+TopP = Annotated[float, Field(gt=0.0, le=1.0, allow_inf_nan=False)]
+TopK = Annotated[int, Field(ge=0, le=MAX_INT32)]
+ResponseTokens = Annotated[int, Field(ge=1, le=MAX_INT32)]
+"""what the engine takes, in requests and in the configurations that requests are made of"""
+
+
 class WireType(BaseModel):
     """In a request unknown fields are errors: a misspelt sampling parameter must not be ignored. The client reads
     answers with extra="ignore": the service may be newer."""
@@ -64,16 +84,13 @@ class WireType(BaseModel):
 class Sampling(WireType):
     """How tokens are drawn. Only what speculation keeps lossless can be asked for."""
 
-    temperature: float = Field(
-        default=1.0, ge=0.0, le=MAX_TEMPERATURE, allow_inf_nan=False,
-        json_schema_extra={"anyOf": [{"const": 0.0}, {"minimum": MIN_TEMPERATURE}]},
-    )  # fmt: skip
+    temperature: Temperature = 1.0
     """0 takes the most likely token; else 0.01 or more, as the engine has it"""
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0, allow_inf_nan=False)
+    top_p: TopP = 1.0
     """smallest set of tokens whose probabilities reach this"""
-    top_k: int = Field(default=0, ge=0, le=MAX_INT32)
+    top_k: TopK = 0
     """the k most likely tokens; 0 for all"""
-    max_tokens: int = Field(default=256, ge=1, le=MAX_INT32)
+    max_tokens: ResponseTokens = 256
     """longest response, in tokens"""
     min_tokens: int = Field(default=0, ge=0, le=MAX_INT32)
     """no end of sequence before this many tokens"""
@@ -91,13 +108,6 @@ class Sampling(WireType):
             if name in data:
                 raise ValueError(f"{name} is not offered: it cannot be applied to drafts; top_p and top_k are")
         return data
-
-    @field_validator("temperature")
-    @classmethod
-    def as_sampled(cls, temperature: float) -> float:
-        if message := sampled_otherwise(temperature):
-            raise ValueError(message)
-        return temperature
 
 
 class Message(WireType):

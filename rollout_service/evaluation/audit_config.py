@@ -13,7 +13,7 @@ from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.evaluation.recomputation import Cut
-from rollout_service.protocol import Endpoint
+from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
 
 
 class AuditedDrafter(Section):
@@ -40,9 +40,9 @@ class AuditConfig(Section):
     """the policy: a folder or a Hugging Face name"""
     engine: EngineConfig = EngineConfig()
     drafters: list[AuditedDrafter] = Field(default=[AuditedDrafter(kind="none")], min_length=1)
-    temperature: list[float] = Field(default=[0.0, 0.7, 1.0, 1.2], min_length=1)
-    top_p: list[float] = Field(default=[1.0, 0.9], min_length=1)
-    top_k: list[int] = Field(default=[0, 20], min_length=1)
+    temperature: list[Temperature] = Field(default=[0.0, 0.7, 1.0, 1.2], min_length=1)
+    top_p: list[TopP] = Field(default=[1.0, 0.9], min_length=1)
+    top_k: list[TopK] = Field(default=[0, 20], min_length=1)
     """0 for all tokens"""
     verification: list[VerificationChoice] = Field(default=["standard", "block"], min_length=1)
     draft_sampling: list[DraftSampling] = Field(default=["probabilistic", "greedy"], min_length=1)
@@ -79,14 +79,6 @@ class AuditConfig(Section):
         if path is not None and not path.is_file():
             raise ValueError("no such file")
         return path
-
-    @field_validator("temperature", "top_p", "top_k")
-    @classmethod
-    def in_range(cls, values: list[float], info) -> list[float]:
-        low, high = {"temperature": (0.0, 10.0), "top_p": (1e-6, 1.0), "top_k": (0, 2**31)}[info.field_name]
-        if not all(low <= value <= high for value in values):
-            raise ValueError(f"each must be from {low:g} to {high:g}")
-        return values
 
     @model_validator(mode="after")
     def known_drafters(self) -> "AuditConfig":

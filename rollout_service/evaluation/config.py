@@ -9,7 +9,7 @@ from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
 from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
-from rollout_service.protocol import Endpoint
+from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
 
 
 class ComparedDrafter(Section):
@@ -45,9 +45,9 @@ class CompareConfig(Section):
     """length of every response: the end of sequence does not end it, so that all arms do the same work"""
     tokens: int = Field(default=20_000, ge=1)
     """at least this many tokens a row"""
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
-    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    top_k: int = Field(default=0, ge=0)
+    temperature: Temperature = 1.0
+    top_p: TopP = 1.0
+    top_k: TopK = 0
     rounds: int = Field(default=4, ge=1)
     """a row is measured in this many turns, drafters alternating, so that a noisy moment hits all alike"""
     engines_at_once: int = Field(default=0, ge=0)

@@ -3,7 +3,10 @@
 import pytest
 from pydantic import ValidationError
 
+from rl_loop.config import SamplingConfig
 from rollout_service.admission import Admission, Refused
+from rollout_service.evaluation.audit_config import AuditConfig
+from rollout_service.evaluation.config import CompareConfig
 from rollout_service.lossless import request_problems
 from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, SharedMemoryPush
 
@@ -96,3 +99,19 @@ def test_the_wire_types_refuse_what_they_do_not_know(group):
 def test_a_shared_memory_push_names_a_file_of_the_folder_alone(file):
     with pytest.raises(ValidationError):
         SharedMemoryPush(file=file)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", 0.005), ("temperature", 5.0), ("top_p", float("nan")), ("top_k", 2**31)]
+)
+def test_what_the_engine_would_not_sample_as_asked_is_refused_wherever_it_is_asked_for(field, value, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    for make in (
+        lambda: Sampling(**{field: value}),
+        lambda: SamplingConfig(**{field: value}),
+        lambda: CompareConfig(model="m", prompts=prompts, **{field: value}),
+        lambda: AuditConfig(model="m", **{field: [value]}),
+    ):
+        with pytest.raises(ValidationError, match=field):
+            make()
