@@ -100,11 +100,12 @@ class Pusher(threading.Thread):
 
     def restore(self) -> None:
         """Push the newest again if the service has an older version: it was started again without a state folder."""
+        known = self.published  # before the service is asked: a push may end while it answers
         try:
             in_service = self.client.weights().policy.version
         except (httpx.TransportError, RolloutError):
             return
         with self.change:
-            if in_service < self.published:
+            if in_service < known and self.published == known:
                 self.published = 0
                 self.change.notify_all()

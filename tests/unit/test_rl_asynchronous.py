@@ -25,7 +25,7 @@ from rl_loop.reporting import Reporter
 from rl_loop.rewards_pool import RewardsPool
 from rl_loop.training import leave_checkpoint
 from rollout_service.batches import BatchQueue, UnknownLease
-from rollout_service.client import RolloutError
+from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import ErrorBody, WeightsStatus, WeightStatus
 
 
@@ -37,7 +37,7 @@ class QueueService:
         self.queue = BatchQueue(file, capacity=1000, disk_mib=64)
         self.source = toys.SamplingSource(toys.llama())
         self.lock, self.delay, self.versions, self.refuses = threading.RLock(), delay, [], refuses
-        self.owner = None
+        self.owner, self.checksum = None, ""
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._generate, daemon=True)
         self.thread.start()
@@ -60,15 +60,16 @@ class QueueService:
                     self.queue.finish(waiting.arrival, self.source._group(waiting.request), self.source.version)
 
     def weights(self):
-        status = WeightStatus(version=self.source.version, tensors=1, bytes=1, checksum="", run=self.owner)
+        status = WeightStatus(version=self.source.version, tensors=1, bytes=1, checksum=self.checksum, run=self.owner)
         return WeightsStatus(policy=status, drafter=None, dtype="float32", shared_memory="/no/such")
 
     def push_weights(self, of, tensors, version, run=None, take_over=False):
         with self.lock:
             if self.owner not in (None, run) and not take_over:
                 raise RolloutError(409, ErrorBody(error=f"belongs to the run {self.owner!r}, not to {run!r}"))
-            assert version > self.source.version
-            self.owner = run
+            if version <= self.source.version:
+                raise RolloutError(409, ErrorBody(error=f"version {self.source.version} is in service"))
+            self.owner, self.checksum = run, tensors_checksum(tensors)
             self.source.publish(lambda dtype: tensors, version - 1)
             self.versions.append(version)
             self.queue.drop_stale(version)

@@ -98,3 +98,33 @@ def test_a_version_that_is_there_already_is_ours_if_its_run_and_its_bytes_are(pu
     pusher.offer(1, TENSORS)
     pusher.wait_for(1)
     assert (pusher.published, pusher.failure is None) == ((1, True) if ours else (0, False))
+
+
+def test_a_service_that_lost_its_weights_gets_the_newest_again(push):
+    service = Service()
+    service.go.set()
+    pusher = push(service)
+    pusher.offer(1, TENSORS)
+    pusher.wait_for(1)
+    service.status.version = 0
+    pusher.restore()
+    pusher.wait_for(1)
+    assert service.pushed == [1, 1]
+
+
+def test_a_push_that_ends_while_the_service_is_asked_is_not_taken_for_lost(push):
+    service = Service()
+    service.go.set()
+    pusher = push(service)
+    pusher.offer(1, TENSORS)
+    pusher.wait_for(1)
+    answer = SimpleNamespace(policy=SimpleNamespace(version=1, checksum="", run=None))
+
+    def answered_late():
+        pusher.offer(2, TENSORS)
+        pusher.wait_for(2)
+        return answer
+
+    service.weights = answered_late
+    pusher.restore()
+    assert (pusher.published, service.pushed) == (2, [1, 2])
