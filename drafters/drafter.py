@@ -7,8 +7,9 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from drafters.files.home import in_home
 from drafters.schedule import Calibration, Range, check_ranges
-from drafters.settings import Section, in_home
+from drafters.settings import Section
 
 DraftSampling = Literal["probabilistic", "greedy"]
 VerificationChoice = Literal["auto", "standard", "block"]

@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table
 from safetensors import safe_open
 
-from drafters.checkpoint_files import read_config, read_tensors, weight_files
 from drafters.drafter import DrafterConfig
-from drafters.model_folder import resolve_model
-from drafters.mtp import is_mtp
+from drafters.files.checkpoint_folder import read_config, read_tensors, weight_files
+from drafters.files.model_folder import resolve_model
+from drafters.kinds.mtp import is_mtp
 from drafters.registry import make_drafter
 
 

@@ -1,11 +1,11 @@
 """The kinds of drafter by name; the only place that lists them."""
 
-from drafters.draft_model import DraftModelDrafter
 from drafters.drafter import Drafter, DrafterConfig
-from drafters.eagle3 import Eagle3Drafter
-from drafters.mtp import MTPDrafter
-from drafters.ngram import NGramDrafter
-from drafters.none import NoDrafter
+from drafters.kinds.draft_model import DraftModelDrafter
+from drafters.kinds.eagle3 import Eagle3Drafter
+from drafters.kinds.mtp import MTPDrafter
+from drafters.kinds.ngram import NGramDrafter
+from drafters.kinds.none import NoDrafter
 
 KINDS: dict[str, type[Drafter]] = {
     kind.kind: kind for kind in (NoDrafter, NGramDrafter, DraftModelDrafter, Eagle3Drafter, MTPDrafter)

@@ -24,13 +24,9 @@ from pydantic_settings import (
     SettingsError,
 )
 
-from drafters.text_lines import read_text
+from drafters.files.home import in_home
+from drafters.files.text_lines import read_text
 from drafters.wrong_fields import did_you_mean, wrong_fields
-
-
-def in_home(path: Path) -> Path:
-    """`~` at the beginning is the home folder, as in a shell."""
-    return Path(os.path.expanduser(path))  # which leaves an unknown user's as it is, and Path.expanduser raises
 
 
 class Section(BaseModel):

@@ -1,7 +1,7 @@
 """Rollouts as micro-batches: what one forward computes, and where each rollout's tokens are in it.
 
-Padded micro-batches (rl_loop/padding.py) have a row for each rollout: any model takes them. Packed ones
-(rl_loop/packing.py) have all tokens in one row and each prompt once: for models whose every layer is full attention.
+Padded micro-batches (rl_loop/learner/padding.py) have a row for each rollout: any model takes them. Packed ones
+(learner/packing.py) have all tokens in one row and each prompt once: for models whose every layer is full attention.
 
 B rows, T columns, N response tokens, V vocabulary. Rows are padded on the right, so position ids count from 0 in every
 row and nothing real attends to padding. A token's place is its index among the tokens of the forward, row after row.

@@ -32,15 +32,15 @@ def train(argv: list[str]) -> int:
     # Imported after the command line is read, so that --help and mistakes in it answer at once.
     import httpx
 
-    from drafters.room import NoRoom, is_full
-    from rl_loop.interruption import Interrupted, Interruption
-    from rl_loop.losslessness import NotLossless
-    from rl_loop.ownership import ForeignWeights
+    from drafters.files.disk_space import NoRoom, is_full
+    from rl_loop.loops.interruption import Interrupted, Interruption
+    from rl_loop.loops.losslessness_alarm import NotLossless
+    from rl_loop.loops.ownership import ForeignWeights
+    from rl_loop.loops.pulling import EveryGroupFailed
+    from rl_loop.loops.sources import ReplayError
     from rl_loop.preflight import PreflightError
-    from rl_loop.pulling import EveryGroupFailed
-    from rl_loop.rewards import RewardsFailed
-    from rl_loop.sources import ReplayError
     from rl_loop.tasks import TaskError
+    from rl_loop.tasks.rewards import RewardsFailed
     from rl_loop.training import run_training
     from rollout_service.client import EndpointError, RolloutError
 

@@ -9,7 +9,7 @@ from pydantic_settings import CliImplicitFlag
 
 from drafters.settings import Section, Threads
 from drafters.training.config import OnlineTraining
-from rl_loop.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
+from rl_loop.losses.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
 from rollout_service.protocol import (
     MAX_COMPLETIONS,
     MAX_GROUPS,

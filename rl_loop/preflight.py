@@ -7,11 +7,11 @@ import httpx
 from rich.console import Console
 
 from drafters.devices import choose_device
-from drafters.lasting import check_folder
-from drafters.model_folder import resolve_model
-from rl_loop.checkpoint import checkpoints
+from drafters.files.durable import check_folder
+from drafters.files.model_folder import resolve_model
 from rl_loop.config import TrainConfig
-from rl_loop.metrics_log import STEPS_FILE
+from rl_loop.reports.metrics_log import STEPS_FILE
+from rl_loop.run.checkpoint import checkpoints
 from rollout_service.client import RolloutClient, RolloutError
 
 POLL_SECONDS = 1.0

@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from drafters.chat import chat_text
 from rl_loop.config import TrainConfig
+from rl_loop.loops.sources import EndpointSource, RolloutSource
 from rl_loop.preflight import PreflightError
-from rl_loop.sources import EndpointSource, RolloutSource
 from rl_loop.tasks import Problem, Split, Task, TaskError
 
 MEASURED = 10_000

@@ -13,17 +13,16 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from drafters.room import NoRoom
-from rl_loop.asynchronous import AsynchronousLoop
-from rl_loop.carried import Carried
-from rl_loop.checkpoint import RunState, checkpoint_to_resume, read_state, restore_checkpoint
+from drafters.files.disk_space import NoRoom
 from rl_loop.config import TrainConfig
-from rl_loop.drafter_plot import plot_acceptance
-from rl_loop.interruption import Interruption
-from rl_loop.learner import Learner, load_policy
-from rl_loop.metrics_log import MetricsLog
-from rl_loop.online_drafter import OnlineDrafter
-from rl_loop.ownership import Ownership, new_run
+from rl_loop.learner.carried_tensors import Carried
+from rl_loop.learner.online_drafter import OnlineDrafter
+from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.loops.asynchronous import AsynchronousLoop
+from rl_loop.loops.interruption import Interruption
+from rl_loop.loops.ownership import Ownership, new_run
+from rl_loop.loops.sources import EndpointSource, Recorder, ReplaySource, RolloutSource
+from rl_loop.loops.synchronous import SynchronousLoop
 from rl_loop.preflight import (
     PreflightError,
     check_device,
@@ -35,12 +34,13 @@ from rl_loop.preflight import (
     warn_of_memory_queue,
 )
 from rl_loop.prompt_lengths import FittingTask, PromptLengths, context_limit, fitting_task, record_context
-from rl_loop.reporting import Reporter
-from rl_loop.rewards_pool import RewardsPool
-from rl_loop.sources import EndpointSource, Recorder, ReplaySource, RolloutSource
-from rl_loop.summary import write_summary
-from rl_loop.synchronous import SynchronousLoop
+from rl_loop.reports.drafter_plot import plot_acceptance
+from rl_loop.reports.metrics_log import MetricsLog
+from rl_loop.reports.reporting import Reporter
+from rl_loop.reports.summary import write_summary
+from rl_loop.run.checkpoint import RunState, checkpoint_to_resume, read_state, restore_checkpoint
 from rl_loop.tasks import Task, make_task
+from rl_loop.tasks.rewards_pool import RewardsPool
 from rollout_service.client import RolloutClient
 
 

@@ -34,7 +34,7 @@ def main() -> None:
         calibrate(read_command_line(CalibrateConfig, "rollout-service calibrate", argv))
     elif command == "compare":
         from drafters.settings import read_command_line
-        from rollout_service.evaluation.config import CompareConfig
+        from rollout_service.evaluation.compare_config import CompareConfig
 
         compare_config = read_command_line(CompareConfig, "rollout-service compare", argv)
         from rollout_service.evaluation.compare import compare

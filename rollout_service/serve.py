@@ -11,13 +11,13 @@ import ray
 import uvicorn
 from rich.console import Console
 
-from rollout_service.app import load_tokenizer, make_app
-from rollout_service.background import BackgroundGeneration
 from rollout_service.config import ServiceConfig
-from rollout_service.connection import Connection
-from rollout_service.fleet import Fleet
-from rollout_service.member import FleetError
-from rollout_service.starting import Starting
+from rollout_service.fleet.fleet import Fleet
+from rollout_service.fleet.member import FleetError
+from rollout_service.http.app import load_tokenizer, make_app
+from rollout_service.http.connection import Connection
+from rollout_service.http.starting import Starting
+from rollout_service.queue.background import BackgroundGeneration
 
 GRACE = 5
 """seconds that running requests have once the service is told to stop"""

@@ -14,7 +14,7 @@ import time
 from typing import Any
 
 from rollout_service.config import ServiceConfig
-from rollout_service.engine_arguments import bare_llm, sampling_params
+from rollout_service.engine.arguments import bare_llm, sampling_params
 from rollout_service.protocol import GroupRequest, Sampling
 
 
@@ -47,8 +47,8 @@ def copy_and_pack(config: ServiceConfig) -> dict[str, float]:
 
     from vllm import _custom_ops as ops
 
-    from drafters.checkpoint_files import read_tensors
-    from drafters.mtp import is_mtp
+    from drafters.files.checkpoint_folder import read_tensors
+    from drafters.kinds.mtp import is_mtp
 
     tensors = read_tensors(Path(config.model), lambda name: not is_mtp(name))
     began = time.perf_counter()

@@ -22,8 +22,8 @@ from step import step
 from weights import weights
 
 from drafters.settings import read_command_line
+from rollout_service.engine.hardware import resolve_device
 from rollout_service.evaluation.calibrate import machine
-from rollout_service.hardware import resolve_device
 
 MEASURE: dict[str, Callable[[BenchConfig], tuple[list[Figure], Any]]] = {
     "rollout_speed": rollout_speed,

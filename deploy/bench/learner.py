@@ -17,7 +17,7 @@ from torch import Tensor
 from drafters.scoring import token_logprobs
 from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
-from rl_loop.learner import Example, Learner, load_policy
+from rl_loop.learner.policy_learner import Example, Learner, load_policy
 from rollout_service.evaluation.prompts import read_prompts
 
 GOAL = 1.5

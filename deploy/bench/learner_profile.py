@@ -18,8 +18,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from drafters.settings import read_command_line
-from rl_loop.learner import Learner, load_policy
-from rl_loop.packing import packed_batches
+from rl_loop.learner.packing import packed_batches
+from rl_loop.learner.policy_learner import Learner, load_policy
 
 KINDS = {
     "matrix products": ("mm", "linear"),

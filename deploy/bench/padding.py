@@ -26,8 +26,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from drafters.checkpoint_files import read_config, read_tensors, write_index
-from drafters.mtp import is_mtp
+from drafters.files.checkpoint_folder import read_config, read_tensors, write_index
+from drafters.kinds.mtp import is_mtp
 from drafters.settings import Section
 
 SCALE = 0.02

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rollout_service.config import ServiceConfig
-from rollout_service.hardware import engine_environment, machine_cores, resolve_device
+from rollout_service.engine.hardware import engine_environment, machine_cores, resolve_device
 
 BIN = Path(sys.executable).parent
 STOP_WITHIN = 30

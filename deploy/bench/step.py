@@ -13,8 +13,8 @@ from bench_config import BenchConfig
 from figures import Figure, figure
 from processes import BIN, launched
 
-from drafters.text_lines import json_lines
-from rollout_service.hardware import machine_cores
+from drafters.files.text_lines import json_lines
+from rollout_service.engine.hardware import machine_cores
 
 GOAL = 1.6
 

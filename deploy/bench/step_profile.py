@@ -27,9 +27,9 @@ from rich.table import Table
 
 from drafters.drafter import DrafterConfig
 from drafters.settings import read_command_line
-from rollout_service.engine_arguments import bare_llm, sampling_params
+from rollout_service.engine.arguments import bare_llm, sampling_params
+from rollout_service.engine.hardware import machine_cores
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.hardware import machine_cores
 from rollout_service.protocol import GroupRequest, Sampling
 
 PARTS = (

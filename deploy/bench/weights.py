@@ -13,9 +13,9 @@ from figures import Figure, figure
 from processes import bare_engine, flags, launched
 from rollout_speed import fixed_length
 
-from drafters.checkpoint_files import read_tensors
 from drafters.drafter import DrafterConfig
-from drafters.mtp import is_mtp
+from drafters.files.checkpoint_folder import read_tensors
+from drafters.kinds.mtp import is_mtp
 from rollout_service.client import RolloutClient
 
 GOAL = 2.0

@@ -1,0 +1,1 @@
+"""Drafters as torch modules that can be trained. May import kinds and files."""

@@ -11,14 +11,14 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from drafters.checkpoint_files import read_tensors
-from drafters.learners.draft_model import DraftModel
-from drafters.learners.eagle3 import Eagle3Head, default_layers, frequent_tokens
+from drafters.files.checkpoint_folder import read_tensors
+from drafters.kinds.mtp import is_mtp
+from drafters.learners.eagle3_head import Eagle3Head, default_layers, frequent_tokens
 from drafters.learners.layouts import load_eagle3
 from drafters.learners.learner import Learner
-from drafters.learners.mtp import MTPHead
-from drafters.mtp import is_mtp
-from drafters.training.config import HeadShape, LearnerKind
+from drafters.learners.mtp_head import MTPHead
+from drafters.learners.shape import HeadShape, LearnerKind
+from drafters.learners.small_model import DraftModel
 
 
 def new_learner(kind: LearnerKind, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Learner:

@@ -12,8 +12,8 @@ from typing import Any
 
 from transformers import LlamaConfig, PreTrainedModel
 
-from drafters.checkpoint_files import read_config, read_tensors
-from drafters.learners.eagle3 import Eagle3Head
+from drafters.files.checkpoint_folder import read_config, read_tensors
+from drafters.learners.eagle3_head import Eagle3Head
 
 VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 LAYERS = "eagle_aux_hidden_state_layer_ids"

@@ -1,0 +1,1 @@
+"""Training a drafter, offline and along with its policy. May import learners."""

@@ -19,14 +19,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from drafters.checkpoint_files import weight_files
 from drafters.devices import choose_device
-from drafters.lasting import check_folder, make_folders, replacing, replacing_files
+from drafters.files.checkpoint_folder import weight_files
+from drafters.files.disk_space import told_if_full
+from drafters.files.durable import check_folder, make_folders, replacing, replacing_files
+from drafters.files.model_folder import resolve_model
+from drafters.files.text_lines import json_lines
 from drafters.learners.factory import load_learner, new_learner
 from drafters.learners.learner import Learner, cast
-from drafters.model_folder import resolve_model
-from drafters.room import told_if_full
-from drafters.text_lines import json_lines
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.data import read_samples
 from drafters.training.offline import OfflineTrainer, split, train_offline

@@ -6,9 +6,10 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
-from drafters.settings import Section, Threads, in_home
+from drafters.files.home import in_home
+from drafters.learners.shape import HeadShape, LearnerKind
+from drafters.settings import Section, Threads
 
-LearnerKind = Literal["eagle3", "mtp", "draft_model"]
 Objective = Literal["soft_cross_entropy", "total_variation", "top_k"]
 
 
@@ -40,21 +41,6 @@ class OfflineTraining(Section):
     """steps between measurements of acceptance by position on held-out samples"""
     seed: int = 0
     """order of the samples, and the initial weights of a new drafter"""
-
-
-class HeadShape(Section):
-    """The shape of a new drafter; a drafter that is continued keeps its own."""
-
-    policy_layers: list[int] = Field(default_factory=list)
-    """eagle3: ids of the policy's hidden states (0: embeddings, N: output of the last layer); vLLM's when not given"""
-    vocabulary_size: int = Field(default=0, ge=0)
-    """eagle3: draft only the most frequent tokens of the data, this many; 0 for all"""
-    intermediate_size: int = Field(default=0, ge=0)
-    """eagle3: width of the feed-forward part; 0 for twice the policy's width"""
-    hidden_size: int = Field(default=0, ge=0, multiple_of=32)
-    """draft_model: its width; 0 for half the policy's"""
-    layers: int = Field(default=2, ge=1)
-    """draft_model: its layers"""
 
 
 class TrainDrafterConfig(Section):

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from drafters.chat import chat_text
-from drafters.text_lines import json_lines, read_text
+from drafters.files.text_lines import json_lines, read_text
 from drafters.training.samples import Sample
 
 SHORTEST = 2

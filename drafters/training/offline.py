@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
 from drafters.learners.learner import Learner, PolicyOutputs, read_policy, shifted
 from drafters.training.config import OfflineTraining
+from drafters.training.expected_acceptance import predicted_acceptance
 from drafters.training.losses import DraftDistance
-from drafters.training.prediction import predicted_acceptance
 from drafters.training.samples import Batch, Sample, epochs
 from drafters.training.state import restore_training_state, training_state
 

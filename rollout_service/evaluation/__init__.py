@@ -1,1 +1,1 @@
-"""Commands that measure: compare."""
+"""Commands that measure: compare, audit, calibrate. May import fleet, engine and client, not http."""

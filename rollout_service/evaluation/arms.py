@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Protocol
 
 from drafters.drafter import DrafterConfig
-from drafters.model_folder import resolve_model
+from drafters.files.model_folder import resolve_model
 from rollout_service.client import AsyncRolloutClient
 from rollout_service.config import ServiceConfig
-from rollout_service.fleet import Fleet
-from rollout_service.hardware import machine_cores
+from rollout_service.engine.hardware import machine_cores
+from rollout_service.fleet.fleet import Fleet
 from rollout_service.protocol import Group, GroupRequest
 
 

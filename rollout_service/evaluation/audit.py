@@ -15,20 +15,20 @@ from rich.console import Console
 from rich.progress import Progress
 
 from drafters.drafter import DrafterConfig
-from drafters.lasting import check_folder
+from drafters.files.durable import check_folder
 from drafters.scoring import join_scores
 from rollout_service.client import RolloutError
+from rollout_service.engine.hardware import resolve_device
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.audit_config import AuditConfig, AuditedDrafter, Setting
 from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
+from rollout_service.evaluation.exact_policy import Cut, Recomputation, Response
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
-from rollout_service.hardware import resolve_device
-from rollout_service.member import FleetError
+from rollout_service.fleet.member import FleetError
+from rollout_service.fleet.resources import check_machine
 from rollout_service.protocol import Group, GroupRequest, Sampling
-from rollout_service.resources import check_machine
 
 COMPLETIONS = 8
 """of a request"""

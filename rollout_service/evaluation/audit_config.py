@@ -12,7 +12,7 @@ from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
 from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
-from rollout_service.evaluation.recomputation import Cut
+from rollout_service.evaluation.exact_policy import Cut
 from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
 
 

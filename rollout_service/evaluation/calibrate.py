@@ -23,19 +23,19 @@ from rich.progress import Progress
 from rich.table import Table
 
 from drafters.drafter import DrafterConfig
-from drafters.lasting import check_folder
-from drafters.prediction import speedup
+from drafters.files.durable import check_folder
 from drafters.registry import make_drafter
 from drafters.schedule import Calibration, StepCosts, choose_drafts, to_ranges
 from drafters.settings import Section
+from drafters.speed_prediction import speedup
 from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.engine.hardware import machine_cores, resolve_device
+from rollout_service.engine.step_costs import Measured, Plan
 from rollout_service.evaluation.arms import EngineArm
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.running import progress, report_console, started_engines
-from rollout_service.hardware import machine_cores, resolve_device
-from rollout_service.member import FleetError
-from rollout_service.resources import check_machine
-from rollout_service.step_costs import Measured, Plan
+from rollout_service.fleet.member import FleetError
+from rollout_service.fleet.resources import check_machine
 
 Grid = list[list[float]]
 """[draft length][batch size]"""

@@ -17,21 +17,21 @@ import ray
 from rich.console import Console
 from rich.progress import Progress
 
-from drafters.lasting import check_folder
-from drafters.model_folder import resolve_model
+from drafters.files.durable import check_folder
+from drafters.files.model_folder import resolve_model
 from drafters.scoring import SurprisalSums, join_scores
 from rollout_service.client import RolloutError
+from rollout_service.engine.hardware import resolve_device
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
-from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.compare_config import CompareConfig
+from rollout_service.evaluation.exact_policy import Cut, Recomputation, Response
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.evaluation.recomputation import Cut, Recomputation, Response
 from rollout_service.evaluation.report import write_report
 from rollout_service.evaluation.rows import Cell, Row
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
-from rollout_service.hardware import resolve_device
-from rollout_service.member import FleetError
+from rollout_service.fleet.member import FleetError
+from rollout_service.fleet.resources import check_machine
 from rollout_service.protocol import GroupRequest, Sampling
-from rollout_service.resources import check_machine
 
 WARM_UP_TOKENS = 16
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from drafters.model_folder import resolve_model
-from drafters.text_lines import json_lines
+from drafters.files.model_folder import resolve_model
+from drafters.files.text_lines import json_lines
 from rollout_service.protocol import Message
 
 MESSAGES = TypeAdapter(list[Message])

@@ -7,7 +7,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.rows import Row
 from rollout_service.evaluation.short_names import short_names
 

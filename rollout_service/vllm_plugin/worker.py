@@ -34,7 +34,7 @@ class WorkerExtension:
         from vllm.model_executor.model_loader import reload
         from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
 
-        from rollout_service.vllm_plugin.digests import held_digests
+        from rollout_service.vllm_plugin.weight_digests import held_digests
 
         worker: Any = self
         model = worker.get_draft_model() if of_drafter else worker.get_model()
@@ -63,7 +63,7 @@ class WorkerExtension:
 
     def let_drafter_rest(self) -> None:
         """From now on draft length zero costs what an engine without a drafter costs. For drafters with weights."""
-        from rollout_service.vllm_plugin.resting import Resting
+        from rollout_service.vllm_plugin.idle_drafter import Resting
 
         worker: Any = self
         Resting(worker.model_runner)

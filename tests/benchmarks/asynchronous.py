@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from drafters.text_lines import json_lines
+from drafters.files.text_lines import json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

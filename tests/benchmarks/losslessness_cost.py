@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from drafters.files.text_lines import json_lines
 from drafters.scoring import SurprisalSums, score_tokens, token_logprobs
-from drafters.text_lines import json_lines
 
 VOCABULARY, TOKENS, ROUNDS = 160, 8192, 60
 

@@ -26,22 +26,22 @@ import psutil
 from fastapi import FastAPI
 from safetensors.numpy import save_file
 
-from rollout_service import pushes
-from rollout_service.alarms import Alarms
-from rollout_service.app import add_error_handlers
-from rollout_service.background import BackgroundGeneration
-from rollout_service.batches import BatchQueue
 from rollout_service.client import AsyncRolloutClient
 from rollout_service.config import ServiceConfig
-from rollout_service.engine import Loaded, WeightsFile
-from rollout_service.fleet import Fleet
-from rollout_service.member import Member
+from rollout_service.engine.engine import Loaded, WeightsFile
+from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
+from rollout_service.fleet import pushes
+from rollout_service.fleet.alarms import Alarms
+from rollout_service.fleet.fleet import Fleet
+from rollout_service.fleet.member import Member
+from rollout_service.http.app import add_error_handlers
+from rollout_service.http.routes import batches, status
 from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest, LeaseRequest, PromptsRequest
 from rollout_service.protocol import WeightSpan as Span
-from rollout_service.routes import batches, status
-from rollout_service.speculation_stats import SpeculationCounts, Versions
+from rollout_service.queue.background import BackgroundGeneration
+from rollout_service.queue.batch_queue import BatchQueue
 from rollout_service.telemetry import Telemetry
-from rollout_service.weights import WeightSet
+from rollout_service.weights.versions import WeightSet
 
 INTERVALS = 20
 GETS_EVERY = 5

@@ -27,7 +27,7 @@ START_WITHIN = 240
 
 @contextmanager
 def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
-    """vLLM with everything in this process, configured as `rollout_service.engine` does it; `draft_lengths` are ranges
+    """vLLM with everything in this process, configured as the engine's actor does it; `draft_lengths` are ranges
     of a schedule that can be changed."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory

@@ -9,7 +9,7 @@ import pytest
 from engines import ROOT, launched, wait_until
 from over_http import PROMPT, policy_tensors
 
-from drafters.text_lines import json_lines
+from drafters.files.text_lines import json_lines
 from rollout_service.client import RolloutClient
 from rollout_service.protocol import GroupRequest, LeaseRequest, PromptsRequest, Sampling
 

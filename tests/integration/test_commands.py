@@ -7,11 +7,11 @@ from pathlib import Path
 
 from engines import MODELS, ROOT
 
-from drafters.text_lines import json_lines
+from drafters.files.text_lines import json_lines
 from rollout_service.evaluation.audit import audit
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.compare import compare
-from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.compare_config import CompareConfig
 
 KEYS = {
     "drafter", "draft_tokens", "concurrency", "acceptance_length", "acceptance_length_ci", "acceptance_rate",

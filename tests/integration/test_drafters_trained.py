@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM
 
 from drafters.acceptance import Acceptance, total
 from drafters.drafter import DrafterConfig
+from drafters.files.text_lines import json_lines
 from drafters.learners.factory import load_learner
-from drafters.text_lines import json_lines
 from drafters.training.command import train_drafter
 from drafters.training.config import TrainDrafterConfig
-from drafters.training.prediction import predicted_acceptance
+from drafters.training.expected_acceptance import predicted_acceptance
 from drafters.training.samples import Sample
 
 DEMO = {

@@ -46,7 +46,7 @@ def test_only_log_probabilities_that_are_flat_are_left_without_the_tokens_texts(
     from vllm.v1.engine.logprobs import LogprobsProcessor
     from vllm.v1.outputs import LogprobsLists
 
-    from rollout_service.vllm_plugin.undecoded import leave_flat_logprobs_undecoded
+    from rollout_service.vllm_plugin.logprobs_without_text import leave_flat_logprobs_undecoded
 
     leave_flat_logprobs_undecoded()
     tokenizer = get_tokenizer(str(MODELS / "policy"))

@@ -7,7 +7,7 @@ from engines import MODELS
 from test_lossless import engine
 
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.vllm_plugin.resting import CATCH_UP, Resting
+from rollout_service.vllm_plugin.idle_drafter import CATCH_UP, Resting
 
 SCHEDULE = [(1, 1, 3), (2, 64, 0)]
 LENGTHS = [8, 24, 40, 40, 40, 100]

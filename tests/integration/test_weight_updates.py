@@ -78,9 +78,9 @@ def other_bytes_change_nothing(llm, update):
 
 def silent_load_is_noticed(llm, update):
     """A drafter that takes nothing of an update raises no error of its own; the report of the load shows it."""
-    from rollout_service.alarms import Alarms
     from rollout_service.config import AlarmConfig
-    from rollout_service.engine import Loaded
+    from rollout_service.engine.engine import Loaded
+    from rollout_service.fleet.alarms import Alarms
 
     drafter = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
     drafter.load_weights = lambda weights: [None for _ in weights]

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from drafters.drafter import DrafterConfig
-from drafters.learners.eagle3 import Eagle3Head
-from drafters.learners.mtp import MTPHead
+from drafters.learners.eagle3_head import Eagle3Head
+from drafters.learners.mtp_head import MTPHead
 
 VOCAB = 128
 DENSE = {

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import httpx
 
-from rollout_service.alarms import Alarms
-from rollout_service.app import make_app
-from rollout_service.asgi import ResponseStart
 from rollout_service.config import ServiceConfig
+from rollout_service.engine.asgi import ResponseStart
+from rollout_service.fleet.alarms import Alarms
+from rollout_service.http.app import make_app
 from rollout_service.protocol import Completion, Group, WeightSpan, WeightStatus
 
 FIELDS = ("model", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "n", "seed", "stop", "stream")

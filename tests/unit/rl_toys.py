@@ -17,15 +17,15 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from rl_loop.checkpoint import RunState
 from rl_loop.config import TrainConfig
-from rl_loop.learner import Learner
-from rl_loop.metrics_log import MetricsLog
-from rl_loop.reporting import Reporter
-from rl_loop.rewards_pool import RewardsPool
-from rl_loop.sources import RolloutSource, Tensors
-from rl_loop.synchronous import SynchronousLoop
+from rl_loop.learner.policy_learner import Learner
+from rl_loop.loops.sources import RolloutSource, Tensors
+from rl_loop.loops.synchronous import SynchronousLoop
+from rl_loop.reports.metrics_log import MetricsLog
+from rl_loop.reports.reporting import Reporter
+from rl_loop.run.checkpoint import RunState
 from rl_loop.tasks import Task
+from rl_loop.tasks.rewards_pool import RewardsPool
 from rollout_service.protocol import Completion, Group, GroupRequest, Speculation, WeightSpan
 
 CHARACTERS = "\n 0123456789+-=abcdefgh"

@@ -8,8 +8,8 @@ import pytest
 
 from drafters.acceptance import Acceptance, by_context_length, length_at, length_interval, total
 from drafters.drafter import DrafterConfig
-from rollout_service.acceptance_report import speculation_status
-from rollout_service.speculation_stats import SpeculationCounts, Versions
+from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
+from rollout_service.http.acceptance_report import speculation_status
 
 
 def test_ratios_are_those_of_a_hand_computed_example():

@@ -4,9 +4,9 @@ import pytest
 from pydantic import ValidationError
 
 from rl_loop.config import SamplingConfig
-from rollout_service.admission import Admission, Refused
 from rollout_service.evaluation.audit_config import AuditConfig
-from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.compare_config import CompareConfig
+from rollout_service.http.admission import Admission, Refused
 from rollout_service.lossless import request_problems
 from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, SharedMemoryPush
 

@@ -8,13 +8,13 @@ from safetensors.torch import save_file
 
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
-from rollout_service.alarms import Alarms
 from rollout_service.config import AlarmConfig
-from rollout_service.engine import Loaded
+from rollout_service.engine.engine import Loaded
+from rollout_service.fleet.alarms import Alarms
 from rollout_service.protocol import WeightStatus
 from rollout_service.tensor_bytes import file_checksum
-from rollout_service.vllm_plugin.digests import digest, held_digests
-from rollout_service.weights import RefusedUpdate, WeightStore, check_received
+from rollout_service.vllm_plugin.weight_digests import digest, held_digests
+from rollout_service.weights.versions import RefusedUpdate, WeightStore, check_received
 
 SENT = "a" * 64
 

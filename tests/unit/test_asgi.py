@@ -6,7 +6,7 @@ import pytest
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from rollout_service import asgi
+from rollout_service.engine import asgi
 
 
 async def collected(app, *arguments):

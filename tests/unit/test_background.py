@@ -8,14 +8,14 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from rollout_service.admission import Admission
-from rollout_service.background import BackgroundGeneration
-from rollout_service.batches import BatchQueue
 from rollout_service.client import AsyncRolloutClient, RolloutError
-from rollout_service.errors import add_error_handlers
-from rollout_service.member import EnginesDied, FleetError, GroupFailed
+from rollout_service.fleet.member import EnginesDied, FleetError, GroupFailed
+from rollout_service.http.admission import Admission
+from rollout_service.http.errors import add_error_handlers
+from rollout_service.http.routes import batches
 from rollout_service.protocol import Completion, Group, GroupRequest, LeaseRequest, PromptsRequest, WeightSpan
-from rollout_service.routes import batches
+from rollout_service.queue.background import BackgroundGeneration
+from rollout_service.queue.batch_queue import BatchQueue
 from rollout_service.telemetry import Telemetry
 
 
@@ -53,8 +53,8 @@ class FleetInMiniature:
 
 @pytest.fixture
 async def service(monkeypatch):
-    monkeypatch.setattr("rollout_service.background.AGAIN_AFTER", 0.01)
-    monkeypatch.setattr("rollout_service.tasks.AGAIN_AFTER", 0.01)
+    monkeypatch.setattr("rollout_service.queue.background.AGAIN_AFTER", 0.01)
+    monkeypatch.setattr("rollout_service.fleet.kept_running.AGAIN_AFTER", 0.01)
     fleet = FleetInMiniature()
     app = FastAPI()
     app.state.stopping = asyncio.Event()

@@ -5,7 +5,6 @@ import time
 
 import pytest
 
-from rollout_service.batches import BatchQueue, OtherRequest, Unavailable, UnknownLease
 from rollout_service.protocol import (
     MAX_VERSION,
     Completion,
@@ -16,7 +15,8 @@ from rollout_service.protocol import (
     Sampling,
     WeightSpan,
 )
-from rollout_service.queue_records import request_digest
+from rollout_service.queue.batch_queue import BatchQueue, OtherRequest, Unavailable, UnknownLease
+from rollout_service.queue.records import request_digest
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -407,8 +407,8 @@ def test_the_file_of_an_older_version_is_taken_over(tmp_path):
 
 
 def test_what_is_remembered_is_bounded_and_the_newest_ids_are_known(tmp_path, monkeypatch):
-    monkeypatch.setattr("rollout_service.queue_database.LOG_ROWS", 50)
-    monkeypatch.setattr("rollout_service.queue_database.REMEMBERED", 20)
+    monkeypatch.setattr("rollout_service.queue.database.LOG_ROWS", 50)
+    monkeypatch.setattr("rollout_service.queue.database.REMEMBERED", 20)
     queue = BatchQueue(None, capacity=8, disk_mib=64)
     for i in range(40):
         send(queue, f"{i}")

@@ -3,15 +3,15 @@
 import pytest
 
 from drafters import cli as drafters_command
-from drafters.checkpoint_files import read_config
 from drafters.devices import choose_device
-from drafters.lasting import check_folder
+from drafters.files.checkpoint_folder import read_config
+from drafters.files.durable import check_folder
 from rl_loop.cli import train
 from rollout_service.evaluation.audit import audit
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.calibrate import CalibrateConfig, calibrate
 from rollout_service.evaluation.compare import compare
-from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.compare_config import CompareConfig
 
 
 @pytest.fixture

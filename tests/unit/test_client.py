@@ -13,9 +13,9 @@ import httpx
 import pytest
 from test_endpoint import no_proxies, serving  # noqa: F401  (a fixture)
 
-from rl_loop.ledger import Heartbeat, Ledger
+from rl_loop.run.ledger import Heartbeat, Ledger
 from rollout_service.client import AsyncRolloutClient, GroupStream, RolloutClient, RolloutError
-from rollout_service.guard import Guard
+from rollout_service.http.guard import Guard
 from rollout_service.protocol import (
     INTERFACE_VERSION,
     VERSION_HEADER,

@@ -11,7 +11,7 @@ ACTOR = """
 import multiprocessing, os, sys, time
 from multiprocessing import forkserver
 from rollout_service.vllm_plugin.core_process import CoreContext
-from rollout_service.vllm_plugin.orphan import end_with_parent
+from rollout_service.vllm_plugin.parent_death import end_with_parent
 
 def core():
     end_with_parent()

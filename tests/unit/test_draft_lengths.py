@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from drafters.drafter import DrafterConfig
 from drafters.schedule import Calibration, StepCosts
 from rollout_service.config import ServiceConfig
-from rollout_service.draft_lengths import DraftLengths
+from rollout_service.engine.live_schedule import DraftLengths
+from rollout_service.engine.step_costs import Measured, StepKind, StepTimes, fastest, step_kind
 from rollout_service.evaluation.calibrate import CalibrateConfig, Turns
-from rollout_service.step_costs import Measured, StepKind, StepTimes, fastest, step_kind
 
 STEPS = [[0.020, 0.040], [0.022, 0.060], [0.024, 0.090]]
 COSTS = StepCosts(batch_sizes=[1, 8], seconds=STEPS, first=STEPS)

@@ -8,14 +8,14 @@ from rl_toys import character_tokenizer, llama, qwen3_next
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from drafters.checkpoint_files import read_tensors
+from drafters.files.checkpoint_folder import read_tensors
 from drafters.inspect import describe
-from drafters.learners.draft_model import DraftModel
-from drafters.learners.eagle3 import Eagle3Head, default_layers
+from drafters.learners.eagle3_head import Eagle3Head, default_layers
 from drafters.learners.factory import load_learner, new_learner
 from drafters.learners.learner import read_policy
-from drafters.learners.mtp import MTPHead
-from drafters.training.config import HeadShape
+from drafters.learners.mtp_head import MTPHead
+from drafters.learners.shape import HeadShape
+from drafters.learners.small_model import DraftModel
 
 VOCABULARY = [0, 2, 3, 5, 8, 13]
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6, 7]])

@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
-from drafters.learners.draft_model import DraftModel
-from drafters.learners.eagle3 import Eagle3Head, frequent_tokens
+from drafters.learners import unroll as unroll_module
+from drafters.learners.eagle3_head import Eagle3Head, frequent_tokens
 from drafters.learners.learner import Learner, read_policy
-from drafters.learners.mtp import MTPHead
-from drafters.training import unroll as unroll_module
+from drafters.learners.mtp_head import MTPHead
+from drafters.learners.small_model import DraftModel
 from drafters.training.config import OfflineTraining
 from drafters.training.losses import DraftDistance
 from drafters.training.offline import OfflineTrainer, draft_loss, train_offline

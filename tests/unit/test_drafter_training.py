@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from drafters.learners.learner import Learner, OutputHead, PolicyOutputs
-from drafters.training import prediction
+from drafters.training import expected_acceptance as prediction
 from drafters.training.losses import soft_cross_entropy, total_variation
 from drafters.training.samples import Sample, collate, epochs
 

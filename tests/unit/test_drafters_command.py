@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast
 
 from drafters.cli import main
+from drafters.files.disk_space import NoRoom
+from drafters.files.text_lines import json_lines
 from drafters.learners.learner import OutputHead
-from drafters.room import NoRoom
-from drafters.text_lines import json_lines
 from drafters.training import command
 from drafters.training.command import train_drafter
 from drafters.training.config import TrainDrafterConfig

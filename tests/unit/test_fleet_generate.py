@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 
-from rollout_service.engine import NotStarted
-from rollout_service.fleet import Fleet
-from rollout_service.member import EnginesDied, GroupFailed, Member
+from rollout_service.engine.engine import NotStarted
+from rollout_service.fleet.fleet import Fleet
+from rollout_service.fleet.member import EnginesDied, GroupFailed, Member
 from rollout_service.protocol import Group, GroupRequest, Sampling
 
 
@@ -96,7 +96,7 @@ async def test_engines_that_die_again_and_again_end_the_attempts():
 def clock(monkeypatch):
     """The members' clock: `clock.now` seconds."""
     clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-    monkeypatch.setattr("rollout_service.member.time", clock)
+    monkeypatch.setattr("rollout_service.fleet.member.time", clock)
     return clock
 
 
@@ -132,7 +132,7 @@ async def after(event, call):
 
 
 async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, caplog):
-    monkeypatch.setattr("rollout_service.tasks.AGAIN_AFTER", 0.0)
+    monkeypatch.setattr("rollout_service.fleet.kept_running.AGAIN_AFTER", 0.0)
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: Actor()))
     monkeypatch.setattr("ray.remote", lambda _: made)

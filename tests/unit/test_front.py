@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from front import StubFleet, front
 
-from rollout_service.member import FleetError
+from rollout_service.fleet.member import FleetError
+from rollout_service.fleet.pushes import Pushes
 from rollout_service.protocol import MAX_VERSION, WeightStatus
-from rollout_service.pushes import Pushes
-from rollout_service.weights import WeightSet
+from rollout_service.weights.versions import WeightSet
 
 JSON = {"Content-Type": "application/json"}
 JSON_ROUTES = ("/v1/rollouts", "/v1/prompts", "/v1/batches/lease", "/v1/batches/x/ack", "/v1/batches/x/extend")

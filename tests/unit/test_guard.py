@@ -7,8 +7,8 @@ import pytest
 import uvicorn
 from front import StubFleet, front
 
-from rollout_service import connection, guard
-from rollout_service.connection import Connection
+from rollout_service.http import connection, guard
+from rollout_service.http.connection import Connection
 from rollout_service.serve import Server, url_of
 
 LIMIT = 1 << 20

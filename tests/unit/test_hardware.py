@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rollout_service.hardware import engine_environment, interpreter, preloads
+from rollout_service.engine.hardware import engine_environment, interpreter, preloads
 
 SHOW = "import sys; print(sys.prefix); print(open('/proc/self/maps', encoding='utf-8').read())"
 

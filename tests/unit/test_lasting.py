@@ -7,9 +7,9 @@ import pytest
 import rl_toys as toys
 from test_rl_asynchronous import config, loop, pool, service  # noqa: F401  (fixtures)
 
-from drafters.lasting import make_folders, rename_lasting, replacing
-from rl_loop.learner import Learner
-from rollout_service.state import StateFolder
+from drafters.files.durable import make_folders, rename_lasting, replacing
+from rl_loop.learner.policy_learner import Learner
+from rollout_service.weights.state_folder import StateFolder
 
 
 @pytest.fixture

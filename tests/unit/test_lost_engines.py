@@ -8,13 +8,13 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
-from rollout_service import fleet as fleet_module
-from rollout_service.asgi import ResponseStart
-from rollout_service.engine import DifferentBytes, Engine, HalfLoaded, NotStarted, Started, check_all_ranks
-from rollout_service.errors import add_error_handlers
-from rollout_service.fleet import Fleet
-from rollout_service.member import FleetError, Member
-from rollout_service.routes import openai
+from rollout_service.engine.asgi import ResponseStart
+from rollout_service.engine.engine import DifferentBytes, Engine, HalfLoaded, NotStarted, Started, check_all_ranks
+from rollout_service.fleet import fleet as fleet_module
+from rollout_service.fleet.fleet import Fleet
+from rollout_service.fleet.member import FleetError, Member
+from rollout_service.http.errors import add_error_handlers
+from rollout_service.http.routes import openai
 
 JSON, EVENTS = (ResponseStart(200, [("Content-Type", of)]) for of in ("application/json", "text/event-stream"))
 LOST = ActorUnavailableError("lost", None)

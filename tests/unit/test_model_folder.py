@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 
 from drafters import cli as drafters_command
-from drafters.model_folder import resolve_model
+from drafters.files.model_folder import resolve_model
 from drafters.training.config import TrainDrafterConfig
 from rl_loop.cli import train
 from rollout_service.config import ServiceConfig
@@ -17,8 +17,8 @@ from rollout_service.evaluation.audit import audit
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.calibrate import CalibrateConfig, calibrate
 from rollout_service.evaluation.compare import compare
-from rollout_service.evaluation.config import CompareConfig
-from rollout_service.fleet import Fleet
+from rollout_service.evaluation.compare_config import CompareConfig
+from rollout_service.fleet.fleet import Fleet
 
 
 @pytest.fixture(autouse=True)

@@ -8,18 +8,18 @@ import rl_toys as toys
 import torch
 from safetensors.torch import load_file
 
-from drafters.learners.eagle3 import Eagle3Head
+from drafters.learners.eagle3_head import Eagle3Head
 from drafters.learners.factory import load_learner
-from drafters.learners.mtp import MTPHead
+from drafters.learners.mtp_head import MTPHead
 from drafters.training.config import OnlineTraining
 from drafters.training.online import UpdateRule
-from rl_loop.checkpoint import checkpoints, restore_checkpoint
-from rl_loop.drafter_plot import plot_acceptance, pushes
-from rl_loop.interruption import Interrupted
-from rl_loop.learner import Learner, load_policy
-from rl_loop.online_drafter import OnlineDrafter
-from rl_loop.ownership import Ownership
-from rl_loop.sources import EndpointSource, Recorder, ReplaySource
+from rl_loop.learner.online_drafter import OnlineDrafter
+from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.loops.interruption import Interrupted
+from rl_loop.loops.ownership import Ownership
+from rl_loop.loops.sources import EndpointSource, Recorder, ReplaySource
+from rl_loop.reports.drafter_plot import plot_acceptance, pushes
+from rl_loop.run.checkpoint import checkpoints, restore_checkpoint
 from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import WeightsStatus, WeightStatus
 

@@ -13,11 +13,11 @@ sys.path.append(str(Path(__file__).parents[2] / "deploy" / "bench"))
 
 from padding import Padding, Shape, ensure_padded, largest_difference, pad_models
 
-from drafters.checkpoint_files import read_config, read_tensors
-from drafters.learners.eagle3 import Eagle3Head
+from drafters.files.checkpoint_folder import read_config, read_tensors
+from drafters.learners.eagle3_head import Eagle3Head
 from drafters.learners.factory import load_learner
 from drafters.learners.learner import read_policy
-from drafters.learners.mtp import MTPHead
+from drafters.learners.mtp_head import MTPHead
 
 STEPS, LAYERS, VOCAB_SIZE = 3, 3, 24
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from drafters.prediction import GAP, decoding_at, seconds, speedup, steps
 from drafters.schedule import StepCosts, tokens_per_step
+from drafters.speed_prediction import GAP, decoding_at, seconds, speedup, steps
 
 # A step of 20 ms alone and 44 ms at 16, and what each draft adds; prompts take 20 ms and 44 ms.
 STEPS = [[0.020, 0.044], [0.022, 0.090], [0.024, 0.120], [0.026, 0.163]]

@@ -6,10 +6,10 @@ import pytest
 import rl_toys as toys
 from test_rl_asynchronous import QueueService, config, loop, pool, trained_on  # noqa: F401  (pool is a fixture)
 
-from rl_loop.checkpoint import checkpoints
 from rl_loop.config import TrainConfig
-from rl_loop.learner import Learner
+from rl_loop.learner.policy_learner import Learner
 from rl_loop.prompt_lengths import FittingTask, PromptLengths
+from rl_loop.run.checkpoint import checkpoints
 from rl_loop.tasks import Problem, TaskError, make_task
 
 LONGEST = 20

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import pytest
 from fastapi import FastAPI
 
-from rollout_service.app import add_error_handlers
+from rollout_service.http.app import add_error_handlers
+from rollout_service.http.routes import weights
 from rollout_service.protocol import MAX_VERSION
-from rollout_service.routes import weights
-from rollout_service.weights import RefusedUpdate
+from rollout_service.weights.versions import RefusedUpdate
 
 
 @pytest.fixture

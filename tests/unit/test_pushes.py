@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayTaskError
 
-from rollout_service.engine import DifferentBytes, HalfLoaded, Loaded, WeightsFile
-from rollout_service.member import FleetError, Member
+from rollout_service.engine.engine import DifferentBytes, HalfLoaded, Loaded, WeightsFile
+from rollout_service.fleet.member import FleetError, Member
+from rollout_service.fleet.pushes import Pushes
 from rollout_service.protocol import WeightStatus
-from rollout_service.pushes import Pushes
-from rollout_service.state import StateFolder
-from rollout_service.weights import RefusedUpdate, WeightSet
+from rollout_service.weights.state_folder import StateFolder
+from rollout_service.weights.versions import RefusedUpdate, WeightSet
 
 SENT = "a" * 64
 
@@ -24,7 +24,7 @@ def pushes(monkeypatch, tmp_path):
     pushes = Pushes(SimpleNamespace(sets={"policy": weights}), None, None, [])
     for name in ("w", "bad", "1", "2", "3", "4", "7"):
         (tmp_path / name).touch()
-    monkeypatch.setattr("rollout_service.weights.file_tensors", lambda file: {})
+    monkeypatch.setattr("rollout_service.weights.versions.file_tensors", lambda file: {})
 
     async def load_everywhere(of, version, file, checksum, run):
         await asyncio.sleep(0.05)
@@ -116,7 +116,8 @@ async def test_a_service_that_starts_again_knows_whose_the_kept_weights_are(push
         return again
 
     monkeypatch.setattr(
-        "rollout_service.pushes.locate", lambda version, *_: WeightsFile(version, str(tmp_path / "new"), "", "", None)
+        "rollout_service.fleet.pushes.locate",
+        lambda version, *_: WeightsFile(version, str(tmp_path / "new"), "", "", None),
     )
     state = StateFolder(tmp_path / "state")
     state.keep("policy", 7, tmp_path / "7", "a")
@@ -168,7 +169,7 @@ def loading(pushes, monkeypatch):
     del pushes._load_everywhere
     pushes.killed, pushes.alarmed = [], []
     monkeypatch.setattr(
-        "rollout_service.pushes.locate",
+        "rollout_service.fleet.pushes.locate",
         lambda version, file, checksum: WeightsFile(version, str(file), checksum, "here", None),
     )
     pushes.store.version, pushes.store.differs = lambda of: 1, lambda *_: True
@@ -199,7 +200,7 @@ async def test_an_engine_that_alone_read_other_bytes_is_loud_and_starts_again(lo
 
 
 async def test_the_ages_of_drafters_are_known_for_the_newest_alone(loading, tmp_path, monkeypatch):
-    monkeypatch.setattr("rollout_service.pushes.DRAFTERS_KEPT", 2)
+    monkeypatch.setattr("rollout_service.fleet.pushes.DRAFTERS_KEPT", 2)
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
     loading.store.sets["drafter"] = WeightSet("drafter", {}, "float32")
     for version in (1, 2, 3, 4):

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from rollout_service.member import FleetError
-from rollout_service.ray_cluster import start_ray
+from rollout_service.fleet.member import FleetError
+from rollout_service.fleet.ray_cluster import start_ray
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from rollout_service.evaluation.audit import audit
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.calibrate import CalibrateConfig, calibrate
 from rollout_service.evaluation.compare import compare
-from rollout_service.evaluation.config import CompareConfig
-from rollout_service.fleet import Fleet
-from rollout_service.resources import Demand, check_machine, demand_of, missing_is_said, shortfall
+from rollout_service.evaluation.compare_config import CompareConfig
+from rollout_service.fleet.fleet import Fleet
+from rollout_service.fleet.resources import Demand, check_machine, demand_of, missing_is_said, shortfall
 
 
 @pytest.fixture(autouse=True)
@@ -22,8 +22,8 @@ def machine(monkeypatch):
         raise AssertionError("Ray was started")
 
     monkeypatch.setattr("ray.init", started)
-    monkeypatch.setattr("rollout_service.resources.machine_cores", lambda: 2)
-    monkeypatch.setattr("rollout_service.resources.gpus", lambda: 1)
+    monkeypatch.setattr("rollout_service.fleet.resources.machine_cores", lambda: 2)
+    monkeypatch.setattr("rollout_service.fleet.resources.gpus", lambda: 1)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
     check_machine(config, "cuda", turns=1)
     with pytest.raises(ValueError, match=r"engine.tensor_parallel_size: 2 engine"):
         check_machine(config, "cuda", turns=2)
-    monkeypatch.setattr("rollout_service.resources.gpus", lambda: 0)
+    monkeypatch.setattr("rollout_service.fleet.resources.gpus", lambda: 0)
     with pytest.raises(ValueError, match=r"engine.device: cuda, and torch finds no GPU"):
         check_machine(config, "cuda", turns=1)
 
@@ -85,7 +85,7 @@ async def test_a_cluster_that_grows_is_waited_for_and_what_is_missing_is_said_on
     looks = []
     monkeypatch.setattr("ray.nodes", lambda: looks.append(1) or nodes)
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr("rollout_service.resources.LOOK_EVERY", 0.001)
+    monkeypatch.setattr("rollout_service.fleet.resources.LOOK_EVERY", 0.001)
 
     async def until(count):
         while len(looks) < count:

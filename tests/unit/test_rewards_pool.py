@@ -6,8 +6,8 @@ import time
 import psutil
 import pytest
 
-from rl_loop.rewards_pool import RewardsPool
 from rl_loop.tasks import Problem
+from rl_loop.tasks.rewards_pool import RewardsPool
 
 PROBLEM = Problem(entry={}, prompt="p")
 

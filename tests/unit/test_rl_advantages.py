@@ -2,7 +2,7 @@
 
 import pytest
 
-from rl_loop.advantages import group_advantages
+from rl_loop.losses.advantages import group_advantages
 
 
 def test_a_reward_counts_in_standard_deviations_from_its_groups_mean():

@@ -11,22 +11,22 @@ import torch
 import toy_rewards
 from rich.console import Console
 
-from drafters.text_lines import json_lines
-from rl_loop.asynchronous import AsynchronousLoop
-from rl_loop.checkpoint import RunState, checkpoint_to_resume, checkpoints, restore_checkpoint
-from rl_loop.interruption import Interrupted
-from rl_loop.learner import Learner, load_policy
-from rl_loop.ledger import Ledger
-from rl_loop.metrics_log import MetricsLog
-from rl_loop.ownership import Ownership, new_run
+from drafters.files.text_lines import json_lines
+from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.loops.asynchronous import AsynchronousLoop
+from rl_loop.loops.interruption import Interrupted
+from rl_loop.loops.ownership import Ownership, new_run
+from rl_loop.loops.pulling import EveryGroupFailed, Puller
 from rl_loop.preflight import warn_of_memory_queue
-from rl_loop.pulling import EveryGroupFailed, Puller
-from rl_loop.reporting import Reporter
-from rl_loop.rewards_pool import RewardsPool
+from rl_loop.reports.metrics_log import MetricsLog
+from rl_loop.reports.reporting import Reporter
+from rl_loop.run.checkpoint import RunState, checkpoint_to_resume, checkpoints, restore_checkpoint
+from rl_loop.run.ledger import Ledger
+from rl_loop.tasks.rewards_pool import RewardsPool
 from rl_loop.training import leave_checkpoint
-from rollout_service.batches import BatchQueue, UnknownLease
 from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import ErrorBody, WeightsStatus, WeightStatus
+from rollout_service.queue.batch_queue import BatchQueue, UnknownLease
 
 
 class QueueService:
@@ -256,7 +256,7 @@ def test_whatever_ends_a_run_leaves_what_it_learned(where, tmp_path, service, po
         return call
 
     if where == "puller":
-        monkeypatch.setattr("rl_loop.pulling.Puller._collect", failing(Puller._collect))
+        monkeypatch.setattr("rl_loop.loops.pulling.Puller._collect", failing(Puller._collect))
     else:
         *path, name = where.split(".")
         owner = getattr(running, path[0]) if path else running
@@ -351,7 +351,7 @@ def test_a_run_whose_groups_all_fail_ends_says_why_and_goes_on_when_the_cause_is
 
 
 def test_failures_with_finished_groups_between_them_end_no_run(tmp_path, pool, monkeypatch):
-    monkeypatch.setattr("rl_loop.pulling.FAILED_IN_A_ROW", 3)
+    monkeypatch.setattr("rl_loop.loops.pulling.FAILED_IN_A_ROW", 3)
     service = QueueService(refuses=lambda index: index % 2 == 1)
     running = loop(config(tmp_path, steps=3), service, pool)
     running.run()
@@ -398,7 +398,7 @@ def once(call, error):
 
 @pytest.mark.parametrize("status", [502, 503])
 def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, service, pool, monkeypatch, status):
-    monkeypatch.setattr("rl_loop.asynchronous.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.asynchronous.PAUSE", 0.01)
     for name in ("weights", "cancel_prompts"):
         starting = RolloutError(status, ErrorBody(error="starting"))
         setattr(service, name, once(getattr(service, name), starting))
@@ -409,7 +409,7 @@ def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, ser
 
 @pytest.mark.parametrize("status", [503, None])
 def test_prompts_are_sent_again_to_a_service_that_starts_as_its_queue_may_be_gone(tmp_path, monkeypatch, status):
-    monkeypatch.setattr("rl_loop.pulling.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.pulling.PAUSE", 0.01)
     puller = Puller(config(tmp_path), None, None, None, "run", Ledger(0, [], []), int, int, 0)
     puller.resend = False
     error = httpx.ConnectError("down") if status is None else RolloutError(status, ErrorBody(error="starting"))

@@ -15,23 +15,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from drafters.checkpoint_files import checkpoint_names, read_config, read_tensors
 from drafters.drafter import DrafterConfig
+from drafters.files.checkpoint_folder import checkpoint_names, read_config, read_tensors
+from drafters.files.disk_space import NoRoom
+from drafters.kinds.mtp import is_mtp
 from drafters.learners.factory import load_learner
-from drafters.learners.mtp import MTPHead
-from drafters.mtp import is_mtp
+from drafters.learners.mtp_head import MTPHead
 from drafters.registry import make_drafter
-from drafters.room import NoRoom
-from rl_loop.checkpoint import (
+from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.loops.interruption import Interrupted
+from rl_loop.loops.sources import Recorder, ReplaySource
+from rl_loop.run.checkpoint import (
     checkpoint_bytes,
     checkpoint_folder,
     checkpoints,
     prune_checkpoints,
     restore_checkpoint,
 )
-from rl_loop.interruption import Interrupted
-from rl_loop.learner import Learner, load_policy
-from rl_loop.sources import Recorder, ReplaySource
 from rl_loop.training import begin_state, make_learner
 
 STEPS, CUT = 5, 3
@@ -141,7 +141,7 @@ def full_disk_at(step, name, monkeypatch):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         write(tensors, file, **named)
 
-    for module in ("rl_loop.checkpoint", "transformers.modeling_utils"):
+    for module in ("rl_loop.run.checkpoint", "transformers.modeling_utils"):
         where = "safe_save_file" if module.startswith("transformers") else "save_file"
         monkeypatch.setattr(f"{module}.{where}", save)
     if name == "state.json":
@@ -194,7 +194,7 @@ def test_a_checkpoint_whose_removal_is_cut_off_is_none(tmp_path, monkeypatch):
         raise Interrupted(signal.SIGKILL)
 
     with monkeypatch.context() as death:
-        death.setattr("rl_loop.checkpoint.shutil.rmtree", killed)
+        death.setattr("rl_loop.run.checkpoint.shutil.rmtree", killed)
         with pytest.raises(Interrupted):
             prune_checkpoints(tmp_path, keep=1)
     assert [folder.name for folder in checkpoints(tmp_path)] == ["step-000002"]

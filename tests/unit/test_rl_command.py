@@ -13,12 +13,12 @@ import pytest
 import rl_toys as toys
 from safetensors.torch import load
 
-import rollout_service.client
-from drafters.text_lines import json_lines
-from rl_loop.checkpoint import checkpoints
+import rollout_service.client.rollout_client
+from drafters.files.text_lines import json_lines
 from rl_loop.cli import train
-from rl_loop.interruption import Interrupted, Interruption
-from rl_loop.learner import Learner
+from rl_loop.learner.policy_learner import Learner
+from rl_loop.loops.interruption import Interrupted, Interruption
+from rl_loop.run.checkpoint import checkpoints
 from rollout_service.protocol import (
     ErrorBody,
     RolloutRequest,
@@ -90,7 +90,7 @@ def service(monkeypatch) -> MiniatureService:
     service = MiniatureService()
     client = httpx.Client
     through = lambda **options: client(**(options | {"transport": httpx.MockTransport(service)}))  # noqa: E731
-    monkeypatch.setattr(rollout_service.client.httpx, "Client", through)
+    monkeypatch.setattr(rollout_service.client.rollout_client.httpx, "Client", through)
     return service
 
 
@@ -224,7 +224,7 @@ def test_a_checkpoint_that_cannot_be_left_does_not_hide_what_ended_the_run(servi
     def third_fails(asked=[]):  # noqa: B006  (it counts)
         asked.append(1)
         if len(asked) == 3:
-            monkeypatch.setattr("rl_loop.synchronous.save_checkpoint", refused)
+            monkeypatch.setattr("rl_loop.loops.synchronous.save_checkpoint", refused)
             raise ZeroDivisionError
 
     service.on_rollouts = third_fails
@@ -279,9 +279,9 @@ def test_a_full_disk_ends_a_run_in_one_line_that_says_where(what, service, flags
         raise full
 
     if what == "checkpoint":
-        monkeypatch.setattr("rl_loop.checkpoint.save_file", no_room)
+        monkeypatch.setattr("rl_loop.run.checkpoint.save_file", no_room)
     else:
-        monkeypatch.setattr("rl_loop.metrics_log._append", no_room)
+        monkeypatch.setattr("rl_loop.reports.metrics_log._append", no_room)
     assert train(flags) == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -10,9 +10,9 @@ from pydantic import ValidationError
 
 from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
-from rl_loop.corrections import correct
-from rl_loop.objective import CorrectionConfig
-from rl_loop.shaping import overlong_penalty
+from rl_loop.losses.corrections import correct
+from rl_loop.losses.objective import CorrectionConfig
+from rl_loop.losses.shaping import overlong_penalty
 
 # Trained over sampling policy, token by token: the last two are of version 5, which is trained.
 RATIOS = [4.0, 0.25, 1.5, 3.0, 1.0]

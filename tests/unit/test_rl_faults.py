@@ -14,8 +14,8 @@ from collections import Counter
 import httpx
 from test_rl_asynchronous import QueueService, config, in_log, loop, pool, trained_on  # noqa: F401  (pool is a fixture)
 
-from rl_loop.checkpoint import checkpoints, restore_checkpoint
-from rl_loop.learner import Learner, load_policy
+from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.run.checkpoint import checkpoints, restore_checkpoint
 
 FAULTS, SEED = int(os.environ.get("FAULTS", "6")), int(os.environ.get("SEED", "17"))
 
@@ -72,8 +72,8 @@ def deadly(object_, name, generator, probability):
 
 def test_nothing_is_lost_and_nothing_trained_on_twice_through_random_deaths(tmp_path, pool, monkeypatch):  # noqa: F811
     generator = random.Random(SEED)
-    monkeypatch.setattr("rl_loop.pulling.PAUSE", 0.01)
-    monkeypatch.setattr("rl_loop.pushing.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.pulling.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.pushing.PAUSE", 0.01)
     front = Front(tmp_path / "queue.sqlite", generator)
     steps = 3 * FAULTS
     settings = config(

@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OPTConfig, Qwen3Co
 
 from drafters.scoring import SurprisalSums, join_scores
 from rl_loop.batching import BATCH_COST, Rollout
-from rl_loop.learner import Example, Learner
-from rl_loop.padding import padded_batches
-from rl_loop.recomputation import recompute_layers
+from rl_loop.learner.gradient_checkpointing import recompute_layers
+from rl_loop.learner.padding import padded_batches
+from rl_loop.learner.policy_learner import Example, Learner
 
 MODELS = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
 SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and the last share a prompt

@@ -6,13 +6,13 @@ import pytest
 import rl_toys as toys
 import torch
 
+from drafters.files.text_lines import json_lines
 from drafters.scoring import SurprisalSums
-from drafters.text_lines import json_lines
-from rl_loop.learner import Learner
-from rl_loop.losslessness import NotLossless
-from rl_loop.metrics import STAGES
-from rl_loop.prompts import sampling_seed
-from rl_loop.sources import Recorder, ReplayError, ReplaySource
+from rl_loop.learner.policy_learner import Learner
+from rl_loop.loops.losslessness_alarm import NotLossless
+from rl_loop.loops.prompts import sampling_seed
+from rl_loop.loops.sources import Recorder, ReplayError, ReplaySource
+from rl_loop.reports.metrics import STAGES
 from rollout_service.protocol import MAX_COMPLETIONS
 
 

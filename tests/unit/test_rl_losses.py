@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 
-from rl_loop.losses import LOSSES, LossInput, Totals, k3_divergence, policy_loss
-from rl_loop.objective import LOSS_DEFAULTS
+from rl_loop.losses.kl import k3_divergence
+from rl_loop.losses.objective import LOSS_DEFAULTS
+from rl_loop.losses.policy_loss import LOSSES, Totals, policy_loss
+from rl_loop.losses.terms import LossInput
 
 RATIOS = torch.tensor([1.0, 1.5, 0.5, 1.5, 0.5])
 ADVANTAGES = torch.tensor([2.0, 1.0, 1.0, -1.0, -1.0])

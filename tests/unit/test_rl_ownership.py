@@ -8,11 +8,11 @@ import pytest
 import rl_toys as toys
 from test_rl_asynchronous import QueueService, config, in_log, loop, pool, trained_on  # noqa: F401  (pool is a fixture)
 
-from rl_loop.checkpoint import checkpoints, read_state, restore_checkpoint
-from rl_loop.interruption import Interrupted
-from rl_loop.learner import Learner, load_policy
-from rl_loop.ownership import ForeignWeights, Ownership, new_run
-from rl_loop.sources import EndpointSource
+from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.loops.interruption import Interrupted
+from rl_loop.loops.ownership import ForeignWeights, Ownership, new_run
+from rl_loop.loops.sources import EndpointSource
+from rl_loop.run.checkpoint import checkpoints, read_state, restore_checkpoint
 from rollout_service.client import RolloutError
 
 

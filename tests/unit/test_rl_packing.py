@@ -7,9 +7,9 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from drafters.learners.learner import read_policy, reading_policy
 from rl_loop.batching import MicroBatch, Rollout
-from rl_loop.packed_attention import can_pack, packed_attention
-from rl_loop.packing import packed_batches
-from rl_loop.padding import padded_batches
+from rl_loop.learner.packed_attention import can_pack, packed_attention
+from rl_loop.learner.packing import packed_batches
+from rl_loop.learner.padding import padded_batches
 
 MODELS = {"llama": toys.llama, "qwen3_next": lambda: toys.qwen3_next(first_layer="full_attention")}
 GROUPS = [(4, [3, 9, 1]), (7, [5, 2]), (2, [6])]  # length of the prompt, and of each response

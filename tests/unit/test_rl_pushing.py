@@ -7,9 +7,9 @@ import httpx
 import pytest
 import torch
 
-import rl_loop.pushing
-from rl_loop.ownership import Ownership
-from rl_loop.pushing import Pusher
+import rl_loop.loops.pushing
+from rl_loop.loops.ownership import Ownership
+from rl_loop.loops.pushing import Pusher
 from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import ErrorBody
 
@@ -43,7 +43,7 @@ def refused(status):
 
 @pytest.fixture
 def push(monkeypatch):
-    monkeypatch.setattr(rl_loop.pushing, "PAUSE", 0.01)
+    monkeypatch.setattr(rl_loop.loops.pushing, "PAUSE", 0.01)
     pushers = []
 
     def started(service, patience=5.0):

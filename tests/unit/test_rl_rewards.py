@@ -8,11 +8,11 @@ import rl_toys as toys
 from test_rl_asynchronous import QueueService, config, loop
 from toy_rewards import FailingAt
 
-from drafters.text_lines import json_lines
-from rl_loop.learner import Learner
-from rl_loop.rewards import LOST_IN_A_ROW, RewardsFailed, RewardsHere
-from rl_loop.rewards_pool import RewardsPool
+from drafters.files.text_lines import json_lines
+from rl_loop.learner.policy_learner import Learner
 from rl_loop.tasks import Problem
+from rl_loop.tasks.rewards import LOST_IN_A_ROW, RewardsFailed, RewardsHere
+from rl_loop.tasks.rewards_pool import RewardsPool
 
 GROUPS, COMPLETIONS, MANY = 3, 4, 1000
 GROUP = [(1, completion) for completion in range(COMPLETIONS)]

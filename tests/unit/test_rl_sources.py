@@ -8,10 +8,10 @@ import rl_toys as toys
 import torch
 from test_rl_asynchronous import QueueService, config, loop, pool  # noqa: F401  (pool is a fixture)
 
-from rl_loop.asynchronous import GroupsLog
-from rl_loop.learner import Learner
-from rl_loop.metrics_log import MetricsLog
-from rl_loop.sources import Recorder, ReplayError, ReplaySource
+from rl_loop.learner.policy_learner import Learner
+from rl_loop.loops.asynchronous import GroupsLog
+from rl_loop.loops.sources import Recorder, ReplayError, ReplaySource
+from rl_loop.reports.metrics_log import MetricsLog
 from rollout_service.client import RolloutError
 from rollout_service.protocol import ErrorBody, GroupRequest
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from drafters.checkpoint_files import checkpoint_names, read_config
 from drafters.drafter import DrafterConfig
+from drafters.files.checkpoint_folder import checkpoint_names, read_config
 from drafters.registry import make_drafter
 from drafters.settings import read_command_line
 from drafters.training.config import TrainDrafterConfig
 from rl_loop.config import TrainConfig
 from rollout_service.config import EngineConfig, ServiceConfig
-from rollout_service.engine_arguments import names_engine_arguments
+from rollout_service.engine.arguments import names_engine_arguments
 from rollout_service.evaluation.calibrate import CalibrateConfig
-from rollout_service.evaluation.config import CompareConfig
+from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.vllm_arguments import known_arguments
 
 TOML = """

@@ -12,12 +12,12 @@ from soak import Sample, Soak, growth
 
 @pytest.fixture
 def small_bounds(monkeypatch):
-    monkeypatch.setattr("rollout_service.queue_database.LOG_ROWS", 400)
-    monkeypatch.setattr("rollout_service.queue_database.REMEMBERED", 400)
-    monkeypatch.setattr("rollout_service.alarms.FALLS_KEPT", 70)
-    monkeypatch.setattr("rollout_service.alarms.ALARMS_KEPT", 20)
-    monkeypatch.setattr("rollout_service.pushes.DRAFTERS_KEPT", 40)
-    monkeypatch.setattr("rollout_service.pushes.locate", None)  # the soak's own is taken back with this
+    monkeypatch.setattr("rollout_service.queue.database.LOG_ROWS", 400)
+    monkeypatch.setattr("rollout_service.queue.database.REMEMBERED", 400)
+    monkeypatch.setattr("rollout_service.fleet.alarms.FALLS_KEPT", 70)
+    monkeypatch.setattr("rollout_service.fleet.alarms.ALARMS_KEPT", 20)
+    monkeypatch.setattr("rollout_service.fleet.pushes.DRAFTERS_KEPT", 40)
+    monkeypatch.setattr("rollout_service.fleet.pushes.locate", None)  # the soak's own is taken back with this
 
 
 async def test_disk_and_what_is_kept_do_not_grow_with_what_has_passed_through(tmp_path, small_bounds):

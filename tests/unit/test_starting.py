@@ -12,7 +12,7 @@ from test_client import silent
 
 from rl_loop.preflight import PreflightError, wait_until_ready
 from rollout_service.client import RolloutClient
-from rollout_service.starting import Starting
+from rollout_service.http.starting import Starting
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from rollout_service import weights
-from rollout_service.state import StateFolder
+from rollout_service.weights import versions as weights
+from rollout_service.weights.state_folder import StateFolder
 
 
 def test_one_service_at_a_time_has_it(tmp_path):

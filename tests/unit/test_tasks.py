@@ -2,11 +2,11 @@
 
 import asyncio
 
-from rollout_service.tasks import kept_running
+from rollout_service.fleet.kept_running import kept_running
 
 
 async def test_work_that_ends_with_an_error_is_loud_and_begins_again(monkeypatch, caplog):
-    monkeypatch.setattr("rollout_service.tasks.AGAIN_AFTER", 0.0)
+    monkeypatch.setattr("rollout_service.fleet.kept_running.AGAIN_AFTER", 0.0)
     begun, third = [], asyncio.Event()
 
     async def work():

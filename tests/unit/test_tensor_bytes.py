@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rollout_service.client import _chunks, _write, tensors_checksum
+from rollout_service.client.rollout_client import _chunks, _write, tensors_checksum
 from rollout_service.tensor_bytes import ALIGNMENT, file_checksum, map_tensors, safetensors_parts
 
 TENSORS = {

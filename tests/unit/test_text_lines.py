@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import rl_toys as toys
 
-from drafters.text_lines import byte_lines, json_lines, read_text
+from drafters.files.text_lines import byte_lines, json_lines, read_text
 from drafters.training.data import read_samples
 from rl_loop.config import TaskConfig
 from rl_loop.tasks import TaskError, make_task

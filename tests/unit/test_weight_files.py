@@ -6,14 +6,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from drafters.checkpoint_files import is_unused_buffer, write_index
 from drafters.drafter import DrafterConfig
+from drafters.files.checkpoint_folder import is_unused_buffer, write_index
 from drafters.registry import make_drafter
-from rollout_service.checkpoint_files import checkpoint_tensors, file_tensors, problems
 from rollout_service.config import ServiceConfig
-from rollout_service.engine import WeightsFile
-from rollout_service.fleet import Fleet
-from rollout_service.weights import RefusedUpdate, WeightStore
+from rollout_service.engine.engine import WeightsFile
+from rollout_service.fleet.fleet import Fleet
+from rollout_service.weights.manifest import checkpoint_tensors, file_tensors, problems
+from rollout_service.weights.versions import RefusedUpdate, WeightStore
 
 POLICY = {
     "model.embed_tokens.weight": torch.zeros(8, 4),

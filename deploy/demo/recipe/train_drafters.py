@@ -11,9 +11,10 @@ import torch
 from transformers import PreTrainedModel
 
 from drafters.learners.factory import load_learner, new_learner
-from drafters.training.config import HeadShape, LearnerKind, OfflineTraining
+from drafters.learners.shape import HeadShape, LearnerKind
+from drafters.training.config import OfflineTraining
+from drafters.training.expected_acceptance import predicted_acceptance
 from drafters.training.offline import OfflineTrainer, train_offline
-from drafters.training.prediction import predicted_acceptance
 from drafters.training.samples import Sample
 
 DRAFT_TOKENS = 3

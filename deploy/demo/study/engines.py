@@ -15,7 +15,7 @@ from config import StudyConfig
 from drafters.acceptance import Acceptance, length_interval, total
 from drafters.drafter import DrafterConfig
 from rollout_service.config import ServiceConfig
-from rollout_service.engine_arguments import bare_llm
+from rollout_service.engine.arguments import bare_llm
 
 
 @contextmanager

@@ -11,9 +11,10 @@ from engines import engine, generate, measured
 from kept import kept
 
 from drafters.drafter import DrafterConfig
-from drafters.text_lines import json_lines
+from drafters.files.text_lines import json_lines
+from drafters.learners.shape import HeadShape, LearnerKind
 from drafters.training.command import train_drafter
-from drafters.training.config import HeadShape, LearnerKind, TrainDrafterConfig
+from drafters.training.config import TrainDrafterConfig
 from rl_loop.config import TaskConfig
 from rl_loop.tasks import Problem, make_task
 

@@ -10,7 +10,7 @@ from kept import kept
 from rich.progress import track
 
 from drafters.drafter import DrafterConfig
-from drafters.text_lines import json_lines
+from drafters.files.text_lines import json_lines
 
 
 def lengths(config: StudyConfig) -> list[dict[str, Any]]:

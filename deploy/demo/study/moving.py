@@ -17,7 +17,7 @@ from typing import Any
 
 from config import StudyConfig
 
-from drafters.text_lines import json_lines
+from drafters.files.text_lines import json_lines
 
 BIN = Path(sys.executable).parent
 
@@ -76,7 +76,7 @@ def _train(file: Path, output: Path) -> None:
     """`rl-loop train` in a process of its own, with its configuration as a file."""
     code = (
         "import json, sys; from rl_loop.config import TrainConfig; from rl_loop.training import run_training; "
-        "from rl_loop.interruption import Interruption\n"
+        "from rl_loop.loops.interruption import Interruption\n"
         "with Interruption() as i: run_training(TrainConfig.model_validate(json.load(open(sys.argv[1]))), i)"
     )
     here = Path(__file__).resolve().parent

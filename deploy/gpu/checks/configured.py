@@ -11,7 +11,7 @@ from vllm import LLM, EngineArgs
 from drafters.drafter import DrafterConfig
 from drafters.schedule import Range
 from rollout_service.config import ServiceConfig
-from rollout_service.engine_arguments import engine_arguments
+from rollout_service.engine.arguments import engine_arguments
 
 WITH_FOLDERS = ("eagle3", "draft_model")
 """kinds of drafters whose weights have a folder of their own"""

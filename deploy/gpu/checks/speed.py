@@ -12,7 +12,7 @@ from common import DEVICE, PADDED, ROOT, SCALE, say
 from configured import service_config, started
 from vllm import LLM, SamplingParams
 
-from drafters.text_lines import json_lines
+from drafters.files.text_lines import json_lines
 
 DRAFT_TOKENS = 5
 STREAMS = [streams for streams in (1, 4, 16, 64, 256) if streams <= 256 // SCALE]

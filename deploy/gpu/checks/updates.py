@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm import LLM
 
-from drafters.checkpoint_files import read_tensors
-from drafters.mtp import is_mtp
+from drafters.files.checkpoint_folder import read_tensors
+from drafters.kinds.mtp import is_mtp
 from rollout_service.tensor_bytes import file_checksum
 
 NOISE = 0.05

@@ -12,7 +12,7 @@ import httpx
 from engines import wait_until
 from service import Service, Trainer
 
-from drafters.text_lines import json_lines
+from drafters.files.text_lines import json_lines
 from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import GroupRequest, PromptsRequest, Sampling
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 from engines import ROOT, START_WITHIN
 
-from drafters.text_lines import byte_lines
+from drafters.files.text_lines import byte_lines
 
 RAY_AGENTS = ("dashboard", "Dashboard", "runtime_env", "RuntimeEnvAgent")
 BIN = Path(sys.executable).parent

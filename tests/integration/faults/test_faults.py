@@ -23,9 +23,9 @@ from service import Service, Trainer
 from transformers import AutoModelForCausalLM
 
 from drafters.scoring import SurprisalSums, join_scores, score_tokens
-from rollout_service.batches import BatchQueue
 from rollout_service.client import RolloutClient
 from rollout_service.protocol import GroupRequest, Sampling
+from rollout_service.queue.batch_queue import BatchQueue
 
 QUOTA_MIB = 8
 """the log keeps 16,384 lines then, and 100 faults write some 11,000"""

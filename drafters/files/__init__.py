@@ -1,0 +1,1 @@
+"""Files and folders: checkpoints, text lines, writing that lasts. Imports no other room."""

@@ -1,0 +1,121 @@
+"""Checkpoint folders: which tensors they hold, and copies with some of them left out."""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from drafters.files.model_folder import PATTERNS
+from drafters.files.text_lines import read_text
+
+INDEX = "model.safetensors.index.json"
+MTP_FILE = "mtp.safetensors"
+"""an MTP head, where it has a file of its own"""
+WITHOUT_INDEX = ("model.safetensors", MTP_FILE)
+"""the files of a checkpoint that has no index"""
+UNUSED_BUFFER = re.compile(
+    r"\b(rotary_emb|rotary_pos_emb)\.(inv_freq|cos_cached|sin_cached)$|\.(attn|attention)\.(bias|masked_bias)$"
+)
+"""buffers that older checkpoints hold: rotary frequencies, and the causal mask of GPT-2 and its kin. vLLM and
+transformers compute them and load none (vLLM 0.32: models/utils.py, models/gpt2.py)"""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Raises ValueError, naming the file, when it is not JSON."""
+    file = folder / "config.json"
+    try:
+        return json.loads(read_text(file))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file}: not JSON: {error}") from None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that are the model's weights: those of the index, without one `model.safetensors`.
+
+    Other files may lie beside them, such as an adapter or the same weights consolidated: they are no part of the model.
+    Where neither is there, every safetensors file counts, as it does for vLLM.
+    """
+    index = folder / INDEX
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [folder / name for name in sorted(set(names))]
+    usual = [folder / name for name in WITHOUT_INDEX if (folder / name).is_file()]
+    return usual or sorted(folder.glob("*.safetensors"))
+
+
+def is_unused_buffer(name: str) -> bool:
+    """Whether a checkpoint's tensor is a buffer that no engine and no trainer loads."""
+    return UNUSED_BUFFER.search(name) is not None
+
+
+def read_tensors(folder: Path, belongs: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
+    """The model's tensors whose names `belongs` accepts; buffers that nobody loads are left out."""
+    found: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        with safe_open(file, "pt") as tensors:
+            names = [name for name in tensors.keys() if belongs(name) and not is_unused_buffer(name)]  # noqa: SIM118
+            found |= {name: tensors.get_tensor(name) for name in names}
+    return found
+
+
+def tensor_names(file: Path) -> list[str]:
+    with safe_open(file, "pt") as tensors:
+        return list(tensors.keys())
+
+
+def copy_policy(source: Path, target: Path, *, without: Callable[[str], bool], changes: dict[str, Any]) -> None:
+    """`source` again in `target`, without some tensors, and with some keys of `config.json` changed.
+
+    Files that stay what they are become hard links where the file system allows: a policy may be large.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for file in _files(source):
+        copy = target / file.name
+        copy.unlink(missing_ok=True)
+        if file.suffix == ".safetensors" and any(map(without, tensor_names(file))):
+            kept = {name: t for name, t in load_file(file).items() if not without(name)}
+            if kept:
+                save_file(kept, copy, metadata={"format": "pt"})
+        else:
+            _link(file.resolve(), copy)
+    config = target / "config.json"
+    changed = read_config(source) | changes
+    config.unlink()
+    config.write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    """Of all the model's tensors in a checkpoint folder."""
+    return [name for file in weight_files(folder) for name in tensor_names(file)]
+
+
+def write_index(folder: Path) -> None:
+    """`model.safetensors.index.json` over all safetensors of a folder: vLLM loads the files that it names."""
+    weight_map: dict[str, str] = {}
+    size = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        weight_map |= dict.fromkeys(tensor_names(file), file.name)
+        size += file.stat().st_size
+    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    yield from weight_files(folder)
+    for pattern in PATTERNS:
+        if pattern != "*.safetensors":
+            yield from (file for file in folder.glob(pattern) if file.name != INDEX)
+
+
+def _link(file: Path, copy: Path) -> None:
+    try:
+        os.link(file, copy)
+    except OSError:
+        shutil.copyfile(file, copy)

@@ -1,0 +1,118 @@
+"""The multi-token prediction head of Qwen3-Next: one full-attention block over the next token and the hidden state.
+
+Equal to vLLM's `qwen3_next_mtp.py`: the policy's hidden state after its final norm goes in at the first draft step, the
+head's own after `norm` at later ones; embedding and output head are the policy's, read and never trained. The head is
+part of the policy's checkpoint, so what is written is a policy folder with the head in a file of its own.
+"""
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers.models.qwen3_next.modeling_qwen3_next import (
+    Qwen3NextDecoderLayer,
+    Qwen3NextRMSNorm,
+    Qwen3NextRotaryEmbedding,
+)
+
+from drafters.files.checkpoint_folder import MTP_FILE, copy_policy, write_index
+from drafters.kinds.mtp import is_mtp
+from drafters.learners.learner import Learner, OutputHead, PolicyOutputs
+from drafters.learners.unroll import unroll
+
+PREFIX = "mtp."
+
+
+class MTPHead(Learner):
+    """For a policy of this configuration (a mixture of experts in every layer, as in all released ones).
+
+    Raises ValueError for an architecture that vLLM serves no such head for.
+    """
+
+    kind = "mtp"
+
+    def __init__(self, policy_config: PreTrainedConfig):
+        super().__init__()
+        if policy_config.model_type != "qwen3_next":
+            raise ValueError(
+                f"kind: an mtp head is made for qwen3_next policies, and vLLM serves none for "
+                f"{policy_config.model_type!r}; train eagle3 or draft_model, which fit any policy"
+            )
+        config: Any = copy.deepcopy(policy_config)
+        config.num_hidden_layers, config.layer_types = 1, ["full_attention"]
+        config._attn_implementation = "sdpa"
+        width, eps = config.hidden_size, config.rms_norm_eps
+        self.pre_fc_norm_hidden = Qwen3NextRMSNorm(width, eps=eps)
+        self.pre_fc_norm_embedding = Qwen3NextRMSNorm(width, eps=eps)
+        self.fc = nn.Linear(2 * width, width, bias=False)
+        self.layers = nn.ModuleList([Qwen3NextDecoderLayer(config, layer_idx=0)])
+        self.num_experts = config.num_experts
+        self.norm = Qwen3NextRMSNorm(width, eps=eps)
+        self.rotary = Qwen3NextRotaryEmbedding(config)
+
+    @classmethod
+    def from_policy(cls, policy: PreTrainedModel) -> "MTPHead":
+        """A new head whose block and norm start as the policy's last full-attention ones, `fc` at random."""
+        head = cls(policy.config)
+        decoder: Any = policy.get_decoder()
+        full = [layer for layer in decoder.layers if hasattr(layer, "self_attn")]
+        head.layers[0].load_state_dict(full[-1].state_dict())
+        head.norm.load_state_dict(decoder.norm.state_dict())
+        nn.init.normal_(head.fc.weight, std=policy.config.initializer_range)
+        return head
+
+    def draft_states(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
+        def step(
+            tokens_BT: Tensor, hidden_BTD: Tensor, positions_T: Tensor, mask_TK: Tensor, keys: DynamicCache
+        ) -> tuple[Tensor, Tensor]:
+            embedded_BTD = self.pre_fc_norm_embedding(policy.embedded(tokens_BT))
+            hidden_BTD = self.fc(torch.cat([embedded_BTD, self.pre_fc_norm_hidden(hidden_BTD)], dim=-1))
+            hidden_BTD = self.layers[0](
+                hidden_BTD,
+                position_embeddings=self.rotary(hidden_BTD, positions_T[None]),
+                attention_mask=mask_TK[None, None],
+                past_key_values=keys,
+            )
+            hidden_BTD = self.norm(hidden_BTD)
+            return hidden_BTD, hidden_BTD
+
+        return unroll(step, tokens_BT, policy.output_BTD, steps)
+
+    def output_head(self, policy: PolicyOutputs) -> OutputHead:
+        return policy.head
+
+    def checkpoint(self) -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.state_dict().items():
+            if name.endswith("experts.gate_up_proj"):  # transformers fuses the experts [E, 2 I, D], checkpoints do not
+                stem = PREFIX + name.removesuffix("gate_up_proj")
+                for e, fused in enumerate(tensor):
+                    tensors[f"{stem}{e}.gate_proj.weight"], tensors[f"{stem}{e}.up_proj.weight"] = fused.chunk(2)
+            elif name.endswith("experts.down_proj"):
+                stem = PREFIX + name.removesuffix("down_proj")
+                tensors |= {f"{stem}{e}.down_proj.weight": down for e, down in enumerate(tensor)}
+            else:
+                tensors[PREFIX + name] = tensor
+        return tensors
+
+    def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
+        state = {n.removeprefix(PREFIX): t for n, t in tensors.items() if not re.search(r"\.experts\.\d+\.", n)}
+        experts = "layers.0.mlp.experts."
+        gate, up, down = (
+            torch.stack([tensors[f"{PREFIX}{experts}{e}.{part}_proj.weight"] for e in range(self.num_experts)])
+            for part in ("gate", "up", "down")
+        )
+        self.load_state_dict(
+            state | {f"{experts}gate_up_proj": torch.cat([gate, up], dim=1), f"{experts}down_proj": down}
+        )
+
+    def write(self, folder: Path, policy_folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """`folder` becomes the policy of `policy_folder` with this head; it may be that folder itself."""
+        if folder.resolve() != policy_folder.resolve():
+            copy_policy(policy_folder, folder, without=is_mtp, changes={"num_nextn_predict_layers": 1})
+        self.save(folder / MTP_FILE, dtype)
+        write_index(folder)

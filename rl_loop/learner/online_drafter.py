@@ -1,0 +1,170 @@
+"""The run's drafter: learns in the learner's forward pass, has versions and a cadence of its own, and is checkpointed.
+
+    generation     rollouts of policy N with drafter D, and what their drafts came to
+    logprob        the learner scores every rollout once with policy N: hooks keep the hidden states, and after each
+                   micro-batch the drafter makes its own updates on them
+    train          the policy's update; the drafter has no part in it
+    prepare        policy N+1 is pushed, then the drafter if it has learned
+
+The forward that is listened to is the one that scores: every rollout passes it exactly once, whatever its advantage,
+under the policy that sampled it. (The forward that trains leaves out rollouts without advantage, and runs twice with
+gradient checkpointing.) So the drafter costs no further forward of the policy.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from drafters.acceptance import length_at
+from drafters.files.model_folder import resolve_model
+from drafters.learners.factory import load_learner
+from drafters.learners.learner import Learner as DraftLearner
+from drafters.learners.learner import cast, reading_policy
+from drafters.training.online import OnlineTrainer, UpdateRule
+from drafters.training.samples import Batch
+from drafters.training.state import restore_training_state, training_state
+from rl_loop.batching import MicroBatch
+from rl_loop.config import TrainConfig
+from rollout_service.protocol import Completion
+
+STATE, FACTS = "drafter.safetensors", "drafter.json"
+
+
+@dataclass
+class DrafterUpdate:
+    """What a step did to the drafter."""
+
+    losses: list[float] = field(default_factory=list)
+    """of each optimiser update; empty in a step that did not train it"""
+    grad_norms: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+class OnlineDrafter:
+    """`learner` starts as the checkpoint that the service was started with."""
+
+    def __init__(self, config: TrainConfig, learner: DraftLearner):
+        self.config, self.learner = config, learner
+        self.trainer = OnlineTrainer(learner, config.drafter.training, config.sampling.temperature)
+        self.rule = UpdateRule(config.drafter.training)
+        self.version = 0
+        self.trained_steps = 0
+        self.unfinished: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+        """state and facts from before the step in progress: what a checkpoint of the last finished step holds"""
+        self.has_learned = False
+        """since it was loaded or restored"""
+        self.is_published = False
+        """whether the engines hold what `learner` holds; False at first: what the service holds is not known"""
+
+    @classmethod
+    def load(cls, config: TrainConfig, policy: PreTrainedModel) -> "OnlineDrafter":
+        """Raises ValueError and OSError when the checkpoint is missing or does not fit the policy."""
+        folder = resolve_model(config.drafter.model or config.model, "drafter.model")
+        # The policy's run must not notice, not even by the random numbers that initial weights use up.
+        with torch.random.fork_rng(devices=[]):
+            learner = load_learner(config.drafter.kind, folder, policy)  # type: ignore[arg-type]
+        return cls(config, learner.to(policy.device))
+
+    @contextmanager
+    def learning(
+        self, policy: PreTrainedModel, step: int, acceptance_length: float | None
+    ) -> Iterator[tuple[DrafterUpdate, Callable[[MicroBatch], None]]]:
+        """Within it, call the function after each micro-batch's forward of `policy`: the drafter learns from it.
+
+        Does nothing in a step that is not due (no hook, no copy); a `DrafterUpdate` says what was done.
+        """
+        update, facts = DrafterUpdate(), self._facts()
+        if not self.rule.is_due(step, acceptance_length):
+            yield update, lambda batch: None
+            return
+        self.unfinished, blocks = (training_state(self.learner, self.trainer.optimiser), facts), 0
+        with reading_policy(policy, self.learner.policy_layers) as read:
+
+            def after_forward(batch: MicroBatch) -> None:
+                nonlocal blocks
+                policy_outputs = read.outputs()
+                for block in batch.blocks:
+                    began, blocks = time.perf_counter(), blocks + 1
+                    of_block = Batch(block.tokens_BT, block.response_BT)
+                    for loss, norm in self.trainer.learn(
+                        policy_outputs.at(block.places_BT), of_block, f"{self.config.seed} {step} {blocks}"
+                    ):
+                        update.losses.append(loss)
+                        update.grad_norms.append(norm)
+                    update.seconds += time.perf_counter() - began
+
+            yield update, after_forward
+        self.trained_steps += 1
+        if self.trained_steps % self.config.drafter.training.push_every == 0:
+            self.is_published, self.has_learned = False, True
+
+    def finish_step(self) -> None:
+        """What was learned counts from here on."""
+        self.unfinished = None
+
+    def publish(self, publish_drafter: Callable[..., int]) -> bool:
+        """Push the drafter unless the engines hold it, by `RolloutSource.publish_drafter`; whether it was pushed."""
+        if self.is_published:
+            return False
+        self.version = publish_drafter(self.tensors, self.version, is_new=self.has_learned)
+        self.is_published = True
+        return True
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The drafter's own, under the names that the engines loaded."""
+        return cast(self.learner.checkpoint(), dtype)
+
+    def save(self, folder: Path) -> None:
+        """Into a checkpoint of the run: the state to resume from, and the drafter as an engine loads it.
+
+        An interrupted step is undone first: the checkpoint is that of the last finished one.
+        """
+        if self.unfinished is not None:
+            self._restore(*self.unfinished)
+        save_file(training_state(self.learner, self.trainer.optimiser), folder / "trainer" / STATE)
+        (folder / "trainer" / FACTS).write_text(json.dumps(self._facts()), encoding="utf-8")
+        self.learner.write(folder if self.learner.kind == "mtp" else folder / "drafter", folder, torch.float32)
+
+    def restore(self, folder: Path) -> None:
+        """Raises OSError when the checkpoint has no drafter."""
+        facts = json.loads((folder / "trainer" / FACTS).read_text(encoding="utf-8"))
+        self._restore(load_file(folder / "trainer" / STATE), facts)
+
+    def _facts(self) -> dict[str, Any]:
+        rule = {"best": self.rule.best, "is_behind": self.rule.is_behind, "last": self.rule.last}
+        return {
+            "version": self.version,
+            "trained_steps": self.trained_steps,
+            "updates": self.trainer.updates,
+            **rule,
+        }
+
+    def _restore(self, state: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        restore_training_state(state, self.learner, self.trainer.optimiser)
+        self.version, self.trained_steps = facts["version"], facts["trained_steps"]
+        self.trainer.updates = facts["updates"]
+        self.rule.best, self.rule.is_behind, self.rule.last = facts["best"], facts["is_behind"], facts["last"]
+        self.unfinished, self.is_published, self.has_learned = None, False, False
+
+
+@contextmanager
+def learning_drafter(
+    drafter: OnlineDrafter | None, policy: PreTrainedModel, step: int, completions: Sequence[Completion]
+) -> Iterator[tuple[DrafterUpdate, Callable[[MicroBatch], None]]]:
+    """`OnlineDrafter.learning` by the acceptance of the step's own rollouts, at the draft length that is trained;
+    nothing without a drafter."""
+    if drafter is None:
+        yield DrafterUpdate(), lambda batch: None
+        return
+    steps = [step for c in completions if c.speculation for step in c.speculation.steps or ()]
+    with drafter.learning(policy, step, length_at(steps, drafter.config.drafter.training.draft_steps)) as learning:
+        yield learning

@@ -1,0 +1,76 @@
+"""Attention over packed micro-batches (rl_loop/learner/packing.py), as an attention function of transformers.
+
+B rows, T columns, S tokens, H heads (fewer of keys and values than of queries), D channels of a head.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+NAME = "packed"
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether attention is all that the model's tokens see each other by, and is all of it full and exchangeable."""
+    config: Any = model.config.get_text_config()
+    layers = getattr(config, "layer_types", None)
+    if layers is None:
+        is_full = getattr(config, "sliding_window", None) is None and not model._is_stateful
+    else:
+        is_full = set(layers) == {"full_attention"}
+    return is_full and config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
+
+
+@contextmanager
+def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within it, `model` takes packed micro-batches and nothing else.
+
+    Gradient checkpointing computes the forward again in the backward: that must be within it, too.
+    """
+    usual = model.config._attn_implementation
+    model.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = usual
+
+
+def _attend(
+    module: nn.Module,
+    query_1HSD: Tensor,
+    key_1HSD: Tensor,
+    value_1HSD: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    places: Sequence[Tensor],
+    home_S: Tensor,
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """What each token attends to in its rollout (1, S, H, D). Rows are causal and padded on the right: no mask."""
+    assert attention_mask is None, (
+        "the model makes a mask of its own, which would say more than causal: cannot be packed"
+    )
+    # Queries are float32, by their rotary embedding, and stay so on a CPU whatever the autocast: there the backward in
+    # bfloat16 takes 2.5 times as long (torch 2.13, AVX512_BF16: 16 ms against 6.5 ms for 32 rows of 100 tokens).
+    projections = query_1HSD, key_1HSD.type_as(query_1HSD), value_1HSD.type_as(query_1HSD)
+    attended = []
+    with torch.autocast("cpu", enabled=False):
+        for places_BT in places:
+            query, key, value = (_look_up(states_1HSD, places_BT) for states_1HSD in projections)
+            attended_BTHD, _ = sdpa_attention_forward(module, query, key, value, None, **settings)
+            attended.append(attended_BTHD.flatten(0, 1))
+    return torch.cat(attended).index_select(0, home_S)[None], None
+
+
+def _look_up(states_1HSD: Tensor, places_BT: Tensor) -> Tensor:
+    """(B, H, T, D). By `index_select`, whose backward on a CPU is 20 times as fast as that of indexing."""
+    states_SHD = states_1HSD[0].transpose(0, 1)
+    return states_SHD.index_select(0, places_BT.flatten()).unflatten(0, places_BT.shape).transpose(1, 2)
+
+
+AttentionInterface.register(NAME, _attend)

@@ -1,0 +1,103 @@
+"""Packed micro-batches: the tokens of all rollouts in one row, without padding, and each prompt once.
+
+    rollouts   P P a a a     P P b     Q c c        two of a group with prompt P, and one of another
+    forward    P P a a a b Q c c                    S tokens; places 0 to 8
+    positions  0 1 2 3 4 2 0 1 2
+    blocks     P P a a a                            what a token attends to: its own rollout, up to itself
+               P P b
+               Q c c
+
+A token's hidden states depend on what comes before it in its rollout, and on nothing else: a prompt has the same ones
+in every completion of its group. So all of the model is computed on the S tokens; only attention sees rollouts, as
+padded blocks of queries, keys and values that are looked up (rl_loop/learner/packed_attention.py). In the backward, the
+gradients of a group's completions meet in its prompt.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from rl_loop.batching import MicroBatch, Rollout, block_of, by_length
+
+
+@dataclass(frozen=True)
+class PackedBatch(MicroBatch):
+    tokens_S: Tensor
+    """int64"""
+    positions_S: Tensor
+    """int64"""
+    predicts_N: Tensor
+    """int64: the places whose logits predict the response tokens; the end of a prompt for each of its completions"""
+    home_S: Tensor
+    """int64: where the blocks have each token, counted through all of them; a prompt's, in the first of its rows"""
+
+    def logits(self, model: PreTrainedModel) -> Tensor:
+        """`model` is to be within `packed_attention`."""
+        output = model(
+            input_ids=self.tokens_S[None],
+            position_ids=self.positions_S[None],
+            logits_to_keep=self.predicts_N,
+            use_cache=False,
+            places=[block.places_BT for block in self.blocks],
+            home_S=self.home_S,
+        )
+        return output.logits[0]
+
+
+def packed_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PackedBatch]:
+    """Each of at most `max_tokens` tokens (or of one row), prompt by prompt."""
+    first: dict[tuple[int, ...], int] = {}
+    prompts = [tuple(rollout.prompt_ids) for rollout in rollouts]
+    order = sorted(range(len(rollouts)), key=lambda row: first.setdefault(prompts[row], row))
+    batches: list[list[int]] = []
+    tokens = 0
+    for row in order:
+        is_shared = bool(batches) and prompts[row] == prompts[batches[-1][-1]]
+        more = len(rollouts[row].response_ids) if is_shared else len(rollouts[row])
+        if batches and tokens + more <= max_tokens:
+            batches[-1].append(row)
+            tokens += more
+        else:
+            batches.append([row])
+            tokens = len(rollouts[row])
+    return [_pack(rollouts, batch) for batch in batches]
+
+
+def _pack(rollouts: Sequence[Rollout], rows: list[int]) -> PackedBatch:
+    prompts: dict[tuple[int, ...], int] = {}
+    places: dict[int, tuple[int, int]] = {}
+    size = 0
+    for row in rows:
+        prompt = tuple(rollouts[row].prompt_ids)
+        if prompt not in prompts:
+            prompts[prompt] = size
+            size += len(prompt)
+        places[row] = (prompts[prompt], size)
+        size += len(rollouts[row].response_ids)
+    parts = by_length(rollouts, rows)
+    blocks = [block_of([rollouts[row] for row in part], [places[row] for row in part]) for part in parts]
+    tokens, real, where, columns = (
+        torch.cat([tensor.flatten() for tensor in tensors])
+        for tensors in (
+            [block.tokens_BT for block in blocks],
+            [block.real_BT for block in blocks],
+            [block.places_BT for block in blocks],
+            [torch.arange(block.tokens_BT.shape[1]).expand_as(block.tokens_BT) for block in blocks],
+        )
+    )
+    seats = real.nonzero().squeeze(1)
+    home_S = seats.new_zeros(size).scatter_reduce(0, where[seats], seats, "amin", include_self=False)
+    rows = [row for part in parts for row in part]
+    return PackedBatch(
+        rows=rows,
+        lengths=[len(rollouts[row].response_ids) for row in rows],
+        responses_N=torch.cat([block.tokens_BT[block.response_BT] for block in blocks]),
+        blocks=blocks,
+        tokens_S=tokens[home_S],
+        positions_S=columns[home_S],
+        predicts_N=torch.cat([block.places_BT[block.predicts_BT] for block in blocks]),
+        home_S=home_S,
+    )

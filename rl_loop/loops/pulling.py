@@ -1,0 +1,264 @@
+"""Puller: keeps prompts in the service's queue, leases what is finished, grades it, and hands over whole batches.
+
+    indices -> prompts --(queue)--> leased groups -> reward processes -> batch of prompts_per_step groups -> learner
+
+- A training problem is named by its index in the run, so sending it again (after a resume, or when the service was
+  started again) changes nothing.
+- A group is acknowledged when a checkpoint holds its training: until then a trainer that dies gets it again. One that
+  is handed out again although it was trained on (its lease had ended) is acknowledged, not trained on a second time.
+- A group that the service hands out as failed is told, left out, and replaced by another problem's. It is acknowledged
+  with the batch. A run whose groups all fail ends. So does one whose rewards all fail (rl_loop/tasks/rewards.py).
+- Prompts for step s are sent when the policy of step s - max_staleness is in service, and a group's oldest token says
+  until which step it may be used. So the bound holds for training, and nothing is generated in vain for it. None are
+  sent before a policy of this run is in service: what another sampled is not trained on.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import httpx
+
+from rl_loop.config import TrainConfig
+from rl_loop.loops.prompts import sampling_seed
+from rl_loop.loops.step import teaches
+from rl_loop.reports.metrics import GradedGroup
+from rl_loop.run.ledger import TRANSIENT, Ledger, index_of, name_of, release
+from rl_loop.tasks import Task
+from rl_loop.tasks.rewards import LostGroups
+from rl_loop.tasks.rewards_pool import RewardsPool
+from rollout_service.client import RolloutClient, RolloutError
+from rollout_service.protocol import Batch, FailedGroup, GroupRequest, LeaseRequest, PromptsRequest
+
+logger = logging.getLogger("rl_loop")
+T = TypeVar("T")
+
+LEASE_WAIT = 0.2
+"""seconds that one request for a batch waits in the service; between two, prompts are sent"""
+PAUSE = 1.0
+"""seconds between tries while the service does not answer, unless it says how long"""
+FAILED_IN_A_ROW = 16
+"""groups that fail with none finished between them, after which a run ends; a batch's number, where that is more"""
+
+
+class EveryGroupFailed(RuntimeError):
+    """The service could generate nothing that this run asked for."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """A step's batch. `spent` groups came on the way and are not trained on: they teach nothing, lost too many
+    completions, or failed."""
+
+    graded: list[GradedGroup]
+    spent: list[str] = field(default_factory=list)
+    replaced: int = 0
+    """of the spent ones, those left out by dynamic sampling"""
+    failed: int = 0
+    """of the spent ones, those that the service could not generate"""
+    rewards_failed: int = 0
+    """of all these groups' completions"""
+
+    @property
+    def names(self) -> list[str]:
+        return [g.group.id for g in self.graded] + self.spent
+
+
+class Puller(threading.Thread):
+    """Runs until the last step's batch is there, or `stop`. Batches come out of `batches`; `failure` says why not."""
+
+    def __init__(
+        self, config: TrainConfig, task: Task, client: RolloutClient, pool: RewardsPool, run: str, ledger: Ledger,
+        versions: Callable[[int], int], published: Callable[[], int], first_step: int,
+    ):  # fmt: skip
+        """`versions`: step (from 0) -> the policy version that is trained in it; `published`: that in service, 0 when
+        none of this run's is."""
+        super().__init__(name="puller", daemon=True)
+        self.config, self.task, self.client, self.pool = config, task, client, pool
+        self.run_name, self.ledger, self.step = run, ledger, first_step
+        self.versions, self.published = versions, published
+        self.batches: queue.Queue[Pulled] = queue.Queue(maxsize=1)
+        self.stopping = threading.Event()
+        self.failure: BaseException | None = None
+        self.ready: list[GradedGroup] = []  # graded, and in no batch yet
+        self.due: dict[int, int] = {}  # the last step that may use a problem's group, if it is begun when it is sent
+        self.spent: list[str] = []
+        self.replaced = self.failed = self.rewards_failed = self.failed_in_a_row = 0
+        self.lost = LostGroups(config.prompts_per_step)
+        self.arrived: set[int] = set()  # indices leased, and not trained on yet
+        self.resend = True
+
+    def run(self) -> None:
+        try:
+            self._retrying(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
+            while self.step < self.config.steps and not self.stopping.is_set():
+                batch = Pulled(self._collect(), self.spent, self.replaced, self.failed, self.rewards_failed)
+                self.spent, self.replaced, self.failed, self.rewards_failed = [], 0, 0, 0
+                self._hand_over(batch)
+                self.step += 1
+        except _Stopped:
+            pass
+        except BaseException as error:
+            self.failure = error
+
+    def stop(self) -> None:
+        self.stopping.set()
+
+    def _hand_over(self, batch: Pulled) -> None:
+        while not self.stopping.is_set():
+            try:
+                return self.batches.put(batch, timeout=0.2)
+            except queue.Full:
+                continue
+
+    def _collect(self) -> list[GradedGroup]:
+        """The step's batch: complete when it is full and nothing is on its way that a later step could not use.
+
+        So a long response is waited for, where the bound leaves no other way, and never generated in vain because
+        shorter ones overtook it.
+        """
+        wanted = self.config.prompts_per_step
+        while True:
+            self._send_prompts()
+            self._return_too_old()
+            if len(self.ready) >= wanted and not self._is_awaited():
+                in_order = sorted(self.ready, key=self._last_step)
+                self.ready = in_order[wanted:]
+                return in_order[:wanted]
+            request = LeaseRequest(
+                groups=max(1, wanted - len(self.ready)), run=self.run_name, max_staleness=self.config.max_staleness,
+                version=self.versions(self.step), wait=LEASE_WAIT, seconds=self.config.lease_seconds,
+            )  # fmt: skip
+            batch = self._retrying(lambda request=request: self.client.lease(request))  # type: ignore[misc]
+            if batch.lease is not None:
+                self._take(batch.lease, batch)
+
+    def _is_awaited(self) -> bool:
+        """Whether a problem is on its way whose group this step is the last to use."""
+        with self.ledger.lock:
+            return any(self.due.get(i, self.step) <= self.step for i in self.ledger.outstanding - self.arrived)
+
+    def _last_step(self, graded: GradedGroup) -> int:
+        """The last step that the bound lets train on the group: by its oldest token."""
+        spans = [span.version for c in graded.group.completions for span in c.weight_versions]
+        return min(spans, default=self.versions(self.step)) - self.versions(0) + self.config.max_staleness
+
+    def _return_too_old(self) -> None:
+        """Groups leased for an earlier step than they could be used in; after a resume alone."""
+        for graded in [g for g in self.ready if self._last_step(g) < self.step]:
+            self.ready.remove(graded)
+            self.arrived.discard(index_of(graded.group.id))
+            self._retrying(lambda name=graded.group.id: release(self.client, self.ledger, name))  # type: ignore[misc]
+
+    def _send_prompts(self) -> None:
+        """As many as bounded staleness can use: the policy of step p in service samples for the steps up to
+        p + max_staleness, and for none after them. What it sampled for a later one would be too old by then."""
+        config, ledger, published = self.config, self.ledger, self.published()
+        if published == 0:
+            return
+        with ledger.lock:
+            self.arrived &= ledger.outstanding
+            self.due = {index: step for index, step in self.due.items() if index in ledger.outstanding}
+            to_come = sorted(ledger.outstanding - self.arrived)
+            last = min(published - self.versions(0) + config.max_staleness, config.steps - 1)
+            wanted = (last + 1 - self.step) * config.prompts_per_step - len(self.ready) - len(to_come)
+            new = range(ledger.position, ledger.position + max(0, wanted))
+            # Of those sent before a resume it is not known when; they are used in their order.
+            unknown = [index for index in to_come if index not in self.due]
+            self.due |= {index: self.step + i // config.prompts_per_step for i, index in enumerate(unknown)}
+            self.due |= dict.fromkeys(new, last)
+            indices = [*(sorted(ledger.outstanding) if self.resend else ()), *new]
+        for first in range(0, len(indices), config.prompts_per_step):
+            part = indices[first : first + config.prompts_per_step]
+            request = PromptsRequest(
+                groups=[self._request(index) for index in part], run=self.run_name, max_staleness=config.max_staleness
+            )
+            status = self._retrying(lambda request=request: self.client.send_prompts(request))  # type: ignore[misc]
+            gone = [index_of(name) for name in status.acknowledged]
+            with ledger.lock:
+                ledger.outstanding = (ledger.outstanding | set(part)) - set(gone)
+                ledger.position = max(ledger.position, part[-1] + 1)
+            if gone:
+                logger.warning("%d problems were trained on after this checkpoint; they are left out", len(gone))
+        self.resend = False
+
+    def _request(self, index: int) -> GroupRequest:
+        problem = self.task.prompt("train", index)
+        return GroupRequest(
+            id=name_of(index), prompt=problem.prompt, messages=problem.messages, n=self.config.completions,
+            sampling=self.config.sampling.with_seed(sampling_seed(self.config.seed, "train", index)),
+            metadata={"split": "train", "index": index, "prompt": problem.digest},
+        )  # fmt: skip
+
+    def _take(self, lease: str, batch: Batch) -> None:
+        ledger = self.ledger
+        with ledger.lock:
+            ledger.held[lease] = {g.id for g in batch.groups} | {failed.id for failed in batch.failed}
+            trained = ledger.held[lease] & ledger.trained
+            # Sent by a trainer that went further than the checkpoint this one goes on from.
+            ahead = max(map(index_of, ledger.held[lease]))
+            self.resend |= ahead >= ledger.position
+            while ledger.position <= ahead:
+                ledger.outstanding.add(ledger.position)
+                ledger.position += 1
+            # One whose lease was over while it was in our hands is in them still, under this lease now; and one that
+            # was trained on is acknowledged with the next checkpoint, not before one holds its training.
+            mine = {name for name in ledger.held[lease] - trained if index_of(name) not in self.arrived}
+        self.arrived |= set(map(index_of, mine))
+        self._leave_out([failed for failed in batch.failed if failed.id in mine])
+        new = [group for group in batch.groups if group.id in mine]
+        self.failed_in_a_row = 0 if new else self.failed_in_a_row
+        rewards = [
+            self.pool.submit(self.task.prompt("train", index_of(group.id)), [c.text for c in group.completions])
+            for group in new
+        ]
+        for group, futures in zip(new, rewards, strict=True):
+            graded = GradedGroup.of(group, [future.result() for future in futures])
+            self.rewards_failed += graded.failed
+            kept = self.lost.keep(graded, self.pool.last_failure)
+            if kept and (teaches(graded) or not self.config.dynamic_sampling):
+                self.ready.append(graded)
+            else:
+                self.spent.append(group.id)
+                self.replaced += kept
+
+    def _leave_out(self, failed: list[FailedGroup]) -> None:
+        """Groups that the service could not generate. Raises EveryGroupFailed."""
+        for group in failed:
+            logger.error("group %s failed and is left out: %s", group.id, group.error)
+        self.spent += [group.id for group in failed]
+        self.failed += len(failed)
+        self.failed_in_a_row += len(failed)
+        if self.failed_in_a_row >= max(FAILED_IN_A_ROW, self.config.prompts_per_step):
+            # They are generated anew when the cause is mended and the run goes on.
+            self._retrying(lambda: self.client.cancel_prompts(self.run_name))
+            raise EveryGroupFailed(
+                f"the last {self.failed_in_a_row} groups failed, and none was finished between them; the last one, "
+                f"{failed[-1].id}: {failed[-1].error}"
+            )
+
+    def _retrying(self, call: Callable[[], T]) -> T:
+        """Through a service that is full, or is being started again: for `ready_timeout` seconds."""
+        deadline = time.monotonic() + self.config.ready_timeout
+        while True:
+            if self.stopping.is_set():
+                raise _Stopped
+            try:
+                return call()
+            except (httpx.TransportError, RolloutError) as error:
+                status = error.status if isinstance(error, RolloutError) else None
+                if (status is not None and status not in TRANSIENT) or time.monotonic() > deadline:
+                    raise
+                # What a service without a state folder had in memory is gone when it starts again, and while it starts
+                # it answers 503; to any other it changes nothing.
+                self.resend |= status in (None, 503)
+                after = error.retry_after if isinstance(error, RolloutError) else None
+                self.stopping.wait(min(after or PAUSE, PAUSE))
+
+
+class _Stopped(Exception):
+    pass

@@ -1,0 +1,156 @@
+"""What both loops do with a batch of graded groups: score it, weigh it, train on it, report it. One learner, two loops.
+
+graded groups -> shaped rewards -> advantages -> examples (old log-probabilities, corrections) -> learner -> metrics
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from torch import Tensor
+
+from drafters.scoring import SurprisalSums, TokenScores, join_scores
+from rl_loop.batching import Rollout
+from rl_loop.config import TrainConfig
+from rl_loop.learner.online_drafter import DrafterUpdate, OnlineDrafter, learning_drafter
+from rl_loop.learner.policy_learner import Example, Learner, UpdateMetrics
+from rl_loop.losses.advantages import Advantages, group_advantages
+from rl_loop.losses.corrections import CorrectionMetrics, correct, staleness
+from rl_loop.losses.shaping import overlong_penalty
+from rl_loop.reports.drafter_metrics import drafter_metrics
+from rl_loop.reports.metrics import STAGES, GradedGroup, Overlap, Stage, StepMetrics, mismatch_metrics, rollout_metrics
+from rl_loop.reports.reporting import Reporter
+
+
+class StageClock:
+    """Seconds by stage. `announce` is told each stage that begins."""
+
+    def __init__(self, announce: Callable[[str], None]):
+        self.announce = announce
+        self.seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def __call__(self, stage: Stage) -> Iterator[None]:
+        self.announce(stage)
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] += time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch that is ready to be trained on by the policy of `version`."""
+
+    graded: list[GradedGroup]
+    version: int
+    rollouts: list[Rollout]
+    scores: TokenScores
+    """of all tokens, under the policy before the step"""
+    on_policy: SurprisalSums
+    """of the tokens that the policy of `version` samples: in asynchronous training, those that say so; else all"""
+    advantages: Advantages
+    correction: CorrectionMetrics
+    examples: list[Example]
+    learned: DrafterUpdate
+    """what the drafter made of the batch"""
+
+
+def shaped_rewards(config: TrainConfig, graded: GradedGroup) -> list[float]:
+    """The group's rewards as advantages are taken of them: with the penalty of overlong responses."""
+    pairs = zip(graded.rewards, graded.group.completions, strict=True)
+    limit = config.sampling.max_tokens
+    return [reward + overlong_penalty(len(c.token_ids), limit, config.overlong_buffer) for reward, c in pairs]
+
+
+def teaches(graded: GradedGroup) -> bool:
+    """Whether its rewards differ, before shaping: what dynamic sampling keeps."""
+    return len(set(graded.rewards)) > 1
+
+
+def prepare(
+    config: TrainConfig, learner: Learner, graded: Sequence[GradedGroup], version: int, clock: StageClock,
+    drafter: OnlineDrafter | None, step: int,
+) -> Prepared:  # fmt: skip
+    """The batch of `step`, from 0, for the policy of `version`; the drafter learns from the forward that scores it."""
+    with clock("logprob"):
+        rollouts = [rollout for g in graded for rollout in g.rollouts]
+        completions = [completion for g in graded for completion in g.group.completions]
+        with learning_drafter(drafter, learner.policy, step, completions) as (learned, after):
+            scores = learner.logprobs(rollouts, after)
+        references = learner.reference_logprobs(rollouts)
+    with clock("data"):
+        advantages = group_advantages([shaped_rewards(config, g) for g in graded], config.normalise_advantages)
+        per_rollout = [value for group in advantages.values for value in group]
+        proximal = [score.sampled_logprobs for score in scores]
+        correction = correct(config.correction, rollouts, proximal, version)
+        sampling = config.correction.proximal == "sampling"
+        old = [
+            score.logprobs.new_tensor(rollout.logprobs) if sampling else score.logprobs
+            for rollout, score in zip(rollouts, scores, strict=True)
+        ]
+        weights: Sequence[Tensor | None] = correction.weights or [None] * len(rollouts)
+        examples = list(map(Example, rollouts, per_rollout, old, references, weights))
+        all_scores = join_scores(scores)
+        is_async = config.mode == "async"
+        on_policy = on_policy_sums(rollouts, scores, version) if is_async else SurprisalSums.of(all_scores)
+        return Prepared(
+            list(graded), version, rollouts, all_scores, on_policy, advantages, correction.metrics, examples, learned,
+        )  # fmt: skip
+
+
+def on_policy_sums(rollouts: Sequence[Rollout], scores: Sequence[TokenScores], version: int) -> SurprisalSums:
+    fresh = [staleness(rollout, version) == 0 for rollout in rollouts]
+    kept = [
+        TokenScores(s.logprobs[f], s.sampled_logprobs[f], s.entropy[f], s.variance[f])
+        for s, f in zip(scores, fresh, strict=True)
+    ]
+    return SurprisalSums.of(join_scores(kept))
+
+
+def step_metrics(
+    config: TrainConfig,
+    prepared: Prepared,
+    update: UpdateMetrics,
+    clock: StageClock,
+    overlap: Overlap,
+    *,
+    step: int,
+    losslessness: SurprisalSums,
+    groups_replaced: int,
+    groups_failed: int,
+    rewards_failed: int,
+    seconds: float,
+) -> StepMetrics:
+    """`losslessness`: of the whole run, this step included. `groups_replaced`: by dynamic sampling.
+    `groups_failed`: at the service. `rewards_failed`: those of groups that are not trained on included."""
+    of_rollouts = rollout_metrics(prepared.graded, config.task.pass_threshold)
+    ages = prepared.correction.staleness
+    return StepMetrics(
+        **of_rollouts.model_dump(),
+        **mismatch_metrics(prepared.rollouts, prepared.scores).model_dump(),
+        **asdict(update),
+        **asdict(prepared.correction),
+        **overlap.model_dump(),
+        step=step,
+        version=prepared.version,
+        staleness_mean=sum(age * tokens for age, tokens in enumerate(ages)) / sum(ages),
+        zero_variance_groups=prepared.advantages.zero_variance_groups,
+        groups_replaced=groups_replaced,
+        groups_failed=groups_failed,
+        rewards_failed=rewards_failed,
+        entropy=prepared.scores.entropy.mean().item(),
+        z=prepared.on_policy.z,
+        z_running=losslessness.z,
+        tokens_per_second=of_rollouts.tokens / (seconds if config.mode == "async" else clock.seconds["generation"]),
+        stages=clock.seconds,
+        seconds=seconds,
+    )
+
+
+def report_drafter(drafter: OnlineDrafter | None, prepared: Prepared, step: int, reporter: Reporter) -> None:
+    """What the drafter learned counts from here on. `step`: the finished one, from 1."""
+    if drafter is not None:
+        drafter.finish_step()
+    earlier = reporter.log.drafter
+    reporter.drafter(drafter_metrics(earlier, prepared.graded, step, prepared.version, prepared.learned))

@@ -1,0 +1,1 @@
+"""What a run measures and shows: metrics, logs, plots, the terminal. Imports no other room."""

@@ -1,0 +1,174 @@
+"""Checkpoints: everything a run needs to go on from the identical state. Safetensors and JSON, no pickle.
+
+    output/checkpoints/step-000010/
+      config.json, model.safetensors, tokenizer.json, ...   the policy, as any Hugging Face checkpoint (float32)
+      trainer/optimiser.safetensors                         AdamW's state, `<parameter>.<key>`
+      trainer/generators.safetensors                        torch's generators
+      trainer/state.json                                    RunState, and the generators of python and numpy
+      mtp.safetensors                                       the policy's MTP head, where it has one: trained or not
+      drafter/                                              another drafter as an engine loads it, where one is trained
+      trainer/drafter.safetensors, trainer/drafter.json     its float32 weights and optimiser; version, update rule
+
+A checkpoint is written to a hidden folder, synced, and renamed. So one that can be seen is whole, also after a power
+loss; one that could not be written leaves nothing. Only then may the groups that it was trained on be acknowledged. A
+run begins with a checkpoint, of step 0: its name lasts before the service's queue knows it.
+"""
+
+import json
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from drafters.files.disk_space import told_if_full
+from drafters.files.durable import hidden, make_folders, making, sync
+from drafters.scoring import SurprisalSums
+from rl_loop.config import TrainConfig
+from rl_loop.learner.online_drafter import OnlineDrafter
+from rl_loop.learner.policy_learner import Learner
+
+
+class RunState(BaseModel):
+    """Where a run stands, but for the policy and the optimiser."""
+
+    step: int = 0
+    """finished steps"""
+    position: int = 0
+    """training problems handed out: the index of the next one"""
+    version: int = 0
+    """weight version that the last finished step was sampled by"""
+    run: str = ""
+    """the run's name: its weights in service belong to it, and in asynchronous training its groups in the queue"""
+    pushed: list[int] = Field(default_factory=list)
+    """weight versions that the run pushed, of those that tokens still to be trained on may have"""
+    outstanding: list[int] = Field(default_factory=list)
+    """asynchronous training: problems below `position` that are not trained on"""
+    trained: list[str] = Field(default_factory=list)
+    """asynchronous training: groups trained on that the service may hand out again"""
+    losslessness: SurprisalSums = Field(default_factory=SurprisalSums)
+    """over all steps, for the running z"""
+
+
+def checkpoint_folder(output: Path, step: int) -> Path:
+    return output / "checkpoints" / f"step-{step:06d}"
+
+
+def save_checkpoint(
+    folder: Path,
+    learner: Learner,
+    tokenizer: PreTrainedTokenizerBase,
+    state: RunState,
+    drafter: OnlineDrafter | None = None,
+) -> None:
+    """When this returns, the checkpoint lasts, and so do the run's records up to its step (metrics, groups): a run that
+    goes on from it keeps them. Raises NoRoom when the disk is full; those before it stay."""
+    make_folders(folder.parent)
+    _remove_halves(folder.parent)
+    what = f"the checkpoint of step {state.step}"
+    with told_if_full(what, folder.parent, lambda: checkpoint_bytes(learner, drafter)), making(folder) as partial:
+        (partial / "trainer").mkdir()
+        learner.policy.save_pretrained(partial)
+        learner.carried.write(partial)
+        tokenizer.save_pretrained(partial)
+        save_file(_optimiser_tensors(learner), partial / "trainer" / "optimiser.safetensors")
+        save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")
+        written = {"run": state.model_dump(), "python": random.getstate(), "numpy": _numpy_generator()}
+        (partial / "trainer" / "state.json").write_text(json.dumps(written), encoding="utf-8")
+        if drafter is not None:
+            drafter.save(partial)
+        for records in folder.parents[1].glob("*.jsonl"):
+            sync(records)
+
+
+def checkpoint_bytes(learner: Learner, drafter: OnlineDrafter | None) -> int:
+    """About what a checkpoint takes on the disk: the weights, AdamW's two moments of them, an MTP head as it is, and
+    of a drafter that is trained the same with a copy for the engines. One of step 0 has no moments, and takes less."""
+    policy = sum(parameter.nbytes for parameter in learner.policy.parameters())
+    of_drafter = 0 if drafter is None else sum(parameter.nbytes for parameter in drafter.learner.parameters())
+    return 3 * policy + 4 * of_drafter + sum(tensor.nbytes for tensor in learner.carried.head.values())
+
+
+def prune_checkpoints(output: Path, keep: int) -> None:
+    """Leave the latest `keep`."""
+    for old in checkpoints(output)[:-keep]:
+        old.rename(hidden(old))  # first: one that can be seen is whole
+    _remove_halves(output / "checkpoints")
+
+
+def _remove_halves(folder: Path) -> None:
+    """What a trainer that was killed was writing or removing."""
+    for half in folder.glob(".step-*"):
+        shutil.rmtree(half)
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Whole checkpoints, earliest first."""
+    folders = (output / "checkpoints").glob("step-*")
+    return sorted(folder for folder in folders if re.fullmatch(r"step-\d+", folder.name))
+
+
+def checkpoint_to_resume(config: TrainConfig) -> Path | None:
+    """The latest one; None for a run that is not resumed, or was ended before its first."""
+    found = checkpoints(config.output) if config.resume else []
+    return found[-1] if found else None
+
+
+def read_state(folder: Path) -> RunState:
+    """The run's, without what `restore_checkpoint` restores."""
+    return RunState.model_validate(_read(folder)["run"])
+
+
+def restore_checkpoint(folder: Path, learner: Learner) -> RunState:
+    """Put the optimiser and all generators in the saved state. The learner's policy was loaded from `folder`."""
+    read = _read(folder)
+    saved = load_file(folder / "trainer" / "optimiser.safetensors")
+    for name, parameter in learner.policy.named_parameters():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]
+        values = {key: saved[f"{name}.{key}"] for key in keys}
+        if values:  # AdamW keeps its step count on the CPU
+            learner.optimiser.state[parameter] = {
+                key: value if key == "step" else value.to(learner.device) for key, value in values.items()
+            }
+    _restore_torch_generators(load_file(folder / "trainer" / "generators.safetensors"))
+    version, internal, gauss_next = read["python"]
+    random.setstate((version, tuple(internal), gauss_next))
+    name, keys, *rest = read["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))
+    return RunState.model_validate(read["run"])
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
+
+
+def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:
+    return {
+        f"{name}.{key}": value.contiguous()
+        for name, parameter in learner.policy.named_parameters()
+        for key, value in learner.optimiser.state.get(parameter, {}).items()
+    }
+
+
+def _torch_generators() -> dict[str, Tensor]:
+    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), **{f"cuda.{i}": state for i, state in enumerate(on_devices)}}
+
+
+def _restore_torch_generators(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    for i in range(torch.cuda.device_count()):
+        if f"cuda.{i}" in states:
+            torch.cuda.set_rng_state(states[f"cuda.{i}"], i)
+
+
+def _numpy_generator() -> list[Any]:
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return [name, keys.tolist(), *rest]  # type: ignore[union-attr]

@@ -1,0 +1,1 @@
+"""The Ray actor around one vLLM engine. May import vllm_plugin."""

@@ -1,0 +1,102 @@
+"""What the service tells vLLM: of an engine, and of a request."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from drafters.registry import make_drafter
+from drafters.schedule import Range
+from rollout_service.config import ServiceConfig
+from rollout_service.engine.hardware import resolve_device
+from rollout_service.protocol import GroupRequest, Sampling
+
+if TYPE_CHECKING:
+    from vllm import LLM, AsyncEngineArgs, SamplingParams
+
+CPU_KV_CACHE_GIB = 1.0
+
+
+def engine_arguments(
+    config: ServiceConfig, folder: str, device: str, index: int = 0, draft_lengths: list[Range] | None = None
+) -> "AsyncEngineArgs":
+    """vLLM's arguments of engine `index` for the policy in `folder`; `draft_lengths` of a schedule that can change,
+    None for one that cannot."""
+    from vllm import AsyncEngineArgs
+
+    engine = config.engine
+    cpu = device == "cpu"
+    gib = engine.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
+    platform: dict[str, Any] = (
+        {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        if cpu
+        else {
+            "enforce_eager": bool(engine.enforce_eager),
+            "gpu_memory_utilization": engine.gpu_memory_utilization,
+        }
+    )
+    speculative = make_drafter(config.drafter).speculative_config()
+    if speculative and draft_lengths is not None:
+        speculative["num_speculative_tokens_per_batch_size"] = draft_lengths
+    if speculative and not cpu and config.drafter.verification == "block":
+        speculative["rejection_sample_method"] = "block"  # vLLM's own, of the runner that GPUs use
+    return AsyncEngineArgs(
+        model=folder,
+        served_model_name=[config.served_name],
+        dtype=engine.dtype,
+        seed=engine.seed + index,
+        max_model_len=engine.max_model_len,
+        max_num_seqs=engine.max_num_seqs,
+        tensor_parallel_size=engine.tensor_parallel_size,
+        kv_cache_memory_bytes=int(gib * 2**30) if gib else None,
+        speculative_config=speculative,
+        per_request_spec_decode_metrics="detailed" if speculative else "none",
+        logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
+        generation_config="vllm",  # a checkpoint's own sampling defaults must not change what is asked for
+        worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
+        **(platform | engine.vllm),
+    )
+
+
+@contextlib.contextmanager
+def names_engine_arguments(config: ServiceConfig) -> Iterator[None]:
+    """Where vLLM takes its arguments: an error says which of them are of `engine.vllm`, if any are. One of its core
+    process, which judges some of them, is a RuntimeError."""
+    try:
+        yield
+    except (ValueError, TypeError, RuntimeError) as error:
+        if not config.engine.vllm:
+            raise
+        names = ", ".join(f"engine.vllm.{name}" for name in config.engine.vllm)
+        raise ValueError(f"{names}: vLLM does not start with what is given: {error}") from error
+
+
+def bare_llm(config: ServiceConfig) -> "LLM":
+    """vLLM's `LLM`, as the service's engine is configured, without the service: to measure with. `config.model` is a
+    folder, and draft lengths are fixed."""
+    from vllm import LLM, EngineArgs
+
+    arguments = engine_arguments(config, config.model, resolve_device(config.engine.device))
+    # Those of the asynchronous engine have some more.
+    return LLM(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)})
+
+
+def sampling_params(group: GroupRequest) -> "SamplingParams":
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    s: Sampling = group.sampling
+    return SamplingParams(
+        n=group.n,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        max_tokens=s.max_tokens,
+        min_tokens=s.min_tokens,
+        stop=s.stop or None,
+        ignore_eos=s.ignore_eos,
+        seed=s.seed,
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )

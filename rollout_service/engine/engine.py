@@ -1,0 +1,375 @@
+"""The Ray actor around one vLLM AsyncLLM.
+
+An actor is empty until `start`, also after Ray restarted it: the fleet starts it with the weights now in service, so an
+engine never serves a token of a version that is not current. When vLLM's core process dies the actor ends too, and Ray
+makes a new one.
+"""
+
+import asyncio
+import functools
+import os
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+
+from drafters.registry import make_drafter
+from drafters.schedule import Range, StepCosts
+from rollout_service.config import ServiceConfig
+from rollout_service.engine import asgi
+from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
+from rollout_service.engine.cache_salt import salt_prompts
+from rollout_service.engine.openai_app import openai_app, openai_schemas
+from rollout_service.imports import uncollected
+from rollout_service.protocol import (
+    Completion,
+    DraftSchedule,
+    Group,
+    GroupRequest,
+    Speculation,
+    WeightSpan,
+)
+from rollout_service.vllm_plugin.core_process import fork_core_process, prepare_core_process, says_why_it_failed
+
+if TYPE_CHECKING:
+    from vllm.logprobs import FlatLogprobs
+    from vllm.outputs import CompletionOutput
+
+    from rollout_service.engine.step_costs import Measured, Plan
+
+START_STEPS = 3
+"""steps of each batch size and draft length that an engine measures when it starts, twice"""
+START_PROMPT = 8
+"""tokens of the random prompts that it measures with"""
+T = TypeVar("T")
+
+
+class WeightsFile(NamedTuple):
+    """Where a version's safetensors bytes are: a file on node `node`, and for other nodes an object of Ray's store."""
+
+    version: int
+    path: str
+    checksum: str
+    node: str
+    bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
+
+
+class Loaded(NamedTuple):
+    """What an engine says of an update that it took."""
+
+    pause: float
+    """seconds from the pause to the resumption of generation"""
+    changed: int
+    """modules that hold something else than before"""
+    modules: int
+
+
+class DifferentBytes(RuntimeError):
+    """An engine read other bytes of a version than were sent, and holds what it held before."""
+
+
+class HalfLoaded(RuntimeError):
+    """Some ranks of an engine read other bytes than were sent, and the others loaded theirs: it must not serve."""
+
+
+class NotStarted(RuntimeError):
+    """The actor is a new one: the engine that was here has died, and the fleet has not started this one yet."""
+
+
+class Started(NamedTuple):
+    """What an engine says when it can serve."""
+
+    replaced: dict[str, str]
+    """functions of vLLM that were found wrong on this platform and replaced, with the reasons"""
+    costs: StepCosts | None
+    """of its steps, where they are measured: for the engine that takes its place"""
+    openai_schemas: dict[str, dict[str, Any]]
+    """of the bodies of vLLM's own routes, by path"""
+
+
+class Aborted(NamedTuple):
+    """A group that was ended before it was finished: the tokens that were generated in vain."""
+
+    tokens: int
+
+
+PAUSE_MODES: dict[str, Literal["abort", "wait", "keep"]] = {"drain": "wait", "restart": "abort", "keep": "keep"}
+"""vLLM's name for what happens to running completions at a weight update"""
+
+
+def of_a_started_engine(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
+    """Raise NotStarted in an empty actor. End the actor's process when vLLM's core process is found dead, so that Ray
+    makes a new actor."""
+
+    @functools.wraps(method)
+    async def call(self: "Engine", *args: Any, **kwargs: Any) -> T:
+        self._must_be_started()
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await method(self, *args, **kwargs)
+        except EngineDeadError:
+            os._exit(1)
+
+    return call
+
+
+class Engine:
+    """Made an actor by the fleet (`ray.remote(Engine)`). A sync method would block generation: there is none."""
+
+    def __init__(self, config: dict[str, Any], model_folder: str, device: str, index: int):
+        self.config = ServiceConfig.model_validate(config)
+        self.model_folder, self.device, self.index = model_folder, device, index
+        self.llm: Any = None
+        self.app: Any = None
+        self.policy_version = self.drafter_version = 0
+        self._changing: set[asyncio.Task[None]] = set()
+        prepare_core_process()
+
+    async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
+        """Load the checkpoint, then the pushed weights in service, if any. `costs` are those that an engine measured
+        here before.
+
+        An actor that is started already ends: the fleet lost sight of it and took it for dead. What it runs is nobody's
+        any more, and a second vLLM would not fit beside it. Ray makes a new actor.
+        """
+        if self.llm is not None:
+            os._exit(1)
+        with uncollected():
+            from vllm.v1.engine.async_llm import AsyncLLM
+            from vllm.v1.metrics.loggers import PrometheusStatLogger
+
+            from rollout_service.engine.live_schedule import DraftLengths
+            from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
+            from rollout_service.engine.step_costs import StepTimes
+
+        fork_core_process()
+        self.counts, self.times = SpeculationCounts(Versions(0, 0)), StepTimes()
+        self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs)
+        loggers, times = (self.counts, self.times, self.lengths), self.times
+
+        class ServedMetrics(PrometheusStatLogger):
+            """vLLM's own, of what is asked for: steps that are measured at the start are nobody's."""
+
+            def record(self, *args: Any, **more: Any) -> None:
+                if times.measured is None:
+                    super().record(*args, **more)
+
+        adjustable = None if self.config.drafter.schedule == "fixed" else self.lengths.ranges
+        with names_engine_arguments(self.config):
+            arguments = engine_arguments(self.config, self.model_folder, self.device, self.index, adjustable)
+        stat_loggers: list[Any] = [*(lambda *_, own=own: own for own in loggers), ServedMetrics]
+        with names_engine_arguments(self.config), says_why_it_failed():
+            self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
+        if self.config.weights.keeps_cache:
+            salt_prompts(self.llm, lambda: self.policy_version)
+        # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
+        self.llm.model_config.max_model_len = self.config.context_limit
+        await self.llm.update_weight_version("0")
+        await self.set_verification(self.config.drafter.verification)
+        if self.device == "cpu" and make_drafter(self.config.drafter).samples:
+            await self.llm.collective_rpc("let_drafter_rest")
+        if policy is not None:
+            await self.load(policy, of_drafter=False)
+        if drafter is not None:
+            await self.load(drafter, of_drafter=True)
+        self.lengths.apply = self._apply_draft_lengths
+        if self.lengths.is_measured_at_start:
+            costs = costs or await self._measure_at_start()
+            self.lengths.measured(costs)
+        return Started((await self.llm.collective_rpc("replaced_functions"))[0], costs, openai_schemas())
+
+    async def _measure_at_start(self) -> StepCosts:
+        """What a step costs, with random prompts: some seconds, after which drafts are as long as pays."""
+        from rollout_service.engine.step_costs import Plan, fastest, tokens_of_steps
+
+        drafter, largest = self.config.drafter, self.config.engine.max_num_seqs
+        longest = tokens_of_steps(START_STEPS, drafter.draft_tokens)
+        length = max(1, min(START_PROMPT, self.config.context_limit - longest))
+        draw, vocabulary = random.Random(0), self.llm.model_config.get_vocab_size()
+        plan = Plan(
+            prompts=[[draw.randrange(vocabulary) for _ in range(length)] for _ in range(largest)],
+            batch_sizes=sorted({*(4**i for i in range(8) if 4**i < largest), largest}),
+            draft_lengths=list(range(drafter.draft_tokens + 1)),
+            steps=START_STEPS,
+        )
+        # Twice: a machine that is busy for half a second makes all lengths measured meanwhile look slow, for good.
+        passes = [await self.measure(plan), await self.measure(plan.model_copy(update={"warm_up": False}))]
+        self.counts.forget()
+        return fastest([measured.costs(plan.batch_sizes, drafter.draft_tokens) for measured in passes])
+
+    async def measure(self, plan: "Plan") -> "Measured":
+        """The costs of steps; while nothing else is generated. The schedule is then the plan's last."""
+        from rollout_service.engine.step_costs import measure_steps
+
+        return await measure_steps(self.llm, self.times, plan)
+
+    def _apply_draft_lengths(self, ranges: list[Range]) -> None:
+        """Called in the middle of vLLM's own handling of a step: the change follows it."""
+        task = asyncio.get_running_loop().create_task(self.set_draft_lengths(ranges))
+        self._changing.add(task)
+        task.add_done_callback(self._changing.discard)
+
+    async def set_draft_lengths(self, ranges: list[Range]) -> None:
+        """Another schedule from the next step on, for an engine whose `drafter.schedule` is not fixed."""
+        from rollout_service.engine.step_costs import set_draft_lengths
+
+        await set_draft_lengths(self.llm, ranges)
+
+    @of_a_started_engine
+    async def schedule(self) -> DraftSchedule:
+        """How many tokens are drafted at present, and why."""
+        return self.lengths.status(self.index)
+
+    async def stop(self) -> None:
+        """End vLLM's core process and release what it shares. The actor itself is ended by the fleet."""
+        if self.llm is not None:
+            self.llm.shutdown()
+
+    @of_a_started_engine
+    async def generate(self, group: GroupRequest, key: str) -> Group | Aborted:
+        """All completions of one group with `prompt_token_ids`. `abort(key)` and some weight updates end it early."""
+        assert group.prompt_token_ids is not None
+        prompt = {"prompt_token_ids": group.prompt_token_ids}
+        final: Any = None
+        async for output in self.llm.generate(prompt, sampling_params(group), key):
+            final = output
+        if any(output.finish_reason == "abort" for output in final.outputs):
+            return Aborted(sum(len(output.token_ids) for output in final.outputs))
+        return Group(
+            id=group.id or "",
+            prompt_token_ids=group.prompt_token_ids,
+            completions=[self._completion(output, group) for output in final.outputs],
+            sampling=group.sampling,
+            engine=self.index,
+            metadata=group.metadata,
+        )
+
+    @of_a_started_engine
+    async def abort(self, key: str) -> None:
+        """End the group that `generate` was called with; nothing happens when it has finished."""
+        await self.llm.abort(key)
+
+    def _completion(self, output: "CompletionOutput", group: GroupRequest) -> Completion:
+        metrics = output.spec_decode_metrics
+        steps = list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if metrics else []
+        self.counts.add_contexts(len(group.prompt_token_ids or ()), steps)
+        speculation = metrics and Speculation(
+            drafter=self.config.drafter.kind,
+            drafter_version=self.drafter_version,
+            draft_steps=sum(metrics.histogram),
+            drafted=metrics.num_draft_tokens,
+            accepted=sum(j * steps for j, steps in enumerate(metrics.histogram)),
+            accepted_histogram=metrics.histogram,
+            steps=steps if group.draft_steps else None,
+        )
+        return Completion(
+            index=output.index,
+            text=output.text,
+            token_ids=list(output.token_ids),
+            logprobs=cast(
+                "FlatLogprobs", output.logprobs
+            ).logprobs,  # one a token: only the sampled one's was asked for
+            weight_versions=[
+                WeightSpan(version=int(span.version), start=span.start, end=span.end)
+                for span in output.weight_versions or []
+            ],
+            finish_reason="length" if output.finish_reason == "length" else "stop",
+            stop_reason=output.stop_reason,
+            speculation=speculation,
+        )
+
+    @of_a_started_engine
+    async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
+        """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say.
+
+        Raises DifferentBytes when what it read has another checksum; nothing has changed then. Raises HalfLoaded when
+        that is so of some ranks only."""
+        import ray
+
+        path, copied = Path(weights.path), None
+        policy, began = self.config.weights, time.monotonic()
+        try:
+            if ray.get_runtime_context().get_node_id() != weights.node:
+                copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
+                path.write_bytes((await weights.bytes).data)
+            await asyncio.gather(
+                self.llm.collective_rpc("read_checkpoint_tensors", args=(str(path),)),
+                self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache),
+            )
+            arguments = (weights.checksum, of_drafter)
+            reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
+            check_all_ranks([report["checksum"] for report in reports], weights.checksum)
+            if of_drafter:
+                self.drafter_version = weights.version
+                self.lengths.new_drafter()
+            else:
+                self.policy_version = weights.version
+                await self.llm.update_weight_version(str(weights.version))
+            self.counts.versions = type(self.counts.versions)(self.policy_version, self.drafter_version)
+        finally:
+            await self.llm.resume_generation()
+            if copied is not None:
+                copied.unlink(missing_ok=True)
+        changed = sum(report["changed"] for report in reports)
+        return Loaded(time.monotonic() - began, changed, reports[0]["modules"])
+
+    async def set_draft_sampling(self, draft_sampling: str) -> None:
+        """Switch between sampled and greedy drafts without a restart; both are verified exactly."""
+        await self.llm.collective_rpc("set_draft_sampling", args=(draft_sampling,))
+
+    async def set_verification(self, verification: str) -> None:
+        """Switch how drafts are verified without a restart; both ways are exact."""
+        if self.device == "cpu":
+            await self.llm.collective_rpc("set_verification", args=(verification,))
+
+    @of_a_started_engine
+    async def speculation(self) -> list[dict[str, Any]]:
+        return self.counts.rows()
+
+    @of_a_started_engine
+    async def context_acceptance(self) -> dict[int, list[int]]:
+        """Histograms of accepted drafts by context length, as `drafters.acceptance.by_context_length` counts them."""
+        return {floor: acceptance.histogram for floor, acceptance in self.counts.by_context.items()}
+
+    @of_a_started_engine
+    async def metrics(self) -> str:
+        """vLLM's Prometheus metrics of this engine, in text format."""
+        from prometheus_client import REGISTRY, generate_latest
+
+        return generate_latest(REGISTRY).decode()
+
+    @of_a_started_engine
+    async def check(self) -> None:
+        """Return when vLLM's core process answers."""
+        await self.llm.get_weight_version()
+
+    async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
+        """A request to vLLM's own OpenAI-compatible routes: one asgi.ResponseStart, then pieces of the body.
+
+        vLLM's routes answer the death of its core as they answer any error. It must not be passed on: the actor ends,
+        and the fleet asks another engine.
+        """
+        self._must_be_started()
+        if self.app is None:
+            self.app = await openai_app(self.llm, self.config.served_name)
+        async for part in asgi.call(self.app, method, path, headers, body):
+            if self.llm.errored:
+                os._exit(1)
+            yield part
+
+    def _must_be_started(self) -> None:
+        if self.llm is None:
+            raise NotStarted(f"engine {self.index} is not started")
+
+
+def check_all_ranks(received: list[str], sent: str) -> None:
+    """`received` are the checksums of the bytes that an engine's ranks read; those whose own differs from `sent` have
+    loaded nothing. Raises DifferentBytes when that is every rank, HalfLoaded when it is some."""
+    different = [checksum for checksum in received if checksum != sent]
+    if different:
+        error = DifferentBytes if len(different) == len(received) else HalfLoaded
+        count = f" on {len(different)} of {len(received)} ranks" if len(received) > 1 else ""
+        raise error(f"read bytes with the BLAKE3 {different[0]}{count}, and the sender's have {sent}")

@@ -1,0 +1,337 @@
+"""The fleet: start N engines, route a group to the least loaded, ask all of them, restart and re-weight the dead.
+
+- A group goes to one engine. When that engine dies the group is generated again; the client notices only time.
+- An engine is in service from the moment it holds the current weights. A restarted one takes them before it serves,
+  and not during a push.
+"""
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+
+from drafters.files.checkpoint_folder import checkpoint_names, read_config
+from drafters.files.model_folder import resolve_model
+from drafters.registry import make_drafter
+from drafters.schedule import Range
+from rollout_service.config import ServiceConfig
+from rollout_service.engine.asgi import ResponseStart
+from rollout_service.engine.engine import Aborted, Engine, NotStarted
+from rollout_service.engine.hardware import engine_environment, interpreter, machine_cores, resolve_device
+from rollout_service.fleet.alarms import Alarms
+from rollout_service.fleet.kept_running import kept_running
+from rollout_service.fleet.member import EnginesDied, FleetError, GroupFailed, Member, in_words
+from rollout_service.fleet.pushes import Pushes
+from rollout_service.fleet.ray_cluster import start_ray
+from rollout_service.fleet.resources import check_machine, missing_is_said
+from rollout_service.protocol import DraftSchedule, Group, GroupRequest
+from rollout_service.weights.state_folder import StateFolder
+from rollout_service.weights.versions import WeightStore
+
+if TYPE_CHECKING:
+    from rollout_service.engine.step_costs import Measured, Plan
+
+logger = logging.getLogger("rollout_service")
+
+ATTEMPTS = 3
+"""times a group is generated before its engines' deaths are the client's business"""
+CHECK_EVERY = 2.0
+"""seconds between looks at an engine that has nothing to do"""
+ENGINE_WITHIN = 300.0
+"""seconds a request waits for an engine to come into service"""
+STOP_WITHIN = 10.0
+"""seconds an engine has to end in order; then its actor is killed"""
+REPORTED: set[str] = set()
+"""functions of vLLM that were replaced and reported: every engine of a machine replaces the same"""
+ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted)
+"""NotStarted: Ray made a new actor before the fleet noticed the death"""
+LONGEST_REASON = 500
+"""characters of why an engine refused a group: vLLM's messages may quote a whole prompt"""
+
+
+class Fleet:
+    """Use: `fleet = Fleet(config); await fleet.start(); ...; await fleet.stop()`."""
+
+    def __init__(self, config: ServiceConfig, *, threads: int | None = None):
+        """`threads` per engine overrides the equal share, without reserving cores: for engines that take turns."""
+        self.device = resolve_device(config.engine.device)
+        if config.ray_address is None and threads is None:
+            check_machine(config, self.device)
+        self.folder = resolve_model(config.model)
+        self.policy_config = read_config(self.folder)
+        own_config = None
+        if config.drafter.model is not None:
+            local = resolve_model(config.drafter.model, "drafter.model").resolve()
+            own_config = read_config(local)
+            here = config.drafter.model_copy(update={"model": str(local)})
+            config = config.model_copy(update={"drafter": here})
+        if (calibration := config.drafter.calibration()) is not None:  # engines on other nodes cannot read the file
+            calibrated = config.drafter.model_copy(update={"schedule": calibration})
+            config = config.model_copy(update={"drafter": calibrated})
+        self.config = config
+        self.drafter = make_drafter(config.drafter)
+        holder = self.drafter.checkpoint(self.folder)
+        self.drafter.check(self.policy_config, own_config, checkpoint_names(holder) if holder is not None else [])
+        self.state = StateFolder(config.state) if config.state is not None else None
+        self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
+        self.alarms = Alarms(config.alarms)
+        share = config.engine.cores or max(1, machine_cores() // config.engines)
+        self.threads, self.reserved_cores = threads or share, 0 if threads else share
+        self.members: list[Member] = []
+        self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
+        self.on_started: Callable[[int], None] = lambda index: None
+        self.openai_schemas: dict[str, dict[str, Any]] = {}
+        """of the bodies of vLLM's own routes, by path"""
+        self.wasted_tokens = 0
+        """of completions that were aborted: by a cancellation, or by a weight update that generates them again"""
+        self._counting: set[asyncio.Task[None]] = set()
+        self._watchers: list[asyncio.Task[None]] = []
+        self._change = asyncio.Condition()  # an engine came into service
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Returns when every engine is in service: in a cluster, once it has room for them. Raises FleetError when one
+        cannot start."""
+        if not ray.is_initialized():
+            start_ray(self.config.ray_address, self.config.engine_logs)
+        self.pushes.take_up_kept()
+        options = self._actor_options()
+        with missing_is_said(self.config, self.device):
+            for index in range(self.config.engines):
+                actor = (
+                    ray.remote(Engine)
+                    .options(**options)
+                    .remote(
+                        self.config.model_dump(mode="json", exclude={"token"}),
+                        str(self.folder.resolve()),
+                        self.device,
+                        index,
+                    )
+                )
+                self.members.append(Member(index, actor))
+            await self._start_engines()
+        self._watchers = [
+            asyncio.create_task(kept_running(f"the watch of engine {member.index}", partial(self._watch, member)))
+            for member in self.members
+        ]
+
+    async def _start_engines(self) -> None:
+        try:
+            await asyncio.gather(*(self._bring_into_service(member) for member in self.members))
+        except RayError as error:
+            await self.stop()
+            hint = "engine_logs = true shows its own log"
+            raise FleetError(f"an engine could not start: {in_words(error)}; {hint}") from error
+
+    async def stop(self) -> None:
+        for task in self._watchers:
+            task.cancel()
+        stops = asyncio.gather(*(member.actor.stop.remote() for member in self.members), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stops, STOP_WITHIN)
+        for member in self.members:
+            ray.kill(member.actor, no_restart=True)
+        self.store.close()
+        if self.state is not None:
+            self.state.close()
+
+    def _actor_options(self) -> dict[str, Any]:
+        cuda = self.device == "cuda"
+        return {
+            "num_gpus": self.config.engine.tensor_parallel_size if cuda else 0,
+            "num_cpus": 1 if cuda else self.reserved_cores,
+            "max_restarts": -1,
+            "max_concurrency": 4096,
+            "runtime_env": {"env_vars": engine_environment(self.device, self.threads), **interpreter()},
+        }
+
+    async def _bring_into_service(self, member: Member) -> None:
+        async with self.pushes.lock if member.restarts else contextlib.nullcontext():
+            files = {of: weights.file for of, weights in self.store.sets.items()}
+            started = await member.actor.start.remote(files.get("policy"), files.get("drafter"), member.costs)
+            member.in_service, member.costs, self.openai_schemas = True, started.costs, started.openai_schemas
+        for function, reason in started.replaced.items():
+            if function not in REPORTED:
+                REPORTED.add(function)
+                logger.warning("Replaced in vLLM: %s, because %s", function, reason)
+        self.on_started(member.index)
+        async with self._change:
+            self._change.notify_all()
+
+    async def _watch(self, member: Member) -> None:
+        """Notice an engine's death, wait for Ray's new actor, and bring it into service."""
+        restarting = False
+        while True:
+            try:
+                if member.in_service:
+                    await asyncio.sleep(CHECK_EVERY)
+                    await member.actor.check.remote()
+                else:
+                    if not restarting:
+                        member.restarts += 1
+                        logger.warning("engine %d died; starting it again with the weights in service", member.index)
+                    restarting = True
+                    await self._bring_into_service(member)
+                    restarting = False
+                    logger.warning("engine %d is in service again", member.index)
+            except RayError as error:
+                if isinstance(error, RayTaskError) and not isinstance(error, NotStarted):
+                    # Alive, and unable to start or to answer: a new actor tries again.
+                    logger.error("engine %d: %s; starting it again", member.index, in_words(error))
+                    ray.kill(member.actor, no_restart=False)
+                elif not member.in_service:  # Ray is still making the new actor
+                    await asyncio.sleep(CHECK_EVERY)
+                member.in_service = False
+
+    # --- generation ---
+
+    async def _least_loaded(self) -> Member:
+        async with self._change:
+            waiting = self._change.wait_for(lambda: any(member.in_service for member in self.members))
+            try:
+                await asyncio.wait_for(waiting, ENGINE_WITHIN)
+            except TimeoutError:
+                raise FleetError(f"no engine has come into service for {ENGINE_WITHIN:.0f} s") from None
+        return min((m for m in self.members if m.in_service), key=lambda m: m.load)
+
+    async def generate(self, group: GroupRequest) -> Group:
+        """The finished group. Cancelling aborts it in the engine. Raises GroupFailed when an engine refuses it,
+        EnginesDied after ATTEMPTS deaths, and FleetError when no engine comes into service."""
+        deaths = 0
+        while deaths < ATTEMPTS:
+            member = await self._least_loaded()
+            key = f"group-{uuid.uuid4().hex}"
+            member.add_load(group.n)
+            call = asyncio.ensure_future(member.actor.generate.remote(group, key))
+            try:
+                outcome = await asyncio.shield(call)
+                if isinstance(outcome, Group):
+                    return outcome
+                self.wasted_tokens += outcome.tokens  # a weight update aborted it: again, with the new weights
+            except asyncio.CancelledError:
+                member.actor.abort.remote(key)
+                self._count_what_it_leaves(call)
+                raise
+            except ENGINE_LOST:
+                member.in_service = False
+                deaths += 1
+            except RayTaskError as error:
+                raise GroupFailed(in_words(error)[:LONGEST_REASON]) from None
+            except RayError as error:  # the answer is lost, whatever became of the engine
+                logger.warning("engine %d: group %s: %s", member.index, group.id, in_words(error))
+                deaths += 1
+            finally:
+                member.add_load(-group.n)
+        raise EnginesDied(f"group {group.id or group.prompt_token_ids}: its engine died {ATTEMPTS} times in a row")
+
+    def _count_what_it_leaves(self, call: "asyncio.Future[Group | Aborted]") -> None:
+        async def count() -> None:
+            with contextlib.suppress(RayError):
+                outcome = await call
+                if isinstance(outcome, Aborted):
+                    self.wasted_tokens += outcome.tokens
+                else:
+                    self.wasted_tokens += sum(len(completion.token_ids) for completion in outcome.completions)
+
+        task = asyncio.create_task(count())
+        self._counting.add(task)
+        task.add_done_callback(self._counting.discard)
+
+    async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
+        """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body.
+
+        An engine that dies before the body begins is replaced by another. Raises FleetError when it dies later, since
+        what was sent cannot be taken back, and after ATTEMPTS deaths.
+        """
+        for _ in range(ATTEMPTS):
+            member = await self._least_loaded()
+            member.add_load(1)
+            stream = member.actor.openai.options(num_returns="streaming").remote(method, path, headers, body)
+            start: ResponseStart | None = None
+            begun = False
+            try:
+                async for reference in stream:
+                    part = await reference
+                    if isinstance(part, ResponseStart):  # held back: until the body begins another engine can answer
+                        start = part
+                        continue
+                    if not begun:
+                        begun = True
+                        yield start
+                    yield part
+                if not begun:
+                    yield start
+                return
+            except ENGINE_LOST as error:
+                member.in_service = False
+                if begun:
+                    raise FleetError(f"engine {member.index} died while it answered") from error
+            finally:
+                ray.cancel(stream)
+                member.add_load(-1)
+        raise FleetError(f"the engine that answered died {ATTEMPTS} times in a row")
+
+    # --- control ---
+
+    async def set_draft_sampling(self, draft_sampling: str) -> None:
+        await asyncio.gather(*(member.actor.set_draft_sampling.remote(draft_sampling) for member in self.members))
+
+    async def set_verification(self, verification: str) -> None:
+        await asyncio.gather(*(member.actor.set_verification.remote(verification) for member in self.members))
+
+    async def schedules(self) -> list[DraftSchedule]:
+        """How many tokens each engine in service drafts at present; none without a drafter."""
+        if self.config.drafter.kind == "none":
+            return []
+        return list((await self._of_each("schedule")).values())
+
+    async def measure(self, plan: "Plan") -> "Measured":
+        """Costs of steps on the first engine, while nothing else is generated."""
+        return await self.members[0].actor.measure.remote(plan)
+
+    async def set_draft_lengths(self, ranges: list[Range]) -> None:
+        await asyncio.gather(*(member.actor.set_draft_lengths.remote(ranges) for member in self.members))
+
+    async def speculation(self) -> list[dict[str, Any]]:
+        """Counts by version, one row an engine and version."""
+        return [row for rows in (await self._of_each("speculation")).values() for row in rows]
+
+    async def check_acceptance(self) -> None:
+        """Raise the alarms that the counts so far give reason to."""
+        self.alarms.check_acceptance(await self.speculation())
+
+    async def context_acceptance(self) -> list[dict[int, list[int]]]:
+        """Histograms of accepted drafts by context length, one an engine."""
+        return list((await self._of_each("context_acceptance")).values())
+
+    async def metrics(self) -> dict[int, str]:
+        """vLLM's Prometheus text of each engine in service, by its index."""
+        return await self._of_each("metrics")
+
+    async def _of_each(self, method: str) -> dict[int, Any]:
+        """What each engine in service answers, by its index; one that dies meanwhile has no say."""
+
+        async def ask(member: Member) -> Any:
+            with contextlib.suppress(*ENGINE_LOST):
+                answers[member.index] = await getattr(member.actor, method).remote()
+
+        answers: dict[int, Any] = {}
+        await asyncio.gather(*(ask(member) for member in self.members if member.in_service))
+        return dict(sorted(answers.items()))
+
+    async def ready(self, timeout: float = 5.0) -> bool:
+        """Whether every engine is in service and answers."""
+        if not all(member.in_service for member in self.members):
+            return False
+        try:
+            await asyncio.wait_for(asyncio.gather(*(m.actor.check.remote() for m in self.members)), timeout)
+        except (TimeoutError, RayError):
+            return False
+        return True

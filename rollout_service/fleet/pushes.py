@@ -1,0 +1,195 @@
+"""Pushes: a version's file is checked, kept, loaded by every engine in service, and then published.
+
+- One push at a time, and no engine starts again during one. Of a run's pushes that wait for their turn only the newest
+  is loaded.
+- A push makes the weights its run's. Another run's push is refused until the run releases them, unless it takes over.
+- A version is published when every engine in service holds it. One that could not load it starts again with what is
+  then in service.
+- With a state folder, a version is kept there before any engine takes it; a service that starts again goes on with it.
+"""
+
+import asyncio
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from rollout_service.engine.engine import DifferentBytes, HalfLoaded, Loaded, WeightsFile
+from rollout_service.fleet.alarms import Alarms
+from rollout_service.fleet.member import FleetError, Member, in_words
+from rollout_service.protocol import Problem, WeightsOf, WeightStatus
+from rollout_service.tensor_bytes import file_checksum
+from rollout_service.weights.state_folder import StateFolder
+from rollout_service.weights.versions import RefusedUpdate, WeightStore, check_received
+
+logger = logging.getLogger("rollout_service")
+
+DRAFTERS_KEPT = 256
+"""drafter versions whose age is known: more than an engine counts apart"""
+
+
+class Pushes:
+    """Use: `await fleet.pushes.push("policy", version, file, checksum)`."""
+
+    def __init__(self, store: WeightStore, state: StateFolder | None, alarms: Alarms, members: list[Member]):
+        """`members` are the fleet's, who adds to them later."""
+        self.store, self.state, self.alarms, self.members = store, state, alarms, members
+        self.lock = asyncio.Lock()
+        """held during a push, and while an engine starts again"""
+        self.on_published: Callable[[WeightsOf, int], None] = lambda of, version: None
+        self.drafter_since: dict[int, int] = {0: 0}
+        """the newest drafter versions, and the policy version that was in service when each came"""
+        self._waiting: list[tuple[WeightsOf, str | None, int]] = []
+        """weight set, run and version of each push that waits for its turn"""
+
+    def take_up_kept(self) -> None:
+        """What was in service when the state folder was left. Raises FleetError when it does not fit the model."""
+        for of, weights_set in self.store.sets.items():
+            kept = self.state.kept(of) if self.state is not None else {}
+            if not kept:
+                continue
+            version = max(kept)
+            run = self.state.owner(of, version) if self.state is not None else None
+            file = self.store.new_file()
+            shutil.copyfile(kept[version], file)
+            try:
+                weights_set.check(version, file)
+            except RefusedUpdate as error:
+                raise FleetError(
+                    f"state: {kept[version]} is not of this model: {error}; choose another folder"
+                ) from None
+            weights_set.publish(locate(version, file, file_checksum(file)), seconds=0.0, pause=0.0, run=run)
+
+    async def push(
+        self, of: WeightsOf, version: int, file: Path, checksum: str, run: str | None = None, take_over: bool = False
+    ) -> WeightStatus:
+        """Load a file into every engine and publish its version, which then belongs to `run`. `file` is ours: kept
+        while in service, else deleted; `checksum` is what its bytes must have: each engine verifies them as it reads
+        them, before it changes anything.
+
+        Raises RefusedUpdate while every engine holds what it held, FleetError when no engine could take it. The status
+        says `skipped` when a newer version of the run came while this one was waiting for its turn.
+        """
+        weights_set, waiting = self.store.sets[of], (of, run, version)
+        try:
+            weights_set.check_owner(run, take_over)
+            weights_set.check(version, file)
+            self._waiting.append(waiting)
+            try:
+                await self.lock.acquire()
+            finally:
+                self._waiting.remove(waiting)
+            try:
+                # Another push may have come into service meanwhile, of this run or of another.
+                weights_set.check_owner(run, take_over)
+                if self._is_overtaken(of, run, version):
+                    return weights_set.status.model_copy(update={"skipped": True})
+                weights_set.check(version, file)
+                return await self._load_everywhere(of, version, file, checksum, run)
+            finally:
+                self.lock.release()
+        finally:
+            if weights_set.file is None or weights_set.file.path != str(file):
+                file.unlink(missing_ok=True)
+
+    def _is_overtaken(self, of: WeightsOf, run: str | None, version: int) -> bool:
+        """Whether a newer version of the same run is in service already, or waits for its turn."""
+        in_service = self.store.sets[of].status
+        waiting = any(other[:2] == (of, run) and other[2] > version for other in self._waiting)
+        return waiting or (in_service.run == run and in_service.version > version)
+
+    async def release(self, run: str) -> int:
+        """The run's weights stay in service and are nobody's from here on; the number of those weight sets. A push of
+        the run that is being loaded is awaited: it would make them the run's again."""
+        async with self.lock:
+            released = [(of, weights) for of, weights in self.store.sets.items() if weights.status.run == run]
+            for of, weights_set in released:
+                weights_set.release()
+                if self.state is not None:
+                    self.state.release(of, weights_set.status.version)
+            return len(released)
+
+    async def _load_everywhere(
+        self, of: WeightsOf, version: int, file: Path, checksum: str, run: str | None
+    ) -> WeightStatus:
+        began, before = time.monotonic(), self.store.sets[of].status.run
+        if self.state is not None:
+            await self._keep(self.state, of, version, file, checksum, run)
+        weights = locate(version, file, checksum)
+        members = [member for member in self.members if member.in_service]
+        loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
+        results = await asyncio.gather(*loads, return_exceptions=True)
+        failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
+        if failed and all(isinstance(r, DifferentBytes) for r in results):
+            self._forget_all_but_published(of)
+            message = f"{in_words(failed[0][1])}: push again"
+            raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
+        for member, error in failed:
+            # Half-loaded weights serve nobody: the engine starts again with what is then in service.
+            logger.error("engine %d could not load %s version %d: %s", member.index, of, version, in_words(error))
+            member.in_service = False
+            ray.kill(member.actor, no_restart=False)
+        if len(failed) == len(members):
+            self._forget_all_but_published(of)
+            reason = in_words(failed[0][1]) if failed else "none is in service"
+            raise FleetError(f"no engine could load {of} version {version}: {reason}")
+        loaded = {m.index: r for m, r in zip(members, results, strict=True) if not isinstance(r, BaseException)}
+        is_new = self.store.differs(of, file, checksum)
+        pause = max(report.pause for report in loaded.values())
+        status = self.store.sets[of].publish(weights, time.monotonic() - began, pause, run)
+        if before not in (None, run):
+            logger.warning("%s version %d: the run %r took over from the run %r", of, version, run, before)
+        try:
+            self._forget_all_but_published(of)
+            self._tell_of(of, version, is_new, loaded, failed)
+        except Exception:  # the version is in service, and an error would say that it is not
+            logger.exception("%s version %d is in service, and what follows a push failed", of, version)
+        return status
+
+    def _tell_of(
+        self,
+        of: WeightsOf,
+        version: int,
+        is_new: bool | None,
+        loaded: dict[int, Loaded],
+        failed: list[tuple[Member, BaseException]],
+    ) -> None:
+        """The alarms, and whoever waits for a new version."""
+        policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
+        if of == "drafter":
+            self.drafter_since = dict([*self.drafter_since.items(), (version, policy)][-DRAFTERS_KEPT:])
+        self.on_published(of, version)
+        self.alarms.after_push(of, policy, drafter, is_new=is_new, loaded=loaded)
+        for member, error in failed:
+            if isinstance(error, DifferentBytes | HalfLoaded):
+                self.alarms.different_bytes(of, policy, drafter, member.index, in_words(error))
+
+    async def _keep(
+        self, state: StateFolder, of: WeightsOf, version: int, file: Path, checksum: str, run: str | None
+    ) -> None:
+        try:
+            kept = await asyncio.to_thread(state.keep, of, version, file, run)
+        except OSError as full:
+            message = f"version {version} could not be kept in {state.folder}: {full.strerror}"
+            raise RefusedUpdate(message, [Problem(field="state", message=message)], status=507) from full
+        try:
+            check_received(kept, checksum)
+        except RefusedUpdate:
+            self._forget_all_but_published(of)
+            raise
+
+    def _forget_all_but_published(self, of: WeightsOf) -> None:
+        if self.state is not None:
+            self.state.forget_all_but(of, self.store.sets[of].status.version)
+
+
+def locate(version: int, file: Path, checksum: str) -> WeightsFile:
+    """Where engines find the file: those on other nodes in Ray's store."""
+    here = ray.get_runtime_context().get_node_id()
+    elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
+    stored = ray.put(np.fromfile(file, dtype=np.uint8)) if elsewhere else None
+    return WeightsFile(version, str(file), checksum, here, stored)

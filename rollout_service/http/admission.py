@@ -1,0 +1,113 @@
+"""What is checked before anything is generated: every limit a group could break, each named by its field."""
+
+from collections.abc import Mapping, Sequence, Set
+from typing import Any
+
+from rollout_service.http.openai_requests import openai_problems
+from rollout_service.lossless import request_problems
+from rollout_service.protocol import GroupRequest, Problem, RolloutRequest
+
+
+class Refused(ValueError):
+    """A request that was not begun. `status` is the HTTP status that says so."""
+
+    def __init__(self, problems: list[Problem], status: int = 400):
+        super().__init__(problems[0].message)
+        self.problems, self.status = problems, status
+
+
+def stopping() -> Refused:
+    """For what comes or still waits when the service is told to stop."""
+    return Refused([Problem(field="service", message="the service is stopping")], status=503)
+
+
+class Admission:
+    """The limits of one service."""
+
+    def __init__(
+        self,
+        name: str,
+        tokenizer: Any,
+        vocab_size: int,
+        context_limit: int,
+        drafting: bool,
+        openai_fields: Mapping[str, Set[str]],
+        on_cpu: bool = True,
+    ):
+        """`context_limit`: of prompt and response together. `drafting`: whether a drafter is on. `openai_fields`: of
+        vLLM's request types, by path."""
+        self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
+        self.max_tokens, self.drafting, self.on_cpu = context_limit, drafting, on_cpu
+        self.openai_fields = openai_fields
+
+    def admit(self, request: RolloutRequest) -> list[GroupRequest]:
+        """The groups with their token ids and ids. Raises Refused with every problem of every group."""
+        if request.model is not None and request.model != self.name:
+            message = f"unknown model {request.model!r}; this service has {self.name!r}"
+            raise Refused([Problem(field="model", message=message)], status=404)
+        problems: list[Problem] = []
+        names = names_of(request.groups, problems)
+        groups = [self._admit(group, f"groups.{i}", names[i], problems) for i, group in enumerate(request.groups)]
+        if problems:
+            raise Refused(problems)
+        return groups
+
+    def _admit(self, group: GroupRequest, where: str, name: str, problems: list[Problem]) -> GroupRequest:
+        try:
+            field, ids = self._token_ids(group)
+        except Exception as error:  # a chat template is the checkpoint's own code, and says by raising what it refuses
+            problems.append(Problem(field=f"{where}.messages", message=f"the chat template refuses them: {error}"))
+            return group
+        if not ids:
+            problems.append(Problem(field=f"{where}.{field}", message="is empty: give at least one token"))
+        wrong = [token for token in ids if not 0 <= token < self.vocab_size]
+        if wrong:
+            message = f"token id {wrong[0]} is outside the vocabulary of {self.vocab_size}"
+            problems.append(Problem(field=f"{where}.{field}", message=message))
+        room = self.max_tokens - len(ids)
+        if room < 1:
+            message = f"{len(ids)} tokens are too long: prompt and response together may have {self.max_tokens}"
+            problems.append(Problem(field=f"{where}.{field}", message=message))
+        elif group.sampling.max_tokens > room:
+            message = f"{group.sampling.max_tokens} is out of range: after a prompt of {len(ids)} tokens, 1 to {room}"
+            problems.append(Problem(field=f"{where}.sampling.max_tokens", message=message))
+        if group.sampling.min_tokens > group.sampling.max_tokens:
+            message = f"{group.sampling.min_tokens} is above max_tokens, {group.sampling.max_tokens}"
+            problems.append(Problem(field=f"{where}.sampling.min_tokens", message=message))
+        plain = {"id": name, "prompt": None, "messages": None, "prompt_token_ids": ids}
+        return group.model_copy(update=plain)
+
+    def _token_ids(self, group: GroupRequest) -> tuple[str, list[int]]:
+        if group.prompt_token_ids is not None:
+            return "prompt_token_ids", group.prompt_token_ids
+        if group.messages is not None:
+            messages = [message.model_dump() for message in group.messages]
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return "messages", self.tokenizer.encode(text, add_special_tokens=False)
+        return "prompt", self.tokenizer.encode(group.prompt)
+
+    def check_openai(self, path: str, body: dict[str, Any]) -> None:
+        """Refuse what vLLM's handler of this path would ignore or pass on to its harm, and what speculation cannot keep
+        lossless; everything else is vLLM's to judge."""
+        problems = openai_problems(body, self.openai_fields[path])
+        if self.drafting:
+            problems += request_problems(body, on_cpu=self.on_cpu)
+        if problems:
+            raise Refused(problems)
+
+
+def names_of(groups: Sequence[GroupRequest], problems: list[Problem]) -> list[str]:
+    """The groups' ids, which must differ. A group without one has its index, with as many underscores behind it as
+    tell it from the ids that were given."""
+    given: dict[str, int] = {}
+    for i, group in enumerate(groups):
+        if group.id and given.setdefault(group.id, i) != i:
+            message = f"{group.id!r} is the id of groups.{given[group.id]} too"
+            problems.append(Problem(field=f"groups.{i}.id", message=message))
+    names = []
+    for i, group in enumerate(groups):
+        name = group.id or str(i)
+        while not group.id and name in given:
+            name += "_"
+        names.append(name)
+    return names

@@ -1,0 +1,125 @@
+"""The OpenAPI document: FastAPI's, with the statuses that occur, the token, and what this policy's limits are."""
+
+from typing import Any
+
+from fastapi import FastAPI
+
+from rollout_service.fleet.fleet import Fleet
+from rollout_service.http.errors import is_openai
+from rollout_service.http.openai_requests import BOUNDS
+from rollout_service.protocol import ErrorBody
+
+MEANINGS = {
+    400: "The request is wrong: the fields that are, and what to do",
+    401: "The token is missing or wrong",
+    404: "There is no such model, lease or weight set",
+    408: "The body came too slowly",
+    409: "It contradicts what the service holds already",
+    413: "The body is larger than the limit",
+    415: "The body is not said to be plain JSON",
+    429: "The queue is full: try again after Retry-After seconds",
+    500: "The service failed; its log has the cause",
+    503: "The service starts or stops, or its engines could not do it: try again after Retry-After seconds",
+    507: "The disk is full",
+}
+VLLM = "vllm."
+"""before the names of vLLM's types: some are ours as well"""
+ALWAYS = 400, 500, 503
+WITH_BODY = 408, 413, 415
+MORE: dict[str, tuple[int, ...]] = {
+    "/v1/rollouts": (404,),
+    "/v1/prompts": (404, 409, 429, 507),
+    "/v1/batches/lease": (507,),
+    "/v1/batches/{lease}/ack": (404, 507),
+    "/v1/batches/{lease}/nack": (404, 507),
+    "/v1/batches/{lease}/extend": (404, 507),
+    "/v1/batches": (507,),
+    "/v1/weights/{of}": (404, 409, 507),
+    "/v1/completions": (404,),
+    "/v1/chat/completions": (404,),
+}
+"""statuses of a path's own"""
+OPENAI_ERROR = {
+    "title": "OpenAIError",
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["integer", "string", "null"]},
+            },
+        }
+    },
+}
+
+
+def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
+    """Have GET /openapi.json answer with the completed document."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = plain()
+            schemas = document["components"]["schemas"]
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+            schemas["ErrorBody"] = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas["ErrorBody"].pop("$defs", None)
+            schemas["OpenAIError"] = OPENAI_ERROR
+            add_limits(schemas, fleet)
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    if path in fleet.openai_schemas:
+                        body = {"application/json": {"schema": add_schema(schemas, fleet.openai_schemas[path])}}
+                        operation["requestBody"] = {"required": True, "content": body}
+                        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+                    add_errors(path, operation, with_token)
+            if with_token:
+                document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+            app.openapi_schema = document
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def add_errors(path: str, operation: dict[str, Any], with_token: bool) -> None:
+    responses = operation["responses"]
+    responses.pop("422", None)
+    statuses = {*ALWAYS, *MORE.get(path, ())}
+    if "requestBody" in operation:
+        statuses |= {*WITH_BODY}
+    if with_token and path != "/health":
+        statuses.add(401)
+        operation["security"] = [{"token": []}]
+    form = "OpenAIError" if is_openai(path) else "ErrorBody"
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
+    for status in sorted(statuses):
+        responses.setdefault(str(status), {"description": MEANINGS[status], "content": content})
+
+
+def add_limits(schemas: dict[str, Any], fleet: Fleet) -> None:
+    """Of this service's policy, in the place of the interface's own wider ones."""
+    longest = fleet.config.context_limit - 1
+    tokens = schemas["GroupRequest"]["properties"]["prompt_token_ids"]["anyOf"][0]
+    tokens["maxItems"] = longest
+    tokens["items"]["maximum"] = fleet.policy_config["vocab_size"] - 1
+    for name in ("max_tokens", "min_tokens"):
+        schemas["Sampling"]["properties"][name]["maximum"] = longest
+
+
+def add_schema(schemas: dict[str, Any], schema: dict[str, Any]) -> dict[str, str]:
+    """vLLM's type of a body becomes one of the document's schemas, and its `$defs` too; a reference to it. What is
+    refused before vLLM sees it is said."""
+    own = dict(schema) | {"additionalProperties": False}
+    schemas.update({f"{VLLM}{name}": part for name, part in own.pop("$defs", {}).items()})
+    own["properties"] = {name: dict(part) for name, part in own["properties"].items()}
+    for name, (least, most) in BOUNDS.items():
+        if name in own["properties"]:
+            own["properties"][name] |= {"minimum": least, "maximum": most}
+    schemas[f"{VLLM}{own['title']}"] = own
+    return {"$ref": f"#/components/schemas/{VLLM}{own['title']}"}

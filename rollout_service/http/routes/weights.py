@@ -1,0 +1,135 @@
+"""POST /v1/weights/{policy|drafter}: a new version, as a safetensors stream or as a file in shared memory.
+
+GET and DELETE /v1/weights: the versions in service and the runs that they belong to; a run lets go of its own.
+"""
+
+import asyncio
+import logging
+from pathlib import Path
+
+from blake3 import blake3
+from fastapi import APIRouter, Query, Request
+from starlette.requests import ClientDisconnect
+
+from rollout_service.fleet.fleet import Fleet
+from rollout_service.http.admission import Refused
+from rollout_service.http.json_route import JsonRoute
+from rollout_service.http.routes.openai import CLIENT_CLOSED_REQUEST
+from rollout_service.protocol import (
+    LONGEST_RUN,
+    MAX_VERSION,
+    Problem,
+    SharedMemoryPush,
+    WeightsOf,
+    WeightsStatus,
+    WeightStatus,
+)
+from rollout_service.tensor_bytes import file_checksum
+from rollout_service.weights.versions import check_received
+
+logger = logging.getLogger("rollout_service")
+router = APIRouter(tags=["weights"], route_class=JsonRoute)
+
+REFERENCE_LIMIT = 64 << 10
+"""bytes of a push by reference, which is the name of a file"""
+
+BODY = {"requestBody": {"required": True, "content": {
+    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    "application/json": {"schema": SharedMemoryPush.model_json_schema()},
+}}}  # fmt: skip
+
+
+@router.get("/v1/weights")
+async def weights(request: Request) -> WeightsStatus:
+    """The versions that every engine holds, and how to push from this machine."""
+    store = request.app.state.fleet.store
+    drafter = store.sets.get("drafter")
+    return WeightsStatus(
+        policy=store.sets["policy"].status,
+        drafter=drafter.status if drafter else None,
+        dtype=store.sets["policy"].dtype,
+        shared_memory=str(store.folder),
+    )
+
+
+@router.delete("/v1/weights")
+async def release(request: Request, run: str = Query(min_length=1, max_length=LONGEST_RUN)) -> dict[str, int]:
+    """A run ends: its weights stay in service and are nobody's, so that any run may push. `released` weight sets."""
+    return {"released": await request.app.state.fleet.pushes.release(run)}
+
+
+@router.post("/v1/weights/{of}", openapi_extra=BODY)
+async def push(
+    request: Request,
+    of: WeightsOf,
+    version: int = Query(ge=1, le=MAX_VERSION),
+    checksum: str | None = Query(default=None, pattern="^[0-9a-f]{64}$"),
+    run: str | None = Query(default=None, min_length=1, max_length=LONGEST_RUN),
+    take_over: bool = False,
+) -> WeightStatus:
+    """Load new weights into every engine, in place; answers when all hold them and the version is published.
+
+    `checksum` is the sender's BLAKE3 of the safetensors bytes: what arrives different is refused. A body's is taken
+    while it is received, that of a file in shared memory when the engines read it, before they change anything.
+    The body holds every tensor under its checkpoint name. What does not fit is refused as a whole with a list.
+    The version belongs to `run`: a push of another run, or of none, is a 409 until the run releases its weights, unless
+    it says `take_over`.
+    """
+    fleet: Fleet = request.app.state.fleet
+    if of not in fleet.store.sets:
+        message = f"the drafter {fleet.config.drafter.kind!r} has no weights of its own"
+        raise Refused([Problem(field="of", message=message)], status=404)
+    fleet.store.sets[of].check_owner(run, take_over)  # before the body is received, and again before it is loaded
+    try:
+        if request.headers.get("content-type", "").startswith("application/json"):
+            reference = SharedMemoryPush.model_validate_json(await read(request, REFERENCE_LIMIT))
+            file = fleet.store.adopt(reference.file)
+            if checksum is None:
+                checksum = await asyncio.to_thread(file_checksum, file)
+        else:
+            file = fleet.store.file_to_write(of)
+            checksum = await receive(request, file, fleet.store.sets[of].largest_bytes, checksum)
+    except ClientDisconnect:
+        message = f"the push of {of} version {version} ended before all of it was received; nothing has changed"
+        logger.warning("%s", message)
+        raise Refused([Problem(field="body", message=message)], status=CLIENT_CLOSED_REQUEST) from None
+    # Shielded: a client that disconnects must not stop a push half-way through the engines.
+    status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, file, checksum, run, take_over)))
+    if not status.skipped:
+        telemetry = request.app.state.telemetry
+        telemetry.pushes.labels(of).inc()
+        telemetry.version.labels(of).set(version)
+        telemetry.pause.labels(of).observe(status.pause)
+    return status
+
+
+async def read(request: Request, limit: int) -> bytes:
+    """The request's body. Raises Refused (413) once it is larger than `limit` bytes; the rest is not read."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            message = f"more than {limit} bytes, and a push by reference needs no more"
+            raise Refused([Problem(field="body", message=message)], status=413)
+    return bytes(body)
+
+
+async def receive(request: Request, file: Path, limit: int, sent: str | None) -> str:
+    """Writes the request's body over the file; its checksum. Raises Refused (413) when it is larger than these tensors
+    can be, and RefusedUpdate when its checksum is not the one `sent`."""
+    received, hasher = 0, blake3()
+    try:
+        with file.open("r+b") as out:
+            async for chunk in request.stream():
+                received += len(chunk)
+                if received > limit:
+                    message = f"more than {limit} bytes, which these tensors cannot need"
+                    raise Refused([Problem(field="body", message=message)], status=413)
+                hasher.update(chunk)
+                out.write(chunk)
+            out.truncate()
+        check_received(hasher.hexdigest(), sent)
+    except BaseException:
+        file.unlink(missing_ok=True)
+        raise
+    return hasher.hexdigest()

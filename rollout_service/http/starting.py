@@ -1,0 +1,46 @@
+"""What a service answers before its engines are in service: 503 with Retry-After, on every path, /health included.
+
+It runs in a thread of its own, since what starts the engines holds the main thread for seconds at a time.
+"""
+
+import asyncio
+import socket
+import threading
+
+import uvicorn
+from fastapi import Request
+from starlette.types import Receive, Scope, Send
+
+from rollout_service.http.connection import Connection
+from rollout_service.http.errors import answer
+
+MESSAGE = "the service is starting: its engines are not in service yet; try again"
+ENDS_WITHIN = 1
+"""seconds that a request has when the service itself takes over; each is answered at once"""
+
+
+class Starting(threading.Thread):
+    """From `start` to `end` the listener's connections are answered; later ones wait for who serves next."""
+
+    def __init__(self, listener: socket.socket):
+        super().__init__(name="starting", daemon=True)
+        settings = uvicorn.Config(
+            starting, http=Connection, log_level="warning", timeout_graceful_shutdown=ENDS_WITHIN, lifespan="off"
+        )
+        self.server = uvicorn.Server(settings)
+        # uvicorn closes the socket that it is given, and the service goes on with the listener.
+        self.sockets = [listener.dup()]
+
+    def run(self) -> None:
+        asyncio.run(self.server.serve(self.sockets))
+
+    def end(self) -> None:
+        self.server.should_exit = True
+        self.join()
+
+
+async def starting(scope: Scope, receive: Receive, send: Send) -> None:
+    """An ASGI application. It closes each connection, so that the next request reaches the service itself."""
+    if scope["type"] == "http":
+        response = answer(Request(scope), 503, MESSAGE, headers={"Connection": "close"})
+        await response(scope, receive, send)

@@ -1,0 +1,84 @@
+"""The state folder: what a service that starts again goes on from. One service at a time has it.
+
+state/lock                        held while a service runs (flock: a killed one lets go of it)
+state/queue.sqlite                the batch queue
+state/weights/policy-12.safetensors   the version in service, one file a weight set
+state/weights/policy-12.json          {"run": NAME}: the run that it belongs to; none when it is nobody's
+"""
+
+import fcntl
+import json
+import re
+from pathlib import Path
+
+from blake3 import blake3
+
+from drafters.files.durable import make_folders, rename_lasting, replacing
+from rollout_service.protocol import WeightsOf
+
+
+class StateFolder:
+    def __init__(self, folder: Path):
+        """Raises ValueError when another service has the folder, or it cannot be written."""
+        self.folder = folder
+        self.weights = folder / "weights"
+        try:
+            make_folders(self.weights)
+            self.lock = (folder / "lock").open("w", encoding="utf-8")
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"state: {folder} belongs to a service that is running; choose another folder") from None
+        except OSError as error:
+            raise ValueError(f"state: {folder}: {error.strerror}") from error
+        for partial in self.weights.glob(".*"):
+            partial.unlink()
+
+    @property
+    def queue(self) -> Path:
+        return self.folder / "queue.sqlite"
+
+    def keep(self, of: WeightsOf, version: int, file: Path, run: str | None = None) -> str:
+        """A copy that lasts, and its checksum; the earlier versions stay until `forget_all_but`. It belongs to `run`.
+        Raises OSError when the disk is full."""
+        kept = self.weights / f"{of}-{version}.safetensors"
+        partial = kept.with_name(f".{kept.name}")
+        hasher = blake3()
+        self.release(of, version)
+        try:
+            if run is not None:
+                with replacing(self._owner(of, version)) as owner:
+                    owner.write_text(json.dumps({"run": run}), encoding="utf-8")
+            with file.open("rb") as source, partial.open("wb") as copy:
+                while chunk := source.read(1 << 20):
+                    hasher.update(chunk)
+                    copy.write(chunk)
+            rename_lasting(partial, kept)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise
+        return hasher.hexdigest()
+
+    def kept(self, of: WeightsOf) -> dict[int, Path]:
+        """The kept files by version."""
+        files = self.weights.glob(f"{of}-*.safetensors")
+        return {int(m[1]): file for file in files if (m := re.fullmatch(rf"{of}-(\d+)\.safetensors", file.name))}
+
+    def forget_all_but(self, of: WeightsOf, version: int) -> None:
+        for file in self.weights.glob(f"{of}-*"):
+            if file.stem != f"{of}-{version}":
+                file.unlink()
+
+    def owner(self, of: WeightsOf, version: int) -> str | None:
+        """The run that a kept version belongs to."""
+        file = self._owner(of, version)
+        return json.loads(file.read_text(encoding="utf-8"))["run"] if file.is_file() else None
+
+    def release(self, of: WeightsOf, version: int) -> None:
+        """A kept version is nobody's from here on."""
+        self._owner(of, version).unlink(missing_ok=True)
+
+    def _owner(self, of: WeightsOf, version: int) -> Path:
+        return self.weights / f"{of}-{version}.json"
+
+    def close(self) -> None:
+        self.lock.close()
