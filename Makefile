@@ -15,7 +15,7 @@ endif
 
 FAULTS ?= 100
 
-.PHONY: help venv demo demo-models study bench test test-faults fuzz unit integration lint format clean
+.PHONY: help venv picture demo demo-models study bench test test-faults fuzz unit integration lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, compare the drafters; writes report/"
@@ -25,6 +25,7 @@ help:
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
 	@echo "make study        drafters by draft length and by training data, and with a policy that moves; writes report/study"
 	@echo "make bench        speed of the service and its parts against goals (over an hour); writes deploy/bench/results"
+	@echo "make picture      draw docs/rooms.svg, the modules and their imports"
 	@echo "make venv         only install, into $(VENV)"
 
 venv: $(VENV)/.installed
@@ -42,6 +43,9 @@ demo: venv
 
 demo-models: venv
 	$(BIN)/python deploy/demo/recipe/make_models.py
+
+picture: venv
+	$(BIN)/python docs/rooms.py
 
 study: venv
 	$(BIN)/python deploy/demo/study/run.py --config deploy/demo/study/study.toml
