@@ -1,9 +1,9 @@
 """How many tokens to draft at each batch size, from the measured cost of a step and the acceptance by position.
 
 With b completions under way and k drafts each, a step yields b (1 + a_1 + ... + a_k) tokens, a_i being the probability
-that the first i drafts are all accepted, and takes c(b, k) seconds. Chosen is the shortest draft that yields the most
-tokens per second but for TOLERANCE, or none where it does not gain more than BESIDE_STEPS. Acceptance moves the choice
-while an engine runs; costs are measured once.
+that the first i drafts are all accepted, and takes c(b, k) seconds. Their ratio is the predicted speed. A draft length
+is worth drafting when it gains LEAST_GAIN over the speed without drafts. Of those that do, the shortest is chosen that
+is as fast as the fastest within TOLERANCE. Acceptance moves the choice while an engine runs; costs are measured once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,17 +17,21 @@ from pydantic import BaseModel, model_validator
 Range = tuple[int, int, int]
 """(smallest batch size, largest batch size, draft length): sizes are inclusive"""
 
-HYSTERESIS = 0.03
-"""relative gain in predicted speed that another draft length must promise before it replaces the one in use"""
+LEAST_GAIN = 0.17
+"""relative gain in predicted speed over drafting nothing at which drafting begins. Smaller gains do not reach the user:
+prompts take as long with drafts, a response's last step yields more than is asked for, and batches are not full between
+responses that end apart. Measured with responses of 48 tokens: steps 1.05 to 1.2 times as fast as without drafts made
+them 0.95 to 1.08 times as fast"""
+
+KEPT_GAIN = 0.08
+"""the same, below which drafting ends where it is under way: lower, so that noise does not switch it on and off"""
 
 TOLERANCE = 0.05
 """relative loss in predicted speed for which a shorter draft is taken: predictions are no better, and they favour long
 drafts, which lose more at a response's end"""
 
-BESIDE_STEPS = 0.1
-"""relative speed that drafting loses beside its steps: prompts take as long as without it, a response's last step
-yields more than is asked for, and slots are empty for a step between responses that no longer end together. Measured
-with responses of 48 tokens: steps 1.05 to 1.2 times as fast as without drafts made them 0.95 to 1.08 times as fast"""
+HYSTERESIS = 0.03
+"""relative gain in predicted speed that another draft length must promise before it replaces the one in use"""
 
 
 class StepCosts(BaseModel):
@@ -81,19 +85,34 @@ def tokens_per_second(costs: StepCosts, acceptance: Sequence[float], batch: int,
     return batch * tokens_per_step(acceptance, drafts) / costs.at(batch, drafts)
 
 
+def speeds_by_length(costs: StepCosts, acceptance: Sequence[float], batch: int) -> list[float]:
+    """Predicted tokens per second of `batch` completions together, by draft length from 0."""
+    return [tokens_per_second(costs, acceptance, batch, drafts) for drafts in range(costs.draft_tokens + 1)]
+
+
+def threshold(without_drafts: float, in_use: int) -> float:
+    """The least speed that is worth drafting for, where the speed without drafts is `without_drafts` and the draft
+    length `in_use`."""
+    return without_drafts * (1.0 + (KEPT_GAIN if in_use else LEAST_GAIN))
+
+
+def choose_length(speeds: Sequence[float], in_use: int) -> int:
+    """The draft length for one batch size. `speeds` by draft length from 0; `in_use` is the length drafted so far."""
+    least, fastest = threshold(speeds[0], in_use), max(speeds[1:])
+    if fastest < least:
+        return 0
+    best = next(k for k, speed in enumerate(speeds) if k and speed >= max(least, (1.0 - TOLERANCE) * fastest))
+    return best if in_use == 0 or speeds[best] >= (1.0 + HYSTERESIS) * speeds[in_use] else in_use
+
+
 def choose_drafts(
     costs: StepCosts, acceptance: Sequence[float], batches: int, in_use: Sequence[int] | None = None
 ) -> list[int]:
-    """The draft length for each batch size from 1 to `batches`: the shortest that is as fast as the fastest within
-    TOLERANCE, or the one `in_use` (at first none) where that is not faster than it by HYSTERESIS. All but zero count as
-    slower than their steps by BESIDE_STEPS."""
-    chosen = []
-    for batch, now in zip(range(1, batches + 1), in_use or [0] * batches, strict=True):
-        speeds = [tokens_per_second(costs, acceptance, batch, k) for k in range(costs.draft_tokens + 1)]
-        speeds[1:] = [(1.0 - BESIDE_STEPS) * speed for speed in speeds[1:]]
-        best = next(k for k, speed in enumerate(speeds) if speed >= (1.0 - TOLERANCE) * max(speeds))
-        chosen.append(best if speeds[best] >= (1.0 + HYSTERESIS) * speeds[now] else now)
-    return chosen
+    """The draft length for each batch size from 1 to `batches`, where `in_use` (at first none) are those so far."""
+    return [
+        choose_length(speeds_by_length(costs, acceptance, batch), now)
+        for batch, now in zip(range(1, batches + 1), in_use or [0] * batches, strict=True)
+    ]
 
 
 def to_ranges(drafts: Sequence[int]) -> list[Range]:

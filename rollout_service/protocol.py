@@ -461,6 +461,18 @@ class DrafterAcceptance(AcceptanceCounts):
 ScheduleSource = Literal["auto", "file", "ranges", "fixed"]
 
 
+class DraftChoice(WireType):
+    """The draft length at one batch size, and the predicted speeds that it was chosen by."""
+
+    batch_size: int
+    draft_tokens: int
+    """in use; 0 drafts nothing"""
+    tokens_per_second: list[float]
+    """predicted for all completions together, by draft length from 0; without their prompts"""
+    threshold: float
+    """tokens per second that a draft length must reach to be drafted"""
+
+
 class DraftSchedule(WireType):
     """How many tokens one engine drafts at each batch size, and why."""
 
@@ -469,13 +481,18 @@ class DraftSchedule(WireType):
     """auto: costs measured at the start; file: of a calibration; both follow acceptance. ranges and fixed: as given"""
     ranges: list[tuple[int, int, int]]
     """smallest batch size, largest, draft tokens; 0 drafts nothing"""
+    batch_size: int = 0
+    """completions that run now"""
+    draft_tokens: int = 0
+    """drafted at that batch size"""
+    choices: list[DraftChoice] = Field(default_factory=list)
+    """of the measured batch sizes and of the present one; empty where nothing is chosen"""
     acceptance_by_position: list[float] = Field(default_factory=list)
     """the estimate that the choice rests on: lately observed, and what was known before"""
-    gains: dict[int, float] = Field(default_factory=dict)
-    """by measured batch size: predicted speed relative to drafting nothing"""
     changes: int = 0
     """of the schedule since the start"""
     reason: str
+    """what is drafted now, and by which rule"""
 
 
 AlarmKind = Literal["not_changed", "checksum", "acceptance_fell"]

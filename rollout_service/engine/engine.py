@@ -8,7 +8,6 @@ makes a new one.
 import asyncio
 import functools
 import os
-import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -37,12 +36,9 @@ if TYPE_CHECKING:
     from vllm.logprobs import FlatLogprobs
     from vllm.outputs import CompletionOutput
 
-    from rollout_service.engine.step_costs import Measured, Plan
+    from rollout_service.engine.measuring import Plan
+    from rollout_service.engine.step_costs import Measured
 
-START_STEPS = 3
-"""steps of each batch size and draft length that an engine measures when it starts, twice"""
-START_PROMPT = 8
-"""tokens of the random prompts that it measures with"""
 T = TypeVar("T")
 
 
@@ -125,7 +121,6 @@ class Engine:
         self.llm: Any = None
         self.app: Any = None
         self.policy_version = self.drafter_version = 0
-        self._changing: set[asyncio.Task[None]] = set()
         prepare_core_process()
 
     async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
@@ -141,7 +136,8 @@ class Engine:
             from vllm.v1.engine.async_llm import AsyncLLM
             from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-            from rollout_service.engine.live_schedule import DraftLengths
+            from rollout_service.engine.draft_lengths import DraftLengths
+            from rollout_service.engine.measuring import measure_at_start
             from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
             from rollout_service.engine.step_costs import StepTimes
 
@@ -163,6 +159,7 @@ class Engine:
         stat_loggers: list[Any] = [*(lambda *_, own=own: own for own in loggers), ServedMetrics]
         with names_engine_arguments(self.config), says_why_it_failed():
             self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
+        self.lengths.core = self.llm.engine_core
         if self.config.weights.keeps_cache:
             salt_prompts(self.llm, lambda: self.policy_version)
         # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
@@ -175,48 +172,22 @@ class Engine:
             await self.load(policy, of_drafter=False)
         if drafter is not None:
             await self.load(drafter, of_drafter=True)
-        self.lengths.apply = self._apply_draft_lengths
         if self.lengths.is_measured_at_start:
-            costs = costs or await self._measure_at_start()
-            self.lengths.measured(costs)
+            costs = costs or await measure_at_start(self.llm, self.times, self.lengths, self.config.context_limit)
+            self.counts.forget()
+            await self.lengths.measured(costs)
         return Started((await self.llm.collective_rpc("replaced_functions"))[0], costs, openai_schemas())
 
-    async def _measure_at_start(self) -> StepCosts:
-        """What a step costs, with random prompts: some seconds, after which drafts are as long as pays."""
-        from rollout_service.engine.step_costs import Plan, fastest, tokens_of_steps
-
-        drafter, largest = self.config.drafter, self.config.engine.max_num_seqs
-        longest = tokens_of_steps(START_STEPS, drafter.draft_tokens)
-        length = max(1, min(START_PROMPT, self.config.context_limit - longest))
-        draw, vocabulary = random.Random(0), self.llm.model_config.get_vocab_size()
-        plan = Plan(
-            prompts=[[draw.randrange(vocabulary) for _ in range(length)] for _ in range(largest)],
-            batch_sizes=sorted({*(4**i for i in range(8) if 4**i < largest), largest}),
-            draft_lengths=list(range(drafter.draft_tokens + 1)),
-            steps=START_STEPS,
-        )
-        # Twice: a machine that is busy for half a second makes all lengths measured meanwhile look slow, for good.
-        passes = [await self.measure(plan), await self.measure(plan.model_copy(update={"warm_up": False}))]
-        self.counts.forget()
-        return fastest([measured.costs(plan.batch_sizes, drafter.draft_tokens) for measured in passes])
-
     async def measure(self, plan: "Plan") -> "Measured":
-        """The costs of steps; while nothing else is generated. The schedule is then the plan's last."""
-        from rollout_service.engine.step_costs import measure_steps
+        """The costs of steps; while nothing else is generated."""
+        from rollout_service.engine.measuring import measure
 
-        return await measure_steps(self.llm, self.times, plan)
-
-    def _apply_draft_lengths(self, ranges: list[Range]) -> None:
-        """Called in the middle of vLLM's own handling of a step: the change follows it."""
-        task = asyncio.get_running_loop().create_task(self.set_draft_lengths(ranges))
-        self._changing.add(task)
-        task.add_done_callback(self._changing.discard)
+        return await measure(self.llm, self.times, self.lengths, plan)
 
     async def set_draft_lengths(self, ranges: list[Range]) -> None:
-        """Another schedule from the next step on, for an engine whose `drafter.schedule` is not fixed."""
-        from rollout_service.engine.step_costs import set_draft_lengths
-
-        await set_draft_lengths(self.llm, ranges)
+        """Another schedule from the next step on, which acceptance does not move. Raises ValueError when it is wrong,
+        or `drafter.schedule` is fixed."""
+        await self.lengths.set(ranges)
 
     @of_a_started_engine
     async def schedule(self) -> DraftSchedule:
@@ -304,7 +275,7 @@ class Engine:
             check_all_ranks([report["checksum"] for report in reports], weights.checksum)
             if of_drafter:
                 self.drafter_version = weights.version
-                self.lengths.new_drafter()
+                await self.lengths.new_drafter()
             else:
                 self.policy_version = weights.version
                 await self.llm.update_weight_version(str(weights.version))

@@ -1,4 +1,4 @@
-"""Measured in a running engine: the seconds of a decoding step by batch size and draft length, and acceptance.
+"""The seconds of a decoding step by batch size and draft length, and acceptance, from vLLM's statistics of each step.
 
 A step's time is that between the arrivals of two steps' statistics in the process in front of vLLM's core: what the
 user of the engine waits for, scheduling and the hand-over of tokens included. Only steps are counted in which all the
@@ -7,50 +7,22 @@ completions asked for decode with the draft length asked for, and which follow s
 
 import asyncio
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel
 from scipy.stats import trim_mean
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-if TYPE_CHECKING:
-    from vllm import SamplingParams
-
 from drafters.schedule import StepCosts
-
-WARM_UP_TOKENS = 16
-UNCOUNTED = 5
-"""steps of a batch that begins: prompts come in a few steps, and the first decoding step follows none of its kind"""
 
 
 class StepKind(NamedTuple):
     batch: int
     drafts: int
     """of each completion"""
-
-
-class Plan(BaseModel):
-    """What to measure: every draft length at every batch size."""
-
-    prompts: list[list[int]]
-    """token ids; taken in turn"""
-    batch_sizes: list[int]
-    draft_lengths: list[int] | None
-    """None for an engine without a drafter, which is measured as draft length 0"""
-    steps: int
-    """of each batch size and draft length, at least"""
-    warm_up: bool = True
-    """the engine's first steps compile and allocate: generate a little before"""
-    responses: int = 0
-    """completions, ended as the policy ends them, whose acceptance is counted with the longest drafts"""
-    response_tokens: int = 256
-    """the longest of them"""
-    temperature: float = 1.0
 
 
 @dataclass
@@ -165,71 +137,3 @@ def step_kind(scheduler_stats: Any, iteration_stats: Any) -> StepKind | None:
     length = drafts.num_draft_tokens // running
     alike = drafts.num_drafts == running and drafts.num_draft_tokens == length * running
     return StepKind(running, length) if alike else None
-
-
-async def set_draft_lengths(llm: Any, ranges: Sequence[tuple[int, int, int]]) -> None:
-    """Change the schedule of a running engine."""
-    await llm.engine_core.call_utility_async("set_draft_lengths", [list(entry) for entry in ranges])
-
-
-def tokens_of_steps(steps: int, drafts: int) -> int:
-    """The longest that a response may become until so many steps are counted: a step yields drafts + 1 tokens at most,
-    and UNCOUNTED steps are not."""
-    return (steps + UNCOUNTED) * (drafts + 1)
-
-
-async def measure_steps(llm: Any, times: StepTimes, plan: Plan) -> Measured:
-    """Run the plan on an engine that does nothing else; its schedule is then drafts of the longest length."""
-    largest, lengths = max(plan.batch_sizes), plan.draft_lengths or [0]
-    if plan.warm_up:
-        await _generate(llm, plan, largest, WARM_UP_TOKENS)
-    times.measured = timed = Measured()
-    try:
-        for batch in plan.batch_sizes:
-            for drafts in lengths:
-                if plan.draft_lengths is not None:
-                    await set_draft_lengths(llm, [(1, largest, drafts)])
-                times.ask(StepKind(batch, drafts), plan.steps)
-                await _generate(llm, plan, batch, tokens_of_steps(plan.steps, drafts), until=times.enough)
-        # What is drafted past the end of a response says nothing of responses.
-        times.measured = counted = Measured()
-        await _generate(llm, plan, plan.responses, plan.response_tokens, to_the_end=True)
-    finally:
-        times.measured = None
-    return Measured(timed.seconds, timed.first, counted.drafted, counted.accepted)
-
-
-async def _generate(
-    llm: Any, plan: Plan, completions: int, tokens: int, to_the_end: bool = False, until: asyncio.Event | None = None
-) -> None:
-    """So many completions at a time, of so many tokens unless they may end before, or are aborted when `until` is
-    set."""
-    sampling = _sampling(tokens, plan.temperature, to_the_end)
-    names = [f"measure-{uuid.uuid4().hex}" for _ in range(completions)]
-
-    async def one(i: int, name: str) -> None:
-        async for _ in llm.generate({"prompt_token_ids": plan.prompts[i % len(plan.prompts)]}, sampling, name):
-            pass
-
-    generating = asyncio.gather(*(one(i, name) for i, name in enumerate(names)))
-    if until is not None:
-        waiting: asyncio.Future[Any] = asyncio.ensure_future(until.wait())
-        await asyncio.wait([generating, waiting], return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        await llm.abort(names)
-        await llm.get_weight_version()  # answered after the step under way, which slows what comes next, on any engine
-    await generating
-
-
-def _sampling(tokens: int, temperature: float, to_the_end: bool) -> "SamplingParams":
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        temperature=temperature,
-        max_tokens=tokens,
-        ignore_eos=not to_the_end,
-        logprobs=0,
-        flat_logprobs=True,
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )

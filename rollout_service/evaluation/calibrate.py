@@ -30,7 +30,8 @@ from drafters.settings import Section
 from drafters.speed_prediction import speedup
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.engine.hardware import machine_cores, resolve_device
-from rollout_service.engine.step_costs import Measured, Plan
+from rollout_service.engine.measuring import Plan
+from rollout_service.engine.step_costs import Measured
 from rollout_service.evaluation.arms import EngineArm
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.running import progress, report_console, started_engines

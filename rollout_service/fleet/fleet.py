@@ -35,7 +35,8 @@ from rollout_service.weights.state_folder import StateFolder
 from rollout_service.weights.versions import WeightStore
 
 if TYPE_CHECKING:
-    from rollout_service.engine.step_costs import Measured, Plan
+    from rollout_service.engine.measuring import Plan
+    from rollout_service.engine.step_costs import Measured
 
 logger = logging.getLogger("rollout_service")
 
@@ -297,6 +298,7 @@ class Fleet:
         return await self.members[0].actor.measure.remote(plan)
 
     async def set_draft_lengths(self, ranges: list[Range]) -> None:
+        """The same of every engine, from its next step on."""
         await asyncio.gather(*(member.actor.set_draft_lengths.remote(ranges) for member in self.members))
 
     async def speculation(self) -> list[dict[str, Any]]:

@@ -22,6 +22,7 @@ from rollout_service.protocol import (
     Batch,
     BatchesStatus,
     Completion,
+    DraftChoice,
     DraftSchedule,
     ErrorBody,
     Group,
@@ -143,16 +144,17 @@ def test_a_stream_that_a_gateway_cut_is_not_taken_for_a_whole_one(cut, ask):
 
 
 def grown(value):
-    """The JSON value with an unknown field in every object, but for metadata and maps, whose keys are no fields."""
+    """The JSON value with an unknown field in every object, but for metadata, whose keys are no fields."""
     if isinstance(value, list):
         return [grown(one) for one in value]
     if isinstance(value, dict):
-        return {"new": {"er": 1}} | {k: v if k in ("metadata", "gains") else grown(v) for k, v in value.items()}
+        return {"new": {"er": 1}} | {k: v if k == "metadata" else grown(v) for k, v in value.items()}
     return value
 
 
 WEIGHT = WeightStatus(version=3, tensors=1, bytes=1, checksum="")
-SCHEDULE = DraftSchedule(engine=0, source="fixed", ranges=[(1, 8, 3)], reason="given")
+CHOICE = DraftChoice(batch_size=8, draft_tokens=0, tokens_per_second=[100.0, 90.0], threshold=117.0)
+SCHEDULE = DraftSchedule(engine=0, source="auto", ranges=[(1, 8, 0)], choices=[CHOICE], reason="chosen")
 LEASED = LeaseStatus(lease="l", groups=["a"])
 BATCHES = BatchesStatus(
     waiting=0, generating=0, finished=0, leased=0, acknowledged=0, capacity=1, oldest_seconds=0.0, oldest_version=None,

@@ -1,5 +1,6 @@
 """drafter.schedule is checked where it is written; an engine's schedule follows acceptance and says why."""
 
+import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,9 @@ from pydantic import ValidationError
 from drafters.drafter import DrafterConfig
 from drafters.schedule import Calibration, StepCosts
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.live_schedule import DraftLengths
+from rollout_service.engine.draft_lengths import DraftLengths
+from rollout_service.engine.engine import Engine
+from rollout_service.engine.measuring import Plan, measure
 from rollout_service.engine.step_costs import Measured, StepKind, StepTimes, fastest, step_kind
 from rollout_service.evaluation.calibrate import CalibrateConfig, Turns
 
@@ -59,43 +62,156 @@ def test_a_calibration_reaches_an_engine_that_cannot_read_its_file(file):
     assert DrafterConfig.model_validate(json.loads(json.dumps(sent))).calibration() == calibration()
 
 
-def stats(drafted, accepted):
+class Core:
+    """vLLM's client of its core: the draft lengths that the core looks up."""
+
+    def __init__(self, lengths):
+        self.ranges, self.changes, lengths.core = lengths.ranges, 0, self
+
+    async def call_utility_async(self, method, ranges):
+        assert method == "set_draft_lengths"
+        await asyncio.sleep(0)
+        self.ranges, self.changes = ranges, self.changes + 1
+
+
+def stats(drafted, accepted, running=8):
     return SimpleNamespace(
-        spec_decoding_stats=SimpleNamespace(num_draft_tokens_per_pos=drafted, num_accepted_tokens_per_pos=accepted)
+        num_running_reqs=running,
+        spec_decoding_stats=SimpleNamespace(num_draft_tokens_per_pos=drafted, num_accepted_tokens_per_pos=accepted),
     )
 
 
-def test_by_default_drafts_are_full_until_costs_are_measured_and_by_the_clock_then():
-    lengths = DraftLengths(DrafterConfig(kind="mtp", draft_tokens=2), batches=8)
+def draft_lengths(schedule="auto", draft_tokens=2):
+    lengths = DraftLengths(DrafterConfig(kind="mtp", draft_tokens=draft_tokens, schedule=schedule), batches=8)
+    return lengths, Core(lengths)
+
+
+async def refused_drafts(lengths, steps=200):
+    """Steps of 8 completions that accept nothing, and the changes that they set off."""
+    for _ in range(steps):
+        lengths.record(stats([8, 8], [0, 0]), None)
+        while lengths._changes:
+            await asyncio.sleep(0)
+
+
+async def test_by_default_drafts_are_full_until_costs_are_measured_and_by_the_clock_then():
+    lengths, core = draft_lengths()
     assert lengths.is_measured_at_start
     assert lengths.ranges == [(1, 8, 2)]
-    applied = []
-    lengths.apply = applied.append
-    lengths.measured(COSTS)
-    assert applied == [lengths.ranges]
+    await lengths.measured(COSTS)
+    assert core.ranges == lengths.ranges
     assert lengths.status(0).source == "auto"
     assert lengths.ranges[0][2] == 2
-    for _ in range(200):
-        lengths.record(stats([8, 8], [0, 0]), None)
-    assert lengths.ranges == [(1, 8, 0)]
-    assert applied[-1] == [(1, 8, 0)]
+    await refused_drafts(lengths)
+    assert core.ranges == lengths.ranges == [(1, 8, 0)]
     status = lengths.status(3)
-    assert (status.engine, status.changes) == (3, len(applied) - 1)
+    assert (status.engine, status.changes) == (3, core.changes - 1)  # after the first choice
     assert "1600 drafts" in status.reason
-    assert status.gains == {1: 1.0, 8: 1.0}
-    lengths.new_drafter()
+    await lengths.new_drafter()
+    assert core.ranges == lengths.ranges
     assert lengths.ranges[0][2] == 2
 
 
-def test_a_calibration_is_followed_at_once_and_a_fixed_schedule_forever():
-    lengths = DraftLengths(DrafterConfig(kind="mtp", draft_tokens=2, schedule=calibration()), batches=8)
+async def test_a_calibration_is_followed_at_once_and_a_fixed_schedule_forever():
+    lengths, _ = draft_lengths(calibration())
     assert not lengths.is_measured_at_start
     assert (lengths.status(0).source, lengths.status(0).acceptance_by_position) == ("file", pytest.approx([0.9, 0.8]))
     for schedule, source in (("fixed", "fixed"), ([(1, 8, 2)], "ranges")):
-        lengths = DraftLengths(DrafterConfig(kind="mtp", draft_tokens=2, schedule=schedule), batches=8)
-        for _ in range(200):
-            lengths.record(stats([8, 8], [0, 0]), None)
+        lengths, _ = draft_lengths(schedule)
+        await refused_drafts(lengths)
         assert (lengths.ranges, lengths.status(0).source) == ([(1, 8, 2)], source)
+        assert lengths.status(0).reason == "As configured in drafter.schedule."
+
+
+def engine_with(lengths):
+    """An engine's actor, started but for vLLM."""
+    engine = object.__new__(Engine)
+    engine.llm, engine.index, engine.lengths, engine.times = SimpleNamespace(), 0, lengths, StepTimes()
+    return engine
+
+
+@pytest.mark.parametrize("schedule", ["auto", [(1, 8, 2)]])
+async def test_draft_lengths_that_are_set_are_those_that_are_told_and_stay(schedule):
+    lengths, core = draft_lengths(schedule)
+    if schedule == "auto":
+        await lengths.measured(COSTS)
+    engine = engine_with(lengths)
+    await engine.set_draft_lengths([(1, 4, 1), (5, 8, 0)])
+    await refused_drafts(lengths)
+    told = await engine.schedule()
+    assert told.ranges == core.ranges == [(1, 4, 1), (5, 8, 0)]
+    assert (told.source, told.reason) == ("ranges", "As set while the engine runs.")
+
+
+async def test_wrong_draft_lengths_are_refused_by_the_range_and_fixed_ones_by_the_field():
+    lengths, core = draft_lengths()
+    with pytest.raises(ValueError, match=r"range \[1, 8, 3\] drafts 3 tokens"):
+        await lengths.set([(1, 8, 3)])
+    fixed, _ = draft_lengths("fixed")
+    with pytest.raises(ValueError, match=r"drafter\.schedule"):
+        await fixed.set([(1, 8, 1)])
+    assert core.ranges == lengths.ranges == [(1, 8, 2)]
+
+
+async def test_a_measurement_leaves_the_draft_lengths_as_they_were(monkeypatch):
+    lengths, core = draft_lengths()
+    await lengths.measured(COSTS)
+    engine, before, during = engine_with(lengths), lengths.ranges, []
+
+    async def generate(*arguments, **more):
+        during.append(core.ranges)
+        for _ in range(200):  # what is drafted to measure with moves nothing
+            lengths.record(stats([8, 8], [0, 0]), None)
+
+    monkeypatch.setattr("rollout_service.engine.measuring._generate", generate)
+    await engine.measure(Plan(prompts=[[1]], batch_sizes=[8], draft_lengths=[2, 1, 0], steps=4))
+    assert during == [before, [(1, 8, 2)], [(1, 8, 1)], [(1, 8, 0)], [(1, 8, 2)]]
+    assert (await engine.schedule()).ranges == core.ranges == before
+    monkeypatch.setattr("rollout_service.engine.measuring._generate", failing)
+    with pytest.raises(RuntimeError, match="died"):
+        await measure(None, StepTimes(), lengths, Plan(prompts=[[1]], batch_sizes=[8], draft_lengths=[0], steps=4))
+    assert core.ranges == lengths.ranges == before
+
+
+async def failing(*_, until=None, **more):
+    if until is not None:
+        raise RuntimeError("died")
+
+
+async def test_of_changes_that_come_together_the_last_one_is_put_in_place():
+    lengths, core = draft_lengths([(1, 8, 2)])
+    await asyncio.gather(*(lengths.set([(1, 8, k)]) for k in (1, 0, 2, 1)))
+    assert core.ranges == lengths.ranges == [(1, 8, 1)]
+
+
+async def test_the_status_says_why_nothing_is_drafted():
+    lengths, _ = draft_lengths()
+    await lengths.measured(COSTS)
+    await refused_drafts(lengths)
+    lengths.record(SimpleNamespace(num_running_reqs=5, spec_decoding_stats=None), None)
+    status = lengths.status(0)
+    assert (status.batch_size, status.draft_tokens) == (5, 0)
+    assert [choice.batch_size for choice in status.choices] == [1, 5, 8]
+    now = status.choices[1]
+    assert now.tokens_per_second[0] == pytest.approx(5 / COSTS.at(5, 0))
+    assert now.tokens_per_second[1] == pytest.approx(5 / COSTS.at(5, 1), rel=0.05)  # hardly a draft is accepted
+    assert now.threshold == pytest.approx(1.17 * now.tokens_per_second[0])
+    assert max(now.tokens_per_second[1:]) < now.threshold
+    best = max(now.tokens_per_second[1:]) / now.tokens_per_second[0]
+    assert "batch size, 5, nothing is drafted" in status.reason
+    assert f"{best:.2f} times as fast as without drafts, and the threshold is 1.17 times" in status.reason
+
+
+async def test_the_status_says_how_fast_the_draft_length_in_use_is_and_how_fast_it_must_stay():
+    lengths, _ = draft_lengths()
+    await lengths.measured(COSTS)
+    lengths.record(SimpleNamespace(num_running_reqs=1, spec_decoding_stats=None), None)
+    status = lengths.status(0)
+    now = status.choices[0]
+    assert (now.batch_size, now.draft_tokens, status.draft_tokens) == (1, 2, 2)
+    assert now.threshold == pytest.approx(1.08 * now.tokens_per_second[0])
+    gain = now.tokens_per_second[2] / now.tokens_per_second[0]
+    assert f"the draft length is 2, {gain:.2f} times as fast as without drafts" in status.reason
 
 
 def step(running, generated, drafts=0, drafted=0, prompt=0):

@@ -11,6 +11,8 @@ from drafters.schedule import (
     StepCosts,
     check_ranges,
     choose_drafts,
+    choose_length,
+    threshold,
     to_drafts,
     to_ranges,
     tokens_per_second,
@@ -79,6 +81,21 @@ def test_another_length_must_promise_more_than_the_hysteresis():
     assert choose_drafts(costs, [0.80], 1, in_use=[0]) == [1]
     assert choose_drafts(costs, [0.65], 1, in_use=[1]) == [1]
     assert choose_drafts(costs, [0.60], 1, in_use=[1]) == [0]
+
+
+def test_drafting_begins_at_one_threshold_and_ends_below_a_lower_one():
+    def chosen(gain, in_use):
+        return choose_length([100.0, 100.0 * gain], in_use)
+
+    assert [chosen(1.16, 0), chosen(1.18, 0)] == [0, 1]
+    assert [chosen(1.09, 1), chosen(1.07, 1)] == [1, 0]
+    assert threshold(100.0, 0) == pytest.approx(117.0)
+    assert threshold(100.0, 1) == pytest.approx(108.0)
+
+
+def test_a_shorter_draft_that_is_not_worth_drafting_is_not_taken_for_a_longer_one_that_is():
+    assert choose_length([100.0, 114.0, 118.0], 0) == 2
+    assert choose_length([100.0, 119.0, 122.0], 0) == 1
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=70))
