@@ -1,4 +1,4 @@
-"""The command line: `rollout-service launch | calibrate | compare | audit`."""
+"""The command line: `rollout-service launch | calibrate | compare | audit | patches`."""
 
 import sys
 
@@ -9,6 +9,7 @@ commands:
   calibrate what a step costs and what is accepted; the draft length for each batch size that pays
   compare   acceptance, speed and losslessness of drafters on one policy, side by side
   audit     test that drafters change nothing that is sampled, setting by setting; exit code 1 when they do
+  patches   every function of vLLM that is replaced or wrapped, why, and whether it still has to be
 
 Every field of a command's TOML file is a flag of the same name; `rollout-service COMMAND --help` lists them.
 """
@@ -48,6 +49,10 @@ def main() -> None:
         from rollout_service.evaluation.audit import audit
 
         audit(audit_config)
+    elif command == "patches":
+        from rollout_service.vllm_plugin.table import listing
+
+        print(*listing(), sep="\n")
     elif command in ("--help", "-h"):
         print(USAGE, end="")
     else:

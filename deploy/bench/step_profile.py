@@ -108,7 +108,7 @@ def profile(config: ProfileConfig, drafter: DrafterConfig) -> dict[int, tuple[di
     torch.set_num_threads(config.engine.cores or machine_cores())
     llm = bare_llm(config.served(drafter))
     if drafter.kind != "none":
-        llm.collective_rpc("let_drafter_rest")
+        llm.collective_rpc("let_drafter_idle")
         ranges = [(1, config.engine.max_num_seqs, config.draft_tokens)]
         llm.llm_engine.engine_core.engine_core.set_draft_lengths(ranges)
     account = Account()

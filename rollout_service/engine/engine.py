@@ -19,7 +19,6 @@ from drafters.schedule import Range, StepCosts
 from rollout_service.config import ServiceConfig
 from rollout_service.engine import asgi
 from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
-from rollout_service.engine.cache_salt import salt_prompts
 from rollout_service.engine.openai_app import openai_app, openai_schemas
 from rollout_service.imports import uncollected
 from rollout_service.protocol import (
@@ -30,7 +29,8 @@ from rollout_service.protocol import (
     Speculation,
     WeightSpan,
 )
-from rollout_service.vllm_plugin.core_process import fork_core_process, prepare_core_process, says_why_it_failed
+from rollout_service.vllm_plugin.cache_salt import CACHE_SALT
+from rollout_service.vllm_plugin.core_process import CORE_PROCESS, prepare_core_process, says_why_it_failed
 
 if TYPE_CHECKING:
     from vllm.logprobs import FlatLogprobs
@@ -141,7 +141,7 @@ class Engine:
             from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
             from rollout_service.engine.step_costs import StepTimes
 
-        fork_core_process()
+        CORE_PROCESS.ensure()
         self.counts, self.times = SpeculationCounts(Versions(0, 0)), StepTimes()
         self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs)
         loggers, times = (self.counts, self.times, self.lengths), self.times
@@ -161,13 +161,13 @@ class Engine:
             self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
         self.lengths.core = self.llm.engine_core
         if self.config.weights.keeps_cache:
-            salt_prompts(self.llm, lambda: self.policy_version)
+            CACHE_SALT.apply_to(self.llm, lambda: self.policy_version)
         # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
         self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
         await self.set_verification(self.config.drafter.verification)
         if self.device == "cpu" and make_drafter(self.config.drafter).samples:
-            await self.llm.collective_rpc("let_drafter_rest")
+            await self.llm.collective_rpc("let_drafter_idle")
         if policy is not None:
             await self.load(policy, of_drafter=False)
         if drafter is not None:
@@ -288,11 +288,13 @@ class Engine:
         return Loaded(time.monotonic() - began, changed, reports[0]["modules"])
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
-        """Switch between sampled and greedy drafts without a restart; both are verified exactly."""
+        """Switch between sampled and greedy drafts without a restart; both are verified exactly. Raises ValueError
+        where the device cannot."""
         await self.llm.collective_rpc("set_draft_sampling", args=(draft_sampling,))
 
     async def set_verification(self, verification: str) -> None:
-        """Switch how drafts are verified without a restart; both ways are exact."""
+        """Switch how drafts are verified without a restart; both ways are exact. Raises ValueError where the device
+        cannot."""
         if self.device == "cpu":
             await self.llm.collective_rpc("set_verification", args=(verification,))
 

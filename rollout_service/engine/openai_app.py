@@ -1,11 +1,11 @@
 """vLLM's own OpenAI-compatible application over an engine of ours, inside the engine's actor."""
 
-from collections.abc import AsyncIterator
-from contextlib import aclosing
 from types import SimpleNamespace
 from typing import Any
 
 from fastapi import FastAPI
+
+from rollout_service.vllm_plugin.unsendable import UNSENDABLE
 
 
 async def openai_app(llm: Any, name: str) -> FastAPI:
@@ -17,7 +17,7 @@ async def openai_app(llm: Any, name: str) -> FastAPI:
 
     args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--generation-config", "vllm"])
     args.model, args.served_model_name = name, [name]
-    refuse_what_cannot_be_sent(llm)
+    UNSENDABLE.apply_to(llm)
     app = build_app(args, ("generate",), llm.model_config)
     await init_app_state(llm, app.state, args, ("generate",))
     # vLLM's handlers of exceptions tell its web server to exit once the core is dead. Here the actor looks at the core
@@ -34,25 +34,3 @@ def openai_schemas() -> dict[str, dict[str, Any]]:
     bodies: dict[str, Any] = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatCompletionRequest}
     named = "#/components/schemas/vllm.{model}"  # in the service's document
     return {path: body.model_json_schema(ref_template=named) for path, body in bodies.items()}
-
-
-def refuse_what_cannot_be_sent(llm: Any) -> None:
-    """From now on `llm.generate` raises VLLMValidationError, which the routes answer with 400, for what cannot be sent
-    to vLLM's core: a number of more than 64 bits, a lone surrogate. vLLM's own EngineGenerateError says nothing. The
-    causes are those that vLLM's handlers take for the client's."""
-    from vllm.exceptions import VLLMValidationError
-    from vllm.v1.engine.exceptions import EngineGenerateError
-
-    generate = llm.generate
-
-    async def judged(*arguments: Any, **more: Any) -> AsyncIterator[Any]:
-        async with aclosing(generate(*arguments, **more)) as outputs:  # closing it ends the generation
-            try:
-                async for output in outputs:
-                    yield output
-            except EngineGenerateError as error:
-                if isinstance(error.__cause__, ValueError | TypeError | OverflowError):
-                    raise VLLMValidationError(str(error.__cause__)) from error
-                raise
-
-    llm.generate = judged

@@ -16,6 +16,9 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from typing import Any
 
+from rollout_service.vllm_plugin.patch import Patch
+
+NAME = "vllm.v1.engine.utils.get_mp_context"
 LONGEST_REASON = 4096
 """characters of why a core process failed: a pipe holds them, although nobody reads"""
 
@@ -85,3 +88,15 @@ def fork_core_process() -> None:
         return CoreContext()
 
     utils.get_mp_context = get_mp_context
+
+
+CORE_PROCESS = Patch(
+    NAME,
+    "it gives a context that spawns the core process, which imports vLLM again: seconds later than a fork that has it",
+    when="in each engine's actor, before it starts vLLM",
+    unneeded="vLLM can be told how to start its core process",
+    apply=fork_core_process,
+    shown_by="tests/integration/test_core_server.py::test_vllm_takes_its_core_process_from_it",
+    relies_on={NAME: ""},
+    looked_up_in={"vllm.v1.engine.utils.CoreEngineProcManager.__init__": "get_mp_context"},
+)

@@ -4,7 +4,12 @@ vLLM's detailed record (`per_request_spec_decode_metrics`) has one entry a step 
 steps (n-grams that match nothing), nothing says where in the response the others stand.
 """
 
+import functools
 from typing import Any
+
+from rollout_service.vllm_plugin.patch import Patch
+
+NAME = "vllm.v1.core.sched.scheduler.Scheduler.update_from_output"
 
 
 def record_undrafted_steps() -> None:
@@ -12,9 +17,8 @@ def record_undrafted_steps() -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     stock = Scheduler.update_from_output
-    if getattr(stock, "records_undrafted_steps", False):  # vLLM loads its plugins more than once in a process
-        return
 
+    @functools.wraps(stock)
     def update_from_output(self: Any, scheduled: Any, output: Any) -> Any:
         if self.spec_decode_metrics_level == "detailed":
             for request_id in scheduled.num_scheduled_tokens:
@@ -27,5 +31,15 @@ def record_undrafted_steps() -> None:
                     request.spec_decode_metrics.per_step_accepted.append(0)
         return stock(self, scheduled, output)
 
-    update_from_output.records_undrafted_steps = True  # type: ignore[attr-defined]
     Scheduler.update_from_output = update_from_output  # type: ignore[method-assign, assignment]
+
+
+DRAFT_STEPS = Patch(
+    NAME,
+    "its detailed record of draft steps leaves out steps without drafts, so that tokens cannot be attributed to steps",
+    when="when the plugin is loaded, on every device",
+    unneeded="per_step_drafted has an entry for each step in which a request gains a token",
+    apply=record_undrafted_steps,
+    shown_by="tests/integration/test_patches.py::test_steps_without_drafts_are_recorded_by_the_patch_alone",
+    relies_on={NAME: "self, scheduler_output, model_runner_output"},
+)

@@ -1,4 +1,4 @@
-"""A drafter that is asked for no drafts rests; its KV cache catches up when it is asked again.
+"""A drafter that is asked for no drafts is idle; its KV cache catches up when it is asked again.
 
 vLLM runs the drafter's first forward at draft length zero as well, so that its KV cache has no holes when drafts begin
 again. Here what that forward would have read is held instead, and one forward over all that a request is behind fills
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rollout_service.vllm_plugin.patch import Patch
+
 HELD_BYTES = 512 * 2**20
 """of policy's hidden states. The oldest give way; a hole that is never filled lowers acceptance, and nothing else."""
 
@@ -24,10 +26,12 @@ CATCH_UP = 8
 are behind took as long as two of their steps, and drafts save a third of a step"""
 
 
-class Resting:
+class IdleDrafter:
     """Stands before three methods of vLLM's model runner, and calls them when there is something to do."""
 
     def __init__(self, runner: Any):
+        for patch in IDLE_DRAFTER:
+            patch.check()
         self.runner, self.drafter = runner, runner.drafter
         slots, device = runner.kv_cache_config.num_blocks * self.drafter.block_size, self.drafter.device
         self.row_of_slot_S = torch.full((slots,), -1, device=device)
@@ -39,7 +43,7 @@ class Resting:
         self.next_row = 0
         self.up_to_date: frozenset[str] = frozenset()
         """requests without holes"""
-        self.rested: frozenset[str] = frozenset()
+        self.behind: frozenset[str] = frozenset()
         """requests with holes that the last step without drafts left"""
         self.drafted = True
         """in the last step"""
@@ -76,11 +80,11 @@ class Resting:
         requests = runner.input_batch.req_ids
         worth = []
         if scheduler_output.num_spec_tokens_to_schedule > 0:
-            worth = [name not in self.rested or self._left(name) > CATCH_UP for name in requests]
+            worth = [name not in self.behind or self._left(name) > CATCH_UP for name in requests]
         self.drafted = any(worth)
         if not self.drafted:
             self._hold(slots_N, tokens_N, aux_hidden_states or [hidden_states])
-            self.up_to_date, self.rested = frozenset(), frozenset(requests)
+            self.up_to_date, self.behind = frozenset(), frozenset(requests)
             return torch.empty(metadata.batch_size(), 0, dtype=torch.int64, device=slots_N.device)
         if self.states_CH is not None:
             if not self.up_to_date.issuperset(requests):
@@ -88,7 +92,7 @@ class Resting:
                 while self._fill(metadata, tokens_N, worth_B):
                     pass
                 self.up_to_date = frozenset(name for name, it_is in zip(requests, worth, strict=True) if it_is)
-                self.rested -= self.up_to_date
+                self.behind -= self.up_to_date
             self.row_of_slot_S[slots_N] = -1
             self.token_of_slot_S[slots_N] = tokens_N
         return self.stock_propose(
@@ -179,3 +183,45 @@ class Resting:
         )
         self.row_of_slot_S[slots_N] = -1
         return True
+
+
+RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
+BY_WRAPPED = {
+    f"{RUNNER}._sample": (
+        "it verifies in a step that has no drafts, which takes longer than to sample",
+        "self, logits, spec_decode_metadata",
+    ),
+    f"{RUNNER}.propose_draft_token_ids": (
+        "it runs the drafter's first forward in a step that drafts nothing, so that its KV cache has no holes",
+        "self, scheduler_output, sampled_token_ids, sampling_metadata, hidden_states, sample_hidden_states, "
+        "aux_hidden_states, spec_decode_metadata, common_attn_metadata, slot_mappings",
+    ),
+    f"{RUNNER}.take_draft_token_ids": (
+        "it hands over empty drafts, and waits for Python's lock, which vLLM's output thread then has",
+        "self",
+    ),
+}
+USED = {
+    "vllm.v1.spec_decode.llm_base_proposer.SpecDecodeBaseProposer.propose": (
+        "self, num_speculative_tokens, target_token_ids, target_positions, target_hidden_states, next_token_ids, "
+        "token_indices_to_sample, common_attn_metadata, sampling_metadata, ..."
+    ),
+    "vllm.v1.attention.backend.CommonAttentionMetadata": (
+        "query_start_loc, query_start_loc_cpu, seq_lens, num_reqs, num_actual_tokens, max_query_len, max_seq_len, "
+        "block_table_tensor, slot_mapping, ..."
+    ),
+}
+
+IDLE_DRAFTER = [
+    Patch(
+        name,
+        reason,
+        when="on the runner's own object on a CPU, for drafters with weights",
+        unneeded="draft length 0 costs what an engine without a drafter costs",
+        apply=IdleDrafter,
+        shown_by="tests/integration/test_idle_drafter.py"
+        "::test_an_idle_drafter_runs_no_forward_and_drafts_afterwards_as_if_it_had_run",
+        relies_on={name: parameters, **USED},
+    )
+    for name, (reason, parameters) in BY_WRAPPED.items()
+]

@@ -5,19 +5,45 @@ vLLM decodes every sampled token once more, alone, to put its text beside its lo
 are flat (`SamplingParams.flat_logprobs`), only the numbers are read. Those of vLLM's own routes have their text.
 """
 
+from types import SimpleNamespace
 from typing import Any
 
+from rollout_service.vllm_plugin.patch import Patch
 
-def leave_flat_logprobs_undecoded() -> None:
+NAME = "vllm.v1.engine.logprobs.LogprobsProcessor.from_new_request"
+
+
+def leave_text_out_of_flat_logprobs() -> None:
     """Give vLLM's processor of log-probabilities no tokenizer where they are flat."""
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
     stock = LogprobsProcessor.from_new_request
-    if getattr(stock, "leaves_flat_undecoded", False):  # vLLM loads its plugins more than once in a process
-        return
 
     def from_new_request(cls: Any, tokenizer: Any, request: Any) -> Any:
         return stock(None if request.sampling_params.flat_logprobs else tokenizer, request)
 
-    from_new_request.leaves_flat_undecoded = True  # type: ignore[attr-defined]
     LogprobsProcessor.from_new_request = classmethod(from_new_request)  # type: ignore[method-assign, assignment]
+
+
+def flat_logprobs_have_no_text() -> bool:
+    """Flat log-probabilities are processed without a tokenizer, and others with it."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.engine.logprobs import LogprobsProcessor
+
+    def has_tokenizer(flat: bool) -> bool:
+        request: Any = SimpleNamespace(sampling_params=SamplingParams(logprobs=0, flat_logprobs=flat))
+        tokenizer: Any = object()
+        return LogprobsProcessor.from_new_request(tokenizer, request).tokenizer is tokenizer
+
+    return has_tokenizer(flat=False) and not has_tokenizer(flat=True)
+
+
+LOGPROBS_WITHOUT_TEXT = Patch(
+    NAME,
+    "it has each sampled token decoded once more for its text, which nobody reads of a rollout: it takes twice as long",
+    when="when the plugin is loaded, on every device",
+    unneeded="flat log-probabilities come without the tokens' texts",
+    apply=leave_text_out_of_flat_logprobs,
+    is_right=flat_logprobs_have_no_text,
+    relies_on={NAME: "tokenizer, request"},
+)

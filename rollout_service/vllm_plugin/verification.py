@@ -11,7 +11,7 @@ import torch
 
 from drafters.verification import Drafts, Verification, target_distribution, uniforms, verify
 
-NAME = "rejection_sample"
+NAME = "vllm.v1.sample.rejection_sampler.rejection_sample"
 
 
 def rejection_sampler() -> Any:

@@ -61,20 +61,21 @@ class WorkerExtension:
         if worker.vllm_config.speculative_config is not None:
             worker.model_runner.drafter._enable_probabilistic_draft_probs = draft_sampling == "probabilistic"
 
-    def let_drafter_rest(self) -> None:
+    def let_drafter_idle(self) -> None:
         """From now on draft length zero costs what an engine without a drafter costs. For drafters with weights."""
-        from rollout_service.vllm_plugin.idle_drafter import Resting
+        from rollout_service.vllm_plugin.idle_drafter import IdleDrafter
 
         worker: Any = self
-        Resting(worker.model_runner)
+        IdleDrafter(worker.model_runner)
 
     def set_verification(self, verification: str) -> None:
         """Verify drafts with the project's own `standard` or `block` verification; `auto` leaves vLLM's own where it is
         right on this platform."""
         from rollout_service.vllm_plugin import verification as own
-        from rollout_service.vllm_plugin.patches import APPLIED, STOCK
+        from rollout_service.vllm_plugin.patch import APPLIED
+        from rollout_service.vllm_plugin.table import STOCK
 
-        if verification == "auto" and own.NAME not in (name.rsplit(".", 1)[-1] for name in APPLIED):
+        if verification == "auto" and own.NAME not in APPLIED:
             function = STOCK[own.NAME]
         else:
             function = own.make_rejection_sample("block" if verification == "block" else "standard")
@@ -82,6 +83,7 @@ class WorkerExtension:
 
     def replaced_functions(self) -> dict[str, str]:
         """The functions of vLLM that were found wrong in this process and replaced, with the reasons."""
-        from rollout_service.vllm_plugin.patches import APPLIED, PATCHES
+        from rollout_service.vllm_plugin.patch import APPLIED
+        from rollout_service.vllm_plugin.table import DEFECTS
 
-        return {patch.name: patch.reason for patch in PATCHES if patch.name in APPLIED}
+        return {patch.name: patch.reason for patch in DEFECTS if patch.name in APPLIED}

@@ -24,9 +24,9 @@ print(len(os.listdir("/proc/self/task")))
 
 def test_vllm_takes_its_core_process_from_it():
     code = """
-from rollout_service.vllm_plugin.core_process import fork_core_process
+from rollout_service.vllm_plugin.core_process import CORE_PROCESS
 from vllm.v1.engine import utils
-fork_core_process()
+CORE_PROCESS.ensure()
 print(type(utils.get_mp_context()).__name__)
 """
     assert said(code) == "CoreContext"

@@ -18,7 +18,8 @@ from rollout_service.evaluation.audit_config import AuditConfig, Setting
 from rollout_service.evaluation.audit_row import Level, judge
 from rollout_service.evaluation.exact_policy import Cut, Recomputation
 from rollout_service.protocol import Completion, Group, Speculation
-from rollout_service.vllm_plugin import patches
+from rollout_service.vllm_plugin.patch import APPLIED
+from rollout_service.vllm_plugin.table import STOCK, apply_patches
 
 POLICY = MODELS / "policy"
 LIMIT = 124
@@ -181,13 +182,14 @@ def bonus_from_the_drafter(target_NV, drafts, bonus_R, uniforms_R2, method):
 def test_faults_of_the_distribution_are_caught(short, monkeypatch):
     from vllm.v1.sample import rejection_sampler
 
-    patches.apply_patches()
-    if "vllm.v1.sample.rejection_sampler.expand_batch_to_tokens" not in patches.APPLIED:
+    apply_patches()
+    expand = "vllm.v1.sample.rejection_sampler.expand_batch_to_tokens"
+    if expand not in APPLIED:
         pytest.skip("vLLM's own function is right on this platform")
     constraints = rejection_sampler.apply_sampling_constraints
     with engine("mtp") as llm:
         with monkeypatch.context() as fault:  # vLLM's own function, as installed on a CPU
-            fault.setattr(rejection_sampler, "expand_batch_to_tokens", patches.STOCK["expand_batch_to_tokens"])
+            fault.setattr(rejection_sampler, "expand_batch_to_tokens", STOCK[expand])
             row = short.row(llm, KINDS["mtp"], Cut(0.7))
             assert {"surprisal", "log-probabilities"} <= set(row.failures)
         with monkeypatch.context() as fault:  # the temperature is applied twice where drafts are verified

@@ -1,14 +1,16 @@
-"""Each patch: its self-test fails without it on this platform and passes with it; nothing that is right is replaced."""
+"""Each patch is needed: its self-test, or an engine, shows what is wrong without it. What is right is left alone."""
 
 import importlib
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
-from engines import MODELS
+from engines import MODELS, in_process_llm
 
-from rollout_service.vllm_plugin import patches
+from drafters.drafter import DrafterConfig
+from rollout_service.vllm_plugin import table
 
 
 @pytest.fixture(autouse=True)
@@ -17,10 +19,13 @@ def registered():
 
     if not current_platform.is_cpu():
         pytest.skip("the patches are for the CPU")
-    patches.apply_patches()
+    table.apply_patches()
 
 
-@pytest.mark.parametrize("patch", patches.PATCHES, ids=lambda patch: patch.name.rsplit(".", 1)[-1])
+TESTED = [patch for patch in table.PATCHES if patch.is_right is not None]
+
+
+@pytest.mark.parametrize("patch", TESTED, ids=lambda patch: patch.name.rsplit(".", 1)[-1])
 def test_the_self_test_passes_once_patched(patch):
     assert patch.is_right()
 
@@ -46,9 +51,6 @@ def test_only_log_probabilities_that_are_flat_are_left_without_the_tokens_texts(
     from vllm.v1.engine.logprobs import LogprobsProcessor
     from vllm.v1.outputs import LogprobsLists
 
-    from rollout_service.vllm_plugin.logprobs_without_text import leave_flat_logprobs_undecoded
-
-    leave_flat_logprobs_undecoded()
     tokenizer = get_tokenizer(str(MODELS / "policy"))
     token, logprob, rank = np.array([[40]], dtype=np.int32), np.array([[-0.5]], dtype=np.float32), np.array([1])
     found = {}
@@ -61,33 +63,59 @@ def test_only_log_probabilities_that_are_flat_are_left_without_the_tokens_texts(
     assert (found[False].logprob, found[False].decoded_token) == (-0.5, tokenizer.decode([40]))
 
 
-def test_in_a_fresh_process_the_stock_functions_fail_and_are_replaced_once():
-    code = """
-import os; os.environ["VLLM_PLUGINS"] = ""
-from rollout_service.vllm_plugin import patches
-failing = [p.name for p in patches.PATCHES if not patches._passes(p.is_right)]
-assert patches.apply_patches() == failing, failing
-assert patches.apply_patches() == []
-print("failing:", len(failing))
-"""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+def in_a_fresh_process(code):
+    """What code prints that is run without the plugin."""
+    environment = os.environ | {"VLLM_PLUGINS": ""}
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(f"failing: {len(patches.APPLIED)}")
+    return done.stdout
 
 
-def test_a_function_that_is_right_is_left_alone(monkeypatch):
-    replaced = []
-    right = patches.Patch("right", "nothing", lambda: True, lambda: replaced.append("right"))
-    monkeypatch.setattr(patches, "PATCHES", [right])
-    assert patches.apply_patches() == []
-    assert replaced == []
+def test_no_patch_has_become_unneeded():
+    """A name in this list is of a function that vLLM has mended since: its patch can go."""
+    code = "from rollout_service.vllm_plugin.table import unneeded; print('unneeded:', unneeded())"
+    assert in_a_fresh_process(code).splitlines()[-1] == "unneeded: []"
 
 
-def test_a_function_that_stays_wrong_refuses_to_serve(monkeypatch):
-    wrong = patches.Patch("wrong", "always", lambda: False, lambda: None)
-    monkeypatch.setattr(patches, "PATCHES", [wrong])
-    with pytest.raises(RuntimeError, match="refusing to serve"):
-        patches.apply_patches()
+def test_in_a_fresh_process_each_defect_is_replaced_once():
+    code = """
+from rollout_service.vllm_plugin.table import DEFECTS, apply_patches
+assert apply_patches() == [p.name for p in DEFECTS]
+assert apply_patches() == []
+print("replaced once")
+"""
+    assert in_a_fresh_process(code).splitlines()[-1] == "replaced once"
+
+
+def test_the_command_lists_every_patch():
+    code = """
+import sys
+from rollout_service.cli import main
+sys.argv = ["rollout-service", "patches"]
+main()
+"""
+    said = in_a_fresh_process(code)
+    assert [name for p in table.PATCHES for name in (p.name, p.file, p.unneeded) if name not in said] == []
+    assert said.count("fails without it here") == len(TESTED)
+
+
+def test_steps_without_drafts_are_recorded_by_the_patch_alone(monkeypatch):
+    """A response's tokens are those that its steps gave."""
+    from vllm import SamplingParams
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    def unattributed(llm):
+        params = SamplingParams(temperature=1.0, max_tokens=40, ignore_eos=True, seed=1)
+        (output,) = llm.generate([{"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=False)[0].outputs
+        metrics = output.spec_decode_metrics
+        assert sum(metrics.per_step_drafted) > 0
+        return len(output.token_ids) - sum(accepted + 1 for accepted in metrics.per_step_accepted)
+
+    drafter = DrafterConfig(kind="ngram", draft_sampling="greedy", prompt_lookup_min=1)
+    with in_process_llm(MODELS / "policy", drafter, per_request_spec_decode_metrics="detailed") as llm:
+        assert unattributed(llm) == 0
+        monkeypatch.setattr(Scheduler, "update_from_output", Scheduler.update_from_output.__wrapped__)
+        assert unattributed(llm) > 0
 
 
 def test_the_plugin_is_registered_with_vllm():

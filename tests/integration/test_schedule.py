@@ -40,9 +40,9 @@ def test_the_engine_refuses_a_schedule_that_is_none():
 
 
 @pytest.mark.parametrize("kind", ["draft_model", "eagle3", "mtp"])
-def test_samples_follow_the_policy_while_a_drafter_rests_every_few_steps(kind, monkeypatch):
+def test_samples_follow_the_policy_while_a_drafter_is_idle_every_few_steps(kind, monkeypatch):
     with engine(kind, draft_lengths=SCHEDULES[0]) as llm:
-        llm.collective_rpc("let_drafter_rest")
+        llm.collective_rpc("let_drafter_idle")
         core = llm.llm_engine.engine_core.engine_core
         stock, steps = core.scheduler.schedule, itertools.count()
 

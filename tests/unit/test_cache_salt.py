@@ -2,7 +2,7 @@
 
 from types import SimpleNamespace
 
-from rollout_service.engine.cache_salt import salt_prompts
+from rollout_service.vllm_plugin.cache_salt import salt_prompts
 
 
 def test_every_prompt_has_the_salt_of_its_policy_version_and_keeps_its_own():

@@ -44,10 +44,10 @@ def check_pushes(llm: LLM, kind: str, dtype: torch.dtype) -> None:
 
 
 def check_switches(llm: LLM, kind: str) -> None:
-    """What `compare` and `audit` change in a running engine. `let_drafter_rest` is last: it changes the runner."""
+    """What `compare` and `audit` change in a running engine. `let_drafter_idle` is last: it changes the runner."""
     for method, arguments in (
         ("set_draft_sampling", ("greedy",)),
         ("set_verification", ("block",)),
-        ("let_drafter_rest", ()),
+        ("let_drafter_idle", ()),
     ):
         reported(f"{kind}, {method}:", lambda m=method, a=arguments: str(llm.collective_rpc(m, args=a)))

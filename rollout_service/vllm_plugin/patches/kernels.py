@@ -6,7 +6,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-from rollout_service.vllm_plugin.patches.patch import Patch
+from rollout_service.vllm_plugin.patch import defect
 
 
 def kernels_are_rebound() -> bool:
@@ -50,7 +50,7 @@ def replace_rebind_kernels() -> None:
 
 
 KERNELS = [
-    Patch(
+    defect(
         "vllm.triton_utils.dispatcher._rebind_kernels",
         "it fails on modules that hold objects without a plain __dict__ (llvmlite's, once n-grams have loaded it), so "
         "the CPU kernels of a second engine in a process cannot be registered",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rollout_service.vllm_plugin.patches.patch import Patch
+from rollout_service.vllm_plugin.patch import defect
 
 
 def ranks_are_not_compiled() -> bool:
@@ -28,7 +28,7 @@ def replace_count() -> None:
 
 
 RANKS = [
-    Patch(
+    defect(
         "vllm.v1.sample.sampler.batched_count_greater_than",
         "it is compiled in an engine's first step with log-probabilities, which takes 2 seconds, and more than 10 the "
         "first time on a machine",

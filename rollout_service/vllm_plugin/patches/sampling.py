@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from rollout_service.vllm_plugin.patches.patch import Patch
+from rollout_service.vllm_plugin.patch import defect
 from rollout_service.vllm_plugin.verification import (
+    NAME,
     rejection_sample_is_right,
     rejection_sampler,
     replace_rejection_sample,
@@ -110,26 +111,26 @@ def replace_bookkeeping() -> None:
 
 
 SAMPLING = [
-    Patch(
+    defect(
         "vllm.v1.sample.rejection_sampler.expand_batch_to_tokens",
         "its CPU kernel writes to a copy unless the values are int64, so draft positions are divided by uninitialised "
         "memory and tokens are drawn from the wrong distribution at every temperature but 0",
         expand_is_right,
         replace_expand,
     ),
-    Patch(
+    defect(
         "vllm.v1.sample.rejection_sampler.apply_sampling_constraints",
         "top-k takes the maximum of an empty tensor when no request of a step has a draft, which ends the engine",
         no_drafts_is_right,
         replace_sampling_constraints,
     ),
-    Patch(
-        "vllm.v1.sample.rejection_sampler.rejection_sample",
+    defect(
+        NAME,
         "its CPU kernel passes on drafts that are no tokens (-1), where they are to be refused",
         rejection_sample_is_right,
         replace_rejection_sample,
     ),
-    Patch(
+    defect(
         "vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync",
         "it winds back the generator of a seeded request whose prefill takes several steps (as after a weight update), "
         "which generators of a CPU cannot do, and the engine ends",

@@ -6,14 +6,17 @@ from typing import Any
 
 import torch
 
-from rollout_service.vllm_plugin.patches.patch import Patch
+from rollout_service.vllm_plugin.patch import defect
+
+EXPERTS = "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method"
+RELOAD = "vllm.model_executor.model_loader.reload"
 
 # --- UnquantizedFusedMoEMethod._setup_kernel ---
 
 
 def experts_are_packed_again() -> bool:
     """The second call for a layer (a weight update) packs the experts for their kernel, as the first one does."""
-    moe: Any = import_module("vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method")
+    moe: Any = import_module(EXPERTS)
 
     packed: list[object] = []
     experts = SimpleNamespace(process_weights_after_loading=packed.append)
@@ -30,7 +33,7 @@ def experts_are_packed_again() -> bool:
 
 
 def replace_setup_kernel() -> None:
-    moe: Any = import_module("vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method")
+    moe: Any = import_module(EXPERTS)
 
     stock = moe.UnquantizedFusedMoEMethod._setup_kernel
 
@@ -48,7 +51,7 @@ def replace_setup_kernel() -> None:
 
 def tied_head_is_packed_again() -> bool:
     """After a reload of the embedding, a head tied to it multiplies with the new values."""
-    reload: Any = import_module("vllm.model_executor.model_loader.reload")
+    reload: Any = import_module(RELOAD)
 
     model = _TiedModel()
     reload.record_metadata_for_reloading(model)
@@ -99,8 +102,8 @@ class _TiedModel(torch.nn.Module):
 
 
 def replace_finalize_reload() -> None:
-    reload: Any = import_module("vllm.model_executor.model_loader.reload")
-    layerwise: Any = import_module("vllm.model_executor.model_loader.reload.layerwise")
+    reload: Any = import_module(RELOAD)
+    layerwise: Any = import_module(f"{RELOAD}.layerwise")
 
     stock = layerwise.finalize_layerwise_processing
 
@@ -125,14 +128,14 @@ def replace_finalize_reload() -> None:
 
 
 WEIGHTS = [
-    Patch(
-        "vllm...UnquantizedFusedMoEMethod._setup_kernel",
+    defect(
+        f"{EXPERTS}.UnquantizedFusedMoEMethod._setup_kernel",
         "a weight update leaves the experts in plain layout where the CPU kernel reads the packed one",
         experts_are_packed_again,
         replace_setup_kernel,
     ),
-    Patch(
-        "vllm...reload.layerwise.finalize_layerwise_processing",
+    defect(
+        f"{RELOAD}.layerwise.finalize_layerwise_processing",
         "a weight update leaves an output head that is tied to the embedding with its old packed copy",
         tied_head_is_packed_again,
         replace_finalize_reload,

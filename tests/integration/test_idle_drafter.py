@@ -1,4 +1,4 @@
-"""A drafter costs nothing at draft length zero, and drafts afterwards as if it had never rested."""
+"""A drafter costs nothing at draft length zero, and drafts afterwards as if it had run all the time."""
 
 from itertools import chain
 
@@ -7,7 +7,7 @@ from engines import MODELS
 from test_lossless import engine
 
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.vllm_plugin.idle_drafter import CATCH_UP, Resting
+from rollout_service.vllm_plugin.idle_drafter import CATCH_UP, IdleDrafter
 
 SCHEDULE = [(1, 1, 3), (2, 64, 0)]
 LENGTHS = [8, 24, 40, 40, 40, 100]
@@ -63,14 +63,14 @@ def hand_overs(llm, monkeypatch):
 
 
 @KINDS
-def test_a_drafter_rests_without_a_forward_and_drafts_as_if_it_had_not(kind, prompts, monkeypatch):
+def test_an_idle_drafter_runs_no_forward_and_drafts_afterwards_as_if_it_had_run(kind, prompts, monkeypatch):
     with engine(kind, draft_lengths=SCHEDULE, max_model_len=256, block_size=BLOCK) as llm:
         awake = draft_steps(generated(llm, prompts, LENGTHS))
         llm.reset_prefix_cache()
-        llm.collective_rpc("let_drafter_rest")
+        llm.collective_rpc("let_drafter_idle")
         sizes, handed_over = sizes_of_forwards(llm), hand_overs(llm, monkeypatch)
-        rested = generated(llm, prompts, LENGTHS)
-        assert draft_steps(rested) == awake
+        idle = generated(llm, prompts, LENGTHS)
+        assert draft_steps(idle) == awake
         undrafted = sum(drafted == 0 for drafted, _ in awake[-1])
         assert undrafted >= 40
         assert len(handed_over) <= sum(drafted > 0 for drafted, _ in awake[-1]) + 1  # the last is of no use
@@ -80,7 +80,7 @@ def test_a_drafter_rests_without_a_forward_and_drafts_as_if_it_had_not(kind, pro
         assert max(sizes[1:]) <= 5
 
         # A request that finds another's tokens in the KV cache is drafted for as one that computed them itself.
-        longer = [prompts[2] + list(rested[2].outputs[0].token_ids)]
+        longer = [prompts[2] + list(idle[2].outputs[0].token_ids)]
         (found,) = generated(llm, longer, [30])
         assert found.num_cached_tokens >= BLOCK
         llm.reset_prefix_cache()
@@ -90,7 +90,7 @@ def test_a_drafter_rests_without_a_forward_and_drafts_as_if_it_had_not(kind, pro
 def test_a_request_that_ends_soon_is_not_brought_up_to_date(prompts):
     """To read what a response is behind would take longer than its drafts could save."""
     with engine("mtp", draft_lengths=SCHEDULE, max_model_len=256) as llm:
-        llm.collective_rpc("let_drafter_rest")
+        llm.collective_rpc("let_drafter_idle")
         sizes = sizes_of_forwards(llm)
         for further, comes_back in (CATCH_UP, False), (CATCH_UP + 1, True):
             # The first step alone gives token 31, and is the first whose end drafts.
@@ -106,8 +106,8 @@ def test_holes_that_are_not_filled_would_show_in_what_is_accepted(kind, prompts,
     with engine(kind, draft_lengths=SCHEDULE, max_model_len=256) as llm:
         awake = draft_steps(generated(llm, prompts, LENGTHS))
         llm.reset_prefix_cache()
-        monkeypatch.setattr(Resting, "_fill", lambda *_: False)
-        llm.collective_rpc("let_drafter_rest")
+        monkeypatch.setattr(IdleDrafter, "_fill", lambda *_: False)
+        llm.collective_rpc("let_drafter_idle")
         holed = draft_steps(generated(llm, prompts, LENGTHS))
         accepted = [sum(accepted for _, accepted in chain(*steps)) for steps in (awake, holed)]
         assert accepted[1] < accepted[0]
@@ -128,7 +128,7 @@ def test_what_is_read_at_once_fits_the_drafter_s_buffers(prompts, monkeypatch):
         awake = draft_steps(generated(llm, prompts, [100] * len(prompts)))
         steps.clear()
         llm.reset_prefix_cache()
-        llm.collective_rpc("let_drafter_rest")
+        llm.collective_rpc("let_drafter_idle")
         sizes = sizes_of_forwards(llm)
         assert draft_steps(generated(llm, prompts, [100] * len(prompts))) == awake
         assert sizes[0] == 256

@@ -4,6 +4,10 @@ values. For engines that keep their cache across pushes (`weights.kv_cache = "ke
 from collections.abc import Callable
 from typing import Any
 
+from rollout_service.vllm_plugin.patch import Patch
+
+NAME = "vllm.v1.engine.async_llm.AsyncLLM.generate"
+
 
 def salt_prompts(llm: Any, version: Callable[[], int]) -> None:
     """From now on every prompt that `llm.generate` is given has the salt of `version()`, with its own after it. vLLM's
@@ -15,3 +19,14 @@ def salt_prompts(llm: Any, version: Callable[[], int]) -> None:
         return generate({**prompt, "cache_salt": salt}, *arguments, **more)
 
     llm.generate = salted
+
+
+CACHE_SALT = Patch(
+    NAME,
+    "a prefix that is cached under one version of the weights is found by prompts that come under the next",
+    when='on the engine\'s own object, with weights.policy = "keep" and weights.kv_cache = "keep"',
+    unneeded="vLLM's prefix cache tells versions of the weights apart",
+    apply=salt_prompts,
+    shown_by="tests/integration/test_pushes.py::test_what_begins_after_a_push_does_not_meet_a_kept_cache_on_any_route",
+    relies_on={NAME: "self, prompt, ..."},
+)

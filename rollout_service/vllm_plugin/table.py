@@ -1,0 +1,78 @@
+"""Every function of vLLM that is replaced or wrapped, in one table. `rollout-service patches` prints it."""
+
+import logging
+from collections.abc import Iterator
+from pkgutil import resolve_name
+from typing import Any
+
+from rollout_service.vllm_plugin.cache_salt import CACHE_SALT
+from rollout_service.vllm_plugin.core_process import CORE_PROCESS
+from rollout_service.vllm_plugin.draft_length_lookup import DRAFT_LENGTHS
+from rollout_service.vllm_plugin.draft_steps import DRAFT_STEPS
+from rollout_service.vllm_plugin.idle_drafter import IDLE_DRAFTER
+from rollout_service.vllm_plugin.logprobs_without_text import LOGPROBS_WITHOUT_TEXT
+from rollout_service.vllm_plugin.patches.kernels import KERNELS
+from rollout_service.vllm_plugin.patches.ranks import RANKS
+from rollout_service.vllm_plugin.patches.sampling import SAMPLING
+from rollout_service.vllm_plugin.patches.weights import WEIGHTS
+from rollout_service.vllm_plugin.unsendable import UNSENDABLE
+
+# Under vLLM's own logger, so that the line appears where vLLM's do.
+logger = logging.getLogger("vllm.rollout_service")
+
+DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
+"""wrong or very slow on a CPU: replaced there, where they fail their self-test"""
+AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT]
+"""what vLLM lacks, put in place in each of its processes"""
+ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, CACHE_SALT, UNSENDABLE]
+"""what vLLM lacks, put in place where it is used"""
+PATCHES = [*DEFECTS, *AT_LOADING, *ELSEWHERE]
+STOCK: dict[str, Any] = {}
+"""vLLM's own functions of DEFECTS, by full name, as they were before any was replaced"""
+
+
+def apply_patches() -> list[str]:
+    """Put in place what each of vLLM's processes needs. Returns the names of the defects that this call replaced."""
+    replaced = replace_defects()
+    for patch in AT_LOADING:
+        patch.ensure()
+    return replaced
+
+
+def replace_defects() -> list[str]:
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return []
+    # vLLM registers its kernels once more when it makes its worker, and would warn of each.
+    logging.getLogger("vllm.triton_utils.dispatcher").setLevel(logging.ERROR)
+    for patch in DEFECTS:
+        STOCK.setdefault(patch.name, resolve_name(patch.name))
+    replaced = [patch for patch in DEFECTS if patch.ensure()]
+    for patch in replaced:
+        logger.warning("Replaced %s, which fails its self-test on this platform: %s", patch.name, patch.reason)
+    return [patch.name for patch in replaced]
+
+
+def unneeded() -> list[str]:
+    """The patches whose self-test passes without them on this platform. For a process in which none is applied."""
+    return [patch.name for patch in PATCHES if patch.passes()]
+
+
+def listing() -> Iterator[str]:
+    """The table in lines of text, for a process in which none is applied."""
+    passed = unneeded()
+    for patch in PATCHES:
+        test = "only that vLLM's functions are those that it was written for"
+        if patch.is_right is not None:
+            here = "PASSES WITHOUT IT here" if patch.name in passed else "fails without it here"
+            test = f"{patch.is_right.__name__}, {here}"
+        yield patch.name
+        yield f"  file      {patch.file}"
+        yield f"  why       {patch.reason}"
+        yield f"  when      {patch.when}"
+        yield f"  self-test {test}"
+        if patch.shown_by:
+            yield f"  shown by  {patch.shown_by}"
+        yield f"  goes when {patch.unneeded}"
+        yield ""

@@ -1,0 +1,41 @@
+"""What cannot be sent to vLLM's core is the client's error: a number of more than 64 bits, a lone surrogate."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from rollout_service.vllm_plugin.patch import Patch
+
+NAME = "vllm.v1.engine.async_llm.AsyncLLM.generate"
+
+
+def refuse_what_cannot_be_sent(llm: Any) -> None:
+    """From now on `llm.generate` raises VLLMValidationError, which the routes answer with 400, for what cannot be sent.
+    vLLM's own EngineGenerateError says nothing. The causes are those that vLLM's handlers take for the client's."""
+    from vllm.exceptions import VLLMValidationError
+    from vllm.v1.engine.exceptions import EngineGenerateError
+
+    generate = llm.generate
+
+    async def judged(*arguments: Any, **more: Any) -> AsyncIterator[Any]:
+        async with aclosing(generate(*arguments, **more)) as outputs:  # closing it ends the generation
+            try:
+                async for output in outputs:
+                    yield output
+            except EngineGenerateError as error:
+                if isinstance(error.__cause__, ValueError | TypeError | OverflowError):
+                    raise VLLMValidationError(str(error.__cause__)) from error
+                raise
+
+    llm.generate = judged
+
+
+UNSENDABLE = Patch(
+    NAME,
+    "it raises EngineGenerateError, which the routes answer with 500, for a request that cannot be sent to the core",
+    when="on the engine's own object, once vLLM's routes are used",
+    unneeded="vLLM's routes answer such a request with 400",
+    apply=refuse_what_cannot_be_sent,
+    shown_by="tests/integration/test_service.py::test_what_cannot_be_sent_to_vllms_core_is_a_wrong_request",
+    relies_on={NAME: "self, prompt, ..."},
+)
