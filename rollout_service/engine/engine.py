@@ -20,6 +20,7 @@ from rollout_service.config import ServiceConfig
 from rollout_service.engine import asgi
 from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
 from rollout_service.engine.openai_app import openai_app, openai_schemas
+from rollout_service.engine.switches import check_switches
 from rollout_service.imports import uncollected
 from rollout_service.protocol import (
     Completion,
@@ -290,11 +291,14 @@ class Engine:
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch between sampled and greedy drafts without a restart; both are verified exactly. Raises ValueError
         where the device cannot."""
-        await self.llm.collective_rpc("set_draft_sampling", args=(draft_sampling,))
+        self._check_switch(draft_sampling=draft_sampling)
+        if self.device == "cpu":
+            await self.llm.collective_rpc("set_draft_sampling", args=(draft_sampling,))
 
     async def set_verification(self, verification: str) -> None:
         """Switch how drafts are verified without a restart; both ways are exact. Raises ValueError where the device
         cannot."""
+        self._check_switch(verification=verification)
         if self.device == "cpu":
             await self.llm.collective_rpc("set_verification", args=(verification,))
 
@@ -332,6 +336,10 @@ class Engine:
             if self.llm.errored:
                 os._exit(1)
             yield part
+
+    def _check_switch(self, **asked: str) -> None:
+        started = self.config.drafter
+        check_switches(started, started.model_copy(update=asked), self.device)
 
     def _must_be_started(self) -> None:
         if self.llm is None:

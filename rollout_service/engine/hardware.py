@@ -46,7 +46,10 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if device == "cuda":
-        return common
+        # Where flashinfer is installed vLLM's V2 runner samples with it what has top-k or top-p and returns no
+        # log-probabilities, as requests to vLLM's own routes do. No check of ours has judged its cuts: all requests are
+        # sampled by the one sampler that was judged.
+        return common | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
     return common | {
         # The worker runs inside the engine's core process: one process less to start and to talk to.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",

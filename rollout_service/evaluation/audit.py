@@ -19,6 +19,7 @@ from drafters.files.durable import check_folder
 from drafters.scoring import join_scores
 from rollout_service.client import RolloutError
 from rollout_service.engine.hardware import resolve_device
+from rollout_service.engine.switches import check_switches
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.audit_config import AuditConfig, AuditedDrafter, Setting
 from rollout_service.evaluation.audit_report import write_report
@@ -46,7 +47,10 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     try:
         check_folder(config.output, "output")
         if config.endpoint is None:
-            check_machine(config.service(DrafterConfig()), resolve_device(config.engine.device), turns=1)
+            device = resolve_device(config.engine.device)
+            check_machine(config.service(DrafterConfig()), device, turns=1)
+            for row in config.rows():
+                check_switches(started_as(row.drafter), row.drafter, device)
         drafters = [] if config.endpoint is not None else map(config.drafter_config, config.drafters)
         recomputation = Recomputation(fetch_models(config.model, drafters))
         sampled, greedy, limit = asyncio.run(sample(config, recomputation, console))
@@ -111,9 +115,14 @@ async def sample(
         return sorted(sampled, key=lambda pair: order[id(pair[0])]), greedy, limit
 
 
+def started_as(drafter: DrafterConfig) -> DrafterConfig:
+    """What a row's engine is started with: drawing and verifying are switched while it runs."""
+    return drafter.model_copy(update={"draft_sampling": "probabilistic", "verification": "auto"})
+
+
 def engine_key(drafter: DrafterConfig) -> str:
-    """Rows of one key share an engine: drawing and verifying are switched while it runs."""
-    return drafter.model_copy(update={"draft_sampling": "probabilistic", "verification": "auto"}).model_dump_json()
+    """Rows of one key share an engine."""
+    return started_as(drafter).model_dump_json()
 
 
 async def sample_rows(

@@ -22,6 +22,7 @@ from drafters.files.model_folder import resolve_model
 from drafters.scoring import SurprisalSums, join_scores
 from rollout_service.client import RolloutError
 from rollout_service.engine.hardware import resolve_device
+from rollout_service.engine.switches import check_switches
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.exact_policy import Cut, Recomputation, Response
@@ -60,6 +61,8 @@ async def measure(config: CompareConfig, console: Console) -> list[Cell]:
     at_once = config.engines_at_once or (1 if device == "cuda" else len(drafters))
     if config.endpoint is None:
         check_machine(config.service(drafters[0]), device, turns=min(at_once, len(drafters)))
+        for started, asked in ((arm, way) for arm in drafters for way in config.ways(arm)):
+            check_switches(started, asked, device)
         fetch_models(config.model, drafters)
     requests = list(grid_requests(config))
     with progress(console) as bar:

@@ -73,6 +73,32 @@ def test_a_gpu_that_is_not_there_is_said_by_both_trainers(file, monkeypatch, tmp
         choose_device("cuda:2")
 
 
+@pytest.mark.parametrize(
+    ("field", "asked", "other"), [("verification", "block", "auto"), ("draft_sampling", "greedy", "probabilistic")]
+)
+def test_rows_that_a_gpu_would_measure_under_the_wrong_name_are_refused(file, monkeypatch, field, asked, other):
+    """An engine on a GPU does not switch: rows of both names would be the same."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    of_engines = {"model": "never looked for", "engine": {"device": "cuda"}, "output": file.parent / "out"}
+    kept = {"verification": ["auto"], "draft_sampling": ["probabilistic"]}
+    said = f'{field}: an engine on cuda that was started with "{other}" cannot be switched to "{asked}"'
+    with pytest.raises(SystemExit, match=f"rollout-service audit: {said}"):
+        audit(AuditConfig(drafters=[{"kind": "mtp"}], **of_engines, **kept | {field: [other, asked]}))
+    with pytest.raises(SystemExit, match=f"rollout-service compare: {said}"):
+        compare(CompareConfig(prompts=file, drafters=[{"kind": "mtp", field: [other, asked]}], **of_engines))
+    asks_nothing = [{"kind": kind} for kind in ("none", "ngram", "mtp")]  # of the first two there is nothing to switch
+    monkeypatch.setattr("rollout_service.evaluation.audit.fetch_models", refuse)
+    monkeypatch.setattr("rollout_service.evaluation.compare.fetch_models", refuse)
+    with pytest.raises(SystemExit, match="goes on"):
+        audit(AuditConfig(drafters=asks_nothing, **of_engines, **kept))
+    with pytest.raises(SystemExit, match="goes on"):
+        compare(CompareConfig(prompts=file, drafters=asks_nothing, **of_engines))
+
+
+def refuse(*_):
+    raise ValueError("goes on")
+
+
 def test_an_endpoint_that_is_not_there_is_named(file):
     file.write_text('{"prompt_token_ids": [1]}\n', encoding="utf-8")
     config = CompareConfig(model="never looked for", prompts=file, endpoint="http://127.0.0.1:9", output=file.parent)

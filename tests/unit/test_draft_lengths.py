@@ -330,6 +330,28 @@ def test_of_two_passes_each_cost_is_the_one_that_nothing_disturbed():
     assert costs.first == [[0.1, 0.1], [0.1, 0.2]]
 
 
+async def test_an_engine_off_the_cpu_refuses_what_it_cannot_switch_to():
+    engine, called = object.__new__(Engine), []
+
+    async def collective_rpc(method, args):
+        called.append(method)
+
+    engine.config = ServiceConfig(model="m", drafter={"kind": "mtp"})
+    engine.llm = SimpleNamespace(collective_rpc=collective_rpc)
+    engine.device = "cuda"
+    await engine.set_verification("auto")
+    await engine.set_draft_sampling("probabilistic")
+    with pytest.raises(ValueError, match="verification: an engine on cuda"):
+        await engine.set_verification("block")
+    with pytest.raises(ValueError, match="draft_sampling: an engine on cuda"):
+        await engine.set_draft_sampling("greedy")
+    assert called == []
+    engine.device = "cpu"
+    await engine.set_verification("block")
+    await engine.set_draft_sampling("greedy")
+    assert called == ["set_verification", "set_draft_sampling"]
+
+
 @pytest.mark.parametrize(("kind", "says"), [("none", "drafts nothing"), ("ngram", "only what it finds")])
 def test_a_drafter_without_a_draft_length_to_choose_is_not_calibrated(kind, says):
     prompts = Path(__file__).parents[2] / "deploy" / "demo" / "prompts.jsonl"

@@ -34,6 +34,10 @@ def test_an_engines_interpreter_and_libraries_are_found_whatever_the_installatio
         assert Path(library).name.split(".so")[0] in loaded
 
 
+def test_a_gpu_engine_samples_with_the_one_sampler_that_was_judged():
+    assert engine_environment("cuda", threads=1)["VLLM_USE_FLASHINFER_SAMPLER"] == "0"
+
+
 def test_libraries_that_the_user_has_given_a_path_for_are_still_found(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.prefix", str(tmp_path / "a space"))
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
