@@ -12,29 +12,22 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from drafters.registry import make_drafter
 from drafters.schedule import Range, StepCosts
 from rollout_service.config import ServiceConfig
 from rollout_service.engine import asgi
 from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
+from rollout_service.engine.completions import completion_of, draft_steps
 from rollout_service.engine.openai_app import openai_app, openai_schemas
 from rollout_service.engine.switches import check_switches
 from rollout_service.imports import uncollected
-from rollout_service.protocol import (
-    Completion,
-    DraftSchedule,
-    Group,
-    GroupRequest,
-    Speculation,
-    WeightSpan,
-)
+from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest
 from rollout_service.vllm_plugin.cache_salt import CACHE_SALT
 from rollout_service.vllm_plugin.core_process import CORE_PROCESS, prepare_core_process, says_why_it_failed
 
 if TYPE_CHECKING:
-    from vllm.logprobs import FlatLogprobs
     from vllm.outputs import CompletionOutput
 
     from rollout_service.engine.measuring import Plan
@@ -135,29 +128,20 @@ class Engine:
             os._exit(1)
         with uncollected():
             from vllm.v1.engine.async_llm import AsyncLLM
-            from vllm.v1.metrics.loggers import PrometheusStatLogger
 
             from rollout_service.engine.draft_lengths import DraftLengths
-            from rollout_service.engine.measuring import measure_at_start
+            from rollout_service.engine.measuring import measure_at_start, served_metrics
             from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
             from rollout_service.engine.step_costs import StepTimes
 
         CORE_PROCESS.ensure()
         self.counts, self.times = SpeculationCounts(Versions(0, 0)), StepTimes()
         self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs)
-        loggers, times = (self.counts, self.times, self.lengths), self.times
-
-        class ServedMetrics(PrometheusStatLogger):
-            """vLLM's own, of what is asked for: steps that are measured at the start are nobody's."""
-
-            def record(self, *args: Any, **more: Any) -> None:
-                if times.measured is None:
-                    super().record(*args, **more)
-
+        loggers = (self.counts, self.times, self.lengths)
         adjustable = None if self.config.drafter.schedule == "fixed" else self.lengths.ranges
         with names_engine_arguments(self.config):
             arguments = engine_arguments(self.config, self.model_folder, self.device, self.index, adjustable)
-        stat_loggers: list[Any] = [*(lambda *_, own=own: own for own in loggers), ServedMetrics]
+        stat_loggers: list[Any] = [*(lambda *_, own=own: own for own in loggers), served_metrics(self.times)]
         with names_engine_arguments(self.config), says_why_it_failed():
             self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
         self.lengths.core = self.llm.engine_core
@@ -225,33 +209,8 @@ class Engine:
         await self.llm.abort(key)
 
     def _completion(self, output: "CompletionOutput", group: GroupRequest) -> Completion:
-        metrics = output.spec_decode_metrics
-        steps = list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if metrics else []
-        self.counts.add_contexts(len(group.prompt_token_ids or ()), steps)
-        speculation = metrics and Speculation(
-            drafter=self.config.drafter.kind,
-            drafter_version=self.drafter_version,
-            draft_steps=sum(metrics.histogram),
-            drafted=metrics.num_draft_tokens,
-            accepted=sum(j * steps for j, steps in enumerate(metrics.histogram)),
-            accepted_histogram=metrics.histogram,
-            steps=steps if group.draft_steps else None,
-        )
-        return Completion(
-            index=output.index,
-            text=output.text,
-            token_ids=list(output.token_ids),
-            logprobs=cast(
-                "FlatLogprobs", output.logprobs
-            ).logprobs,  # one a token: only the sampled one's was asked for
-            weight_versions=[
-                WeightSpan(version=int(span.version), start=span.start, end=span.end)
-                for span in output.weight_versions or []
-            ],
-            finish_reason="length" if output.finish_reason == "length" else "stop",
-            stop_reason=output.stop_reason,
-            speculation=speculation,
-        )
+        self.counts.add_contexts(len(group.prompt_token_ids or ()), draft_steps(output))
+        return completion_of(output, self.config.drafter.kind, self.drafter_version, with_steps=group.draft_steps)
 
     @of_a_started_engine
     async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:

@@ -6,6 +6,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+from vllm.v1.metrics.loggers import PrometheusStatLogger
 
 from drafters.schedule import StepCosts
 from rollout_service.engine.draft_lengths import DraftLengths
@@ -83,6 +84,17 @@ async def measure_at_start(llm: Any, times: StepTimes, lengths: DraftLengths, co
         await measure(llm, times, lengths, plan.model_copy(update={"warm_up": False})),
     ]
     return fastest([measured.costs(plan.batch_sizes, draft_tokens) for measured in passes])
+
+
+def served_metrics(times: StepTimes) -> type[PrometheusStatLogger]:
+    """vLLM's own metrics, of what is asked for: steps that are measured are nobody's."""
+
+    class ServedMetrics(PrometheusStatLogger):
+        def record(self, *args: Any, **more: Any) -> None:
+            if times.measured is None:
+                super().record(*args, **more)
+
+    return ServedMetrics
 
 
 def tokens_of_steps(steps: int, drafts: int) -> int:

@@ -1,0 +1,42 @@
+"""vLLM's output of one completion, as the interface has it."""
+
+from typing import TYPE_CHECKING, cast
+
+from rollout_service.protocol import Completion, Speculation, WeightSpan
+
+if TYPE_CHECKING:
+    from vllm.logprobs import FlatLogprobs
+    from vllm.outputs import CompletionOutput
+
+
+def draft_steps(output: "CompletionOutput") -> list[tuple[int, int]]:
+    """(drafted, accepted) of each step; none without a drafter."""
+    metrics = output.spec_decode_metrics
+    return list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if metrics else []
+
+
+def completion_of(output: "CompletionOutput", drafter: str, drafter_version: int, *, with_steps: bool) -> Completion:
+    """`with_steps`: with the record of each draft step."""
+    metrics = output.spec_decode_metrics
+    speculation = metrics and Speculation(
+        drafter=drafter,
+        drafter_version=drafter_version,
+        draft_steps=sum(metrics.histogram),
+        drafted=metrics.num_draft_tokens,
+        accepted=sum(j * steps for j, steps in enumerate(metrics.histogram)),
+        accepted_histogram=metrics.histogram,
+        steps=draft_steps(output) if with_steps else None,
+    )
+    return Completion(
+        index=output.index,
+        text=output.text,
+        token_ids=list(output.token_ids),
+        logprobs=cast("FlatLogprobs", output.logprobs).logprobs,  # one a token: only the sampled one's was asked for
+        weight_versions=[
+            WeightSpan(version=int(span.version), start=span.start, end=span.end)
+            for span in output.weight_versions or []
+        ],
+        finish_reason="length" if output.finish_reason == "length" else "stop",
+        stop_reason=output.stop_reason,
+        speculation=speculation,
+    )
