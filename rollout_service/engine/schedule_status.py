@@ -14,9 +14,9 @@ from drafters.schedule import (
 from rollout_service.protocol import DraftChoice, DraftSchedule, ScheduleSource
 
 RULE = (
-    f"The shortest draft is taken whose predicted speed is within {TOLERANCE:.0%} of the fastest and "
+    f"The shortest draft is taken whose predicted speed is within {100 * TOLERANCE:.0f} % of the fastest and "
     f"{1 + LEAST_GAIN:.2f} times that without drafts ({1 + KEPT_GAIN:.2f} times where drafts are in use). "
-    f"The length in use stays where another gains less than {HYSTERESIS:.0%}."
+    f"The length in use stays where another gains less than {100 * HYSTERESIS:.0f} %."
 )
 
 

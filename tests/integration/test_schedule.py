@@ -3,8 +3,11 @@
 import itertools
 
 import pytest
+from engines import launched, wait_until
+from over_http import requests
 from test_lossless import KINDS, Auditor, engine
 
+from rollout_service.client import RolloutClient
 from rollout_service.evaluation.exact_policy import Cut
 
 SCHEDULES = [[(1, 64, 3)], [(1, 20, 1), (21, 64, 0)], [(1, 64, 2)], [(1, 10, 0), (11, 40, 3), (41, 64, 1)]]
@@ -52,3 +55,28 @@ def test_samples_follow_the_policy_while_a_drafter_is_idle_every_few_steps(kind,
 
         monkeypatch.setattr(core.scheduler, "schedule", schedule)
         assert Auditor(tokens=12_000).row(llm, KINDS[kind], Cut(1.0, 0.9, 20)).failures == []
+
+
+def test_a_service_says_what_it_drafts_at_the_present_batch_size_and_why():
+    with launched("--config", "deploy/demo/service.toml") as (url, _), RolloutClient(url) as client:
+        (idle,) = client.speculation().schedules
+        assert (idle.source, idle.batch_size, idle.draft_tokens) == ("auto", 0, 0)
+        assert {1, 64} <= {choice.batch_size for choice in idle.choices}
+        assert idle.reason.startswith("Nothing runs at present.")
+
+        first, long = requests(1, max_tokens=1), requests(1, n=8, max_tokens=450, ignore_eos=True)
+        stream = client.rollouts([*first, *long])
+        next(stream)
+        said = []
+        wait_until(
+            lambda: said.append(client.speculation().schedules[0]) or said[-1].batch_size == 8, 5, "8 completions run"
+        )
+        now = said[-1]
+        (choice,) = [choice for choice in now.choices if choice.batch_size == 8]
+        length_at = {b: length for first, last, length in now.ranges for b in range(first, last + 1)}
+        assert now.draft_tokens == choice.draft_tokens == length_at[8]
+        assert len(choice.tokens_per_second) == 4
+        assert choice.threshold == pytest.approx(choice.tokens_per_second[0] * (1.08 if now.draft_tokens else 1.17))
+        assert now.reason.startswith("At the present batch size, 8,")
+        assert len(list(stream)) == 1
+        wait_until(lambda: client.speculation().schedules[0].batch_size == 0, 5, "nothing runs")
