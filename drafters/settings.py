@@ -2,8 +2,9 @@
 
     config = read_command_line(ServiceConfig, "rollout-service launch", argv)
 
-A nested field is a dotted flag (`--drafter.kind mtp`). Unknown names and wrong values end the program with exit code 2
-and one line a field, before anything starts (drafters/wrong_fields.py).
+A nested field is a dotted flag (`--drafter.kind mtp`). A file may extend another (drafters/files/toml_file.py). Unknown
+names and wrong values end the program with exit code 2 and one line a field, before anything starts
+(drafters/wrong_fields.py).
 """
 
 import argparse
@@ -11,9 +12,9 @@ import json
 import os
 import re
 import sys
-import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, ClassVar, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -25,19 +26,29 @@ from pydantic_settings import (
 )
 
 from drafters.files.home import in_home
-from drafters.files.text_lines import read_text
-from drafters.wrong_fields import did_you_mean, wrong_fields
+from drafters.files.toml_file import read_toml
+from drafters.wrong_fields import did_you_mean, new_name, wrong_fields
 
 
 class Section(BaseModel):
     """A part of a configuration. A docstring under a field is its help text; unknown names are errors."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """fields and sections that had another name: the error for the old one says the new one, or what is to be done"""
 
     @field_validator("*")
     @classmethod
     def _home(cls, value: Any) -> Any:
         return in_home(value) if isinstance(value, Path) else value
+
+    def refuse_unread(self, names: Iterable[str], where: str) -> None:
+        """Raises ValueError for the first of these fields that is given: nothing reads it `where` it stands. What
+        equals its default is not told from what is not given, so that a configuration can be written and read again."""
+        for name in names:
+            field, value = type(self).model_fields[name], getattr(self, name)
+            if value != field.get_default(call_default_factory=True):
+                raise ValueError(f"{name}: has no effect with {where}; leave it out (got {value!r})")
 
 
 def _at_most_the_cores(threads: int) -> int:
@@ -63,8 +74,9 @@ def read_command_line(config_type: type[ConfigT], program: str, argv: list[str])
     first.add_argument("--config", type=Path, metavar="FILE", help="TOML file to read; flags go over it")
     first.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
     chosen, rest = first.parse_known_args(argv)
-    from_file = _read_toml(program, chosen.config)
+    from_file = _from_file(program, chosen.config)
     parser = _with_help(program, first)
+    parser.config_type = config_type
 
     # pydantic-settings reads flags into a settings class; the sources are ordered by precedence.
     class Settings(config_type, BaseSettings):  # type: ignore[valid-type, misc]
@@ -99,11 +111,11 @@ def read_command_line(config_type: type[ConfigT], program: str, argv: list[str])
     return resolved
 
 
-def _read_toml(program: str, path: Path | None) -> dict[str, Any]:
+def _from_file(program: str, path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        return tomllib.loads(read_text(in_home(path)))
+        return read_toml(in_home(path))
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).removeprefix(f"{path}, ")
         print(f"{program}: --config {path}: {reason}", file=sys.stderr)
@@ -113,22 +125,26 @@ def _read_toml(program: str, path: Path | None) -> dict[str, Any]:
 class _Parser(argparse.ArgumentParser):
     """Of a wrong command line one line is printed, with the nearest names of a flag that there is not."""
 
+    config_type: type[BaseModel]
+
     def error(self, message: str) -> NoReturn:
         before, _, unknown = message.partition("unrecognized arguments: ")
         if not before:
-            flags = [flag for action in self._actions for flag in action.option_strings]
+            names = (word.split("=")[0] for word in unknown.split(" "))
             message = (
-                "; ".join(
-                    f"{name}: there is no such flag{did_you_mean(name, flags)}"
-                    for name in (word.split("=")[0] for word in unknown.split(" "))
-                    if name.startswith("--")
-                )
+                "; ".join(f"{name}: {self._no_such_flag(name)}" for name in names if name.startswith("--"))
                 or f"{unknown!r} belongs to no flag"
             )
         self.exit(2, f"{self.prog}: {message}\n")
 
+    def _no_such_flag(self, name: str) -> str:
+        if (renamed := new_name(name.removeprefix("--"), self.config_type)) is not None:
+            return renamed
+        flags = [flag for action in self._actions for flag in action.option_strings]
+        return f"there is no such flag{did_you_mean(name, flags)}"
 
-def _with_help(program: str, first: argparse.ArgumentParser) -> argparse.ArgumentParser:
+
+def _with_help(program: str, first: argparse.ArgumentParser) -> "_Parser":
     return _Parser(
         prog=program, parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )

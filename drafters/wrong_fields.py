@@ -8,9 +8,11 @@ import re
 import types
 from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr, ValidationError
+
+from drafters.by_kind import kind_of
 
 ALIKE = 0.7
 """share of letters in common from which a name is near another"""
@@ -21,14 +23,20 @@ LONGEST_VALUE = 80
 
 def wrong_fields(error: ValidationError, config_type: type[BaseModel]) -> list[str]:
     """`error` is of `config_type`, or of a settings class made of it."""
-    names = list(field_names(config_type))
+    names = list(dict.fromkeys(field_names(config_type)))
     said: dict[str, list[str]] = {}
     values: dict[str, str] = {}
     for problem in error.errors(include_url=False):
+        if problem["type"] == "default_factory_not_called":  # since another field is wrong, which is said
+            continue
         location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
-            where = _dotted(location)
-            said[where] = [f"there is no such field{did_you_mean(where, names)}"]
+            where = _dotted([*field_path(location[:-1], config_type)[0], location[-1]])
+            said[where] = [
+                new_name(where, config_type)
+                or _of_another_kind(location, config_type)
+                or f"there is no such field{did_you_mean(where, names)}"
+            ]
             continue
         path, sections = field_path(location, config_type)
         where = _dotted(path)
@@ -47,6 +55,27 @@ def wrong_fields(error: ValidationError, config_type: type[BaseModel]) -> list[s
         f"{where}{': ' if where else ''}{'; or: '.join(dict.fromkeys(messages))}{values.get(where, '')}"
         for where, messages in said.items()
     ]
+
+
+def _of_another_kind(location: Sequence[str | int], config_type: type[BaseModel]) -> str | None:
+    """Of a field that the section would have if it were of another kind: which kinds have it."""
+    path, alternatives = field_path(location[:-2], config_type)
+    having = [kind_of(section) for section in alternatives if location[-1] in section.model_fields]
+    if not having or len(path) < len(field_path(location[:-1], config_type)[0]):
+        return None
+    return f"kind = {location[-2]!r} has no such field; it is of {', '.join(having)}"
+
+
+def new_name(where: str, config_type: type[BaseModel]) -> str | None:
+    """What has become of a field, or of the section that it was in, when that had another name before."""
+    parts = where.split(".")
+    for depth in range(len(parts)):
+        before, last = parts[:depth], parts[depth]
+        for section in field_path(before, config_type)[1]:
+            if last in getattr(section, "renamed", {}):
+                name = ".".join([*before, section.renamed[last], *parts[depth + 1 :]])  # type: ignore[attr-defined]
+                return f"its name is {name} now"
+    return None
 
 
 def _dotted(path: Sequence[str | int]) -> str:
@@ -82,6 +111,8 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The sections that a field's type holds: itself, one of several, or those of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
+    elif get_origin(annotation) is Annotated:
+        yield from models_in(get_args(annotation)[0])
     elif get_origin(annotation) in (list, Union, types.UnionType):
         for part in get_args(annotation):
             yield from models_in(part)
@@ -90,16 +121,22 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def field_path(
     location: Sequence[str | int], config_type: type[BaseModel]
 ) -> tuple[Sequence[str | int], list[type[BaseModel]]]:
-    """The part of pydantic's location that is a field of the configuration, and the sections that it may be. What
-    follows names the alternatives of a field that may be of several types."""
+    """The part of pydantic's location that is a field of the configuration, and the sections that it may be. Between
+    its parts stand kinds of sections; what follows names the alternatives of a field that may be of several types."""
+    path: list[str | int] = []
     sections = [config_type]
-    for depth, part in enumerate(location):
+    for part in location:
         if isinstance(part, str):
             fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+            of_kind = [section for section in sections if kind_of(section) == part]
+            if not fields and of_kind:
+                sections = of_kind
+                continue
             if not fields:
-                return location[:depth], sections
+                break
             sections = [section for field in fields for section in models_in(field.annotation)]
-    return location, sections
+        path.append(part)
+    return path, sections
 
 
 def shown(value: Any, path: Sequence[str | int], config_type: type[BaseModel]) -> str:

@@ -38,6 +38,7 @@ def train(argv: list[str]) -> int:
     from rl_loop.loops.ownership import ForeignWeights
     from rl_loop.loops.pulling import EveryGroupFailed
     from rl_loop.loops.sources import ReplayError
+    from rl_loop.own_function import OwnFunctionError
     from rl_loop.preflight import PreflightError
     from rl_loop.tasks import TaskError
     from rl_loop.tasks.rewards import RewardsFailed
@@ -49,7 +50,7 @@ def train(argv: list[str]) -> int:
             run_training(config, interruption)
     except Interrupted as interrupted:
         return _fail(f"ended by {interrupted}", SIGNALLED + interrupted.signum)
-    except TaskError as error:
+    except (TaskError, OwnFunctionError) as error:
         return _fail(str(error), 2)
     except (PreflightError, ReplayError, NotLossless, EveryGroupFailed, RewardsFailed, ForeignWeights) as error:
         return _fail(str(error), 1)

@@ -1,15 +1,21 @@
 """TrainConfig: everything `rl-loop train` can be told. Imports no torch, so that `--help` and errors are immediate."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
+from drafters.by_kind import kinds_described
 from drafters.settings import Section, Threads
 from drafters.training.config import OnlineTraining
-from rl_loop.losses.objective import LOSS_DEFAULTS, Average, CorrectionConfig, LossName
+from rl_loop.losses.correction_config import CORRECTIONS, AnyCorrection, Truncated
+from rl_loop.losses.grpo import GRPO
+from rl_loop.losses.own_loss import OwnLoss
+from rl_loop.losses.registry import LOSSES, AnyLoss
+from rl_loop.own_function import PATH
 from rollout_service.protocol import (
     MAX_COMPLETIONS,
     MAX_GROUPS,
@@ -74,7 +80,7 @@ class TaskConfig(Section):
     @field_validator("reward")
     @classmethod
     def _module_and_function(cls, reward: str | None) -> str | None:
-        if reward is not None and not re.fullmatch(r"[\w.]+:\w+", reward):
+        if reward is not None and not PATH.fullmatch(reward):
             raise ValueError("must be package.module:function")
         return reward
 
@@ -110,7 +116,7 @@ class SamplingConfig(Section):
         return Sampling(**self.model_dump(), seed=seed)
 
 
-class DrafterTrainingConfig(Section):
+class OnlineDrafterConfig(Section):
     """The service's drafter, trained along with the policy."""
 
     kind: Literal["none", "mtp", "eagle3", "draft_model"] = "none"
@@ -121,14 +127,29 @@ class DrafterTrainingConfig(Section):
     training: OnlineTraining = Field(default_factory=OnlineTraining)
 
     @model_validator(mode="after")
-    def _has_checkpoint(self) -> "DrafterTrainingConfig":
+    def _has_checkpoint(self) -> "OnlineDrafterConfig":
         if self.kind in ("eagle3", "draft_model") and self.model is None:
             raise ValueError(f"model is needed for kind = {self.kind}")
         return self
 
 
+def one_with_async(fields: dict[str, Any]) -> int:
+    """Its name is what `--help` shows of the default."""
+    return int(fields["mode"] == "async")
+
+
 class TrainConfig(Section):
     """Reinforcement learning against a rollout service."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        "drafter": "online_drafter",
+        "loss_average": "loss.average",
+        "normalise_advantages": "loss.normalise_advantages",
+        "dynamic_sampling": "loss.dynamic_sampling",
+        "overlong_buffer": "loss.overlong_share, a share of max_tokens,",
+        "clip_low": "loss.clip_low",
+        "clip_high": "loss.clip_high",
+    }
 
     model: str
     """the policy: a folder or a Hugging Face name; the service must serve the same architecture"""
@@ -144,7 +165,7 @@ class TrainConfig(Section):
     """take the service over from the run that its weights belong to; that run then ends with an error"""
     task: TaskConfig = Field(default_factory=TaskConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
-    drafter: DrafterTrainingConfig = Field(default_factory=DrafterTrainingConfig)
+    online_drafter: OnlineDrafterConfig = Field(default_factory=OnlineDrafterConfig)
 
     steps: int = Field(default=100, ge=1)
     """steps of the whole run, those before a resume included"""
@@ -152,20 +173,17 @@ class TrainConfig(Section):
     """groups in a step"""
     completions: int = Field(default=8, ge=2, le=MAX_COMPLETIONS)
     """completions of a group; at least 2, since a reward counts relative to its group's others"""
-    loss: LossName = "grpo"
-    """the objective; each is a file in rl_loop/losses"""
-    loss_average: Average = "token"
-    """over what: all tokens alike, all sequences alike, or a sum over max_tokens; the loss's own when not given"""
-    normalise_advantages: CliImplicitFlag[bool] = True
-    """divide a group's advantages by the standard deviation of its rewards; not with dr_grpo unless given"""
-    dynamic_sampling: CliImplicitFlag[bool] = False
-    """replace groups whose rewards are all equal by others until the step is full; with dapo unless given"""
+    loss: AnyLoss = Field(
+        default=GRPO(),
+        description="The objective, by kind, with the defaults of its paper.\n" + kinds_described([*LOSSES, OwnLoss]),
+    )
     dynamic_sampling_rounds: int = Field(default=10, ge=1)
-    """a step that is not full after so many rounds is trained as it is"""
-    overlong_buffer: int = Field(default=0, ge=0)
-    """tokens below max_tokens over which the reward falls linearly by 1 (DAPO); 0 for none; with dapo a fifth of
-    max_tokens unless given"""
-    correction: CorrectionConfig = Field(default_factory=CorrectionConfig)
+    """with loss.dynamic_sampling, sync: a step that is not full after so many rounds is trained as it is"""
+    correction: AnyCorrection = Field(
+        default=Truncated(),
+        description="For tokens that an older policy sampled than the one that is trained on them, by kind.\n"
+        + kinds_described(CORRECTIONS),
+    )
 
     max_staleness: int = Field(default=1, ge=0)
     """async: updates that a trained token's policy may be behind the one that is trained; older groups are generated
@@ -181,10 +199,6 @@ class TrainConfig(Section):
     """AdamW's decay rates"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """gradients are scaled down to this norm"""
-    clip_low: float = Field(default=0.2, ge=0.0, le=1.0)
-    """the ratio to the old policy is clipped below 1 - clip_low; the loss's own when not given"""
-    clip_high: float = Field(default=0.2, ge=0.0)
-    """and above 1 + clip_high; the loss's own when not given"""
     kl_coefficient: float = Field(default=0.0, ge=0.0)
     """weight of the KL divergence (k3 estimate) to the initial policy; 0 keeps no reference"""
     minibatches: int = Field(default=1, ge=1)
@@ -206,8 +220,9 @@ class TrainConfig(Section):
     threads: Threads = 0
     """CPU threads of the learner; 0 for all"""
 
-    reward_processes: int = Field(default=0, ge=0)
-    """processes that grade responses; 0 grades in the trainer's own, without a time limit"""
+    reward_processes: int = Field(default_factory=one_with_async, ge=0)
+    """processes that grade responses; 0 grades in the trainer's own, without a time limit; when not given 1 with async,
+    else 0"""
     reward_timeout: float = Field(default=60.0, gt=0.0)
     """seconds one reward may take in such a process; a longer one costs its completion"""
 
@@ -262,27 +277,20 @@ class TrainConfig(Section):
         return minibatches
 
     @model_validator(mode="after")
-    def _what_the_loss_takes(self) -> "TrainConfig":
-        for name, value in LOSS_DEFAULTS[self.loss].items():
-            if name not in self.model_fields_set:
-                setattr(self, name, value)
-        if self.loss == "dapo" and "overlong_buffer" not in self.model_fields_set:
-            self.overlong_buffer = self.sampling.max_tokens // 5  # as the paper's 4,096 of 20,480
-        if self.overlong_buffer > self.sampling.max_tokens:
-            raise ValueError(f"overlong_buffer is above sampling.max_tokens, {self.sampling.max_tokens}")
-        return self
-
-    @model_validator(mode="after")
     def _what_the_mode_takes(self) -> "TrainConfig":
         if self.mode == "async":
             if self.replay is not None:
                 raise ValueError('replay: a recording holds no staleness; use mode = "sync"')
-            if "correction" not in self.model_fields_set:
-                self.correction = CorrectionConfig(kind="truncated")
-            if "reward_processes" not in self.model_fields_set:
-                self.reward_processes = 1
             if self.reward_processes == 0:
                 raise ValueError("reward_processes: asynchronous training grades in processes of their own; at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_read(self) -> "TrainConfig":
+        if not self.loss.dynamic_sampling:
+            self.refuse_unread(["dynamic_sampling_rounds"], "loss.dynamic_sampling = false")
+        if self.reward_processes == 0:
+            self.refuse_unread(["reward_timeout"], "reward_processes = 0, which has no time limit")
         return self
 
     @model_validator(mode="after")

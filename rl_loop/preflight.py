@@ -10,6 +10,7 @@ from drafters.devices import choose_device
 from drafters.files.durable import check_folder
 from drafters.files.model_folder import resolve_model
 from rl_loop.config import TrainConfig
+from rl_loop.losses.own_loss import OwnLoss
 from rl_loop.reports.metrics_log import STEPS_FILE
 from rl_loop.run.checkpoint import checkpoints
 from rollout_service.client import RolloutClient, RolloutError
@@ -37,10 +38,10 @@ def check_output(config: TrainConfig) -> None:
 
 def model_folder(config: TrainConfig) -> Path:
     """The policy's folder, downloaded when it is a Hugging Face name that is not cached. Raises PreflightError when
-    there is none, or no drafter where `drafter.model` says."""
+    there is none, or no drafter where `online_drafter.model` says."""
     try:
-        if config.drafter.kind != "none" and config.drafter.model is not None:
-            resolve_model(config.drafter.model, "drafter.model")
+        if config.online_drafter.kind != "none" and config.online_drafter.model is not None:
+            resolve_model(config.online_drafter.model, "online_drafter.model")
         return resolve_model(config.model)
     except ValueError as error:
         raise PreflightError(str(error)) from error
@@ -51,6 +52,12 @@ def check_device(config: TrainConfig) -> None:
         choose_device(config.device)
     except ValueError as error:
         raise PreflightError(str(error)) from error
+
+
+def check_loss(config: TrainConfig) -> None:
+    """Raises OwnFunctionError for a loss of the user's that cannot be had."""
+    if isinstance(config.loss, OwnLoss):
+        _ = config.loss.function
 
 
 def wait_until_ready(client: RolloutClient, config: TrainConfig, console: Console) -> None:
@@ -86,7 +93,7 @@ def check_owner(client: RolloutClient, config: TrainConfig, run: str) -> None:
     """The service's weights must not belong to another run, unless this one is to take over."""
     status = client.weights()
     weights = {"policy": status.policy}
-    if config.drafter.kind != "none" and status.drafter is not None:
+    if config.online_drafter.kind != "none" and status.drafter is not None:
         weights["drafter"] = status.drafter
     for of, in_service in weights.items():
         if in_service.run not in (None, run) and not config.take_over:
@@ -109,11 +116,11 @@ def warn_of_memory_queue(client: RolloutClient, config: TrainConfig, console: Co
 
 def check_drafter(client: RolloutClient, config: TrainConfig) -> None:
     """A drafter that is trained must be the kind that the service drafts with."""
-    if config.drafter.kind == "none":
+    if config.online_drafter.kind == "none":
         return
     served = [drafter.drafter for drafter in client.speculation().drafters]
-    if served != [config.drafter.kind]:
+    if served != [config.online_drafter.kind]:
         raise PreflightError(
-            f"drafter.kind: {config.endpoint} drafts with {' and '.join(served) or 'none'}, not {config.drafter.kind}; "
-            "start it with that drafter, or train the one it has"
+            f"online_drafter.kind: {config.endpoint} drafts with {' and '.join(served) or 'none'}, not "
+            f"{config.online_drafter.kind}; start it with that drafter, or train the one it has"
         )

@@ -27,6 +27,7 @@ from rl_loop.preflight import (
     PreflightError,
     check_device,
     check_drafter,
+    check_loss,
     check_output,
     check_owner,
     model_folder,
@@ -45,12 +46,13 @@ from rollout_service.client import RolloutClient
 
 
 def run_training(config: TrainConfig, interruption: Interruption) -> None:
-    """Raises PreflightError and TaskError before the first step. What is raised after it, Interrupted or any error,
-    comes when a checkpoint has been left, or it was said why there is none."""
+    """Raises PreflightError, OwnFunctionError and TaskError before the first step. What is raised after it, Interrupted
+    or any error, comes when a checkpoint has been left, or it was said why there is none."""
     console = Console()
     transformers_logging.disable_progress_bar()  # its bars would run through the live table
     check_output(config)
     check_device(config)
+    check_loss(config)
     task = make_task(config.task)
     tokenizer = load_tokenizer(config)
     if config.threads:
@@ -150,14 +152,14 @@ def make_learner(config: TrainConfig) -> Learner:
 
 def make_drafter(config: TrainConfig, learner: Learner) -> OnlineDrafter | None:
     """The drafter of the run, as the service's checkpoint or the latest one of the run has it."""
-    if config.drafter.kind == "none":
+    if config.online_drafter.kind == "none":
         return None
     try:
         drafter = OnlineDrafter.load(config, learner.policy)
         if (latest := checkpoint_to_resume(config)) is not None:
             drafter.restore(latest)
     except (OSError, ValueError, RuntimeError) as error:
-        raise PreflightError(f"drafter.model: {error}") from error
+        raise PreflightError(f"online_drafter.model: {error}") from error
     return drafter
 
 

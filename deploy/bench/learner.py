@@ -114,7 +114,7 @@ class PlainLoop:
             loss = torch.zeros(())
             for example, new in zip(batch, logprobs, strict=True):
                 ratio = (new - example.old_logprobs).exp()
-                clipped = ratio.clamp(1 - self.config.clip_low, 1 + self.config.clip_high)
+                clipped = ratio.clamp(1 - self.config.loss.clip_low, 1 + self.config.loss.clip_high)
                 loss = loss - torch.minimum(ratio * example.advantage, clipped * example.advantage).sum() / tokens
             loss.backward()
             total += loss.item()

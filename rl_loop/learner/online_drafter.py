@@ -54,8 +54,8 @@ class OnlineDrafter:
 
     def __init__(self, config: TrainConfig, learner: DraftLearner):
         self.config, self.learner = config, learner
-        self.trainer = OnlineTrainer(learner, config.drafter.training, config.sampling.temperature)
-        self.rule = UpdateRule(config.drafter.training)
+        self.trainer = OnlineTrainer(learner, config.online_drafter.training, config.sampling.temperature)
+        self.rule = UpdateRule(config.online_drafter.training)
         self.version = 0
         self.trained_steps = 0
         self.unfinished: tuple[dict[str, Tensor], dict[str, Any]] | None = None
@@ -68,10 +68,10 @@ class OnlineDrafter:
     @classmethod
     def load(cls, config: TrainConfig, policy: PreTrainedModel) -> "OnlineDrafter":
         """Raises ValueError and OSError when the checkpoint is missing or does not fit the policy."""
-        folder = resolve_model(config.drafter.model or config.model, "drafter.model")
+        folder = resolve_model(config.online_drafter.model or config.model, "online_drafter.model")
         # The policy's run must not notice, not even by the random numbers that initial weights use up.
         with torch.random.fork_rng(devices=[]):
-            learner = load_learner(config.drafter.kind, folder, policy)  # type: ignore[arg-type]
+            learner = load_learner(config.online_drafter.kind, folder, policy)  # type: ignore[arg-type]
         return cls(config, learner.to(policy.device))
 
     @contextmanager
@@ -104,7 +104,7 @@ class OnlineDrafter:
 
             yield update, after_forward
         self.trained_steps += 1
-        if self.trained_steps % self.config.drafter.training.push_every == 0:
+        if self.trained_steps % self.config.online_drafter.training.push_every == 0:
             self.is_published, self.has_learned = False, True
 
     def finish_step(self) -> None:
@@ -166,5 +166,7 @@ def learning_drafter(
         yield DrafterUpdate(), lambda batch: None
         return
     steps = [step for c in completions if c.speculation for step in c.speculation.steps or ()]
-    with drafter.learning(policy, step, length_at(steps, drafter.config.drafter.training.draft_steps)) as learning:
+    with drafter.learning(
+        policy, step, length_at(steps, drafter.config.online_drafter.training.draft_steps)
+    ) as learning:
         yield learning

@@ -187,11 +187,9 @@ class Learner:
                 old_logprobs_N.to(self.device),
                 advantages_N.to(self.device),
                 batch.lengths,
-                self.config.clip_low,
-                self.config.clip_high,
             )
             weights_N = torch.cat(weights).to(self.device) if weights else None
-            objective = policy_loss(self.config.loss, terms, totals, self.config.loss_average, weights_N)
+            objective = policy_loss(self.config.loss, terms, totals, weights_N)
             loss, divergence = objective.loss, torch.zeros(())
             if references:
                 divergence = k3_divergence(logprobs_N, torch.cat(references).to(self.device), tokens=totals.tokens)

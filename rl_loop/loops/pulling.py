@@ -220,7 +220,7 @@ class Puller(threading.Thread):
             graded = GradedGroup.of(group, [future.result() for future in futures])
             self.rewards_failed += graded.failed
             kept = self.lost.keep(graded, self.pool.last_failure)
-            if kept and (teaches(graded) or not self.config.dynamic_sampling):
+            if kept and (teaches(graded) or not self.config.loss.dynamic_sampling):
                 self.ready.append(graded)
             else:
                 self.spent.append(group.id)

@@ -60,7 +60,8 @@ def shaped_rewards(config: TrainConfig, graded: GradedGroup) -> list[float]:
     """The group's rewards as advantages are taken of them: with the penalty of overlong responses."""
     pairs = zip(graded.rewards, graded.group.completions, strict=True)
     limit = config.sampling.max_tokens
-    return [reward + overlong_penalty(len(c.token_ids), limit, config.overlong_buffer) for reward, c in pairs]
+    buffer = int(config.loss.overlong_share * limit)
+    return [reward + overlong_penalty(len(c.token_ids), limit, buffer) for reward, c in pairs]
 
 
 def teaches(graded: GradedGroup) -> bool:
@@ -80,7 +81,7 @@ def prepare(
             scores = learner.logprobs(rollouts, after)
         references = learner.reference_logprobs(rollouts)
     with clock("data"):
-        advantages = group_advantages([shaped_rewards(config, g) for g in graded], config.normalise_advantages)
+        advantages = group_advantages([shaped_rewards(config, g) for g in graded], config.loss.normalise_advantages)
         per_rollout = [value for group in advantages.values for value in group]
         proximal = [score.sampled_logprobs for score in scores]
         correction = correct(config.correction, rollouts, proximal, version)

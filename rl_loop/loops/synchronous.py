@@ -145,10 +145,10 @@ class SynchronousLoop:
                 replaced.rewards += sum(g.failed for g in generated)
                 arrived = [g for g in generated if self.lost.keep(g, self.rewards.last_failure)]
                 latest = arrived or latest
-            teaching = [g for g in arrived if teaches(g) or not config.dynamic_sampling]
+            teaching = [g for g in arrived if teaches(g) or not config.loss.dynamic_sampling]
             graded += teaching
             replaced.groups += len(arrived) - len(teaching)
-            is_last = not config.dynamic_sampling or replaced.rounds + 1 >= config.dynamic_sampling_rounds
+            is_last = not config.loss.dynamic_sampling or replaced.rounds + 1 >= config.dynamic_sampling_rounds
             if len(graded) >= config.prompts_per_step or (is_last and latest):
                 return graded[: config.prompts_per_step] or latest, replaced
             replaced.rounds += 1

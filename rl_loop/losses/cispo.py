@@ -4,11 +4,21 @@ The weight is clipped, not the term: every token keeps a gradient, that of REINF
 leaves the lower side open (clip_low = 1).
 """
 
+from typing import Literal
+
+from rl_loop.losses.loss import AboveZero, BelowOne, ClippedLoss
 from rl_loop.losses.terms import LossInput, LossTerms
 
 
-def cispo(batch: LossInput) -> LossTerms:
-    ratio_N = (batch.logprobs_N - batch.old_logprobs_N).exp().detach()
-    weight_N = ratio_N.clamp(1.0 - batch.clip_low, 1.0 + batch.clip_high)
-    clipped_N = (weight_N != ratio_N) & (batch.advantages_N != 0.0)
-    return LossTerms(-weight_N * batch.advantages_N * batch.logprobs_N, clipped_N)
+class CISPO(ClippedLoss):
+    """the ratio is clipped as a weight; every token keeps a gradient"""
+
+    kind: Literal["cispo"] = "cispo"
+    clip_low: BelowOne = 1.0
+    clip_high: AboveZero = 0.28
+
+    def terms(self, batch: LossInput) -> LossTerms:
+        ratio_N = (batch.logprobs_N - batch.old_logprobs_N).exp().detach()
+        weight_N = ratio_N.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
+        clipped_N = (weight_N != ratio_N) & (batch.advantages_N != 0.0)
+        return LossTerms(-weight_N * batch.advantages_N * batch.logprobs_N, clipped_N)

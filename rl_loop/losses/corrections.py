@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rl_loop.batching import Rollout
-from rl_loop.losses.objective import CorrectionConfig
+from rl_loop.losses.correction_config import CorrectionConfig, IcePop, SequenceMask, Truncated, Weighing
 
 LARGEST_LOG_RATIO = 20.0
 """so that squares of ratios stay finite in float32"""
@@ -55,7 +55,7 @@ def correct(
     log_ratios = [(p.float() - torch.tensor(r.logprobs)).clamp(max=LARGEST_LOG_RATIO) for p, r in pairs]
     all_ages, ratio = torch.cat(ages), torch.cat(log_ratios).exp()
     weights = None
-    if config.kind != "none" and (config.tokens == "all" or bool((all_ages > 0).any())):
+    if isinstance(config, Weighing) and (config.tokens == "all" or bool((all_ages > 0).any())):
         weights = [weights_of(config, *row) for row in zip(log_ratios, ages, strict=True)]
     return Correction(
         weights,
@@ -77,19 +77,19 @@ def staleness(rollout: Rollout, version: int) -> Tensor:
     return (version - torch.tensor(rollout.versions)).clamp(min=0)
 
 
-def weights_of(config: CorrectionConfig, log_ratio_T: Tensor, ages_T: Tensor) -> Tensor:
+def weights_of(config: Weighing, log_ratio_T: Tensor, ages_T: Tensor) -> Tensor:
     """One response's weights, float32 (T,)."""
     corrected_T = ages_T > 0 if config.tokens == "off_policy" else torch.ones_like(ages_T, dtype=torch.bool)
     log_ratio_T = torch.where(corrected_T, log_ratio_T, 0.0)
     ratio_T = log_ratio_T.exp()
     weight_T = torch.ones_like(ratio_T) if config.proximal == "sampling" else ratio_T
-    match config.kind:
-        case "truncated":
+    match config:
+        case Truncated():
             return weight_T.clamp(max=config.high)
-        case "icepop":
+        case IcePop():
             within_T = (ratio_T >= config.low) & (ratio_T <= config.high)
             return torch.where(within_T | ~corrected_T, weight_T, 0.0)
-        case "sequence_mask" if corrected_T.any():
+        case SequenceMask() if corrected_T.any():
             mean = log_ratio_T[corrected_T].mean().exp()
             return weight_T if config.low <= mean <= config.high else torch.zeros_like(weight_T)
     return weight_T

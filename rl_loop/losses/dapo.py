@@ -1,12 +1,20 @@
-"""DAPO (arXiv 2503.14476): GRPO's term with clip_high above clip_low ("clip-higher", equation 10), a token mean.
+"""DAPO (arXiv 2503.14476): GRPO's term, clipped higher above than below ("clip-higher", equation 10), a token mean.
 
-Its other two parts are no part of the term: dynamic sampling (equation 11, `dynamic_sampling`: groups whose rewards are
-all equal are replaced) and overlong reward shaping (equation 13, `overlong_buffer`: rl_loop/losses/shaping.py).
+Its other two parts choose what is trained on: groups whose rewards are all equal are replaced (dynamic sampling,
+equation 11), and overlong responses lose reward over the last fifth of max_tokens, as over the paper's 4,096 of 20,480
+(equation 13, losses/shaping.py).
 """
 
-from rl_loop.losses.grpo import grpo
-from rl_loop.losses.terms import LossInput, LossTerms
+from typing import Literal
+
+from rl_loop.losses.grpo import GRPO
+from rl_loop.losses.loss import AboveZero, BelowOne, Flag
 
 
-def dapo(batch: LossInput) -> LossTerms:
-    return grpo(batch)
+class DAPO(GRPO):
+    """grpo, clipped higher above, on groups and rewards that are chosen so"""
+
+    kind: Literal["dapo"] = "dapo"  # type: ignore[assignment]
+    clip_high: AboveZero = 0.28
+    dynamic_sampling: Flag = True
+    overlong_share: BelowOne = 0.2

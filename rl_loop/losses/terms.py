@@ -1,37 +1,45 @@
-"""What every policy loss takes and gives: per-token terms, before they are averaged.
+"""What every policy loss takes and gives: per-token terms, before they are averaged. Imports torch when it computes.
 
 N counts the response tokens of a micro-batch, row after row.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
 class LossInput:
-    logprobs_N: Tensor
+    logprobs_N: "Tensor"
     """float32, with gradient: of the policy that is trained"""
-    old_logprobs_N: Tensor
+    old_logprobs_N: "Tensor"
     """float32: of the policy that the ratio is taken to (the proximal one), without gradient"""
-    advantages_N: Tensor
+    advantages_N: "Tensor"
     """float32, the same for all tokens of a row"""
     lengths: list[int]
     """response tokens of each row; they add up to N"""
-    clip_low: float
-    clip_high: float
 
     @property
-    def lengths_N(self) -> Tensor:
+    def lengths_N(self) -> "Tensor":
         """int64: of its row, for each token"""
+        import torch
+
         lengths = torch.tensor(self.lengths, device=self.logprobs_N.device)
         return lengths.repeat_interleave(lengths)
+
+    def response_means_N(self, values_N: "Tensor") -> "Tensor":
+        """The mean of `values_N` over each token's own response."""
+        import torch
+
+        means_B = torch.stack([row.mean() for row in values_N.split(self.lengths)])
+        return means_B.repeat_interleave(torch.tensor(self.lengths, device=means_B.device))
 
 
 @dataclass(frozen=True)
 class LossTerms:
-    loss_N: Tensor
+    loss_N: "Tensor"
     """with gradient; to be averaged"""
-    clipped_N: Tensor
+    clipped_N: "Tensor"
     """bool: tokens whose gradient the clip removes or bounds"""

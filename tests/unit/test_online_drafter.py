@@ -59,7 +59,7 @@ class Source(toys.SamplingSource):
 def settings(output, kind, folder, training=None, **changes):
     fields = {"learning_rate": 1e-2, "tokens_per_update": 40, "warmup": 0} | (training or {})
     drafter = {"kind": kind, "model": None if folder is None else str(folder), "training": fields}
-    return toys.config(output, drafter=drafter, steps=4, prompts_per_step=3, **changes)
+    return toys.config(output, online_drafter=drafter, steps=4, prompts_per_step=3, **changes)
 
 
 def checkpoint(kind, policy, folder):

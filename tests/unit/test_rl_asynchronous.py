@@ -297,7 +297,7 @@ def test_a_lease_that_ends_in_the_trainers_hands_is_no_second_training(tmp_path,
 
 def test_dynamic_sampling_replaces_groups_that_teach_nothing(tmp_path, service):
     with RewardsPool(toy_rewards.HalfIndifferent, processes=1, timeout=30.0) as pool:
-        settings = config(tmp_path, steps=3, loss="dapo", sampling={"max_tokens": 20})
+        settings = config(tmp_path, steps=3, loss={"kind": "dapo"}, sampling={"max_tokens": 20})
         running = loop(settings, service, pool)
         running.run()
     assert sum(m.groups_replaced for m in running.reporter.log.steps) > 0

@@ -1,5 +1,7 @@
 """The command line: what is wrong is named before anything loads."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,9 @@ import pytest
 from drafters.settings import read_command_line
 from rl_loop.cli import main
 from rl_loop.config import TrainConfig
+from rl_loop.losses.grpo import GRPO
+from rl_loop.losses.gspo import GSPO
+from rl_loop.losses.registry import LOSSES
 
 DEMO = Path(__file__).parents[2] / "deploy" / "demo" / "train.toml"
 
@@ -79,3 +84,71 @@ def test_help_at_both_levels(argv, shown, capsys):
 def test_the_configuration_imports_no_torch():
     check = "import sys, rl_loop.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=DEMO.parents[2]).returncode == 0
+
+
+def dry_run(capsys, *flags):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--model", "m", *flags, "--dry-run"])
+    assert ended.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_dry_run_shows_what_the_loss_the_correction_and_the_mode_take(capsys):
+    printed = dry_run(capsys)
+    assert printed["loss"] == GRPO().model_dump()
+    assert (printed["correction"]["kind"], printed["reward_processes"]) == ("truncated", 0)
+    printed = dry_run(capsys, "--loss.kind", "gspo", "--loss.clip_high", "0.1", "--mode", "async")
+    assert printed["loss"] == GSPO(clip_high=0.1).model_dump()
+    assert printed["reward_processes"] == 1
+    printed = dry_run(capsys, "--loss.kind", "own.losses:mine", "--loss.options", '{"scale": 2}')
+    assert (printed["loss"]["kind"], printed["loss"]["options"]) == ("own.losses:mine", {"scale": 2})
+    printed = dry_run(capsys, "--correction.kind", "icepop", "--correction.high", "3")
+    assert (printed["correction"]["low"], printed["correction"]["high"]) == (0.5, 3.0)
+
+
+def test_help_says_each_losss_own_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    for loss in LOSSES:
+        (said,) = re.findall(rf"^ +{loss().kind}: (.*)$", printed, re.MULTILINE)
+        for name, field in loss.model_fields.items():
+            differs = name != "kind" and field.default != GRPO.model_fields[name].default
+            assert (f"{name} {field.default}" in said) == differs
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--loss.kind", "gsp"], "loss.kind: no loss of the project's, and no package.module:function (got 'gsp')"),
+        (["--loss", "dapo"], "loss: is a section, whose kind is one of grpo, dr_grpo, dapo, gspo, cispo (got 'dapo')"),
+        (["--loss.kind", "gspo", "--loss.clip_high", "-1"], "loss.clip_high: Input should be greater than or equal to"),
+        (
+            ["--loss.options", '{"a": 1}'],
+            "loss.options: kind = 'grpo' has no such field; it is of package.module:function",
+        ),
+        (
+            ["--correction.low", "0.1"],
+            "correction.low: kind = 'truncated' has no such field; it is of icepop",
+        ),
+        (["--correction.kind", "icepop", "--correction.low", "6"], "correction.low: 6.0 must be below high, 5.0"),
+        (
+            ["--correction.proximal", "sampling"],
+            "correction.proximal: the sampling policy leaves this kind nothing to weigh: choo",
+        ),
+        (["--loss_average", "token"], "--loss_average: its name is loss.average now"),
+        (["--drafter.kind", "mtp"], "--drafter.kind: its name is online_drafter.kind now"),
+        (["--mode", "async", "--reward_processes", "0"], "reward_processes: asynchronous training grades in processes"),
+        (["--reward_timeout", "5"], "reward_timeout: has no effect with reward_processes = 0"),
+        (
+            ["--dynamic_sampling_rounds", "5"],
+            "dynamic_sampling_rounds: has no effect with loss.dynamic_sampling",
+        ),
+    ],
+)
+def test_what_a_kind_or_mode_does_not_read_is_refused_in_one_line(flags, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--model", "m", *flags])
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"rl-loop train: {said}")

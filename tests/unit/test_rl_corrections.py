@@ -1,28 +1,35 @@
 """Off-policy corrections and reward shaping, against values worked out by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import rl_toys as toys
 import torch
 import toy_rewards
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
+from rl_loop.loops.step import shaped_rewards
+from rl_loop.losses.correction_config import AnyCorrection
 from rl_loop.losses.corrections import correct
-from rl_loop.losses.objective import CorrectionConfig
 from rl_loop.losses.shaping import overlong_penalty
+from rl_loop.reports.metrics import GradedGroup
 
 # Trained over sampling policy, token by token: the last two are of version 5, which is trained.
 RATIOS = [4.0, 0.25, 1.5, 3.0, 1.0]
 VERSIONS = [3, 4, 4, 5, 5]
 
 
+def configured(**fields):
+    return TypeAdapter(AnyCorrection).validate_python(fields)
+
+
 def weights(version=5, ratios=RATIOS, versions=VERSIONS, **fields):
     rollout = Rollout([1], list(range(len(ratios))), [-1.0] * len(ratios), versions)
     proximal = torch.tensor([-1.0 + math.log(ratio) for ratio in ratios])
-    correction = correct(CorrectionConfig(**fields), [rollout], [proximal], version)
+    correction = correct(configured(**fields), [rollout], [proximal], version)
     return correction.weights and correction.weights[0].tolist(), correction.metrics
 
 
@@ -64,9 +71,9 @@ def test_ratio_effective_sample_size_and_staleness_are_over_all_tokens():
 
 def test_a_sampling_proximal_policy_leaves_no_ratio_to_truncate():
     with pytest.raises(ValidationError, match="proximal"):
-        CorrectionConfig(kind="truncated", proximal="sampling")
+        configured(kind="truncated", proximal="sampling")
     with pytest.raises(ValidationError, match="low"):
-        CorrectionConfig(kind="icepop", low=6.0)
+        configured(kind="icepop", low=6.0)
 
 
 @pytest.mark.parametrize(("length", "penalty"), [(1, 0.0), (80, 0.0), (90, -0.5), (100, -1.0)])
@@ -76,17 +83,25 @@ def test_overlong_responses_lose_reward_linearly(length, penalty):
 
 
 def test_a_loss_brings_its_own_settings_and_given_ones_go_over_them():
-    plain = TrainConfig(model="m")
-    assert (plain.loss, plain.clip_low, plain.clip_high, plain.loss_average) == ("grpo", 0.2, 0.2, "token")
-    dapo = TrainConfig(model="m", loss="dapo", clip_low=0.1)
+    plain = TrainConfig(model="m").loss
+    assert (plain.kind, plain.clip_low, plain.clip_high, plain.average) == ("grpo", 0.2, 0.2, "token")
+    dapo = TrainConfig(model="m", loss={"kind": "dapo", "clip_low": 0.1}).loss
     assert (dapo.clip_low, dapo.clip_high, dapo.dynamic_sampling) == (0.1, 0.28, True)
-    assert (plain.overlong_buffer, dapo.overlong_buffer) == (0, 256 // 5)
-    assert TrainConfig(model="m", loss="dr_grpo").normalise_advantages is False
-    assert TrainConfig(model="m", loss="gspo").loss_average == "sequence"
+    assert (plain.overlong_share, dapo.overlong_share) == (0.0, 0.2)
+    assert TrainConfig(model="m", loss={"kind": "dr_grpo"}).loss.normalise_advantages is False
+    assert TrainConfig(model="m", loss={"kind": "gspo"}).loss.average == "sequence"
+
+
+def test_dapo_punishes_over_the_last_fifth_of_max_tokens():
+    completions = [SimpleNamespace(token_ids=[0] * length) for length in (20, 80, 90, 100)]
+    graded = GradedGroup(SimpleNamespace(completions=completions), [1.0, 1.0, 1.0, 1.0])
+    for kind, rewards in (("dapo", [1.0, 1.0, 0.5, 0.0]), ("grpo", [1.0] * 4)):
+        config = TrainConfig(model="m", loss={"kind": kind}, sampling={"max_tokens": 100})
+        assert shaped_rewards(config, graded) == pytest.approx(rewards)
 
 
 def test_dynamic_sampling_fills_a_step_with_groups_that_teach(tmp_path):
-    settings = toys.config(tmp_path, loss="dapo", steps=2, sampling={"max_tokens": 20})
+    settings = toys.config(tmp_path, loss={"kind": "dapo"}, steps=2, sampling={"max_tokens": 20})
     source = toys.SamplingSource(toys.llama())
     loop = toys.loop(settings, toys.Learner(settings, toys.llama()), source, task=toy_rewards.HalfIndifferent())
     loop.run()
@@ -102,7 +117,7 @@ def test_with_nothing_to_learn_anywhere_a_step_ends_all_the_same(tmp_path):
         def reward(self, problem, response):
             return 0.5
 
-    settings = toys.config(tmp_path, loss="dapo", steps=1, dynamic_sampling_rounds=3)
+    settings = toys.config(tmp_path, loss={"kind": "dapo"}, steps=1, dynamic_sampling_rounds=3)
     source = toys.SamplingSource(toys.llama())
     loop = toys.loop(settings, toys.Learner(settings, toys.llama()), source, task=Indifferent())
     loop.run()

@@ -180,11 +180,12 @@ def test_a_misspelt_flag_is_one_line_with_the_nearest_names(arguments, said, cap
 def test_a_misspelt_field_of_the_file_is_one_line_with_the_nearest_names(tmp_path, capsys):
     file = tmp_path / "wrong.toml"
     file.write_text(
-        'model = "m"\nlearnin_rate = 1\n[sampling]\nsteps = 2\n[drafter.training]\nwhenn = "every"\n', encoding="utf-8"
+        'model = "m"\nlearnin_rate = 1\n[sampling]\nsteps = 2\n[online_drafter.training]\nwhenn = "every"\n',
+        encoding="utf-8",
     )
     assert lines(TrainConfig, ["--config", str(file)], capsys) == [
         "command: sampling.steps: there is no such field; did you mean steps?",
-        "command: drafter.training.whenn: there is no such field; did you mean drafter.training.when?",
+        "command: online_drafter.training.whenn: there is no such field; did you mean online_drafter.training.when?",
         "command: learnin_rate: there is no such field; did you mean learning_rate?",
     ]
 
@@ -262,8 +263,8 @@ def test_a_section_that_refuses_a_field_says_the_fields_whole_name(capsys):
     schedule = ["--drafter.kind", "mtp", "--drafter.schedule", "/nonexistent.json"]
     (said,) = lines(ServiceConfig, ["--model", "m", *schedule], capsys)
     assert said.startswith("command: drafter.schedule: /nonexistent.json: No such file or directory; or write auto")
-    (said,) = lines(TrainConfig, ["--model", "m", "--drafter.training.stop_above", "0.5"], capsys)
-    assert said == "command: drafter.training.stop_above: 0.5 is below start_below, 0.95"
+    (said,) = lines(TrainConfig, ["--model", "m", "--online_drafter.training.stop_above", "0.5"], capsys)
+    assert said == "command: online_drafter.training.stop_above: 0.5 is below start_below, 0.95"
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,8 @@ def test_the_shipped_study_is_a_valid_configuration():
     rules = {}
     for arm, training in config.moving.arms.items():
         drafter = {"kind": config.moving.kind, "model": "m", "training": training}
-        train = TrainConfig.model_validate(config.moving.train | {"model": config.model, "drafter": drafter})
-        rules[arm] = train.drafter.training.when
+        train = TrainConfig.model_validate(config.moving.train | {"model": config.model, "online_drafter": drafter})
+        rules[arm] = train.online_drafter.training.when
     assert rules == {"frozen": "never", "online": "every", "adaptive": "adaptive"}
     assert {drafter.kind for drafter in config.drafters} == {"ngram", "draft_model", "eagle3", "mtp"}
     assert set(config.initialisation.kinds) == {"draft_model", "eagle3", "mtp"}

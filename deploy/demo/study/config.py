@@ -49,7 +49,7 @@ class Moving(Section):
     train: dict[str, Any] = Field(default_factory=dict)
     """fields of `rl-loop train`"""
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """name: fields of `drafter.training`"""
+    """name: fields of `online_drafter.training`"""
 
 
 class StudyConfig(Section):

@@ -68,7 +68,7 @@ def _train_config(config: StudyConfig, name: str, endpoint: str, output: Path) -
         "endpoint": endpoint,
         "output": str(output),
         "resume": True,
-        "drafter": {key: value for key, value in drafter.items() if value is not None},
+        "online_drafter": {key: value for key, value in drafter.items() if value is not None},
     }
 
 

@@ -1,0 +1,52 @@
+"""A section of a configuration whose fields and defaults depend on its `kind`: one class a kind, `kind` a Literal.
+
+Loss = by_kind([GRPO, DAPO])        # [loss] kind = "dapo"; without a kind it is the first
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Union
+
+from pydantic import BaseModel, Discriminator, Tag
+
+
+def by_kind(sections: Sequence[type[BaseModel]], other: type[BaseModel] | None = None) -> Any:
+    """The type of such a section. `other` takes the kinds that are none of `sections`' own, and judges them."""
+    known = {kind_of(section): section for section in sections}
+
+    def chosen(value: Any) -> str | None:
+        kind = value.get("kind", kind_of(sections[0])) if isinstance(value, dict) else getattr(value, "kind", None)
+        return kind if kind in known or other is None or not isinstance(kind, str) else kind_of(other)
+
+    alternatives = [*sections, other] if other is not None else sections
+    return Annotated[
+        Union[tuple(Annotated[section, Tag(kind_of(section))] for section in alternatives)],  # noqa: UP007
+        Discriminator(
+            chosen,
+            custom_error_type="no_such_kind",
+            custom_error_message=f"is a section, whose kind is one of {', '.join(known)}",
+        ),
+    ]
+
+
+def kind_of(section: type[BaseModel]) -> str:
+    """Its kind; for the section of all other kinds the title of that field."""
+    field = section.model_fields.get("kind")
+    kind = None if field is None else field.title or field.default
+    return kind if isinstance(kind, str) else section.__name__
+
+
+def kinds_described(sections: Sequence[type[BaseModel]]) -> str:
+    """For the help of such a section: a line a kind, with what it says of itself, and its defaults where they are not
+    those of the first, which are shown with the fields."""
+    first = sections[0].model_fields
+    lines = []
+    for section in sections:
+        own = [
+            f"{name} {field.default}"
+            for name, field in section.model_fields.items()
+            if name != "kind" and field.default_factory is None
+            if name not in first or field.default != first[name].default
+        ]
+        said = [(section.__doc__ or "").strip(), ", ".join(own)]
+        lines.append(f"  {kind_of(section)}: {'; '.join(filter(None, said))}")
+    return "\n".join(lines)
