@@ -13,6 +13,8 @@ from drafters.settings import Section
 
 DraftSampling = Literal["probabilistic", "greedy"]
 VerificationChoice = Literal["auto", "standard", "block"]
+OF_SOME_KINDS = "model", "prompt_lookup_max", "prompt_lookup_min"
+"""fields of DrafterConfig that only kinds read that say so (`Drafter.reads`)"""
 LOSSY_OPTIONS = {
     "acceptance_method", "lenience", "posterior_alpha", "posterior_threshold", "rejection_sample_method",
     "synthetic_acceptance_length", "synthetic_acceptance_rates", "typical_acceptance",
@@ -25,9 +27,9 @@ class DrafterConfig(Section):
     """Which drafter proposes tokens, and how many."""
 
     kind: str = "none"
-    """one of the kinds in drafters/registry.py: none, ngram, draft_model, eagle3, mtp"""
+    """one of the kinds in drafters/registry.py: none, ngram, draft_model, eagle3, mtp; none reads no other field"""
     model: str | None = None
-    """folder or Hugging Face name of the drafter's checkpoint (draft_model, eagle3); the MTP head is in the policy's"""
+    """draft_model, eagle3: folder or Hugging Face name of the drafter's checkpoint; the MTP head is in the policy's"""
     draft_tokens: int = Field(default=3, ge=1, le=16)
     """tokens drafted per step (k); the most that a schedule may draft"""
     schedule: str | list[Range] | Calibration = "auto"
@@ -35,10 +37,12 @@ class DrafterConfig(Section):
     the acceptance that it sees; a file of `rollout-service calibrate`: the same, from its costs and acceptance; ranges
     [smallest batch size, largest, draft tokens]: as they say; fixed, and auto of n-grams: always draft_tokens"""
     draft_sampling: DraftSampling = "probabilistic"
-    """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token"""
+    """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token. Drafts of
+    ngram are deterministic, whatever this says"""
     verification: VerificationChoice = "auto"
-    """standard: one draft after the other; block: the draft as a whole, which accepts more; both are lossless and the
-    project's own (drafters/verification.py); auto: the engine's own standard one where it passes its self-test"""
+    """standard: one draft after the other; block: the draft as a whole, which accepts more; both are lossless. On a CPU
+    they are the project's own (drafters/verification.py), and auto is the engine's standard one where it passes its
+    self-test; on a GPU they are the engine's, and auto is standard"""
     prompt_lookup_max: int = Field(default=4, ge=1)
     """ngram: longest run of tokens looked up in the text so far"""
     prompt_lookup_min: int = Field(default=2, ge=1)
@@ -94,11 +98,18 @@ class Drafter(ABC):
     """One kind of drafter, configured. Adding a kind is a file with a subclass and a line in `registry.py`."""
 
     kind: ClassVar[str]
+    reads: ClassVar[Collection[str]] = ()
+    """which of OF_SOME_KINDS mean something to it"""
     samples: ClassVar[bool] = True
     """whether drafts can be drawn from a distribution (else they are deterministic, and verified as one-hot)"""
 
     def __init__(self, config: DrafterConfig):
+        """Raises ValueError for a field that is given and means nothing to the kind."""
         self.config = config
+        try:
+            config.refuse_unread([name for name in OF_SOME_KINDS if name not in self.reads], f"kind = {self.kind!r}")
+        except ValueError as error:
+            raise ValueError(f"drafter.{error}") from error
 
     @abstractmethod
     def speculative_config(self) -> dict[str, Any] | None:

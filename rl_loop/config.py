@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from drafters.by_kind import kinds_described
@@ -25,6 +25,7 @@ from rollout_service.protocol import (
     Temperature,
     TopK,
     TopP,
+    WithToken,
 )
 
 TaskKind = Literal["reasoning_gym", "jsonl"]
@@ -92,6 +93,16 @@ class TaskConfig(Section):
         return path
 
     @model_validator(mode="after")
+    def _is_read(self) -> "TaskConfig":
+        of_kind = {"reasoning_gym": ("name", "params", "size"), "jsonl": ("path", "held_out_path", "grader")}
+        self.refuse_unread([n for kind in of_kind if kind != self.kind for n in of_kind[kind]], f"kind = {self.kind!r}")
+        if self.reward is not None:
+            self.refuse_unread(["answer_pattern", "grader"], "reward, which grades by itself")
+        if self.chat:
+            self.refuse_unread(["prompt_suffix"], "chat = true")
+        return self
+
+    @model_validator(mode="after")
     def _has_prompts(self) -> "TaskConfig":
         if self.kind == "jsonl" and self.path is None:
             raise ValueError("path is needed for kind = jsonl")
@@ -138,7 +149,7 @@ def one_with_async(fields: dict[str, Any]) -> int:
     return int(fields["mode"] == "async")
 
 
-class TrainConfig(Section):
+class TrainConfig(WithToken, Section):
     """Reinforcement learning against a rollout service."""
 
     renamed: ClassVar[Mapping[str, str]] = {
@@ -157,8 +168,6 @@ class TrainConfig(Section):
     """sync: each step samples with the policy it trains; async: generation goes on while the policy is trained"""
     endpoint: Endpoint = "http://127.0.0.1:8000"
     """the rollout service"""
-    token: SecretStr | None = None
-    """the service's bearer token"""
     ready_timeout: float = Field(default=600.0, ge=0.0)
     """seconds to wait until the service is ready"""
     take_over: CliImplicitFlag[bool] = False

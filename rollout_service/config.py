@@ -1,13 +1,15 @@
 """Configuration of the service: what is served, by how many engines, with which drafter, and where it listens."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import Section
+from rollout_service.bearer_token import VARIABLE, WithToken
 from rollout_service.lossless import check_engine_arguments
 from rollout_service.vllm_arguments import check_known
 
@@ -28,11 +30,11 @@ class EngineConfig(Section):
     kv_cache_gib: float | None = Field(default=None, gt=0)
     """size of the KV cache; on a CPU 1 GiB when not given, on a GPU what gpu_memory_utilization leaves"""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """share of a GPU's memory"""
+    """cuda: share of a GPU's memory"""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """GPUs of one engine"""
+    """cuda: GPUs of one engine"""
     cores: int = Field(default=0, ge=0)
-    """cores of one engine on a CPU; 0 for an equal share of the machine's"""
+    """cpu: cores of one engine; 0 for an equal share of the machine's"""
     enforce_eager: bool | None = None
     """no compilation; on a CPU always, since a compiled graph might keep old weights"""
     seed: int = Field(default=0, ge=0, lt=2**31)
@@ -46,19 +48,38 @@ class EngineConfig(Section):
         check_known(arguments)
         return arguments
 
+    @model_validator(mode="after")
+    def fits_its_device(self) -> "EngineConfig":
+        if self.device != "auto":
+            self.check_device(self.device)
+        return self
+
+    def check_device(self, device: str) -> None:
+        """Raises ValueError for a field that has no effect on this device, `cpu` or `cuda`."""
+        of_others = ["cores"] if device == "cuda" else ["gpu_memory_utilization", "tensor_parallel_size"]
+        self.refuse_unread(of_others, f"device = {device!r}")
+
 
 class WeightsConfig(Section):
     """What running completions do when new policy weights arrive."""
 
-    policy: Literal["keep", "drain", "restart"] = "keep"
+    renamed: ClassVar[Mapping[str, str]] = {"policy": "running"}
+
+    running: Literal["keep", "drain", "restart"] = "keep"
     """keep: pause, and go on with the new weights; drain: finish first; restart: abort, and generate again"""
     kv_cache: Literal["recompute", "keep"] = "recompute"
-    """with keep: the keys and values of tokens so far, recomputed with the new weights (so that log-probabilities stay
-    exact), or kept (a shorter pause)"""
+    """with running = keep: the keys and values of tokens so far, recomputed with the new weights (so that
+    log-probabilities stay exact), or kept (a shorter pause)"""
+
+    @model_validator(mode="after")
+    def has_a_cache_to_keep(self) -> "WeightsConfig":
+        if self.running != "keep":
+            self.refuse_unread(["kv_cache"], f"running = {self.running!r}")
+        return self
 
     @property
     def keeps_cache(self) -> bool:
-        return self.policy == "keep" and self.kv_cache == "keep"
+        return self.kv_cache == "keep"
 
 
 class QueueConfig(Section):
@@ -79,7 +100,7 @@ class AlarmConfig(Section):
     """draft steps that a pair of versions needs before its acceptance is judged"""
 
 
-class ServiceConfig(Section):
+class ServiceConfig(WithToken, Section):
     """Serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint."""
 
     model: str
@@ -95,8 +116,6 @@ class ServiceConfig(Section):
     """address to listen on; any but a loopback address needs a token"""
     port: int = Field(default=8000, ge=0, le=65535)
     """port to listen on; 0 for any free one"""
-    token: SecretStr | None = None
-    """bearer token that every route but /health asks for"""
     state: Path | None = None
     """folder of the batch queue and the weights in service, from which a service that starts again goes on; without it
     they are in memory alone"""
@@ -112,13 +131,21 @@ class ServiceConfig(Section):
     @model_validator(mode="after")
     def reachable_only_with_token(self) -> "ServiceConfig":
         if self.host not in LOOPBACK and self.token is None:
-            raise ValueError(f'token: listening on {self.host} needs a token; set one, or host = "127.0.0.1"')
+            raise ValueError(
+                f"token: listening on {self.host} needs a token; set one here, in token_file "
+                f'or in {VARIABLE}, or host = "127.0.0.1"'
+            )
         return self
 
     @model_validator(mode="after")
     def known_drafter(self) -> "ServiceConfig":
         make_drafter(self.drafter).speculative_config()
         return self
+
+    def for_engine(self) -> dict[str, Any]:
+        """As JSON, what an engine's actor makes its own configuration of: all but where, and for whom, the front
+        listens."""
+        return self.model_dump(mode="json", exclude={"host", "port", "token", "token_file"})
 
     @property
     def context_limit(self) -> int:

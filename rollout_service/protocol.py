@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
+from rollout_service.bearer_token import WithToken as WithToken  # what a client needs besides the types
 from rollout_service.endpoint import checked_endpoint
 
 INTERFACE_VERSION = 1

@@ -9,6 +9,7 @@ from drafters.drafter import Drafter
 
 class DraftModelDrafter(Drafter):
     kind = "draft_model"
+    reads = ("model",)
 
     def speculative_config(self) -> dict[str, Any] | None:
         return self._sampled("draft_model", model=self._model())

@@ -8,6 +8,7 @@ from drafters.drafter import Drafter
 
 class Eagle3Drafter(Drafter):
     kind = "eagle3"
+    reads = ("model",)
 
     def speculative_config(self) -> dict[str, Any] | None:
         return self._sampled("eagle3", model=self._model())

@@ -7,6 +7,7 @@ from drafters.drafter import Drafter
 
 class NGramDrafter(Drafter):
     kind = "ngram"
+    reads = "prompt_lookup_max", "prompt_lookup_min"
     samples = False
 
     def speculative_config(self) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """TrainDrafterConfig: everything `drafters train` can be told. Imports no torch: `--help` and errors are immediate."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
@@ -13,7 +13,27 @@ from drafters.settings import Section, Threads
 Objective = Literal["soft_cross_entropy", "total_variation", "top_k"]
 
 
-class OfflineTraining(Section):
+class DraftObjective(Section):
+    """What a drafter learns, however it is trained: to be near the policy at each of its draft steps."""
+
+    draft_steps: int = Field(default=3, ge=1, le=16)
+    """draft steps that are unrolled and trained"""
+    step_decay: float = Field(default=0.8, gt=0, le=1)
+    """weight of a draft step's loss relative to the step before (0.8 in Eagle3)"""
+    loss: Objective = "soft_cross_entropy"
+    """distance from the policy's distribution: soft_cross_entropy (forward KL), total_variation (one minus the
+    acceptance), or top_k (forward KL over the policy's most likely tokens and one class for the rest)"""
+    top_k: int = Field(default=32, ge=1)
+    """tokens that loss = top_k keeps of the policy's distribution"""
+
+    @model_validator(mode="after")
+    def _keeps_tokens(self) -> Self:
+        if self.loss != "top_k":
+            self.refuse_unread(["top_k"], f"loss = {self.loss!r}")
+        return self
+
+
+class OfflineTraining(DraftObjective):
     """How a drafter is trained on a fixed set of samples (AdamW, cosine schedule, no dropout)."""
 
     steps: int = Field(default=400, ge=1)
@@ -26,15 +46,6 @@ class OfflineTraining(Section):
     """steps of linear warm-up"""
     weight_decay: float = Field(default=0.01, ge=0)
     """AdamW's weight decay"""
-    draft_steps: int = Field(default=3, ge=1, le=16)
-    """draft steps that are unrolled and trained"""
-    step_decay: float = Field(default=0.8, gt=0, le=1)
-    """weight of a draft step's loss relative to the step before (0.8 in Eagle3)"""
-    loss: Objective = "soft_cross_entropy"
-    """distance from the policy's distribution: soft_cross_entropy (forward KL), total_variation (one minus the
-    acceptance), or top_k (forward KL over the policy's most likely tokens and one class for the rest)"""
-    top_k: int = Field(default=32, ge=1)
-    """tokens that loss = top_k keeps of the policy's distribution"""
     temperature: float = Field(default=1.0, gt=0, le=10)
     """of the policy when it will sample: its distribution and the drafter's are compared at this temperature"""
     validate_every: int = Field(default=50, ge=1)
@@ -86,7 +97,15 @@ class TrainDrafterConfig(Section):
         return data
 
     @model_validator(mode="after")
-    def _not_over_itself(self) -> "TrainDrafterConfig":
+    def _shape_is_read(self) -> Self:
+        try:
+            self.head.check_reader(self.kind, is_new=self.init is None)
+        except ValueError as error:
+            raise ValueError(f"head.{error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _not_over_itself(self) -> Self:
         for field in ("policy", "init"):
             source = getattr(self, field)
             if source is not None and in_home(Path(source)).resolve() == self.out.resolve():
@@ -94,7 +113,7 @@ class TrainDrafterConfig(Section):
         return self
 
 
-class OnlineTraining(Section):
+class OnlineTraining(DraftObjective):
     """How a drafter is trained while its policy is: when, and with which steps (AdamW, constant rate, no dropout)."""
 
     when: Literal["every", "adaptive", "never"] = "every"
@@ -116,17 +135,11 @@ class OnlineTraining(Section):
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     """the drafter's gradients are scaled down to this norm, apart from the policy's"""
-    draft_steps: int = Field(default=3, ge=1, le=16)
-    """draft steps that are unrolled and trained"""
-    step_decay: float = Field(default=0.8, gt=0, le=1)
-    """weight of a draft step's loss relative to the step before"""
-    loss: Objective = "soft_cross_entropy"
-    """distance from the policy's distribution: soft_cross_entropy, total_variation or top_k"""
-    top_k: int = Field(default=32, ge=1)
-    """tokens that loss = top_k keeps of the policy's distribution"""
 
     @model_validator(mode="after")
-    def _hysteresis(self) -> "OnlineTraining":
+    def _hysteresis(self) -> Self:
+        if self.when != "adaptive":
+            self.refuse_unread(["start_below", "stop_above"], f"when = {self.when!r}")
         if self.stop_above < self.start_below:
             raise ValueError(f"stop_above: {self.stop_above} is below start_below, {self.start_below}")
         return self

@@ -214,21 +214,21 @@ class Engine:
 
     @of_a_started_engine
     async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
-        """Take a version in place. What running completions do meanwhile is `weights.policy`'s to say.
+        """Take a version in place. What running completions do meanwhile is `weights.running`'s to say.
 
         Raises DifferentBytes when what it read has another checksum; nothing has changed then. Raises HalfLoaded when
         that is so of some ranks only."""
         import ray
 
         path, copied = Path(weights.path), None
-        policy, began = self.config.weights, time.monotonic()
+        settings, began = self.config.weights, time.monotonic()
         try:
             if ray.get_runtime_context().get_node_id() != weights.node:
                 copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
                 path.write_bytes((await weights.bytes).data)
             await asyncio.gather(
                 self.llm.collective_rpc("read_checkpoint_tensors", args=(str(path),)),
-                self.llm.pause_generation(mode=PAUSE_MODES[policy.policy], clear_cache=not policy.keeps_cache),
+                self.llm.pause_generation(mode=PAUSE_MODES[settings.running], clear_cache=not settings.keeps_cache),
             )
             arguments = (weights.checksum, of_drafter)
             reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from allpairspy import AllPairs
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
 from drafters.registry import make_drafter
 from drafters.settings import Section
+from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.evaluation.exact_policy import Cut
 from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
@@ -33,7 +34,7 @@ class Setting(NamedTuple):
     cut: Cut
 
 
-class AuditConfig(Section):
+class AuditConfig(WithToken, Section):
     """Test what the engine samples, with each drafter and setting, against the policy's exact distributions."""
 
     model: str
@@ -68,8 +69,6 @@ class AuditConfig(Section):
     """largest difference in nats between returned and recomputed log-probabilities; for an engine in float32"""
     endpoint: Endpoint | None = None
     """audit this running service, with the drafter and the verification that it has, instead of starting engines"""
-    token: SecretStr | None = None
-    """the endpoint's bearer token"""
     output: Path = Path("report/audit")
     """folder of audit.json and audit.md"""
 

@@ -3,11 +3,12 @@
 from itertools import product
 from pathlib import Path
 
-from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
 from drafters.registry import make_drafter
 from drafters.settings import Section
+from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
 
@@ -27,7 +28,7 @@ class ComparedDrafter(Section):
     """auto, standard, block, or several for the difference in acceptance"""
 
 
-class CompareConfig(Section):
+class CompareConfig(WithToken, Section):
     """Compare drafters on one policy: acceptance, speed relative to no drafter, and losslessness, side by side."""
 
     model: str
@@ -56,8 +57,6 @@ class CompareConfig(Section):
     """of the sampling: response i of every row has the same"""
     endpoint: Endpoint | None = None
     """measure this running service (one row a concurrency) instead of starting engines"""
-    token: SecretStr | None = None
-    """the endpoint's bearer token"""
     output: Path = Path("report/compare")
     """folder of compare.json, compare.md and the plots"""
 

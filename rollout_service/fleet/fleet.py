@@ -110,7 +110,7 @@ class Fleet:
                     ray.remote(Engine)
                     .options(**options)
                     .remote(
-                        self.config.model_dump(mode="json", exclude={"token"}),
+                        self.config.for_engine(),
                         str(self.folder.resolve()),
                         self.device,
                         index,

@@ -48,7 +48,12 @@ def demand_of(config: ServiceConfig, device: str, turns: int | None = None) -> D
 
 
 def check_machine(config: ServiceConfig, device: str, turns: int | None = None) -> None:
-    """Raises ValueError, with the fields and both numbers, when this machine has less than is needed."""
+    """Raises ValueError, with the fields and both numbers, when this machine has less than is needed; and for a field
+    that has no effect on the device."""
+    try:
+        config.engine.check_device(device)
+    except ValueError as error:
+        raise ValueError(f"engine.{error}") from error
     machine: dict[str, float] = {"CPU": machine_cores(), "GPU": gpus() if device == "cuda" else 0}
     if device == "cuda" and not machine["GPU"]:
         raise ValueError("engine.device: cuda, and torch finds no GPU on this machine; use auto or cpu")

@@ -101,21 +101,21 @@ def test_asynchronous_training_over_http(service, tmp_path):
         assert client.batches().leases == []
 
 
-@pytest.mark.parametrize("policy", ["drain", "restart", "keep"])
-def test_what_running_completions_do_at_an_update_is_configured(policy):
-    flags = ["--weights.kv_cache", "keep"] if policy == "keep" else []
+@pytest.mark.parametrize("running", ["drain", "restart", "keep"])
+def test_what_running_completions_do_at_an_update_is_configured(running):
+    flags = ["--weights.kv_cache", "keep"] if running == "keep" else []
     with (
         launched(
-            "--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--weights.policy", policy, *flags
+            "--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--weights.running", running, *flags
         ) as (url, _),
         RolloutClient(url) as client,
     ):
         status, groups = push_in_the_middle(client, "r")
         wasted, found = client.batches().tokens_wasted, versions(groups)
-        if policy == "drain":  # all of them were running when the update came
+        if running == "drain":  # all of them were running when the update came
             assert found == [[0]] * 16
             assert wasted == 0
-        elif policy == "restart":
+        elif running == "restart":
             assert found == [[1]] * 16
             assert wasted > 100
         else:

@@ -194,13 +194,17 @@ def test_a_misspelt_field_of_the_file_is_one_line_with_the_nearest_names(tmp_pat
     ("arguments", "said"),
     [
         (["--port", "70000"], "port: Input should be less than or equal to 65535 (got '70000')"),
-        (["--host", "::"], 'token: listening on :: needs a token; set one, or host = "127.0.0.1"'),
+        (
+            ["--host", "::"],
+            "token: listening on :: needs a token; set one here, in token_file or in ROLLOUT_SERVICE_TOKEN, "
+            'or host = "127.0.0.1"',
+        ),
         (
             ["--drafter.kind", "oracle"],
             "drafter.kind: unknown kind 'oracle'; known are none, ngram, draft_model, eagle3, mtp",
         ),
         (["--weights", "keep"], "weights: a table is written as JSON, '{\"name\": 1}', a list as '[1, 2]'"),
-        (["--weights", "5"], "weights: is a section; its fields are policy, kv_cache (got 5)"),
+        (["--weights", "5"], "weights: is a section; its fields are running, kv_cache (got 5)"),
         (
             ["--engine.vllm", "block_size"],
             "engine.vllm: a table is written as JSON, '{\"name\": 1}', a list as '[1, 2]'",

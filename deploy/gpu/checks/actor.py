@@ -24,7 +24,7 @@ def run() -> None:
 
 async def serve() -> None:
     config = service_config("mtp", drafter={}, engine={"dtype": "bfloat16", "enforce_eager": False})
-    engine = Engine(config.model_dump(mode="json", exclude={"token"}), str(MODELS / "policy"), DEVICE, 0)
+    engine = Engine(config.for_engine(), str(MODELS / "policy"), DEVICE, 0)
     started = await engine.start(None, None, None)
     milliseconds = [[round(1e3 * seconds, 2) for seconds in row] for row in started.costs.seconds]
     say("started; replaced", started.replaced)

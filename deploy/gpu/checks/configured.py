@@ -26,9 +26,9 @@ def service_config(
         "max_model_len": 256,
         "max_num_seqs": 32,
         "kv_cache_gib": 0.25,
-        "gpu_memory_utilization": 0.2,
     }
     if DEVICE == "cuda":
+        own["gpu_memory_utilization"] = 0.2
         # Kernels compile when they are first used, which makes the start shorter by seconds.
         own["vllm"] = {"kernel_config": {"enable_jit_warmup": False}}
         if "BACKEND" in os.environ:

@@ -33,8 +33,9 @@ def run(kind: str) -> None:
         "enforce_eager": DEVICE != "cuda",
         "max_num_seqs": SLOTS,
         "kv_cache_gib": 8 if DEVICE == "cuda" else 1,
-        "gpu_memory_utilization": 0.6,
     }
+    if DEVICE == "cuda":
+        engine["gpu_memory_utilization"] = 0.6
     config = service_config(kind, PADDED, drafter={} if kind == "none" else drafter, engine=engine)
     llm = started(config, "every")
     say("started")
