@@ -30,9 +30,12 @@ def main() -> None:
         launch(config)
     elif command == "calibrate":
         from drafters.settings import read_command_line
-        from rollout_service.evaluation.calibrate import CalibrateConfig, calibrate
+        from rollout_service.evaluation.calibrate_config import CalibrateConfig
 
-        calibrate(read_command_line(CalibrateConfig, "rollout-service calibrate", argv))
+        calibrate_config = read_command_line(CalibrateConfig, "rollout-service calibrate", argv)
+        from rollout_service.evaluation.calibrate import calibrate
+
+        calibrate(calibrate_config)
     elif command == "compare":
         from drafters.settings import read_command_line
         from rollout_service.evaluation.compare_config import CompareConfig

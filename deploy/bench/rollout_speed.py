@@ -18,7 +18,8 @@ from figures import Figure, figure
 from drafters.drafter import DrafterConfig
 from drafters.schedule import Calibration, Range
 from rollout_service.evaluation.arms import EngineArm
-from rollout_service.evaluation.calibrate import CalibrateConfig, choose, measure_in_turns, table
+from rollout_service.evaluation.calibrate import choose, measure_in_turns, table
+from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
 from rollout_service.protocol import Group, GroupRequest, Sampling

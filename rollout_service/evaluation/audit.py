@@ -24,7 +24,8 @@ from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_m
 from rollout_service.evaluation.audit_config import AuditConfig, AuditedDrafter, Setting
 from rollout_service.evaluation.audit_report import write_report
 from rollout_service.evaluation.audit_row import AuditRow, Level, judge
-from rollout_service.evaluation.exact_policy import Cut, Recomputation, Response
+from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.exact_policy import Recomputation, Response
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
 from rollout_service.fleet.member import FleetError

@@ -13,7 +13,7 @@ from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig
-from rollout_service.evaluation.exact_policy import Cut
+from rollout_service.evaluation.cut import Cut
 from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
 
 
@@ -68,7 +68,8 @@ class AuditConfig(WithToken, Section):
     logprob_tolerance: float = Field(default=1e-4, gt=0.0)
     """largest difference in nats between returned and recomputed log-probabilities; for an engine in float32"""
     endpoint: Endpoint | None = None
-    """audit this running service, with the drafter and the verification that it has, instead of starting engines"""
+    """audit this running service, with the drafter and the verification that it has, instead of starting engines; what
+    engines and drafters are configured with is then not read"""
     output: Path = Path("report/audit")
     """folder of audit.json and audit.md"""
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from drafters.scoring import SurprisalSums, TokenScores, join_scores, kept_tokens
 from rollout_service.evaluation.audit_config import Setting
-from rollout_service.evaluation.exact_policy import Cut, Recomputation, Response
+from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.exact_policy import Recomputation, Response
 from rollout_service.evaluation.goodness_of_fit import EXPECTED, Fit, detectable_shift, g_test, holm, p_of_z
 from rollout_service.protocol import Completion, Group
 

@@ -17,22 +17,19 @@ from typing import Any
 
 import numpy as np
 import ray
-from pydantic import Field, PositiveInt, field_validator, model_validator
 from rich.box import SIMPLE
 from rich.progress import Progress
 from rich.table import Table
 
 from drafters.drafter import DrafterConfig
 from drafters.files.durable import check_folder
-from drafters.registry import make_drafter
 from drafters.schedule import Calibration, StepCosts, choose_drafts, to_ranges
-from drafters.settings import Section
 from drafters.speed_prediction import speedup
-from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.engine.hardware import machine_cores, resolve_device
 from rollout_service.engine.measuring import Plan
 from rollout_service.engine.step_costs import Measured
 from rollout_service.evaluation.arms import EngineArm
+from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.running import progress, report_console, started_engines
 from rollout_service.fleet.member import FleetError
@@ -40,82 +37,6 @@ from rollout_service.fleet.resources import check_machine
 
 Grid = list[list[float]]
 """[draft length][batch size]"""
-
-
-class CalibrateConfig(Section):
-    """Measure what a step costs and what is accepted; choose the draft length for each batch size by the clock."""
-
-    model: str
-    """the policy: a folder or a Hugging Face name"""
-    engine: EngineConfig = EngineConfig()
-    drafter: DrafterConfig
-    """`draft_tokens` is the longest draft that is measured; `schedule` has no part in it"""
-    prompts: Path
-    """JSON lines with `prompt`, `messages` or `prompt_token_ids`: acceptance is measured on their responses"""
-    batch_sizes: list[PositiveInt] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
-    """completions at a time; those above engine.max_num_seqs are left out"""
-    steps: int = Field(default=8, ge=4)
-    """measured of each batch size and draft length, in each round"""
-    rounds: int = Field(default=6, ge=1)
-    responses: int = Field(default=128, ge=1)
-    """completions of the prompts whose acceptance is measured"""
-    response_tokens: int = Field(default=256, ge=1)
-    """the longest of them; the speed-up is predicted for responses of this length"""
-    responses_per_stream: int = Field(default=2, ge=1)
-    """that the speed-up is predicted for, one after the other: the fewer, the more it counts that streams end apart"""
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
-    output: Path = Path("report/schedule.json")
-    """the file to write"""
-
-    @field_validator("prompts")
-    @classmethod
-    def prompts_exist(cls, path: Path) -> Path:
-        if not path.is_file():
-            raise ValueError("no such file")
-        return path
-
-    @field_validator("drafter")
-    @classmethod
-    def has_a_drafter(cls, drafter: DrafterConfig) -> DrafterConfig:
-        if drafter.kind == "none":
-            raise ValueError("kind: none drafts nothing: name the drafter whose draft lengths are to be chosen")
-        made = make_drafter(drafter)
-        made.speculative_config()
-        if not made.samples:
-            raise ValueError(
-                f"kind: {drafter.kind} drafts only what it finds, so that there is no step of a given draft length to "
-                'measure; use schedule = "fixed", or ranges'
-            )
-        return drafter
-
-    @model_validator(mode="after")
-    def has_a_batch_size(self) -> "CalibrateConfig":
-        if not self.sizes:
-            raise ValueError(f"batch_sizes: all are above engine.max_num_seqs, {self.engine.max_num_seqs}")
-        return self
-
-    def service(self, drafter: DrafterConfig) -> ServiceConfig:
-        return ServiceConfig(model=self.model, engine=self.engine, drafter=drafter)
-
-    def measured_drafter(self) -> DrafterConfig:
-        """The drafter on an engine whose draft lengths can be changed, and which measures nothing by itself."""
-        ranges = [(1, self.engine.max_num_seqs, self.drafter.draft_tokens)]
-        return self.drafter.model_copy(update={"schedule": ranges})
-
-    @property
-    def sizes(self) -> list[int]:
-        return sorted({size for size in self.batch_sizes if size <= self.engine.max_num_seqs})
-
-    def plan(self, prompts: list[list[int]], size: int, draft_lengths: list[int] | None, **more: Any) -> Plan:
-        return Plan(
-            prompts=prompts,
-            batch_sizes=[size],
-            draft_lengths=draft_lengths,
-            steps=self.steps,
-            response_tokens=self.response_tokens,
-            temperature=self.temperature,
-            **more,
-        )
 
 
 def calibrate(config: CalibrateConfig) -> Calibration:
@@ -181,6 +102,20 @@ async def _measure(config: CalibrateConfig, bar: Progress) -> Turns:
         return await measure_in_turns(config, without, with_it, bar)
 
 
+def plan(
+    config: CalibrateConfig, prompts: list[list[int]], size: int, draft_lengths: list[int] | None, **more: Any
+) -> Plan:
+    return Plan(
+        prompts=prompts,
+        batch_sizes=[size],
+        draft_lengths=draft_lengths,
+        steps=config.steps,
+        response_tokens=config.response_tokens,
+        temperature=config.temperature,
+        **more,
+    )
+
+
 async def measure_in_turns(config: CalibrateConfig, without: EngineArm, with_it: EngineArm, bar: Progress) -> Turns:
     """Of two engines that are in service already. Every other round goes backwards: what a turn follows may matter."""
     turns, prompts = Turns(), read_prompts(config.model, config.prompts)
@@ -194,9 +129,9 @@ async def measure_in_turns(config: CalibrateConfig, without: EngineArm, with_it:
         for size in sizes:
             in_turn = [(without, None, plain), (with_it, every_length[::backwards], drafting)]
             for arm, lengths, measured in in_turn[::backwards]:
-                measured.add(await arm.fleet.measure(config.plan(prompts, size, lengths, warm_up=round == 0)))
+                measured.add(await arm.fleet.measure(plan(config, prompts, size, lengths, warm_up=round == 0)))
             bar.advance(task)
-    acceptance = config.plan(prompts, sizes[0], [config.drafter.draft_tokens], responses=config.responses)
+    acceptance = plan(config, prompts, sizes[0], [config.drafter.draft_tokens], responses=config.responses)
     turns.acceptance = (await with_it.fleet.measure(acceptance)).acceptance
     return turns
 

@@ -25,7 +25,8 @@ from rollout_service.engine.hardware import resolve_device
 from rollout_service.engine.switches import check_switches
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.compare_config import CompareConfig
-from rollout_service.evaluation.exact_policy import Cut, Recomputation, Response
+from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.exact_policy import Recomputation, Response
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.report import write_report
 from rollout_service.evaluation.rows import Cell, Row

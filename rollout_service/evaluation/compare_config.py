@@ -56,7 +56,8 @@ class CompareConfig(WithToken, Section):
     seed: int = 0
     """of the sampling: response i of every row has the same"""
     endpoint: Endpoint | None = None
-    """measure this running service (one row a concurrency) instead of starting engines"""
+    """measure this running service (one row a concurrency) instead of starting engines; what engines and drafters are
+    configured with is then not read"""
     output: Path = Path("report/compare")
     """folder of compare.json, compare.md and the plots"""
 

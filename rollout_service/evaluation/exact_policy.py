@@ -2,27 +2,16 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from drafters.scoring import TokenScores, score_tokens
+from rollout_service.evaluation.cut import Cut
 
 TOKENS_A_FORWARD = 8192
-
-
-class Cut(NamedTuple):
-    """What makes a sampling distribution of logits. Temperature 0 is read as 1, uncut: what the engine's
-    log-probabilities are of, where it takes the most likely token."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-
-    def arguments(self) -> dict[str, Any]:
-        return self._asdict() if self.temperature > 0.0 else Cut()._asdict()
 
 
 class Response(NamedTuple):

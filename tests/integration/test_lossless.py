@@ -16,7 +16,8 @@ from rollout_service.config import EngineConfig
 from rollout_service.evaluation.audit import Contexts
 from rollout_service.evaluation.audit_config import AuditConfig, Setting
 from rollout_service.evaluation.audit_row import Level, judge
-from rollout_service.evaluation.exact_policy import Cut, Recomputation
+from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.exact_policy import Recomputation
 from rollout_service.protocol import Completion, Group, Speculation
 from rollout_service.vllm_plugin.patch import APPLIED
 from rollout_service.vllm_plugin.table import STOCK, apply_patches

@@ -8,7 +8,7 @@ from over_http import requests
 from test_lossless import KINDS, Auditor, engine
 
 from rollout_service.client import RolloutClient
-from rollout_service.evaluation.exact_policy import Cut
+from rollout_service.evaluation.cut import Cut
 
 SCHEDULES = [[(1, 64, 3)], [(1, 20, 1), (21, 64, 0)], [(1, 64, 2)], [(1, 10, 0), (11, 40, 3), (41, 64, 1)]]
 

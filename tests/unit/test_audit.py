@@ -10,7 +10,8 @@ from drafters.drafter import DrafterConfig
 from rollout_service.evaluation.audit_config import AuditConfig, Setting, pairwise
 from rollout_service.evaluation.audit_report import markdown
 from rollout_service.evaluation.audit_row import Level, fit_first_two, judge, token_positions
-from rollout_service.evaluation.exact_policy import Cut, Recomputation, Response
+from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.exact_policy import Recomputation, Response
 from rollout_service.evaluation.goodness_of_fit import Fit, detectable_shift, g_test, holm, p_of_z
 from rollout_service.protocol import Completion, Group, Sampling, Speculation
 

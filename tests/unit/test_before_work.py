@@ -9,7 +9,8 @@ from drafters.files.durable import check_folder
 from rl_loop.cli import train
 from rollout_service.evaluation.audit import audit
 from rollout_service.evaluation.audit_config import AuditConfig
-from rollout_service.evaluation.calibrate import CalibrateConfig, calibrate
+from rollout_service.evaluation.calibrate import calibrate
+from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.compare import compare
 from rollout_service.evaluation.compare_config import CompareConfig
 

@@ -16,7 +16,8 @@ from rollout_service.engine.draft_lengths import DraftLengths
 from rollout_service.engine.engine import Engine
 from rollout_service.engine.measuring import Plan, measure
 from rollout_service.engine.step_costs import Measured, StepKind, StepTimes, fastest, step_kind
-from rollout_service.evaluation.calibrate import CalibrateConfig, Turns
+from rollout_service.evaluation.calibrate import Turns
+from rollout_service.evaluation.calibrate_config import CalibrateConfig
 
 STEPS = [[0.020, 0.040], [0.022, 0.060], [0.024, 0.090]]
 COSTS = StepCosts(batch_sizes=[1, 8], seconds=STEPS, first=STEPS)

@@ -41,10 +41,16 @@ def folder(tmp_path_factory):
     return folder
 
 
+SHAPES = {
+    "eagle3": {"policy_layers": [0, 1, 2], "vocabulary_size": 10}, "mtp": {},
+    "draft_model": {"hidden_size": 32, "layers": 1},
+}  # fmt: skip
+
+
 def config(folder, out, **changes) -> TrainDrafterConfig:
     fields = {
         "kind": "eagle3", "policy": str(folder / "llama"), "data": folder / "groups.jsonl", "out": out,
-        "head": {"policy_layers": [0, 1, 2], "vocabulary_size": 10, "hidden_size": 32, "layers": 1},
+        "head": {} if "init" in changes else SHAPES[changes.get("kind", "eagle3")],
         "training": {"steps": 6, "batch_size": 8, "warmup": 1, "validate_every": 3}, "dtype": "float32",
         "validation": 0.2, "device": "cpu",
     }  # fmt: skip

@@ -137,7 +137,7 @@ async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, 
     made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: Actor()))
     monkeypatch.setattr("ray.remote", lambda _: made)
     here, watched = fleet(), asyncio.Event()
-    here.config = SimpleNamespace(engines=1, ray_address=None, model_dump=lambda **_: {})
+    here.config = SimpleNamespace(engines=1, ray_address=None, for_engine=dict)
     here.pushes = SimpleNamespace(take_up_kept=lambda: None)
     here.folder, here.device, here.reserved_cores, here.threads = Path(), "cpu", 1, 1
     errors = [OSError("no space left on device")]

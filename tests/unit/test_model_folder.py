@@ -15,7 +15,8 @@ from rollout_service.config import ServiceConfig
 from rollout_service.evaluation.arms import fetch_models
 from rollout_service.evaluation.audit import audit
 from rollout_service.evaluation.audit_config import AuditConfig
-from rollout_service.evaluation.calibrate import CalibrateConfig, calibrate
+from rollout_service.evaluation.calibrate import calibrate
+from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.compare import compare
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.fleet.fleet import Fleet

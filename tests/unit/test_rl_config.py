@@ -81,9 +81,21 @@ def test_help_at_both_levels(argv, shown, capsys):
     assert shown in capsys.readouterr().out
 
 
-def test_the_configuration_imports_no_torch():
-    check = "import sys, rl_loop.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", check], cwd=DEMO.parents[2]).returncode == 0
+@pytest.mark.parametrize(
+    "module",
+    [
+        "rl_loop.cli, rl_loop.config",
+        "drafters.cli, drafters.training.config",
+        "rollout_service.cli, rollout_service.config, rollout_service.evaluation.compare_config, "
+        "rollout_service.evaluation.audit_config, rollout_service.evaluation.calibrate_config",
+    ],
+)
+def test_the_configuration_imports_no_torch(module):
+    check = f"import sys, {module}; print(sorted({{'torch', 'transformers', 'vllm', 'ray'}} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", check], cwd=DEMO.parents[2], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
 
 
 def dry_run(capsys, *flags):

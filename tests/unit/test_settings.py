@@ -14,7 +14,7 @@ from drafters.training.config import TrainDrafterConfig
 from rl_loop.config import TrainConfig
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.engine.arguments import names_engine_arguments
-from rollout_service.evaluation.calibrate import CalibrateConfig
+from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.vllm_arguments import known_arguments
 
@@ -267,7 +267,8 @@ def test_a_section_that_refuses_a_field_says_the_fields_whole_name(capsys):
     schedule = ["--drafter.kind", "mtp", "--drafter.schedule", "/nonexistent.json"]
     (said,) = lines(ServiceConfig, ["--model", "m", *schedule], capsys)
     assert said.startswith("command: drafter.schedule: /nonexistent.json: No such file or directory; or write auto")
-    (said,) = lines(TrainConfig, ["--model", "m", "--online_drafter.training.stop_above", "0.5"], capsys)
+    adaptive = ["--online_drafter.training.when", "adaptive", "--online_drafter.training.stop_above", "0.5"]
+    (said,) = lines(TrainConfig, ["--model", "m", *adaptive], capsys)
     assert said == "command: online_drafter.training.stop_above: 0.5 is below start_below, 0.95"
 
 

@@ -9,7 +9,7 @@ from vllm import LLM
 
 from drafters.files.checkpoint_folder import read_tensors
 from drafters.kinds.mtp import is_mtp
-from rollout_service.evaluation.exact_policy import Cut
+from rollout_service.evaluation.cut import Cut
 
 CUTS = (Cut(temperature=1.0), Cut(temperature=0.7, top_p=0.9, top_k=20), Cut(temperature=0.0))
 

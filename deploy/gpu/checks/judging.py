@@ -7,7 +7,8 @@ import torch
 from vllm import LLM, SamplingParams
 
 from drafters.scoring import SurprisalSums, join_scores
-from rollout_service.evaluation.exact_policy import Cut, Recomputation, Response
+from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.exact_policy import Recomputation, Response
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
