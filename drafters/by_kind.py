@@ -38,14 +38,13 @@ def kind_of(section: type[BaseModel]) -> str:
 def kinds_described(sections: Sequence[type[BaseModel]]) -> str:
     """For the help of such a section: a line a kind, with what it says of itself, and its defaults where they are not
     those of the first, which are shown with the fields."""
-    first = sections[0].model_fields
+    shown = {name: field.default for name, field in sections[0].model_fields.items()}
     lines = []
     for section in sections:
         own = [
             f"{name} {field.default}"
             for name, field in section.model_fields.items()
-            if name != "kind" and field.default_factory is None
-            if name not in first or field.default != first[name].default
+            if name != "kind" and field.default_factory is None and field.default != shown.get(name)
         ]
         said = [(section.__doc__ or "").strip(), ", ".join(own)]
         lines.append(f"  {kind_of(section)}: {'; '.join(filter(None, said))}")
