@@ -4,7 +4,7 @@ Padded micro-batches (rl_loop/learner/padding.py) have a row for each rollout: a
 (learner/packing.py) have all tokens in one row and each prompt once: for models whose every layer is full attention.
 
 B rows, T columns, N response tokens, V vocabulary. Rows are padded on the right, so position ids count from 0 in every
-row and nothing real attends to padding. A token's place is its index among the tokens of the forward, row after row.
+row and nothing real attends to padding. A token's index is counted through the tokens of the forward, row after row.
 """
 
 import math
@@ -47,8 +47,8 @@ class Block:
     """bool: False on padding"""
     response_BT: Tensor
     """bool: which tokens are response"""
-    places_BT: Tensor
-    """int64: where the forward has the token; 0 for padding"""
+    indices_BT: Tensor
+    """int64: each token's index in the forward; 0 for padding"""
 
     @property
     def predicts_BT(self) -> Tensor:
@@ -71,7 +71,7 @@ class MicroBatch(ABC):
 
     @abstractmethod
     def logits(self, model: PreTrainedModel) -> Tensor:
-        """(N, V), at the places that predict the response tokens."""
+        """(N, V), those that predict the response tokens."""
 
     def to(self, device: torch.device) -> Self:
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
@@ -94,16 +94,16 @@ def by_length(rollouts: Sequence[Rollout], rows: Sequence[int], max_tokens: floa
     return parts
 
 
-def block_of(rollouts: Sequence[Rollout], places: Sequence[tuple[int, int]]) -> Block:
-    """The rollouts as rows. `places` are those of each one's first token and of its response's first."""
+def block_of(rollouts: Sequence[Rollout], starts: Sequence[tuple[int, int]]) -> Block:
+    """The rollouts as rows. `starts`: the indices of each one's first token and of its response's first."""
     tokens_BT = torch.zeros(len(rollouts), max(map(len, rollouts)), dtype=torch.long)
     real_BT, response_BT = (torch.zeros_like(tokens_BT, dtype=torch.bool) for _ in range(2))
-    places_BT = torch.zeros_like(tokens_BT)
-    for b, (rollout, (first, response)) in enumerate(zip(rollouts, places, strict=True)):
+    indices_BT = torch.zeros_like(tokens_BT)
+    for b, (rollout, (first, response)) in enumerate(zip(rollouts, starts, strict=True)):
         begin, end = len(rollout.prompt_ids), len(rollout)
         tokens_BT[b, :end] = torch.tensor(rollout.prompt_ids + rollout.response_ids)
         real_BT[b, :end] = True
         response_BT[b, begin:end] = True
-        places_BT[b, :begin] = torch.arange(first, first + begin)
-        places_BT[b, begin:end] = torch.arange(response, response + end - begin)
-    return Block(tokens_BT, real_BT, response_BT, places_BT)
+        indices_BT[b, :begin] = torch.arange(first, first + begin)
+        indices_BT[b, begin:end] = torch.arange(response, response + end - begin)
+    return Block(tokens_BT, real_BT, response_BT, indices_BT)

@@ -15,7 +15,7 @@ from drafters.chat import chat_text
 from rl_loop.config import TrainConfig
 from rl_loop.loops.sources import EndpointSource, RolloutSource
 from rl_loop.preflight import PreflightError
-from rl_loop.tasks import Problem, Split, Task, TaskError
+from rl_loop.tasks import Split, Task, TaskError, TaskProblem
 
 MEASURED = 10_000
 """problems of a dataset that are measured at the start at most: some seconds"""
@@ -31,7 +31,7 @@ class PromptLengths:
         self.task, self.tokenizer = task, tokenizer
         self.known: dict[str, int] = {}
 
-    def of(self, problem: Problem) -> int:
+    def of(self, problem: TaskProblem) -> int:
         """Raises PreflightError when the policy's chat template refuses the messages."""
         if problem.origin not in self.known:
             self.known[problem.origin] = prompt_tokens(self.tokenizer, problem)
@@ -61,7 +61,7 @@ class FittingTask:
         """`longest`: the tokens that a prompt may have."""
         self.task, self.lengths, self.longest, self.overlong = task, lengths, longest, overlong
         self.lock = threading.Lock()  # training and held-out evaluation may draw at once
-        self.places: dict[Split, list[int]] = {"train": [], "held_out": []}
+        self.fitting: dict[Split, list[int]] = {"train": [], "held_out": []}
         """indices in the task's own order of those that fit"""
         self.looked_at: dict[Split, int] = {"train": 0, "held_out": 0}
         self.skipped: set[str] = set()
@@ -70,19 +70,19 @@ class FittingTask:
     def size(self, split: Split) -> int:
         return self.task.size(split)
 
-    def prompt(self, split: Split, index: int) -> Problem:
+    def prompt(self, split: Split, index: int) -> TaskProblem:
         with self.lock:
-            places = self.places[split]
-            while len(places) <= index:
+            fitting = self.fitting[split]
+            while len(fitting) <= index:
                 if self._fits(self.task.prompt(split, self.looked_at[split])):
-                    places.append(self.looked_at[split])
+                    fitting.append(self.looked_at[split])
                 self.looked_at[split] += 1
-            return self.task.prompt(split, places[index])
+            return self.task.prompt(split, fitting[index])
 
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         return self.task.reward(problem, response)
 
-    def _fits(self, problem: Problem) -> bool:
+    def _fits(self, problem: TaskProblem) -> bool:
         tokens = self.lengths.of(problem)
         if tokens <= self.longest:
             return True
@@ -142,7 +142,7 @@ def record_context(folder: Path, limit: int) -> None:
     (folder / CONTEXT_FILE).write_text(json.dumps({"max_model_len": limit}) + "\n", encoding="utf-8")
 
 
-def prompt_tokens(tokenizer: PreTrainedTokenizerBase, problem: Problem) -> int:
+def prompt_tokens(tokenizer: PreTrainedTokenizerBase, problem: TaskProblem) -> int:
     """How many tokens the service will make of the prompt. Raises PreflightError when it would refuse the messages."""
     if problem.messages is None:
         return len(tokenizer.encode(problem.prompt or ""))

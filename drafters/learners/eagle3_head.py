@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
-from drafters.learners.learner import Learner, OutputHead, PolicyOutputs
+from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs
 from drafters.learners.unroll import unroll
 
 NOT_TRAINED = ("t2d", "embed_tokens.weight")
@@ -91,7 +91,7 @@ class Eagle3Layer(nn.Module):
         return hidden_BTD + self.mlp(self.post_attention_layernorm(hidden_BTD))
 
 
-class Eagle3Head(Learner):
+class Eagle3Head(DrafterLearner):
     """`config` as `eagle3_config` makes it; `vocabulary` are the ids that can be drafted, ascending (None: all)."""
 
     kind = "eagle3"

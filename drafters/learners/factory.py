@@ -15,13 +15,15 @@ from drafters.files.checkpoint_folder import read_tensors
 from drafters.kinds.mtp import is_mtp
 from drafters.learners.eagle3_head import Eagle3Head, default_layers, frequent_tokens
 from drafters.learners.layouts import load_eagle3
-from drafters.learners.learner import Learner
+from drafters.learners.learner import DrafterLearner
 from drafters.learners.mtp_head import MTPHead
 from drafters.learners.shape import HeadShape, LearnerKind
 from drafters.learners.small_model import DraftModel
 
 
-def new_learner(kind: LearnerKind, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Learner:
+def new_learner(
+    kind: LearnerKind, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]
+) -> DrafterLearner:
     """A drafter that has not learned yet. `texts` (token ids) choose the reduced vocabulary of an Eagle3 head.
 
     Raises ValueError for a kind that the policy's architecture cannot have.
@@ -42,7 +44,7 @@ def new_learner(kind: LearnerKind, policy: PreTrainedModel, shape: HeadShape, te
     return Eagle3Head.from_policy(policy, layers, reduced, shape.intermediate_size).eval()
 
 
-def load_learner(kind: LearnerKind, folder: Path, policy: PreTrainedModel) -> Learner:
+def load_learner(kind: LearnerKind, folder: Path, policy: PreTrainedModel) -> DrafterLearner:
     """The drafter in `folder` (for mtp: a policy's folder with the head in it).
 
     Raises ValueError saying what the folder lacks or why it does not fit the policy.

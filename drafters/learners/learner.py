@@ -2,7 +2,7 @@
 
 Shapes, here and in `drafters/training`: B sequences, T tokens (padded on the right), D hidden, V vocabulary, N counted
 rows. Row i of draft step j (both from 0) is the draft that knows tokens 0..i+1 of the policy's own and j drafted ones
-after them; it proposes token i + 2 + j. Teacher forcing puts the policy's tokens in the place of the drafted ones.
+after them; it proposes token i + 2 + j. Teacher forcing replaces the drafted tokens by the policy's.
 
 Drafter and policy hand out hidden states and an output head, not logits: [B, T, V] would be most of the memory at a
 large vocabulary, and only the rows that count are ever needed.
@@ -54,12 +54,12 @@ class PolicyOutputs:
     def head(self) -> OutputHead:
         return OutputHead(self.head_VD, len(self.head_VD))
 
-    def at(self, places_BT: Tensor) -> "PolicyOutputs":
+    def at(self, indices_BT: Tensor) -> "PolicyOutputs":
         """With the hidden states of these tokens, given by their index among all, sequence after sequence."""
         return replace(
             self,
-            output_BTD=self.output_BTD.flatten(0, 1)[places_BT],
-            layers_BTD=tuple(hidden_BTD.flatten(0, 1)[places_BT] for hidden_BTD in self.layers_BTD),
+            output_BTD=self.output_BTD.flatten(0, 1)[indices_BT],
+            layers_BTD=tuple(hidden_BTD.flatten(0, 1)[indices_BT] for hidden_BTD in self.layers_BTD),
         )
 
     def embedded(self, tokens_BT: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def reading_policy(policy: PreTrainedModel, layers: tuple[int, ...]) -> Iterator
             hook.remove()
 
 
-class Learner(nn.Module, ABC):
+class DrafterLearner(nn.Module, ABC):
     """A drafter as a module to train. Its tensors travel under the names that the engine loads."""
 
     kind: str

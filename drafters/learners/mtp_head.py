@@ -21,13 +21,13 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
 
 from drafters.files.checkpoint_folder import MTP_FILE, copy_policy, write_index
 from drafters.kinds.mtp import is_mtp
-from drafters.learners.learner import Learner, OutputHead, PolicyOutputs
+from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs
 from drafters.learners.unroll import unroll
 
 PREFIX = "mtp."
 
 
-class MTPHead(Learner):
+class MTPHead(DrafterLearner):
     """For a policy of this configuration (a mixture of experts in every layer, as in all released ones).
 
     Raises ValueError for an architecture that vLLM serves no such head for.

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Q
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-from drafters.learners.learner import Learner, OutputHead, PolicyOutputs, shifted
+from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs, shifted
 
 
 def draft_model_config(policy: PreTrainedModel, hidden_size: int, layers: int) -> Qwen3Config:
@@ -35,7 +35,7 @@ def draft_model_config(policy: PreTrainedModel, hidden_size: int, layers: int) -
     )
 
 
-class DraftModel(Learner):
+class DraftModel(DrafterLearner):
     kind = "draft_model"
 
     def __init__(self, model: PreTrainedModel):

@@ -26,7 +26,7 @@ from drafters.files.durable import check_folder, make_folders, replacing, replac
 from drafters.files.model_folder import resolve_model
 from drafters.files.text_lines import json_lines
 from drafters.learners.factory import load_learner, new_learner
-from drafters.learners.learner import Learner, cast
+from drafters.learners.learner import DrafterLearner, cast
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.data import read_samples
 from drafters.training.offline import OfflineTrainer, split, train_offline
@@ -104,7 +104,7 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
     return by_position
 
 
-def written_bytes(learner: Learner, policy: Path) -> int:
+def written_bytes(learner: DrafterLearner, policy: Path) -> int:
     """About what a state and a checkpoint take on the disk: the weights, AdamW's two moments of them, and the weights
     again. For an MTP head also its policy, which is copied where it is on another disk."""
     copied = sum(file.stat().st_size for file in weight_files(policy)) if learner.kind == "mtp" else 0
@@ -133,7 +133,7 @@ def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
     return policy.to(device).eval().requires_grad_(False)
 
 
-def make_learner(config: TrainDrafterConfig, policy: PreTrainedModel, texts: list[list[int]]) -> Learner:
+def make_learner(config: TrainDrafterConfig, policy: PreTrainedModel, texts: list[list[int]]) -> DrafterLearner:
     torch.manual_seed(config.training.seed)
     if config.init is None:
         return new_learner(config.kind, policy, config.head, texts)

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from drafters.learners.learner import Learner, OutputHead, PolicyOutputs, read_policy, shifted
+from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs, read_policy, shifted
 from drafters.training.losses import CHUNK, total_variation
-from drafters.training.samples import Batch, Sample, collate
+from drafters.training.samples import Sample, SampleBatch, collate
 
 
 class PredictedAcceptance:
@@ -30,7 +30,7 @@ class PredictedAcceptance:
         self.accepted, self.starts = torch.zeros(draft_tokens), torch.zeros(draft_tokens)
 
     @torch.no_grad()
-    def add(self, learner: Learner, policy: PolicyOutputs, batch: Batch) -> None:
+    def add(self, learner: DrafterLearner, policy: PolicyOutputs, batch: SampleBatch) -> None:
         ratios, overlaps = self._ratios_and_overlaps(learner, policy, batch)
         before = torch.cat([torch.ones_like(ratios[:1]), ratios.cumprod(0)])
         visits_BT = _visits(before, batch.drafted(0))
@@ -46,7 +46,9 @@ class PredictedAcceptance:
     def length(self) -> float:
         return 1.0 + sum(self.by_position)
 
-    def _ratios_and_overlaps(self, learner: Learner, policy: PolicyOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _ratios_and_overlaps(
+        self, learner: DrafterLearner, policy: PolicyOutputs, batch: SampleBatch
+    ) -> tuple[Tensor, Tensor]:
         """min(1, q(x) / p(x)) at the sampled token and 1 - total variation, each [steps, B, T], zero past the end."""
         shape = (self.draft_tokens, *batch.tokens_BT.shape)
         ratios, overlaps = (torch.zeros(shape, device=batch.tokens_BT.device) for _ in range(2))
@@ -73,7 +75,7 @@ class PredictedAcceptance:
 
 @torch.no_grad()
 def predicted_acceptance(
-    learner: Learner,
+    learner: DrafterLearner,
     policy: PreTrainedModel,
     samples: list[Sample],
     draft_tokens: int,

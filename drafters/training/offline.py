@@ -8,18 +8,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from transformers import PreTrainedModel, get_cosine_schedule_with_warmup
 
-from drafters.learners.learner import Learner, PolicyOutputs, read_policy, shifted
+from drafters.learners.learner import DrafterLearner, PolicyOutputs, read_policy, shifted
 from drafters.training.config import OfflineTraining
 from drafters.training.expected_acceptance import predicted_acceptance
 from drafters.training.losses import DraftDistance
-from drafters.training.samples import Batch, Sample, epochs
+from drafters.training.samples import Sample, SampleBatch, epochs
 from drafters.training.state import restore_training_state, training_state
 
 
 def draft_loss(
-    learner: Learner,
+    learner: DrafterLearner,
     policy: PolicyOutputs,
-    batch: Batch,
+    batch: SampleBatch,
     *,
     draft_steps: int,
     step_decay: float,
@@ -43,7 +43,9 @@ class OfflineTrainer:
     The policy is only read.
     """
 
-    def __init__(self, learner: Learner, policy: PreTrainedModel, samples: Sequence[Sample], settings: OfflineTraining):
+    def __init__(
+        self, learner: DrafterLearner, policy: PreTrainedModel, samples: Sequence[Sample], settings: OfflineTraining
+    ):
         self.learner, self.policy, self.samples, self.settings = learner, policy, samples, settings
         self.distance = DraftDistance(settings.loss, top_k=settings.top_k, temperature=settings.temperature)
         self.optimiser = torch.optim.AdamW(

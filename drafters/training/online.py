@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from drafters.learners.learner import Learner, PolicyOutputs
+from drafters.learners.learner import DrafterLearner, PolicyOutputs
 from drafters.training.config import OnlineTraining
 from drafters.training.losses import DraftDistance
 from drafters.training.offline import draft_loss
-from drafters.training.samples import Batch
+from drafters.training.samples import SampleBatch
 
 
 @dataclass
@@ -53,7 +53,7 @@ class UpdateRule:
 class OnlineTrainer:
     """The learner with its optimiser. `temperature` is the policy's at sampling time."""
 
-    def __init__(self, learner: Learner, settings: OnlineTraining, temperature: float):
+    def __init__(self, learner: DrafterLearner, settings: OnlineTraining, temperature: float):
         self.learner, self.settings = learner, settings
         self.distance = DraftDistance(settings.loss, top_k=settings.top_k, temperature=temperature)
         self.optimiser = torch.optim.AdamW(
@@ -62,10 +62,10 @@ class OnlineTrainer:
         self.updates = 0
         """since the start of the run"""
 
-    def learn(self, policy: PolicyOutputs, batch: Batch, seed: str) -> Iterator[tuple[float, float]]:
+    def learn(self, policy: PolicyOutputs, batch: SampleBatch, seed: str) -> Iterator[tuple[float, float]]:
         """One update for every `tokens_per_update` tokens; gives the loss and the gradient's norm of each."""
         for part in _parts(batch, self.settings.tokens_per_update, seed):
-            of_part = Batch(batch.tokens_BT[part], batch.response_BT[part])
+            of_part = SampleBatch(batch.tokens_BT[part], batch.response_BT[part])
             if not of_part.drafted(0).any():
                 continue
             read = replace(
@@ -74,7 +74,7 @@ class OnlineTrainer:
             yield self._update(read, of_part)
 
     @torch.enable_grad()
-    def _update(self, policy: PolicyOutputs, batch: Batch) -> tuple[float, float]:
+    def _update(self, policy: PolicyOutputs, batch: SampleBatch) -> tuple[float, float]:
         settings = self.settings
         loss = draft_loss(
             self.learner,
@@ -94,7 +94,7 @@ class OnlineTrainer:
         return loss.item(), norm.item()
 
 
-def _parts(batch: Batch, tokens: int, seed: str) -> list[Tensor]:
+def _parts(batch: SampleBatch, tokens: int, seed: str) -> list[Tensor]:
     """Row indices of each update, in an order of `seed`."""
     rows = list(range(len(batch.tokens_BT)))
     random.Random(seed).shuffle(rows)

@@ -19,14 +19,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Batch:
+class SampleBatch:
     """`tokens_BT` padded on the right, and which of them are response."""
 
     tokens_BT: Tensor
     response_BT: Tensor
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(self.tokens_BT.to(device), self.response_BT.to(device))
+    def to(self, device: torch.device) -> "SampleBatch":
+        return SampleBatch(self.tokens_BT.to(device), self.response_BT.to(device))
 
     def drafted(self, step: int) -> Tensor:
         """Rows [B, T] that the engine could draft from at draft step `step`: it has at least the first token of the
@@ -34,7 +34,7 @@ class Batch:
         return shifted(self.response_BT, 1) & shifted(self.response_BT, 2 + step)
 
 
-def collate(samples: Sequence[Sample], pad: int = 0) -> Batch:
+def collate(samples: Sequence[Sample], pad: int = 0) -> SampleBatch:
     width = max(len(sample.prompt) + len(sample.response) for sample in samples)
     tokens_BT = torch.full((len(samples), width), pad)
     response_BT = torch.zeros(len(samples), width, dtype=torch.bool)
@@ -42,10 +42,10 @@ def collate(samples: Sequence[Sample], pad: int = 0) -> Batch:
         first, end = len(sample.prompt), len(sample.prompt) + len(sample.response)
         tokens_BT[row, :end] = torch.tensor(sample.prompt + sample.response)
         response_BT[row, first:end] = True
-    return Batch(tokens_BT, response_BT)
+    return SampleBatch(tokens_BT, response_BT)
 
 
-def epochs(samples: Sequence[Sample], batch_size: int, seed: int, skip: int = 0) -> Iterator[Batch]:
+def epochs(samples: Sequence[Sample], batch_size: int, seed: int, skip: int = 0) -> Iterator[SampleBatch]:
     """Batches without end, in a new order each epoch; the last part of an epoch that fills no batch is left out.
 
     `skip` leaves out the first batches, for a run that goes on.

@@ -1,28 +1,48 @@
 """A learner and its AdamW as named tensors, so that training goes on bit for bit. Safetensors, no pickle."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from drafters.learners.learner import Learner
+from drafters.learners.learner import DrafterLearner
+
+LEARNER, OPTIMISER = "learner.", "optimiser."
 
 
-def training_state(learner: Learner, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_state(learner: DrafterLearner, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """A copy, on the CPU."""
-    tensors = {f"learner.{name}": t for name, t in learner.state_dict().items()}
-    for name, parameter in learner.named_parameters():
-        for key, value in optimiser.state.get(parameter, {}).items():
-            tensors[f"optimiser.{name}.{key}"] = value
+    tensors = {LEARNER + name: t for name, t in learner.state_dict().items()}
+    tensors |= {OPTIMISER + name: t for name, t in adamw_state(learner, optimiser).items()}
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
 
 
-def restore_training_state(tensors: dict[str, Tensor], learner: Learner, optimiser: torch.optim.Optimizer) -> None:
+def restore_training_state(
+    tensors: dict[str, Tensor], learner: DrafterLearner, optimiser: torch.optim.Optimizer
+) -> None:
     """The inverse. Raises RuntimeError when the tensors are another learner's."""
-    own = {name.removeprefix("learner."): t for name, t in tensors.items() if name.startswith("learner.")}
-    learner.load_state_dict(own)
-    for name, parameter in learner.named_parameters():
-        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"optimiser.{name}.{key}" in tensors]
-        values = {key: tensors[f"optimiser.{name}.{key}"] for key in keys}
+    learner.load_state_dict(_without(LEARNER, tensors))
+    restore_adamw_state(_without(OPTIMISER, tensors), learner, optimiser)
+
+
+def adamw_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """`<parameter>.<key>`: AdamW's own tensors, of the parameters that it has updated."""
+    return {
+        f"{name}.{key}": value.contiguous()
+        for name, parameter in module.named_parameters()
+        for key, value in optimiser.state.get(parameter, {}).items()
+    }
+
+
+def restore_adamw_state(tensors: dict[str, Tensor], module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """The inverse: what AdamW had before is forgotten."""
+    optimiser.state.clear()
+    for name, parameter in module.named_parameters():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors]
+        values = {key: tensors[f"{name}.{key}"] for key in keys}
         if values:  # AdamW keeps its step count on the CPU
             optimiser.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
             }
+
+
+def _without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -27,10 +27,9 @@ from transformers import PreTrainedModel
 from drafters.acceptance import length_at
 from drafters.files.model_folder import resolve_model
 from drafters.learners.factory import load_learner
-from drafters.learners.learner import Learner as DraftLearner
-from drafters.learners.learner import cast, reading_policy
+from drafters.learners.learner import DrafterLearner, cast, reading_policy
 from drafters.training.online import OnlineTrainer, UpdateRule
-from drafters.training.samples import Batch
+from drafters.training.samples import SampleBatch
 from drafters.training.state import restore_training_state, training_state
 from rl_loop.batching import MicroBatch
 from rl_loop.config import TrainConfig
@@ -52,7 +51,7 @@ class DrafterUpdate:
 class OnlineDrafter:
     """`learner` starts as the checkpoint that the service was started with."""
 
-    def __init__(self, config: TrainConfig, learner: DraftLearner):
+    def __init__(self, config: TrainConfig, learner: DrafterLearner):
         self.config, self.learner = config, learner
         self.trainer = OnlineTrainer(learner, config.online_drafter.training, config.sampling.temperature)
         self.rule = UpdateRule(config.online_drafter.training)
@@ -94,9 +93,9 @@ class OnlineDrafter:
                 policy_outputs = read.outputs()
                 for block in batch.blocks:
                     began, blocks = time.perf_counter(), blocks + 1
-                    of_block = Batch(block.tokens_BT, block.response_BT)
+                    of_block = SampleBatch(block.tokens_BT, block.response_BT)
                     for loss, norm in self.trainer.learn(
-                        policy_outputs.at(block.places_BT), of_block, f"{self.config.seed} {step} {blocks}"
+                        policy_outputs.at(block.indices_BT), of_block, f"{self.config.seed} {step} {blocks}"
                     ):
                         update.losses.append(loss)
                         update.grad_norms.append(norm)

@@ -47,8 +47,8 @@ def _attend(
     value_1HSD: Tensor,
     attention_mask: Tensor | None,
     *,
-    places: Sequence[Tensor],
-    home_S: Tensor,
+    indices: Sequence[Tensor],
+    block_indices_S: Tensor,
     **settings: Any,
 ) -> tuple[Tensor, None]:
     """What each token attends to in its rollout (1, S, H, D). Rows are causal and padded on the right: no mask."""
@@ -60,17 +60,17 @@ def _attend(
     projections = query_1HSD, key_1HSD.type_as(query_1HSD), value_1HSD.type_as(query_1HSD)
     attended = []
     with torch.autocast("cpu", enabled=False):
-        for places_BT in places:
-            query, key, value = (_look_up(states_1HSD, places_BT) for states_1HSD in projections)
+        for indices_BT in indices:
+            query, key, value = (_look_up(states_1HSD, indices_BT) for states_1HSD in projections)
             attended_BTHD, _ = sdpa_attention_forward(module, query, key, value, None, **settings)
             attended.append(attended_BTHD.flatten(0, 1))
-    return torch.cat(attended).index_select(0, home_S)[None], None
+    return torch.cat(attended).index_select(0, block_indices_S)[None], None
 
 
-def _look_up(states_1HSD: Tensor, places_BT: Tensor) -> Tensor:
+def _look_up(states_1HSD: Tensor, indices_BT: Tensor) -> Tensor:
     """(B, H, T, D). By `index_select`, whose backward on a CPU is 20 times as fast as that of indexing."""
     states_SHD = states_1HSD[0].transpose(0, 1)
-    return states_SHD.index_select(0, places_BT.flatten()).unflatten(0, places_BT.shape).transpose(1, 2)
+    return states_SHD.index_select(0, indices_BT.flatten()).unflatten(0, indices_BT.shape).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, _attend)

@@ -1,7 +1,7 @@
 """Packed micro-batches: the tokens of all rollouts in one row, without padding, and each prompt once.
 
     rollouts   P P a a a     P P b     Q c c        two of a group with prompt P, and one of another
-    forward    P P a a a b Q c c                    S tokens; places 0 to 8
+    forward    P P a a a b Q c c                    S tokens; indices 0 to 8
     positions  0 1 2 3 4 2 0 1 2
     blocks     P P a a a                            what a token attends to: its own rollout, up to itself
                P P b
@@ -30,9 +30,9 @@ class PackedBatch(MicroBatch):
     positions_S: Tensor
     """int64"""
     predicts_N: Tensor
-    """int64: the places whose logits predict the response tokens; the end of a prompt for each of its completions"""
-    home_S: Tensor
-    """int64: where the blocks have each token, counted through all of them; a prompt's, in the first of its rows"""
+    """int64: indices of the tokens whose logits predict the response; a prompt's last one, of each completion"""
+    block_indices_S: Tensor
+    """int64: each token's index in the flattened blocks; a prompt's tokens are taken from the first of its rows"""
 
     def logits(self, model: PreTrainedModel) -> Tensor:
         """`model` is to be within `packed_attention`."""
@@ -41,8 +41,8 @@ class PackedBatch(MicroBatch):
             position_ids=self.positions_S[None],
             logits_to_keep=self.predicts_N,
             use_cache=False,
-            places=[block.places_BT for block in self.blocks],
-            home_S=self.home_S,
+            indices=[block.indices_BT for block in self.blocks],
+            block_indices_S=self.block_indices_S,
         )
         return output.logits[0]
 
@@ -68,36 +68,36 @@ def packed_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PackedB
 
 def _pack(rollouts: Sequence[Rollout], rows: list[int]) -> PackedBatch:
     prompts: dict[tuple[int, ...], int] = {}
-    places: dict[int, tuple[int, int]] = {}
+    starts: dict[int, tuple[int, int]] = {}
     size = 0
     for row in rows:
         prompt = tuple(rollouts[row].prompt_ids)
         if prompt not in prompts:
             prompts[prompt] = size
             size += len(prompt)
-        places[row] = (prompts[prompt], size)
+        starts[row] = (prompts[prompt], size)
         size += len(rollouts[row].response_ids)
     parts = by_length(rollouts, rows)
-    blocks = [block_of([rollouts[row] for row in part], [places[row] for row in part]) for part in parts]
-    tokens, real, where, columns = (
+    blocks = [block_of([rollouts[row] for row in part], [starts[row] for row in part]) for part in parts]
+    tokens, real, indices, columns = (
         torch.cat([tensor.flatten() for tensor in tensors])
         for tensors in (
             [block.tokens_BT for block in blocks],
             [block.real_BT for block in blocks],
-            [block.places_BT for block in blocks],
+            [block.indices_BT for block in blocks],
             [torch.arange(block.tokens_BT.shape[1]).expand_as(block.tokens_BT) for block in blocks],
         )
     )
-    seats = real.nonzero().squeeze(1)
-    home_S = seats.new_zeros(size).scatter_reduce(0, where[seats], seats, "amin", include_self=False)
+    filled = real.nonzero().squeeze(1)
+    block_indices_S = filled.new_zeros(size).scatter_reduce(0, indices[filled], filled, "amin", include_self=False)
     rows = [row for part in parts for row in part]
     return PackedBatch(
         rows=rows,
         lengths=[len(rollouts[row].response_ids) for row in rows],
         responses_N=torch.cat([block.tokens_BT[block.response_BT] for block in blocks]),
         blocks=blocks,
-        tokens_S=tokens[home_S],
-        positions_S=columns[home_S],
-        predicts_N=torch.cat([block.places_BT[block.predicts_BT] for block in blocks]),
-        home_S=home_S,
+        tokens_S=tokens[block_indices_S],
+        positions_S=columns[block_indices_S],
+        predicts_N=torch.cat([block.indices_BT[block.predicts_BT] for block in blocks]),
+        block_indices_S=block_indices_S,
     )

@@ -3,7 +3,7 @@
 import hashlib
 
 from rl_loop.config import TrainConfig
-from rl_loop.tasks import Problem, Split
+from rl_loop.tasks import Split, TaskProblem
 from rollout_service.protocol import MAX_COMPLETIONS, GroupRequest
 
 
@@ -14,7 +14,7 @@ def sampling_seed(seed: int, what: str, index: int) -> int:
 
 
 def group_requests(
-    config: TrainConfig, batch: str, split: Split, problems: dict[int, Problem], completions: int, *, seed_by: str
+    config: TrainConfig, batch: str, split: Split, problems: dict[int, TaskProblem], completions: int, *, seed_by: str
 ) -> list[GroupRequest]:
     """One request for each problem, by its index in the split; ids are the batch's name and a number."""
     return [

@@ -39,7 +39,7 @@ from rl_loop.loops.step import StageClock, prepare, report_drafter, step_metrics
 from rl_loop.reports.metrics import EvaluationMetrics, GradedGroup, Overlap, rollout_metrics
 from rl_loop.reports.reporting import Reporter
 from rl_loop.run.checkpoint import RunState, checkpoint_folder, prune_checkpoints, save_checkpoint
-from rl_loop.tasks import Problem, Split, Task
+from rl_loop.tasks import Split, Task, TaskProblem
 from rl_loop.tasks.rewards import LostGroups, RewardsHere, check_evaluation
 from rl_loop.tasks.rewards_pool import RewardsPool
 from rollout_service.protocol import Group, GroupRequest
@@ -180,10 +180,12 @@ class SynchronousLoop:
         self.reporter.evaluation(metrics)
         return metrics
 
-    def _problems(self, split: Split, indices: range) -> dict[int, Problem]:
+    def _problems(self, split: Split, indices: range) -> dict[int, TaskProblem]:
         return {index: self.task.prompt(split, index) for index in indices}
 
-    def _generate(self, batch: str, requests: Sequence[GroupRequest], problems: Sequence[Problem]) -> list[GradedGroup]:
+    def _generate(
+        self, batch: str, requests: Sequence[GroupRequest], problems: Sequence[TaskProblem]
+    ) -> list[GradedGroup]:
         """The graded groups without those that failed, in the order of the requests; each is graded when it arrives."""
         problem_of = {request.id: problem for request, problem in zip(requests, problems, strict=True)}
         arrived: dict[str, tuple[Group, list[Future[float | None]]]] = {}

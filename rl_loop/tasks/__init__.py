@@ -2,9 +2,9 @@
 
 from rl_loop.config import TaskConfig
 from rl_loop.tasks.own_reward import OwnReward
-from rl_loop.tasks.task import Problem, Split, Task, TaskError
+from rl_loop.tasks.task import Split, Task, TaskError, TaskProblem
 
-__all__ = ["Problem", "Split", "Task", "TaskError", "make_task"]
+__all__ = ["Split", "Task", "TaskError", "TaskProblem", "make_task"]
 
 
 def make_task(config: TaskConfig) -> Task:

@@ -29,7 +29,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from drafters.files.text_lines import numbered_json_lines
 from rl_loop.config import TaskConfig
 from rl_loop.tasks.grading import check_answer, grade
-from rl_loop.tasks.task import Problem, Split, TaskError, extract_answer, problem_from_text
+from rl_loop.tasks.task import Split, TaskError, TaskProblem, extract_answer, problem_from_text
 from rollout_service.protocol import Message
 
 MESSAGES = TypeAdapter(Annotated[list[Message], Field(min_length=1)])
@@ -60,17 +60,17 @@ class JsonlTask:
     def size(self, split: Split) -> int:
         return len(self.problems[split])
 
-    def prompt(self, split: Split, index: int) -> Problem:
+    def prompt(self, split: Split, index: int) -> TaskProblem:
         problems = self.problems[split]
-        epoch, place = divmod(index, len(problems))
-        return problems[self.order(epoch)[place] if split == "train" else place]
+        epoch, number = divmod(index, len(problems))
+        return problems[self.order(epoch)[number] if split == "train" else number]
 
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         answer = extract_answer(self.config.answer_pattern, response)
         return grade(self.config.grader, str(problem.entry["answer"]), answer)
 
 
-def read_problems(config: TaskConfig, path: Path) -> list[Problem]:
+def read_problems(config: TaskConfig, path: Path) -> list[TaskProblem]:
     try:
         lines = numbered_json_lines(path, partial(_problem, config))
         return [replace(problem, origin=f"{path}, line {number}") for number, problem in lines]
@@ -78,7 +78,7 @@ def read_problems(config: TaskConfig, path: Path) -> list[Problem]:
         raise TaskError(str(error)) from error
 
 
-def _problem(config: TaskConfig, entry: dict[str, Any]) -> Problem:
+def _problem(config: TaskConfig, entry: dict[str, Any]) -> TaskProblem:
     if "answer" not in entry and config.reward is None:
         raise ValueError("has no `answer` (needed unless task.reward is set)")
     if config.reward is None:
@@ -89,7 +89,7 @@ def _problem(config: TaskConfig, entry: dict[str, Any]) -> Problem:
         return problem_from_text(config, entry["prompt"], entry)
     name = "prompt" if "prompt" in entry else "messages"
     try:
-        return Problem(entry=entry, messages=MESSAGES.validate_python(entry[name]))
+        return TaskProblem(entry=entry, messages=MESSAGES.validate_python(entry[name]))
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join([name, *map(str, wrong["loc"])])

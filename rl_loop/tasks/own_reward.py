@@ -1,7 +1,7 @@
 """OwnReward: any task's prompts with the user's own grading, `package.module:function`."""
 
 from rl_loop.own_function import OwnFunctionError, load_function
-from rl_loop.tasks.task import Problem, Split, Task, TaskError
+from rl_loop.tasks.task import Split, Task, TaskError, TaskProblem
 
 
 class OwnReward:
@@ -17,8 +17,8 @@ class OwnReward:
     def size(self, split: Split) -> int:
         return self.task.size(split)
 
-    def prompt(self, split: Split, index: int) -> Problem:
+    def prompt(self, split: Split, index: int) -> TaskProblem:
         return self.task.prompt(split, index)
 
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         return float(self.function(response, problem.entry))

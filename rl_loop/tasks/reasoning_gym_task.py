@@ -3,7 +3,7 @@
 import warnings
 
 from rl_loop.config import TaskConfig
-from rl_loop.tasks.task import Problem, Split, TaskError, extract_answer, problem_from_text
+from rl_loop.tasks.task import Split, TaskError, TaskProblem, extract_answer, problem_from_text
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", SyntaxWarning)  # cellpylib, one of its dependencies, has invalid escapes
@@ -33,12 +33,12 @@ class ReasoningGymTask:
     def size(self, split: Split) -> int:
         return self.config.size
 
-    def prompt(self, split: Split, index: int) -> Problem:
-        place = index % self.config.size
-        entry = self.datasets[split][place]
-        origin = f"{self.config.name}, problem {place} ({split})"
+    def prompt(self, split: Split, index: int) -> TaskProblem:
+        number = index % self.config.size
+        entry = self.datasets[split][number]
+        origin = f"{self.config.name}, problem {number} ({split})"
         return problem_from_text(self.config, entry["question"], entry, origin)
 
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         answer = extract_answer(self.config.answer_pattern, response)
         return float(self.datasets["train"].score_answer(answer, problem.entry))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from rl_loop.reports.metrics import GradedGroup
-from rl_loop.tasks.task import Problem, Task, finite_reward
+from rl_loop.tasks.task import Task, TaskProblem, finite_reward
 
 logger = logging.getLogger("rl_loop")
 
@@ -31,14 +31,14 @@ class RewardsHere:
         self.task = task
         self.last_failure = ""
 
-    def submit(self, problem: Problem, responses: Sequence[str]) -> list[Future[float | None]]:
+    def submit(self, problem: TaskProblem, responses: Sequence[str]) -> list[Future[float | None]]:
         """Each response's reward, which is there already; None for one that failed."""
         futures: list[Future[float | None]] = [Future() for _ in responses]
         for future, response in zip(futures, responses, strict=True):
             future.set_result(self._reward(problem, response))
         return futures
 
-    def _reward(self, problem: Problem, response: str) -> float | None:
+    def _reward(self, problem: TaskProblem, response: str) -> float | None:
         try:
             return finite_reward(self.task, problem, response)
         except (Exception, SystemExit) as error:

@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
-from rl_loop.tasks.task import Problem, Task, finite_reward
+from rl_loop.tasks.task import Task, TaskProblem, finite_reward
 
 logger = logging.getLogger("rl_loop")
 
@@ -49,11 +49,11 @@ class RewardsPool:
             worker.end()
         self.threads.shutdown(cancel_futures=True)
 
-    def submit(self, problem: Problem, responses: Sequence[str]) -> list[Future[float | None]]:
+    def submit(self, problem: TaskProblem, responses: Sequence[str]) -> list[Future[float | None]]:
         """Each response's reward; None for one that failed or took longer than the limit."""
         return [self.threads.submit(self._reward, problem, response) for response in responses]
 
-    def _reward(self, problem: Problem, response: str) -> float | None:
+    def _reward(self, problem: TaskProblem, response: str) -> float | None:
         worker = getattr(self.local, "worker", None)
         if worker is None:
             with self.lock:
@@ -91,7 +91,7 @@ class _Worker:
         theirs.close()
         self.is_ready = False
 
-    def reward(self, problem: Problem, response: str, timeout: float) -> float:
+    def reward(self, problem: TaskProblem, response: str, timeout: float) -> float:
         if not self.is_ready:  # its imports are not the reward's time
             self._receive(START_WITHIN)
             self.is_ready = True

@@ -17,10 +17,10 @@ class TaskError(ValueError):
 
 
 @dataclass(frozen=True)
-class Problem:
+class TaskProblem:
     """One prompt, as text or chat messages, and what grading needs.
 
-    Example: `Problem(entry={"question": "2 + 2 =", "answer": "4"}, prompt="2 + 2 =\\n")`
+    Example: `TaskProblem(entry={"question": "2 + 2 =", "answer": "4"}, prompt="2 + 2 =\\n")`
     """
 
     entry: dict[str, Any]
@@ -41,14 +41,14 @@ class Task(Protocol):
     def size(self, split: Split) -> int:
         """Problems of a split, before they come again."""
 
-    def prompt(self, split: Split, index: int) -> Problem:
+    def prompt(self, split: Split, index: int) -> TaskProblem:
         """Problem `index` of a split, for any index from 0 on: the same one each time it is asked for."""
 
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         """How good a response is. It is right (passes) from `task.pass_threshold` on, 1.0 unless configured."""
 
 
-def finite_reward(task: Task, problem: Problem, response: str) -> float:
+def finite_reward(task: Task, problem: TaskProblem, response: str) -> float:
     """Raises whatever the reward raises, and ValueError for infinity and not-a-number: a group with one of these has no
     advantages."""
     reward = float(task.reward(problem, response))
@@ -63,8 +63,8 @@ def extract_answer(pattern: str, response: str) -> str:
     return (matches[-1] if matches else response).strip()
 
 
-def problem_from_text(config: TaskConfig, text: str, entry: dict[str, Any], origin: str = "") -> Problem:
+def problem_from_text(config: TaskConfig, text: str, entry: dict[str, Any], origin: str = "") -> TaskProblem:
     if not config.chat:
-        return Problem(entry=entry, prompt=text + config.prompt_suffix, origin=origin)
+        return TaskProblem(entry=entry, prompt=text + config.prompt_suffix, origin=origin)
     system = [] if config.system_prompt is None else [Message(role="system", content=config.system_prompt)]
-    return Problem(entry=entry, messages=[*system, Message(role="user", content=text)], origin=origin)
+    return TaskProblem(entry=entry, messages=[*system, Message(role="user", content=text)], origin=origin)

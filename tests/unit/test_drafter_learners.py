@@ -6,7 +6,7 @@ from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, Qwen3NextC
 
 from drafters.learners import unroll as unroll_module
 from drafters.learners.eagle3_head import Eagle3Head, frequent_tokens
-from drafters.learners.learner import Learner, read_policy
+from drafters.learners.learner import DrafterLearner, read_policy
 from drafters.learners.mtp_head import MTPHead
 from drafters.learners.small_model import DraftModel
 from drafters.training.config import OfflineTraining
@@ -44,7 +44,7 @@ def policy():
     return Qwen3NextForCausalLM(config).eval()
 
 
-def make_learner(kind: str, policy) -> Learner:
+def make_learner(kind: str, policy) -> DrafterLearner:
     torch.manual_seed(1)
     if kind == "mtp":
         return MTPHead.from_policy(policy)
@@ -68,7 +68,7 @@ def make_learner(kind: str, policy) -> Learner:
     return DraftModel(Qwen3ForCausalLM(config))
 
 
-def step_by_step(head: Learner, tokens: torch.Tensor, policy, row: int, monkeypatch) -> list[torch.Tensor]:
+def step_by_step(head: DrafterLearner, tokens: torch.Tensor, policy, row: int, monkeypatch) -> list[torch.Tensor]:
     """What the output head reads for one row's drafts, made as an engine makes them: known tokens first, then one query
     a step, causal all along."""
     states: list[torch.Tensor] = []

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from drafters.learners.learner import Learner, OutputHead, PolicyOutputs
+from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs
 from drafters.training import expected_acceptance as prediction
 from drafters.training.losses import soft_cross_entropy, total_variation
 from drafters.training.samples import Sample, collate, epochs
@@ -65,7 +65,7 @@ def test_batches_are_a_new_order_each_epoch_and_the_same_for_a_seed():
         next(epochs(samples, 7, 0))
 
 
-class Markov(Learner):
+class Markov(DrafterLearner):
     """A drafter whose distribution depends on the last token and on the draft step."""
 
     kind = "markov"

@@ -10,7 +10,7 @@ from rl_loop.config import TrainConfig
 from rl_loop.learner.policy_learner import Learner
 from rl_loop.prompt_lengths import FittingTask, PromptLengths
 from rl_loop.run.checkpoint import checkpoints
-from rl_loop.tasks import Problem, TaskError, make_task
+from rl_loop.tasks import TaskError, TaskProblem, make_task
 
 LONGEST = 20
 
@@ -24,7 +24,7 @@ class Mixed(toys.CountLetterA):
     def prompt(self, split, index):
         place = index % 10
         prompt = "1" * (LONGEST + 1) if place in self.overlong else f"{place}+1="
-        return Problem(entry={"place": place}, prompt=prompt, origin=f"{split} {place}")
+        return TaskProblem(entry={"place": place}, prompt=prompt, origin=f"{split} {place}")
 
 
 def fitting(overlong, task=None):

@@ -6,10 +6,10 @@ import time
 import psutil
 import pytest
 
-from rl_loop.tasks import Problem
+from rl_loop.tasks import TaskProblem
 from rl_loop.tasks.rewards_pool import RewardsPool
 
-PROBLEM = Problem(entry={}, prompt="p")
+PROBLEM = TaskProblem(entry={}, prompt="p")
 
 
 class Moody:

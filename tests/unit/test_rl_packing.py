@@ -69,7 +69,7 @@ def test_a_drafter_sees_the_hidden_states_of_a_forward_of_each_rollout(rollouts)
         outputs = read.outputs()
     rows = iter(batch.rows)
     for block in batch.blocks:
-        seen = outputs.at(block.places_BT)
+        seen = outputs.at(block.indices_BT)
         for b in range(len(block.tokens_BT)):
             rollout = rollouts[next(rows)]
             tokens = torch.tensor([rollout.prompt_ids + rollout.response_ids])

@@ -10,7 +10,7 @@ from toy_rewards import FailingAt
 
 from drafters.files.text_lines import json_lines
 from rl_loop.learner.policy_learner import Learner
-from rl_loop.tasks import Problem
+from rl_loop.tasks import TaskProblem
 from rl_loop.tasks.rewards import LOST_IN_A_ROW, RewardsFailed, RewardsHere
 from rl_loop.tasks.rewards_pool import RewardsPool
 
@@ -105,9 +105,9 @@ def test_an_evaluation_goes_on_without_failed_rewards_and_ends_the_run_when_ther
 @pytest.mark.parametrize("how", ["raise", "exit", "nan", "inf", "-inf"])
 def test_what_is_no_finite_number_fails_and_leaves_the_other_rewards(how, caplog):
     rewards = RewardsHere(FailingAt([(0, 1)], how))
-    values = [future.result() for future in rewards.submit(Problem(entry={}), ["0.0", "0.1", "0.2"])]
+    values = [future.result() for future in rewards.submit(TaskProblem(entry={}), ["0.0", "0.1", "0.2"])]
     assert values == [0.0, None, 2.0]
     assert "a reward raised and costs its completion" in caplog.text
     with RewardsPool(partial(FailingAt, [(0, 1)], how), processes=1, timeout=30.0) as pool:
-        assert [f.result() for f in pool.submit(Problem(entry={}), ["0.0", "0.1", "0.2"])] == [0.0, None, 2.0]
+        assert [f.result() for f in pool.submit(TaskProblem(entry={}), ["0.0", "0.1", "0.2"])] == [0.0, None, 2.0]
         assert pool.last_failure

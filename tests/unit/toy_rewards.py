@@ -2,7 +2,7 @@
 
 import sys
 
-from rl_loop.tasks.task import Problem, Split
+from rl_loop.tasks.task import Split, TaskProblem
 
 
 class CountLetterA:
@@ -11,22 +11,22 @@ class CountLetterA:
     def size(self, split: Split) -> int:
         return 10
 
-    def prompt(self, split: Split, index: int) -> Problem:
-        return Problem(entry={}, prompt=f"{index % 10}+{'1' if split == 'train' else '2'}\n")
+    def prompt(self, split: Split, index: int) -> TaskProblem:
+        return TaskProblem(entry={}, prompt=f"{index % 10}+{'1' if split == 'train' else '2'}\n")
 
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         return response.count("a") / max(1, len(response))
 
 
 class HalfIndifferent(CountLetterA):
     """Prompts of even numbers teach nothing."""
 
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         return 0.5 if int((problem.prompt or "")[0]) % 2 == 0 else super().reward(problem, response)
 
 
 class Failing(CountLetterA):
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         if "b" in response:
             raise ValueError("no b, please")
         return super().reward(problem, response)
@@ -39,7 +39,7 @@ class FailingAt(CountLetterA):
     def __init__(self, positions, how: str = "raise"):
         self.positions, self.how = positions, how
 
-    def reward(self, problem: Problem, response: str) -> float:
+    def reward(self, problem: TaskProblem, response: str) -> float:
         index, completion = map(int, response.split("."))
         if (index, completion) not in self.positions:
             return float(completion)

@@ -16,7 +16,7 @@ from drafters.learners.shape import HeadShape, LearnerKind
 from drafters.training.command import train_drafter
 from drafters.training.config import TrainDrafterConfig
 from rl_loop.config import TaskConfig
-from rl_loop.tasks import Problem, make_task
+from rl_loop.tasks import TaskProblem, make_task
 
 STREAMS = 32
 
@@ -60,7 +60,7 @@ def write_rollouts(config: StudyConfig, file: Path) -> None:
             lines.write("\n")
 
 
-def chat(tokenizer: Any, problem: Problem) -> str:
+def chat(tokenizer: Any, problem: TaskProblem) -> str:
     messages = [message.model_dump() for message in problem.messages or []]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
