@@ -37,7 +37,7 @@ def train(argv: list[str]) -> int:
     from rl_loop.loops.losslessness_alarm import NotLossless
     from rl_loop.loops.ownership import ForeignWeights
     from rl_loop.loops.pulling import EveryGroupFailed
-    from rl_loop.loops.sources import ReplayError
+    from rl_loop.loops.recording import ReplayError
     from rl_loop.own_function import OwnFunctionError
     from rl_loop.preflight import PreflightError
     from rl_loop.tasks import TaskError

@@ -4,16 +4,13 @@ Each prompt of a file is measured, and each that the run is to draw of a dataset
 these (in place of groups that were left out) is measured when it is drawn.
 """
 
-import json
 import threading
-from pathlib import Path
 
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from drafters.chat import chat_text
 from rl_loop.config import TrainConfig
-from rl_loop.loops.sources import EndpointSource, RolloutSource
 from rl_loop.preflight import PreflightError
 from rl_loop.tasks import Split, Task, TaskError, TaskProblem
 
@@ -21,7 +18,6 @@ MEASURED = 10_000
 """problems of a dataset that are measured at the start at most: some seconds"""
 NAMED = 5
 """overlong prompts that a message names"""
-CONTEXT_FILE = "context.json"
 
 
 class PromptLengths:
@@ -125,21 +121,6 @@ def fitting_task(
         counts = " and ".join(f"{len(overlong[s])} of {len(measured[s])} prompts of {s}" for s in measured)
         console.print(f"task.overlong: skipping {counts}: {named}", style="yellow", soft_wrap=True)
     return FittingTask(lengths.task, lengths, room, config.task.overlong)
-
-
-def context_limit(config: TrainConfig, source: RolloutSource) -> int | None:
-    """Tokens of prompt and response together: the service's, or what it was when the rollouts were recorded."""
-    if isinstance(source, EndpointSource):
-        return source.client.model().get("max_model_len")
-    assert config.replay is not None
-    recorded = config.replay / CONTEXT_FILE
-    return json.loads(recorded.read_text(encoding="utf-8"))["max_model_len"] if recorded.is_file() else None
-
-
-def record_context(folder: Path, limit: int) -> None:
-    """Into a folder of recorded rollouts: which prompts were skipped depends on it, and so what a replay asks for."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONTEXT_FILE).write_text(json.dumps({"max_model_len": limit}) + "\n", encoding="utf-8")
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, problem: TaskProblem) -> int:

@@ -16,12 +16,15 @@ from transformers.utils import logging as transformers_logging
 from drafters.files.disk_space import NoRoom
 from rl_loop.config import TrainConfig
 from rl_loop.learner.carried_tensors import Carried
+from rl_loop.learner.local_learner import LocalLearner, load_policy
 from rl_loop.learner.online_drafter import OnlineDrafter
-from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.learner.policy_learner import PolicyLearner
 from rl_loop.loops.asynchronous import AsynchronousLoop
 from rl_loop.loops.interruption import Interruption
+from rl_loop.loops.loop import TrainingLoop
 from rl_loop.loops.ownership import Ownership, new_run
-from rl_loop.loops.sources import EndpointSource, Recorder, ReplaySource, RolloutSource
+from rl_loop.loops.recording import Recorder, Recording, ReplaySource
+from rl_loop.loops.sources import EndpointSource
 from rl_loop.loops.synchronous import SynchronousLoop
 from rl_loop.preflight import (
     PreflightError,
@@ -34,13 +37,15 @@ from rl_loop.preflight import (
     wait_until_ready,
     warn_of_memory_queue,
 )
-from rl_loop.prompt_lengths import FittingTask, PromptLengths, context_limit, fitting_task, record_context
+from rl_loop.prompt_lengths import FittingTask, PromptLengths, fitting_task
 from rl_loop.reports.drafter_plot import plot_acceptance
 from rl_loop.reports.metrics_log import MetricsLog
 from rl_loop.reports.reporting import Reporter
 from rl_loop.reports.summary import write_summary
 from rl_loop.run.checkpoint import RunState, checkpoint_to_resume, read_state, restore_checkpoint
+from rl_loop.run.stored_format import OtherFormat
 from rl_loop.tasks import Task, make_task
+from rl_loop.tasks.rewards import Rewards, RewardsHere
 from rl_loop.tasks.rewards_pool import RewardsPool
 from rollout_service.client import RolloutClient
 
@@ -62,17 +67,17 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     with console.status("measuring prompts"):
         measured = lengths.measure(config)
     with open_source(config, state, console) as source:
-        limit = context_limit(config, source)
+        limit = source.context_limit()
         task = fitting_task(config, lengths, measured, limit, console)
         with console.status(f"loading {config.model}"):
-            learner = make_learner(config)
-            drafter = make_drafter(config, learner)
+            learner, drafter = make_learners(config)
         log = MetricsLog(config.output, state.step, config.tensorboard)
         (config.output / "config.json").write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        if limit is not None and config.record_rollouts and config.task.overlong == "skip":
-            record_context(config.output / "rollouts", limit)
-        with Reporter(log, config.steps, console) as reporter, open_pool(config) as pool:
-            loop = make_loop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
+        with Reporter(log, config.steps, console) as reporter, open_rewards(config, task) as rewards:
+            recording = open_recording(config, limit)
+            loop = make_loop(
+                config, task, learner, tokenizer, source, rewards, reporter, state, interruption, drafter, recording
+            )
             try:
                 loop.run()
             except NoRoom:  # for a checkpoint: those before it are there
@@ -81,9 +86,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
                 leave_checkpoint(loop, console)
                 raise
             finally:
-                if isinstance(source, EndpointSource):
-                    source.ownership.release()
-        for alarm in source.client.speculation().alarms if isinstance(source, EndpointSource) else []:
+                source.publisher.release()
+        for alarm in source.alarms():
             console.print(f"alarm of the service, {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
     skipped = len(task.skipped) if isinstance(task, FittingTask) else 0
     write_summary(config.output, log.steps, log.evaluations, console, prompts_skipped=skipped)
@@ -91,7 +95,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
         plot_acceptance(config.output / "acceptance.png", log.steps, log.drafter)
 
 
-def leave_checkpoint(loop: SynchronousLoop | AsynchronousLoop, console: Console) -> None:
+def leave_checkpoint(loop: TrainingLoop, console: Console) -> None:
     """What the run has learned, when something ends it. An error of the writing is told, and hides no cause."""
     step = loop.state.step
     try:
@@ -104,19 +108,15 @@ def leave_checkpoint(loop: SynchronousLoop | AsynchronousLoop, console: Console)
 
 
 def make_loop(
-    config: TrainConfig, task: Task, learner: Learner, tokenizer: PreTrainedTokenizerBase, source: RolloutSource,
-    reporter: Reporter, state: RunState, interruption: Interruption, pool: RewardsPool | None,
-    drafter: OnlineDrafter | None,
-) -> SynchronousLoop | AsynchronousLoop:  # fmt: skip
-    if config.mode == "async":
-        assert isinstance(source, EndpointSource)
-        assert pool is not None
-        return AsynchronousLoop(
-            config, task, learner, tokenizer, source.ownership, reporter, pool, state, interruption, drafter
-        )
-    if config.record_rollouts:
-        source = Recorder(source, config.output / "rollouts")
-    return SynchronousLoop(config, task, learner, tokenizer, source, reporter, state, interruption, pool, drafter)
+    config: TrainConfig, task: Task, learner: PolicyLearner, tokenizer: PreTrainedTokenizerBase,
+    source: EndpointSource | ReplaySource, rewards: Rewards, reporter: Reporter, state: RunState,
+    interruption: Interruption, drafter: OnlineDrafter | None, recording: Recording | None,
+) -> TrainingLoop:  # fmt: skip
+    parts = rewards, reporter, state, interruption, drafter
+    if config.mode == "sync" or isinstance(source, ReplaySource):
+        recorded = source if recording is None else Recorder(source, recording)
+        return SynchronousLoop(config, task, learner, tokenizer, recorded, *parts)
+    return AsynchronousLoop(config, task, learner, tokenizer, source, *parts, recording)
 
 
 def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
@@ -130,54 +130,65 @@ def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
 def begin_state(config: TrainConfig) -> RunState:
     """The state of a new run, or as the latest checkpoint has it."""
     latest = checkpoint_to_resume(config)
-    state = RunState() if latest is None else read_state(latest)
+    try:
+        state = RunState() if latest is None else read_state(latest)
+    except OtherFormat as error:
+        raise PreflightError(str(error)) from error
     state.run = state.run or new_run(config.output)
     return state
 
 
-def make_learner(config: TrainConfig) -> Learner:
-    """A new one, or as the latest checkpoint left it; then the generators are as it left them, too."""
-    latest = checkpoint_to_resume(config)
+def make_learners(config: TrainConfig) -> tuple[PolicyLearner, OnlineDrafter | None]:
+    """The policy's and the drafter's, new or as the latest checkpoint left them; then the generators are as it left
+    them, too."""
+    folder, latest = model_folder(config), checkpoint_to_resume(config)
     try:
-        policy = load_policy(model_folder(config) if latest is None else latest)
-        reference = load_policy(model_folder(config)) if config.kl_coefficient > 0.0 else None
-        carried = Carried.read(latest or model_folder(config))
-        learner = Learner(config, policy, reference, carried)
+        policy = load_policy(folder)
+        reference = load_policy(folder) if config.kl_coefficient > 0.0 else None
+        learner = LocalLearner(config, policy, reference, Carried.read(folder))
     except (OSError, ValueError) as error:
         raise PreflightError(f"model: {config.model}: {error}") from error
-    if latest is not None:
-        restore_checkpoint(latest, learner)
-    return learner
-
-
-def make_drafter(config: TrainConfig, learner: Learner) -> OnlineDrafter | None:
-    """The drafter of the run, as the service's checkpoint or the latest one of the run has it."""
-    if config.online_drafter.kind == "none":
-        return None
     try:
-        drafter = OnlineDrafter.load(config, learner.policy)
-        if (latest := checkpoint_to_resume(config)) is not None:
-            drafter.restore(latest)
+        # Compared with the policy that the service started with, as the engines did: not with the latest checkpoint's.
+        drafter = None if config.online_drafter.kind == "none" else OnlineDrafter.load(config, policy)
     except (OSError, ValueError, RuntimeError) as error:
         raise PreflightError(f"online_drafter.model: {error}") from error
-    return drafter
+    if latest is not None:
+        try:
+            restore_checkpoint(latest, learner, drafter)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise PreflightError(f"output: cannot go on from {latest}: {error}") from error
+    return learner, drafter
 
 
 @contextmanager
-def open_pool(config: TrainConfig) -> Iterator[RewardsPool | None]:
-    """The reward processes, or None where rewards are had in this process."""
+def open_rewards(config: TrainConfig, task: Task) -> Iterator[Rewards]:
+    """In processes of their own, or in this one."""
     if config.reward_processes == 0:
-        yield None
+        yield RewardsHere(task)
         return
     with RewardsPool(partial(make_task, config.task), config.reward_processes, config.reward_timeout) as pool:
         yield pool
 
 
+def open_recording(config: TrainConfig, context_limit: int | None) -> Recording | None:
+    if not config.record_rollouts:
+        return None
+    try:
+        return Recording(config.output / "rollouts", context_limit if config.task.overlong == "skip" else None)
+    except OtherFormat as error:
+        raise PreflightError(str(error)) from error
+
+
 @contextmanager
-def open_source(config: TrainConfig, state: RunState, console: Console) -> Iterator[RolloutSource]:
+def open_source(config: TrainConfig, state: RunState, console: Console) -> Iterator[EndpointSource | ReplaySource]:
     """The recording, or the endpoint once it is ready and found to fit the run that is in `state`."""
     if config.replay is not None:
-        yield ReplaySource(config.replay)
+        try:
+            recorded = ReplaySource(config.replay)
+        except OtherFormat as error:
+            raise PreflightError(f"replay: {error}") from error
+        yield recorded
         return
     token = None if config.token is None else config.token.get_secret_value()
     with RolloutClient(config.endpoint, token) as client:

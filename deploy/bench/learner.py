@@ -17,7 +17,8 @@ from torch import Tensor
 from drafters.scoring import token_logprobs
 from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
-from rl_loop.learner.policy_learner import Example, Learner, load_policy
+from rl_loop.learner.local_learner import LocalLearner, load_policy
+from rl_loop.learner.policy_learner import Example
 from rollout_service.evaluation.prompts import read_prompts
 
 GOAL = 1.5
@@ -29,7 +30,7 @@ def learner(config: BenchConfig) -> tuple[list[Figure], Any]:
     plan = config.learner
     rollouts = rollouts_of(config)
     train = train_config(config, "bfloat16")
-    ours = Learner(train, load_policy(plan.model))
+    ours = LocalLearner(train, load_policy(plan.model))
     plain = PlainLoop(train, load_policy(plan.model), plan.batch_rows)
     _check_losses(config, rollouts)
     old = [scores.logprobs for scores in ours.logprobs(rollouts)]
@@ -86,7 +87,7 @@ def examples_of(rollouts: Sequence[Rollout], old: Sequence[Tensor]) -> list[Exam
 def _check_losses(config: BenchConfig, rollouts: Sequence[Rollout]) -> None:
     """One update's loss in float32, away from the old policy so that it is no zero. Raises when they differ by 1e-5."""
     train, some = train_config(config, "float32"), list(rollouts[:32])
-    ours = Learner(train, load_policy(config.learner.model))
+    ours = LocalLearner(train, load_policy(config.learner.model))
     plain = PlainLoop(train, load_policy(config.learner.model), config.learner.batch_rows)
     old = [scores.logprobs + 0.1 * torch.sin(scores.logprobs) for scores in ours.logprobs(some)]
     examples = examples_of(some, old)

@@ -18,8 +18,8 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from drafters.settings import read_command_line
+from rl_loop.learner.local_learner import LocalLearner, load_policy
 from rl_loop.learner.packing import packed_batches
-from rl_loop.learner.policy_learner import Learner, load_policy
 
 KINDS = {
     "matrix products": ("mm", "linear"),
@@ -33,7 +33,7 @@ KINDS = {
 def main() -> None:
     config = read_command_line(BenchConfig, "learner_profile", sys.argv[1:])
     rollouts, train = rollouts_of(config), train_config(config, "bfloat16")
-    learner = Learner(train, load_policy(config.learner.model))
+    learner = LocalLearner(train, load_policy(config.learner.model))
     examples = examples_of(rollouts, [scores.logprobs for scores in learner.logprobs(rollouts)])
     learner.train(examples, step=0)
     passes = {

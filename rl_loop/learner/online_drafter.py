@@ -1,7 +1,7 @@
-"""The run's drafter: learns in the learner's forward pass, has versions and a cadence of its own, and is checkpointed.
+"""The run's drafter: learns in the policy's forward pass, has versions and a cadence of its own, and is checkpointed.
 
     generation     rollouts of policy N with drafter D, and what their drafts came to
-    logprob        the learner scores every rollout once with policy N: hooks keep the hidden states, and after each
+    logprob        the learner scores every rollout once with policy N and keeps the hidden states: after each
                    micro-batch the drafter makes its own updates on them
     train          the policy's update; the drafter has no part in it
     prepare        policy N+1 is pushed, then the drafter if it has learned
@@ -27,12 +27,13 @@ from transformers import PreTrainedModel
 from drafters.acceptance import length_at
 from drafters.files.model_folder import resolve_model
 from drafters.learners.factory import load_learner
-from drafters.learners.learner import DrafterLearner, cast, reading_policy
+from drafters.learners.learner import DrafterLearner, PolicyOutputs, cast
 from drafters.training.online import OnlineTrainer, UpdateRule
 from drafters.training.samples import SampleBatch
 from drafters.training.state import restore_training_state, training_state
 from rl_loop.batching import MicroBatch
 from rl_loop.config import TrainConfig
+from rl_loop.learner.policy_learner import HiddenStateReader
 from rollout_service.protocol import Completion
 
 STATE, FACTS = "drafter.safetensors", "drafter.json"
@@ -75,33 +76,31 @@ class OnlineDrafter:
 
     @contextmanager
     def learning(
-        self, policy: PreTrainedModel, step: int, acceptance_length: float | None
-    ) -> Iterator[tuple[DrafterUpdate, Callable[[MicroBatch], None]]]:
-        """Within it, call the function after each micro-batch's forward of `policy`: the drafter learns from it.
+        self, step: int, acceptance_length: float | None
+    ) -> Iterator[tuple[DrafterUpdate, HiddenStateReader | None]]:
+        """Within it, have the policy score the step's rollouts with the reader: the drafter learns from what it reads.
 
-        Does nothing in a step that is not due (no hook, no copy); a `DrafterUpdate` says what was done.
+        There is no reader in a step that is not due; a `DrafterUpdate` says what was done.
         """
         update, facts = DrafterUpdate(), self._facts()
         if not self.rule.is_due(step, acceptance_length):
-            yield update, lambda batch: None
+            yield update, None
             return
         self.unfinished, blocks = (training_state(self.learner, self.trainer.optimiser), facts), 0
-        with reading_policy(policy, self.learner.policy_layers) as read:
 
-            def after_forward(batch: MicroBatch) -> None:
-                nonlocal blocks
-                policy_outputs = read.outputs()
-                for block in batch.blocks:
-                    began, blocks = time.perf_counter(), blocks + 1
-                    of_block = SampleBatch(block.tokens_BT, block.response_BT)
-                    for loss, norm in self.trainer.learn(
-                        policy_outputs.at(block.indices_BT), of_block, f"{self.config.seed} {step} {blocks}"
-                    ):
-                        update.losses.append(loss)
-                        update.grad_norms.append(norm)
-                    update.seconds += time.perf_counter() - began
+        def read(batch: MicroBatch, outputs: PolicyOutputs) -> None:
+            nonlocal blocks
+            for block in batch.blocks:
+                began, blocks = time.perf_counter(), blocks + 1
+                of_block = SampleBatch(block.tokens_BT, block.response_BT)
+                for loss, norm in self.trainer.learn(
+                    outputs.at(block.indices_BT), of_block, f"{self.config.seed} {step} {blocks}"
+                ):
+                    update.losses.append(loss)
+                    update.grad_norms.append(norm)
+                update.seconds += time.perf_counter() - began
 
-            yield update, after_forward
+        yield update, HiddenStateReader(self.learner.policy_layers, read)
         self.trained_steps += 1
         if self.trained_steps % self.config.online_drafter.training.push_every == 0:
             self.is_published, self.has_learned = False, True
@@ -110,17 +109,19 @@ class OnlineDrafter:
         """What was learned counts from here on."""
         self.unfinished = None
 
-    def publish(self, publish_drafter: Callable[..., int]) -> bool:
-        """Push the drafter unless the engines hold it, by `RolloutSource.publish_drafter`; whether it was pushed."""
-        if self.is_published:
-            return False
-        self.version = publish_drafter(self.tensors, self.version, is_new=self.has_learned)
-        self.is_published = True
-        return True
+    def publish(self, publish: Callable[..., int]) -> None:
+        """By a Publisher's `publish` (rl_loop/loops/publishing.py), unless the engines hold it."""
+        if not self.is_published:
+            self.version = publish("drafter", self.export, self.version, is_new=self.has_learned)
+            self.is_published = True
 
-    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+    def export(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The drafter's own, under the names that the engines loaded."""
         return cast(self.learner.checkpoint(), dtype)
+
+    def checkpoint_bytes(self) -> int:
+        """About what `save` writes: the weights, AdamW's two moments of them, and a copy for the engines."""
+        return 4 * sum(parameter.nbytes for parameter in self.learner.parameters())
 
     def save(self, folder: Path) -> None:
         """Into a checkpoint of the run: the state to resume from, and the drafter as an engine loads it.
@@ -157,15 +158,13 @@ class OnlineDrafter:
 
 @contextmanager
 def learning_drafter(
-    drafter: OnlineDrafter | None, policy: PreTrainedModel, step: int, completions: Sequence[Completion]
-) -> Iterator[tuple[DrafterUpdate, Callable[[MicroBatch], None]]]:
+    drafter: OnlineDrafter | None, step: int, completions: Sequence[Completion]
+) -> Iterator[tuple[DrafterUpdate, HiddenStateReader | None]]:
     """`OnlineDrafter.learning` by the acceptance of the step's own rollouts, at the draft length that is trained;
     nothing without a drafter."""
     if drafter is None:
-        yield DrafterUpdate(), lambda batch: None
+        yield DrafterUpdate(), None
         return
     steps = [step for c in completions if c.speculation for step in c.speculation.steps or ()]
-    with drafter.learning(
-        policy, step, length_at(steps, drafter.config.online_drafter.training.draft_steps)
-    ) as learning:
+    with drafter.learning(step, length_at(steps, drafter.config.online_drafter.training.draft_steps)) as learning:
         yield learning

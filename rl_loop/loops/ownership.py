@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import httpx
+import torch
 from torch import Tensor
 
-from rollout_service.client import RolloutClient, RolloutError
-from rollout_service.protocol import Group, WeightsOf, WeightStatus
+from rl_loop.loops.publishing import Export
+from rollout_service.client import RolloutClient, RolloutError, tensors_checksum
+from rollout_service.protocol import ErrorBody, Group, WeightsOf, WeightStatus
 
 logger = logging.getLogger("rl_loop")
 
@@ -30,7 +32,7 @@ class ForeignWeights(RuntimeError):
 
 
 class Ownership:
-    """Use: `ownership.push("policy", tensors, version)`, and `ownership.check(groups)` for all that comes back."""
+    """The Publisher of a live service. `check(groups)` is to be called for all that comes back."""
 
     def __init__(self, client: RolloutClient, run: str, take_over: bool = False, pushed: Iterable[int] = ()):
         """`pushed`: versions of the policy that the run pushed before it was resumed."""
@@ -41,8 +43,27 @@ class Ownership:
         self.pushed = set(pushed)
         """versions of the policy, those included whose push is not answered yet"""
 
+    def publish(self, of: WeightsOf, export: Export, version: int, *, is_new: bool = True) -> int:
+        """The service's versions only grow: the new one is above its own and ours, whichever was restarted. What is not
+        new is pushed unless the service holds the same bytes.
+
+        Raises RolloutError (409) when the weights in service belong to another run, and when the service's drafter has
+        no weights of its own.
+        """
+        status = self.client.weights()
+        in_service = status.policy if of == "policy" else status.drafter
+        if in_service is None:
+            raise RolloutError(409, ErrorBody(error="no drafter with weights of its own; start the service with one"))
+        tensors = export(getattr(torch, status.dtype))
+        if not is_new and tensors_checksum(tensors) == in_service.checksum:
+            return in_service.version
+        version = max(version, in_service.version) + 1
+        self.push(of, tensors, version)
+        return version
+
     def push(self, of: WeightsOf, tensors: Mapping[str, Tensor], version: int) -> WeightStatus:
-        """Raises RolloutError (409) when the weights in service belong to another run."""
+        """As this very version. Raises RolloutError (409) when it is not above the one in service, and when the weights
+        in service belong to another run."""
         if of == "policy":
             with self.lock:
                 self.pushed.add(version)
@@ -85,7 +106,7 @@ class Ownership:
         )
 
     def release(self) -> None:
-        """The run ends."""
+        """The run ends: its weights stay in service, and the next run may push."""
         try:
             self.client.release_weights(self.run)
         except (httpx.TransportError, RolloutError) as error:

@@ -16,21 +16,17 @@
 import logging
 import queue
 import threading
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import TypeVar
 
-import httpx
-
 from rl_loop.config import TrainConfig
+from rl_loop.loops.patience import Stopped, patiently
 from rl_loop.loops.prompts import sampling_seed
-from rl_loop.loops.step import teaches
+from rl_loop.loops.step import StepBatch, rewards_differ
 from rl_loop.reports.metrics import GradedGroup
-from rl_loop.run.ledger import TRANSIENT, Ledger, index_of, name_of, release
+from rl_loop.run.ledger import Ledger, index_of, name_of, release
 from rl_loop.tasks import Task
-from rl_loop.tasks.rewards import LostGroups
-from rl_loop.tasks.rewards_pool import RewardsPool
+from rl_loop.tasks.rewards import LostGroups, Rewards
 from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import Batch, FailedGroup, GroupRequest, LeaseRequest, PromptsRequest
 
@@ -39,8 +35,6 @@ T = TypeVar("T")
 
 LEASE_WAIT = 0.2
 """seconds that one request for a batch waits in the service; between two, prompts are sent"""
-PAUSE = 1.0
-"""seconds between tries while the service does not answer, unless it says how long"""
 FAILED_IN_A_ROW = 16
 """groups that fail with none finished between them, after which a run ends; a batch's number, where that is more"""
 
@@ -49,39 +43,20 @@ class EveryGroupFailed(RuntimeError):
     """The service could generate nothing that this run asked for."""
 
 
-@dataclass(frozen=True)
-class Pulled:
-    """A step's batch. `spent` groups came on the way and are not trained on: they teach nothing, lost too many
-    completions, or failed."""
-
-    graded: list[GradedGroup]
-    spent: list[str] = field(default_factory=list)
-    replaced: int = 0
-    """of the spent ones, those left out by dynamic sampling"""
-    failed: int = 0
-    """of the spent ones, those that the service could not generate"""
-    rewards_failed: int = 0
-    """of all these groups' completions"""
-
-    @property
-    def names(self) -> list[str]:
-        return [g.group.id for g in self.graded] + self.spent
-
-
 class Puller(threading.Thread):
     """Runs until the last step's batch is there, or `stop`. Batches come out of `batches`; `failure` says why not."""
 
     def __init__(
-        self, config: TrainConfig, task: Task, client: RolloutClient, pool: RewardsPool, run: str, ledger: Ledger,
+        self, config: TrainConfig, task: Task, client: RolloutClient, rewards: Rewards, run: str, ledger: Ledger,
         versions: Callable[[int], int], published: Callable[[], int], first_step: int,
     ):  # fmt: skip
         """`versions`: step (from 0) -> the policy version that is trained in it; `published`: that in service, 0 when
         none of this run's is."""
         super().__init__(name="puller", daemon=True)
-        self.config, self.task, self.client, self.pool = config, task, client, pool
+        self.config, self.task, self.client, self.rewards = config, task, client, rewards
         self.run_name, self.ledger, self.step = run, ledger, first_step
         self.versions, self.published = versions, published
-        self.batches: queue.Queue[Pulled] = queue.Queue(maxsize=1)
+        self.batches: queue.Queue[StepBatch] = queue.Queue(maxsize=1)
         self.stopping = threading.Event()
         self.failure: BaseException | None = None
         self.ready: list[GradedGroup] = []  # graded, and in no batch yet
@@ -96,11 +71,14 @@ class Puller(threading.Thread):
         try:
             self._retrying(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
             while self.step < self.config.steps and not self.stopping.is_set():
-                batch = Pulled(self._collect(), self.spent, self.replaced, self.failed, self.rewards_failed)
+                batch = StepBatch(
+                    self._collect(), spent=self.spent, replaced=self.replaced, failed=self.failed,
+                    rewards_failed=self.rewards_failed,
+                )  # fmt: skip
                 self.spent, self.replaced, self.failed, self.rewards_failed = [], 0, 0, 0
                 self._hand_over(batch)
                 self.step += 1
-        except _Stopped:
+        except Stopped:
             pass
         except BaseException as error:
             self.failure = error
@@ -108,7 +86,7 @@ class Puller(threading.Thread):
     def stop(self) -> None:
         self.stopping.set()
 
-    def _hand_over(self, batch: Pulled) -> None:
+    def _hand_over(self, batch: StepBatch) -> None:
         while not self.stopping.is_set():
             try:
                 return self.batches.put(batch, timeout=0.2)
@@ -212,15 +190,15 @@ class Puller(threading.Thread):
         self._leave_out([failed for failed in batch.failed if failed.id in mine])
         new = [group for group in batch.groups if group.id in mine]
         self.failed_in_a_row = 0 if new else self.failed_in_a_row
-        rewards = [
-            self.pool.submit(self.task.prompt("train", index_of(group.id)), [c.text for c in group.completions])
+        rewards_of_groups = [
+            self.rewards.submit(self.task.prompt("train", index_of(group.id)), [c.text for c in group.completions])
             for group in new
         ]
-        for group, futures in zip(new, rewards, strict=True):
+        for group, futures in zip(new, rewards_of_groups, strict=True):
             graded = GradedGroup.of(group, [future.result() for future in futures])
             self.rewards_failed += graded.failed
-            kept = self.lost.keep(graded, self.pool.last_failure)
-            if kept and (teaches(graded) or not self.config.loss.dynamic_sampling):
+            kept = self.lost.keep(graded, self.rewards.last_failure)
+            if kept and (rewards_differ(graded) or not self.config.loss.dynamic_sampling):
                 self.ready.append(graded)
             else:
                 self.spent.append(group.id)
@@ -243,22 +221,9 @@ class Puller(threading.Thread):
 
     def _retrying(self, call: Callable[[], T]) -> T:
         """Through a service that is full, or is being started again: for `ready_timeout` seconds."""
-        deadline = time.monotonic() + self.config.ready_timeout
-        while True:
-            if self.stopping.is_set():
-                raise _Stopped
-            try:
-                return call()
-            except (httpx.TransportError, RolloutError) as error:
-                status = error.status if isinstance(error, RolloutError) else None
-                if (status is not None and status not in TRANSIENT) or time.monotonic() > deadline:
-                    raise
-                # What a service without a state folder had in memory is gone when it starts again, and while it starts
-                # it answers 503; to any other it changes nothing.
-                self.resend |= status in (None, 503)
-                after = error.retry_after if isinstance(error, RolloutError) else None
-                self.stopping.wait(min(after or PAUSE, PAUSE))
+        return patiently(call, self.config.ready_timeout, self.stopping, self._noticed)
 
-
-class _Stopped(Exception):
-    pass
+    def _noticed(self, error: Exception) -> None:
+        """What a service without a state folder had in memory is gone when it starts again. While it starts it answers
+        503, or not at all. To send prompts again changes nothing for any other."""
+        self.resend |= not isinstance(error, RolloutError) or error.status == 503

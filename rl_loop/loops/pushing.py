@@ -9,7 +9,7 @@ import httpx
 from torch import Tensor
 
 from rl_loop.loops.ownership import Ownership
-from rl_loop.run.ledger import TRANSIENT
+from rl_loop.loops.patience import is_passing
 from rollout_service.client import RolloutError, tensors_checksum
 
 logger = logging.getLogger("rl_loop")
@@ -68,7 +68,7 @@ class Pusher(threading.Thread):
                 pause = self._push(version, tensors)
             except Exception as error:
                 failing_since = failing_since or time.monotonic()
-                lasting = isinstance(error, RolloutError) and error.status not in TRANSIENT
+                lasting = isinstance(error, RolloutError) and not is_passing(error)
                 if lasting or time.monotonic() - failing_since > self.patience:
                     with self.change:
                         self.failure = error

@@ -1,4 +1,4 @@
-"""What both loops do with a batch of graded groups: score it, weigh it, train on it, report it. One learner, two loops.
+"""What a loop does with a batch of graded groups: score it, weigh it, report it.
 
 graded groups -> shaped rewards -> advantages -> examples (old log-probabilities, corrections) -> learner -> metrics
 """
@@ -6,7 +6,7 @@ graded groups -> shaped rewards -> advantages -> examples (old log-probabilities
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
@@ -14,21 +14,31 @@ from drafters.scoring import SurprisalSums, TokenScores, join_scores
 from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
 from rl_loop.learner.online_drafter import DrafterUpdate, OnlineDrafter, learning_drafter
-from rl_loop.learner.policy_learner import Example, Learner, UpdateMetrics
+from rl_loop.learner.policy_learner import Example, PolicyLearner, UpdateMetrics
 from rl_loop.losses.advantages import Advantages, group_advantages
 from rl_loop.losses.corrections import CorrectionMetrics, correct, staleness
 from rl_loop.losses.shaping import overlong_penalty
 from rl_loop.reports.drafter_metrics import drafter_metrics
 from rl_loop.reports.metrics import STAGES, GradedGroup, Overlap, Stage, StepMetrics, mismatch_metrics, rollout_metrics
 from rl_loop.reports.reporting import Reporter
+from rl_loop.run.checkpoint import RunState
 
 
 class StageClock:
-    """Seconds by stage. `announce` is told each stage that begins."""
+    """Seconds of a step, by stage and in all. `announce` is told each stage that begins."""
 
     def __init__(self, announce: Callable[[str], None]):
         self.announce = announce
         self.seconds: dict[Stage, float] = dict.fromkeys(STAGES, 0.0)
+        self.began = time.perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    def leave_out(self, seconds: float) -> None:
+        """What has just been done, for so long, is no part of the step."""
+        self.began += seconds
 
     @contextmanager
     def __call__(self, stage: Stage) -> Iterator[None]:
@@ -36,6 +46,28 @@ class StageClock:
         started = time.perf_counter()
         yield
         self.seconds[stage] += time.perf_counter() - started
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """What a step trains on, and what became of the other groups that were asked for."""
+
+    graded: list[GradedGroup]
+    rounds: int = 1
+    """synchronous training: times that `prompts_per_step` problems were drawn"""
+    spent: list[str] = field(default_factory=list)
+    """asynchronous training: names of groups that are not trained on, and are acknowledged with the others: their
+    rewards are all equal, they lost too many completions, or they failed"""
+    replaced: int = 0
+    """groups that dynamic sampling left out"""
+    failed: int = 0
+    """groups that the service could not generate"""
+    rewards_failed: int = 0
+    """completions left out, of all these groups"""
+
+    @property
+    def names(self) -> list[str]:
+        return [g.group.id for g in self.graded] + self.spent
 
 
 @dataclass(frozen=True)
@@ -64,21 +96,21 @@ def shaped_rewards(config: TrainConfig, graded: GradedGroup) -> list[float]:
     return [reward + overlong_penalty(len(c.token_ids), limit, buffer) for reward, c in pairs]
 
 
-def teaches(graded: GradedGroup) -> bool:
-    """Whether its rewards differ, before shaping: what dynamic sampling keeps."""
+def rewards_differ(graded: GradedGroup) -> bool:
+    """Before shaping: what dynamic sampling keeps."""
     return len(set(graded.rewards)) > 1
 
 
 def prepare(
-    config: TrainConfig, learner: Learner, graded: Sequence[GradedGroup], version: int, clock: StageClock,
+    config: TrainConfig, learner: PolicyLearner, graded: Sequence[GradedGroup], version: int, clock: StageClock,
     drafter: OnlineDrafter | None, step: int,
 ) -> Prepared:  # fmt: skip
     """The batch of `step`, from 0, for the policy of `version`; the drafter learns from the forward that scores it."""
     with clock("logprob"):
         rollouts = [rollout for g in graded for rollout in g.rollouts]
         completions = [completion for g in graded for completion in g.group.completions]
-        with learning_drafter(drafter, learner.policy, step, completions) as (learned, after):
-            scores = learner.logprobs(rollouts, after)
+        with learning_drafter(drafter, step, completions) as (learned, reader):
+            scores = learner.logprobs(rollouts, reader)
         references = learner.reference_logprobs(rollouts)
     with clock("data"):
         advantages = group_advantages([shaped_rewards(config, g) for g in graded], config.loss.normalise_advantages)
@@ -112,37 +144,32 @@ def on_policy_sums(rollouts: Sequence[Rollout], scores: Sequence[TokenScores], v
 def step_metrics(
     config: TrainConfig,
     prepared: Prepared,
+    batch: StepBatch,
     update: UpdateMetrics,
     clock: StageClock,
     overlap: Overlap,
-    *,
-    step: int,
-    losslessness: SurprisalSums,
-    groups_replaced: int,
-    groups_failed: int,
-    rewards_failed: int,
-    seconds: float,
+    state: RunState,
 ) -> StepMetrics:
-    """`losslessness`: of the whole run, this step included. `groups_replaced`: by dynamic sampling.
-    `groups_failed`: at the service. `rewards_failed`: those of groups that are not trained on included."""
+    """`state`: after the step."""
+    seconds = clock.elapsed
     of_rollouts = rollout_metrics(prepared.graded, config.task.pass_threshold)
     ages = prepared.correction.staleness
     return StepMetrics(
         **of_rollouts.model_dump(),
         **mismatch_metrics(prepared.rollouts, prepared.scores).model_dump(),
-        **asdict(update),
+        **update.model_dump(),
         **asdict(prepared.correction),
         **overlap.model_dump(),
-        step=step,
+        step=state.step,
         version=prepared.version,
         staleness_mean=sum(age * tokens for age, tokens in enumerate(ages)) / sum(ages),
         zero_variance_groups=prepared.advantages.zero_variance_groups,
-        groups_replaced=groups_replaced,
-        groups_failed=groups_failed,
-        rewards_failed=rewards_failed,
+        groups_replaced=batch.replaced,
+        groups_failed=batch.failed,
+        rewards_failed=batch.rewards_failed,
         entropy=prepared.scores.entropy.mean().item(),
         z=prepared.on_policy.z,
-        z_running=losslessness.z,
+        z_running=state.losslessness.z,
         tokens_per_second=of_rollouts.tokens / (seconds if config.mode == "async" else clock.seconds["generation"]),
         stages=clock.seconds,
         seconds=seconds,

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from drafters.acceptance import Acceptance, total
 from drafters.scoring import TokenScores
 from rl_loop.batching import Rollout
+from rl_loop.learner.policy_learner import UpdateMetrics
 from rollout_service.protocol import Completion, Group
 
 FIELDS_WITHOUT_A_CURVE = {"step", "stages", "staleness"}
@@ -89,7 +90,7 @@ class Overlap(BaseModel):
     """tokens generated in vain since the trainer was started: dropped as too old, or aborted"""
 
 
-class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap):
+class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap, UpdateMetrics):
     step: int
     """from 1"""
     version: int
@@ -108,15 +109,6 @@ class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap):
     """losslessness of the step's tokens that the trained policy sampled; a correct sampler gives a standard normal"""
     z_running: float
     """of all steps' such tokens"""
-    loss: float
-    grad_norm: float
-    clip_fraction: float
-    policy_ratio: float
-    """new policy to old, while training on the step"""
-    policy_kl: float
-    """from the old policy to the new"""
-    reference_kl: float
-    learning_rate: float
     tokens_per_second: float
     """of generation; in asynchronous training, over the whole step"""
     stages: dict[Stage, float]

@@ -4,7 +4,8 @@
       config.json, model.safetensors, tokenizer.json, ...   the policy, as any Hugging Face checkpoint (float32)
       trainer/optimiser.safetensors                         AdamW's state, `<parameter>.<key>`
       trainer/generators.safetensors                        torch's generators
-      trainer/state.json                                    RunState, and the generators of python and numpy
+      trainer/state.json                                    RunState, the generators of python and numpy, and the
+                                                            format's number (none: 1)
       mtp.safetensors                                       the policy's MTP head, where it has one: trained or not
       drafter/                                              another drafter as an engine loads it, where one is trained
       trainer/drafter.safetensors, trainer/drafter.json     its float32 weights and optimiser; version, update rule
@@ -33,7 +34,11 @@ from drafters.files.durable import hidden, make_folders, making, sync
 from drafters.scoring import SurprisalSums
 from rl_loop.config import TrainConfig
 from rl_loop.learner.online_drafter import OnlineDrafter
-from rl_loop.learner.policy_learner import Learner
+from rl_loop.learner.policy_learner import PolicyLearner
+from rl_loop.run.stored_format import check_format
+
+FORMAT = 1
+"""of checkpoints; to be raised when those of before can no longer be read"""
 
 
 class RunState(BaseModel):
@@ -63,7 +68,7 @@ def checkpoint_folder(output: Path, step: int) -> Path:
 
 def save_checkpoint(
     folder: Path,
-    learner: Learner,
+    learner: PolicyLearner,
     tokenizer: PreTrainedTokenizerBase,
     state: RunState,
     drafter: OnlineDrafter | None = None,
@@ -75,12 +80,15 @@ def save_checkpoint(
     what = f"the checkpoint of step {state.step}"
     with told_if_full(what, folder.parent, lambda: checkpoint_bytes(learner, drafter)), making(folder) as partial:
         (partial / "trainer").mkdir()
-        learner.policy.save_pretrained(partial)
-        learner.carried.write(partial)
+        learner.save(partial)
         tokenizer.save_pretrained(partial)
-        save_file(_optimiser_tensors(learner), partial / "trainer" / "optimiser.safetensors")
         save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")
-        written = {"run": state.model_dump(), "python": random.getstate(), "numpy": _numpy_generator()}
+        written = {
+            "format": FORMAT,
+            "run": state.model_dump(),
+            "python": random.getstate(),
+            "numpy": _numpy_generator(),
+        }
         (partial / "trainer" / "state.json").write_text(json.dumps(written), encoding="utf-8")
         if drafter is not None:
             drafter.save(partial)
@@ -88,12 +96,9 @@ def save_checkpoint(
             sync(records)
 
 
-def checkpoint_bytes(learner: Learner, drafter: OnlineDrafter | None) -> int:
-    """About what a checkpoint takes on the disk: the weights, AdamW's two moments of them, an MTP head as it is, and
-    of a drafter that is trained the same with a copy for the engines. One of step 0 has no moments, and takes less."""
-    policy = sum(parameter.nbytes for parameter in learner.policy.parameters())
-    of_drafter = 0 if drafter is None else sum(parameter.nbytes for parameter in drafter.learner.parameters())
-    return 3 * policy + 4 * of_drafter + sum(tensor.nbytes for tensor in learner.carried.head.values())
+def checkpoint_bytes(learner: PolicyLearner, drafter: OnlineDrafter | None) -> int:
+    """About what a checkpoint takes on the disk."""
+    return learner.checkpoint_bytes() + (0 if drafter is None else drafter.checkpoint_bytes())
 
 
 def prune_checkpoints(output: Path, keep: int) -> None:
@@ -122,21 +127,17 @@ def checkpoint_to_resume(config: TrainConfig) -> Path | None:
 
 
 def read_state(folder: Path) -> RunState:
-    """The run's, without what `restore_checkpoint` restores."""
+    """The run's, without what `restore_checkpoint` restores. Raises OtherFormat."""
     return RunState.model_validate(_read(folder)["run"])
 
 
-def restore_checkpoint(folder: Path, learner: Learner) -> RunState:
-    """Put the optimiser and all generators in the saved state. The learner's policy was loaded from `folder`."""
+def restore_checkpoint(folder: Path, learner: PolicyLearner, drafter: OnlineDrafter | None = None) -> RunState:
+    """Put learner, drafter and all generators in the saved state. Raises OtherFormat, and what the learner raises for
+    another one's checkpoint."""
     read = _read(folder)
-    saved = load_file(folder / "trainer" / "optimiser.safetensors")
-    for name, parameter in learner.policy.named_parameters():
-        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]
-        values = {key: saved[f"{name}.{key}"] for key in keys}
-        if values:  # AdamW keeps its step count on the CPU
-            learner.optimiser.state[parameter] = {
-                key: value if key == "step" else value.to(learner.device) for key, value in values.items()
-            }
+    learner.load(folder)
+    if drafter is not None:
+        drafter.restore(folder)
     _restore_torch_generators(load_file(folder / "trainer" / "generators.safetensors"))
     version, internal, gauss_next = read["python"]
     random.setstate((version, tuple(internal), gauss_next))
@@ -146,15 +147,10 @@ def restore_checkpoint(folder: Path, learner: Learner) -> RunState:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "trainer" / "state.json").read_text(encoding="utf-8"))
-
-
-def _optimiser_tensors(learner: Learner) -> dict[str, Tensor]:
-    return {
-        f"{name}.{key}": value.contiguous()
-        for name, parameter in learner.policy.named_parameters()
-        for key, value in learner.optimiser.state.get(parameter, {}).items()
-    }
+    file = folder / "trainer" / "state.json"
+    read = json.loads(file.read_text(encoding="utf-8"))
+    check_format(file, read.get("format", 1), FORMAT)
+    return read
 
 
 def _torch_generators() -> dict[str, Tensor]:

@@ -13,9 +13,6 @@ from rollout_service.client import RolloutClient, RolloutError
 
 logger = logging.getLogger("rl_loop")
 
-TRANSIENT = (429, 500, 502, 503, 504, 507)
-"""answers of the service that time mends"""
-
 
 class Ledger:
     """Which of the run's problems are where. Its methods may be called from any thread."""

@@ -10,6 +10,7 @@
 import logging
 from collections.abc import Sequence
 from concurrent.futures import Future
+from typing import Protocol
 
 from rl_loop.reports.metrics import GradedGroup
 from rl_loop.tasks.task import Task, TaskProblem, finite_reward
@@ -22,6 +23,16 @@ LOST_IN_A_ROW = 16
 
 class RewardsFailed(RuntimeError):
     """Hardly a reward could be had. The message says what became of the last one."""
+
+
+class Rewards(Protocol):
+    """RewardsHere, or RewardsPool (rl_loop/tasks/rewards_pool.py)."""
+
+    last_failure: str
+    """what became of the last reward that failed"""
+
+    def submit(self, problem: TaskProblem, responses: Sequence[str]) -> list[Future[float | None]]:
+        """Each response's reward; None for one that failed."""
 
 
 class RewardsHere:

@@ -18,15 +18,17 @@ from transformers import (
 )
 
 from rl_loop.config import TrainConfig
-from rl_loop.learner.policy_learner import Learner
-from rl_loop.loops.sources import RolloutSource, Tensors
+from rl_loop.learner.online_drafter import OnlineDrafter
+from rl_loop.learner.policy_learner import PolicyLearner
+from rl_loop.loops.publishing import Export
+from rl_loop.loops.sources import RolloutSource
 from rl_loop.loops.synchronous import SynchronousLoop
 from rl_loop.reports.metrics_log import MetricsLog
 from rl_loop.reports.reporting import Reporter
 from rl_loop.run.checkpoint import RunState
 from rl_loop.tasks import Task
-from rl_loop.tasks.rewards_pool import RewardsPool
-from rollout_service.protocol import Completion, Group, GroupRequest, Speculation, WeightSpan
+from rl_loop.tasks.rewards import Rewards, RewardsHere
+from rollout_service.protocol import Completion, Group, GroupRequest, Speculation, WeightsOf, WeightSpan
 
 CHARACTERS = "\n 0123456789+-=abcdefgh"
 VOCAB_SIZE = len(CHARACTERS) + 1
@@ -108,16 +110,24 @@ def sample(
 
 
 class SamplingSource:
-    """A rollout service in miniature: samples from its own copy of the policy, which `publish` replaces."""
+    """A rollout service in miniature, and its publisher: samples from its own copy of the policy, which `publish`
+    replaces."""
 
     def __init__(self, model: PreTrainedModel, version: int = 0):
         self.model, self.version = model, version
         self.tokenizer = character_tokenizer()
 
-    def publish(self, tensors: Tensors, version: int) -> int:
+    @property
+    def publisher(self) -> "SamplingSource":
+        return self
+
+    def publish(self, of: WeightsOf, export: Export, version: int, *, is_new: bool = True) -> int:
         self.version = max(version, self.version) + 1
-        self.model.load_state_dict(tensors(torch.float32), strict=True)
+        self.model.load_state_dict(export(torch.float32), strict=True)
         return self.version
+
+    def release(self) -> None:
+        pass
 
     def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
         for request in reversed(requests):  # groups do not arrive in order
@@ -180,13 +190,17 @@ def config(output: Path, **changes: Any) -> TrainConfig:
 
 def loop(
     settings: TrainConfig,
-    learner: Learner,
+    learner: PolicyLearner,
     source: RolloutSource,
     state: RunState | None = None,
     task: Task | None = None,
-    pool: RewardsPool | None = None,
+    rewards: Rewards | None = None,
+    drafter: OnlineDrafter | None = None,
 ) -> SynchronousLoop:
     log = MetricsLog(settings.output, state.step if state else 0)
     reporter = Reporter(log, settings.steps, Console(quiet=True))
-    tokenizer = character_tokenizer()
-    return SynchronousLoop(settings, task or CountLetterA(), learner, tokenizer, source, reporter, state, pool=pool)
+    task, tokenizer = task or CountLetterA(), character_tokenizer()
+    rewards = rewards or RewardsHere(task)
+    return SynchronousLoop(
+        settings, task, learner, tokenizer, source, rewards, reporter, state or RunState(), drafter=drafter
+    )

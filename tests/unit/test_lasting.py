@@ -8,7 +8,7 @@ import rl_toys as toys
 from test_rl_asynchronous import config, loop, pool, service  # noqa: F401  (fixtures)
 
 from drafters.files.durable import make_folders, rename_lasting, replacing
-from rl_loop.learner.policy_learner import Learner
+from rl_loop.learner.local_learner import LocalLearner
 from rollout_service.weights.state_folder import StateFolder
 
 
@@ -91,7 +91,7 @@ def test_groups_are_acknowledged_when_their_checkpoint_lasts(events, service, po
 
 def test_a_checkpoint_of_the_synchronous_loop_lasts(events, tmp_path):
     settings = toys.config(tmp_path, steps=1)
-    toys.loop(settings, Learner(settings, toys.llama()), toys.SamplingSource(toys.llama())).run()
+    toys.loop(settings, LocalLearner(settings, toys.llama()), toys.SamplingSource(toys.llama())).run()
     folder = tmp_path / "checkpoints" / "step-000001"
     synced = {path for what, path in before(events, ("rename", folder)) if what == "sync"}
     assert folder.with_name(".step-000001") / "model.safetensors" in synced

@@ -13,11 +13,11 @@ from drafters.learners.factory import load_learner
 from drafters.learners.mtp_head import MTPHead
 from drafters.training.config import OnlineTraining
 from drafters.training.online import UpdateRule
+from rl_loop.learner.local_learner import LocalLearner, load_policy
 from rl_loop.learner.online_drafter import OnlineDrafter
-from rl_loop.learner.policy_learner import Learner, load_policy
 from rl_loop.loops.interruption import Interrupted
 from rl_loop.loops.ownership import Ownership
-from rl_loop.loops.sources import EndpointSource, Recorder, ReplaySource
+from rl_loop.loops.recording import Recorder, Recording, ReplaySource
 from rl_loop.reports.drafter_plot import plot_acceptance, pushes
 from rl_loop.run.checkpoint import checkpoints, restore_checkpoint
 from rollout_service.client import RolloutError, tensors_checksum
@@ -34,13 +34,12 @@ class Source(toys.SamplingSource):
         super().__init__(model)
         self.pushed, self.acceptance = [], acceptance or (lambda version: [0, 1, 1])
 
-    def publish(self, tensors, version):
+    def publish(self, of, export, version, *, is_new=True):
         """Its own policy stays: these tests are about the drafter."""
-        self.version = max(version, self.version) + 1
-        return self.version
-
-    def publish_drafter(self, tensors, version, *, is_new):
-        self.pushed.append({name: t.clone() for name, t in tensors(torch.float32).items()})
+        if of == "policy":
+            self.version = max(version, self.version) + 1
+            return self.version
+        self.pushed.append({name: t.clone() for name, t in export(torch.float32).items()})
         return len(self.pushed)
 
     def _group(self, request):
@@ -78,10 +77,9 @@ def checkpoint(kind, policy, folder):
 
 
 def run(config, model, source, with_drafter=True):
-    learner = Learner(config, model())
+    learner = LocalLearner(config, model())
     drafter = OnlineDrafter.load(config, learner.policy) if with_drafter else None
-    loop = toys.loop(config, learner, source)
-    loop.drafter = drafter
+    loop = toys.loop(config, learner, source, drafter=drafter)
     loop.run()
     return loop
 
@@ -167,23 +165,23 @@ def test_a_drafter_that_is_not_due_is_neither_trained_nor_pushed(tmp_path):
     assert (tmp_path / "acceptance.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("step", [0, 2])
 @pytest.mark.parametrize("where", ["generation", "after the drafter has learned"])
-def test_a_resumed_run_goes_on_with_the_identical_drafter(where, tmp_path, monkeypatch):
+def test_a_resumed_run_goes_on_with_the_identical_drafter(where, step, tmp_path, monkeypatch):
     folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
     recording = tmp_path / "recording"
     whole = settings(tmp_path / "whole", "eagle3", folder)
-    uninterrupted = run(whole, toys.llama, Recorder(Source(toys.llama()), recording))
+    uninterrupted = run(whole, toys.llama, Recorder(Source(toys.llama()), Recording(recording)))
 
     config = settings(tmp_path / "cut", "eagle3", folder)
-    learner = Learner(config, toys.llama())
-    cut = toys.loop(config, learner, ReplaySource(recording))
-    cut.drafter = OnlineDrafter.load(config, learner.policy)
+    learner = LocalLearner(config, toys.llama())
+    cut = toys.loop(config, learner, ReplaySource(recording), drafter=OnlineDrafter.load(config, learner.policy))
     name = "_generate" if where == "generation" else "reference_logprobs"
-    owner = type(cut) if where == "generation" else Learner
+    owner = type(cut) if where == "generation" else LocalLearner
     original = getattr(owner, name)
 
     def interrupted(self, *arguments, **named):
-        if cut.state.step == 2:
+        if cut.state.step == step:
             raise Interrupted(signal.SIGINT)
         return original(self, *arguments, **named)
 
@@ -192,15 +190,13 @@ def test_a_resumed_run_goes_on_with_the_identical_drafter(where, tmp_path, monke
         cut.run()
     monkeypatch.setattr(owner, name, original)
     latest = cut.save()
-    assert json.loads((latest / "trainer" / "drafter.json").read_text())["trained_steps"] == 2
+    assert json.loads((latest / "trainer" / "drafter.json").read_text())["trained_steps"] == step
     assert load_learner("eagle3", latest / "drafter", load_policy(latest)) is not None
 
-    learner = Learner(config, load_policy(latest))
+    learner = LocalLearner(config, toys.llama())
     drafter = OnlineDrafter.load(config, learner.policy)
-    state = restore_checkpoint(latest, learner)
-    drafter.restore(latest)
-    loop = toys.loop(config, learner, ReplaySource(recording), state)
-    loop.drafter = drafter
+    state = restore_checkpoint(latest, learner, drafter)
+    loop = toys.loop(config, learner, ReplaySource(recording), state, drafter=drafter)
     loop.run()
     mine, theirs = (checkpoints(output)[-1] / "trainer" / "drafter.safetensors" for output in
                     (config.output, whole.output))  # fmt: skip
@@ -235,13 +231,13 @@ class Service:
 
 def test_a_service_that_holds_the_drafter_already_is_not_pushed_to_unless_it_should_be_new():
     service = Service(WeightStatus(version=0, tensors=1, bytes=0, checksum=""))
-    source, tensors = EndpointSource(Ownership(service, "a")), lambda dtype: {"fc.weight": torch.ones(3, dtype=dtype)}
-    assert source.publish_drafter(tensors, 0, is_new=False) == 1, "a checkpoint's tensors are not known: it is pushed"
-    assert source.publish_drafter(tensors, 0, is_new=False) == 1
-    assert source.publish_drafter(tensors, 5, is_new=True) == 6, "the service then says that nothing changed"
+    publish, export = Ownership(service, "a").publish, lambda dtype: {"fc.weight": torch.ones(3, dtype=dtype)}
+    assert publish("drafter", export, 0, is_new=False) == 1, "a checkpoint's tensors are not known: it is pushed"
+    assert publish("drafter", export, 0, is_new=False) == 1
+    assert publish("drafter", export, 5, is_new=True) == 6, "the service then says that nothing changed"
     assert service.pushes == [("drafter", 1), ("drafter", 6)]
 
 
 def test_a_service_whose_drafter_has_no_weights_says_what_to_do():
     with pytest.raises(RolloutError, match="start the service with one"):
-        EndpointSource(Ownership(Service(None), "a")).publish_drafter(lambda dtype: {}, 0, is_new=True)
+        Ownership(Service(None), "a").publish("drafter", lambda dtype: {}, 0, is_new=True)

@@ -7,7 +7,7 @@ import rl_toys as toys
 from test_rl_asynchronous import QueueService, config, loop, pool, trained_on  # noqa: F401  (pool is a fixture)
 
 from rl_loop.config import TrainConfig
-from rl_loop.learner.policy_learner import Learner
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.prompt_lengths import FittingTask, PromptLengths
 from rl_loop.run.checkpoint import checkpoints
 from rl_loop.tasks import TaskError, TaskProblem, make_task
@@ -68,7 +68,7 @@ def test_runs_of_both_modes_go_past_overlong_prompts(mode, tmp_path, pool):  # n
 
     if mode == "sync":
         settings = toys.config(tmp_path, **changes)
-        running = toys.loop(settings, Learner(settings, toys.llama()), Source(toys.llama()), task=task)
+        running = toys.loop(settings, LocalLearner(settings, toys.llama()), Source(toys.llama()), task=task)
         running.run()
     else:
         service = QueueService()
@@ -90,7 +90,7 @@ def test_one_that_is_drawn_late_is_named_and_skipping_it_goes_on(mode, tmp_path,
     def run(overlong):
         task = fitting(overlong, Mixed(overlong=(7,)))
         if mode == "sync":
-            running = toys.loop(settings, Learner(settings, toys.llama()), service.source, task=task)
+            running = toys.loop(settings, LocalLearner(settings, toys.llama()), service.source, task=task)
         else:
             running = loop(settings, service, pool)
             running.task = task

@@ -12,11 +12,12 @@ import toy_rewards
 from rich.console import Console
 
 from drafters.files.text_lines import json_lines
-from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.loops.asynchronous import AsynchronousLoop
 from rl_loop.loops.interruption import Interrupted
 from rl_loop.loops.ownership import Ownership, new_run
 from rl_loop.loops.pulling import EveryGroupFailed, Puller
+from rl_loop.loops.sources import EndpointSource
 from rl_loop.preflight import warn_of_memory_queue
 from rl_loop.reports.metrics_log import MetricsLog
 from rl_loop.reports.reporting import Reporter
@@ -70,7 +71,7 @@ class QueueService:
             if version <= self.source.version:
                 raise RolloutError(409, ErrorBody(error=f"version {self.source.version} is in service"))
             self.owner, self.checksum = run, tensors_checksum(tensors)
-            self.source.publish(lambda dtype: tensors, version - 1)
+            self.source.publish("policy", lambda dtype: tensors, version - 1)
             self.versions.append(version)
             self.queue.drop_stale(version)
         return self.weights().policy
@@ -142,13 +143,13 @@ def config(folder, **changes):
     return toys.config(folder, mode="async", **changes)
 
 
-def loop(settings, service, pool, learner=None, state=None):
+def loop(settings, service, pool, learner=None, state=None, drafter=None):
     reporter = Reporter(MetricsLog(settings.output, state.step if state else 0), settings.steps, Console(quiet=True))
-    learner = learner or Learner(settings, toys.llama())
+    learner = learner or LocalLearner(settings, toys.llama())
     state = state or RunState(run=new_run(settings.output))
     ownership = Ownership(service, state.run, settings.take_over, state.pushed)
-    tokenizer = toys.character_tokenizer()
-    return AsynchronousLoop(settings, toys.CountLetterA(), learner, tokenizer, ownership, reporter, pool, state)
+    task, tokenizer, source = toys.CountLetterA(), toys.character_tokenizer(), EndpointSource(ownership)
+    return AsynchronousLoop(settings, task, learner, tokenizer, source, pool, reporter, state, drafter=drafter)
 
 
 def trained_on(folder):
@@ -210,7 +211,7 @@ def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_nothing_is_lost_or_
     assert sum(trained_on(settings.output).values()) == 15
     latest = checkpoints(settings.output)[-1]
     assert latest.name == "step-000003"
-    learner = Learner(settings, load_policy(latest))
+    learner = LocalLearner(settings, toys.llama())
     second = loop(settings, service, pool, learner, restore_checkpoint(latest, learner))
     second.run()
     assert trained_on(settings.output) == {f"train-{i:09d}": 1 for i in range(24)}
@@ -235,7 +236,7 @@ def test_a_run_that_dies_in_its_first_step_goes_on_under_its_name(tmp_path, serv
     with pytest.raises(ZeroDivisionError):
         first.run()
     latest = checkpoint_to_resume(settings.model_copy(update={"resume": True}))
-    learner = Learner(settings, load_policy(latest))
+    learner = LocalLearner(settings, toys.llama())
     loop(settings, service, pool, learner, restore_checkpoint(latest, learner)).run()
     assert len(names) == 1
     assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(9)}
@@ -243,7 +244,7 @@ def test_a_run_that_dies_in_its_first_step_goes_on_under_its_name(tmp_path, serv
     assert (status.waiting, status.finished, status.leased) == (0, 0, 0), "nothing is left for nobody"
 
 
-@pytest.mark.parametrize("where", ["learner.train", "_tensors", "log.step", "reporter.step", "puller"])
+@pytest.mark.parametrize("where", ["learner.train", "_exported", "log.step", "reporter.step", "puller"])
 def test_whatever_ends_a_run_leaves_what_it_learned(where, tmp_path, service, pool, monkeypatch):
     running = loop(config(tmp_path, steps=6, checkpoint_every=0), service, pool)
 
@@ -266,7 +267,7 @@ def test_whatever_ends_a_run_leaves_what_it_learned(where, tmp_path, service, po
     learned = {name: t.clone() for name, t in running.learner.policy.state_dict().items()}
     leave_checkpoint(running, Console(quiet=True))
     latest = checkpoints(tmp_path)[-1]
-    learner = Learner(running.config, load_policy(latest))
+    learner = LocalLearner(running.config, toys.llama())
     state = restore_checkpoint(latest, learner)
     assert state.step == running.state.step >= 3
     assert {values["step"].item() for values in learner.optimiser.state.values()} == {state.step}, (
@@ -344,7 +345,7 @@ def test_a_run_whose_groups_all_fail_ends_says_why_and_goes_on_when_the_cause_is
         running.run()
     latest = running.save()
     service.refuses = lambda index: False
-    learner = Learner(settings, load_policy(latest))
+    learner = LocalLearner(settings, toys.llama())
     loop(settings, service, pool, learner, restore_checkpoint(latest, learner)).run()
     service.close()
     assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(9)}
@@ -398,7 +399,7 @@ def once(call, error):
 
 @pytest.mark.parametrize("status", [502, 503])
 def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, service, pool, monkeypatch, status):
-    monkeypatch.setattr("rl_loop.loops.asynchronous.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.patience.PAUSE", 0.01)
     for name in ("weights", "cancel_prompts"):
         starting = RolloutError(status, ErrorBody(error="starting"))
         setattr(service, name, once(getattr(service, name), starting))
@@ -409,7 +410,7 @@ def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, ser
 
 @pytest.mark.parametrize("status", [503, None])
 def test_prompts_are_sent_again_to_a_service_that_starts_as_its_queue_may_be_gone(tmp_path, monkeypatch, status):
-    monkeypatch.setattr("rl_loop.loops.pulling.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.patience.PAUSE", 0.01)
     puller = Puller(config(tmp_path), None, None, None, "run", Ledger(0, [], []), int, int, 0)
     puller.resend = False
     error = httpx.ConnectError("down") if status is None else RolloutError(status, ErrorBody(error="starting"))

@@ -22,9 +22,9 @@ from drafters.kinds.mtp import is_mtp
 from drafters.learners.factory import load_learner
 from drafters.learners.mtp_head import MTPHead
 from drafters.registry import make_drafter
-from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.learner.local_learner import LocalLearner, load_policy
 from rl_loop.loops.interruption import Interrupted
-from rl_loop.loops.sources import Recorder, ReplaySource
+from rl_loop.loops.recording import Recorder, Recording, ReplaySource
 from rl_loop.run.checkpoint import (
     checkpoint_bytes,
     checkpoint_folder,
@@ -32,7 +32,7 @@ from rl_loop.run.checkpoint import (
     prune_checkpoints,
     restore_checkpoint,
 )
-from rl_loop.training import begin_state, make_learner
+from rl_loop.training import begin_state, make_learners
 
 STEPS, CUT = 5, 3
 
@@ -51,10 +51,10 @@ def optimiser_state(learner):
     return [learner.optimiser.state[parameter] for parameter in learner.policy.parameters()]
 
 
-def resumed(settings):
-    """As `training.make_learner` does it."""
+def resumed(settings, model=toys.llama):
+    """As `training.make_learners` does it."""
     latest = checkpoints(settings.output)[-1]
-    learner = Learner(settings, load_policy(latest))
+    learner = LocalLearner(settings, model())
     return learner, restore_checkpoint(latest, learner)
 
 
@@ -74,19 +74,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(model, tmp_path):
     }
     recording = tmp_path / "recording"
     whole = toys.config(tmp_path / "whole", **changes)
-    source = Recorder(toys.SamplingSource(toys.llama()), recording)
+    source = Recorder(toys.SamplingSource(toys.llama()), Recording(recording))
     if model is toys.qwen3_next:  # the source's policy need not be the one that trains
-        source.publish = lambda tensors, version: version + 1
-    uninterrupted = toys.loop(whole, Learner(whole, model()), source)
+        source.source.publish = lambda of, export, version, **_: version + 1
+    uninterrupted = toys.loop(whole, LocalLearner(whole, model()), source)
     uninterrupted.run()
 
     settings = toys.config(tmp_path / "cut", **changes)
-    cut = toys.loop(settings, Learner(settings, model()), CutOff(recording))
+    cut = toys.loop(settings, LocalLearner(settings, model()), CutOff(recording))
     with pytest.raises(Interrupted):
         cut.run()
     cut.save()
     torch.rand(1), random.random(), np.random.rand()
-    learner, state = resumed(settings)
+    learner, state = resumed(settings, model)
     assert (state.step, state.position) == (CUT, CUT * 2)
     loop = toys.loop(settings, learner, ReplaySource(recording), state)
     loop.run()
@@ -109,8 +109,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(model, tmp_path):
 
 def test_generators_go_on_where_they_were(tmp_path):
     settings = toys.config(tmp_path, steps=1)
-    toys.loop(settings, Learner(settings, toys.llama()), toys.SamplingSource(toys.llama())).run()
-    restore = lambda: restore_checkpoint(checkpoints(tmp_path)[-1], Learner(settings, toys.llama()))  # noqa: E731
+    toys.loop(settings, LocalLearner(settings, toys.llama()), toys.SamplingSource(toys.llama())).run()
+    restore = lambda: restore_checkpoint(checkpoints(tmp_path)[-1], LocalLearner(settings, toys.llama()))  # noqa: E731
     draw = lambda: (torch.rand(3).tolist(), random.random(), np.random.rand(3).tolist())  # noqa: E731
     restore()
     first = draw()
@@ -121,7 +121,7 @@ def test_generators_go_on_where_they_were(tmp_path):
 
 def test_a_checkpoint_is_a_hugging_face_model(tmp_path):
     settings = toys.config(tmp_path, steps=1)
-    loop = toys.loop(settings, Learner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
+    loop = toys.loop(settings, LocalLearner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
     loop.run()
     folder = checkpoints(tmp_path)[-1]
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -141,7 +141,7 @@ def full_disk_at(step, name, monkeypatch):
             raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
         write(tensors, file, **named)
 
-    for module in ("rl_loop.run.checkpoint", "transformers.modeling_utils"):
+    for module in ("rl_loop.run.checkpoint", "rl_loop.learner.local_learner", "transformers.modeling_utils"):
         where = "safe_save_file" if module.startswith("transformers") else "save_file"
         monkeypatch.setattr(f"{module}.{where}", save)
     if name == "state.json":
@@ -158,7 +158,7 @@ def full_disk_at(step, name, monkeypatch):
 @pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors", "state.json"])
 def test_a_full_disk_leaves_the_checkpoints_before_and_says_what_is_needed(name, tmp_path, monkeypatch):
     settings = toys.config(tmp_path, steps=4, checkpoint_every=1, keep_checkpoints=1)
-    learner = Learner(settings, toys.llama())
+    learner = LocalLearner(settings, toys.llama())
     with monkeypatch.context() as full:
         full_disk_at(3, name, full)
         needed = (
@@ -170,14 +170,14 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_says_what_is_needed(name,
     learner, state = resumed(settings)
     toys.loop(settings, learner, toys.SamplingSource(toys.llama()), state).run()
     whole = toys.config(tmp_path / "whole", steps=4)
-    toys.loop(whole, Learner(whole, toys.llama()), toys.SamplingSource(toys.llama())).run()
+    toys.loop(whole, LocalLearner(whole, toys.llama()), toys.SamplingSource(toys.llama())).run()
     mine, theirs = (load_file(checkpoints(output)[-1] / "model.safetensors") for output in (tmp_path, whole.output))
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
 def test_what_a_checkpoint_takes_is_counted(tmp_path):
     settings = toys.config(tmp_path, steps=1)
-    learner = Learner(settings, toys.llama())
+    learner = LocalLearner(settings, toys.llama())
     toys.loop(settings, learner, toys.SamplingSource(toys.llama())).run()
     written = sum(file.stat().st_size for file in checkpoints(tmp_path)[-1].rglob("*.safetensors"))
     assert checkpoint_bytes(learner, None) == pytest.approx(written, rel=0.1)
@@ -215,9 +215,9 @@ def with_head(tmp_path):
 
 def trained_as_by_the_command(settings):
     """A run of it, new or resumed."""
-    state, learner = begin_state(settings), make_learner(settings)
+    state, (learner, _) = begin_state(settings), make_learners(settings)
     source = toys.SamplingSource(toys.llama())
-    source.publish = lambda tensors, version: version + 1
+    source.publish = lambda of, export, version, **_: version + 1
     toys.loop(settings, learner, source, state).run()
 
 
@@ -250,7 +250,7 @@ def test_a_policy_without_a_head_gets_none(tmp_path):
 
 def test_the_last_ones_are_kept_and_half_written_ones_ignored(tmp_path):
     settings = toys.config(tmp_path, steps=5, checkpoint_every=1, keep_checkpoints=2)
-    loop = toys.loop(settings, Learner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
+    loop = toys.loop(settings, LocalLearner(settings, toys.llama()), toys.SamplingSource(toys.llama()))
     shutil.rmtree(tmp_path / "checkpoints", ignore_errors=True)
     (tmp_path / "checkpoints" / ".step-000004" / "trainer").mkdir(parents=True)
     (tmp_path / "checkpoints" / ".step-000009").mkdir()

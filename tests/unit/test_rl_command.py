@@ -16,7 +16,7 @@ from safetensors.torch import load
 import rollout_service.client.rollout_client
 from drafters.files.text_lines import json_lines
 from rl_loop.cli import train
-from rl_loop.learner.policy_learner import Learner
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.loops.interruption import Interrupted, Interruption
 from rl_loop.run.checkpoint import checkpoints
 from rollout_service.protocol import (
@@ -70,7 +70,7 @@ class MiniatureService:
             return httpx.Response(409, content=ErrorBody(error=f"belongs to {self.owner!r}").model_dump_json())
         assert version > self.source.version
         self.owner = run
-        self.source.publish(lambda dtype: load(request.read()), version - 1)
+        self.source.publish("policy", lambda dtype: load(request.read()), version - 1)
         return httpx.Response(200, content=self._status().model_dump_json())
 
     def _status(self) -> WeightStatus:
@@ -132,12 +132,8 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
     assert (output / "reward.png").read_bytes().startswith(b"\x89PNG")
     assert [folder.name for folder in checkpoints(output)] == ["step-000000", "step-000002"]
     assert list((output / "tensorboard").iterdir())
-    assert {f.stem for f in (output / "rollouts").iterdir()} == {
-        "train-000001",
-        "train-000002",
-        "held_out-000000",
-        "held_out-000002",
-    }
+    names = ("train-000001", "train-000002", "held_out-000000", "held_out-000002")
+    assert {f.name for f in (output / "rollouts").iterdir()} == {"recording.json", *(f"{name}.jsonl" for name in names)}
     assert service.source.version == 3
     printed = capsys.readouterr().out
     assert "alarm of the service, acceptance_fell: the acceptance rate fell" in printed
@@ -224,7 +220,7 @@ def test_a_checkpoint_that_cannot_be_left_does_not_hide_what_ended_the_run(servi
     def third_fails(asked=[]):  # noqa: B006  (it counts)
         asked.append(1)
         if len(asked) == 3:
-            monkeypatch.setattr("rl_loop.loops.synchronous.save_checkpoint", refused)
+            monkeypatch.setattr("rl_loop.loops.loop.save_checkpoint", refused)
             raise ZeroDivisionError
 
     service.on_rollouts = third_fails
@@ -236,7 +232,7 @@ def test_a_checkpoint_that_cannot_be_left_does_not_hide_what_ended_the_run(servi
 def test_a_step_that_fails_between_two_updates_is_told_with_the_checkpoint(
     service, flags, tmp_path, capsys, monkeypatch
 ):
-    update, made = Learner._update, []
+    update, made = LocalLearner.forward_backward, []
 
     def second_fails(self, examples):
         made.append(1)
@@ -244,7 +240,7 @@ def test_a_step_that_fails_between_two_updates_is_told_with_the_checkpoint(
             raise MemoryError
         return update(self, examples)
 
-    monkeypatch.setattr(Learner, "_update", second_fails)
+    monkeypatch.setattr(LocalLearner, "forward_backward", second_fails)
     with pytest.raises(MemoryError):
         train([*flags, "--minibatches", "2"])
     assert "state after step 0, with some updates of step 1, is in" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
 from rl_loop.loops.step import shaped_rewards
 from rl_loop.losses.correction_config import AnyCorrection
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.losses.corrections import correct
 from rl_loop.losses.shaping import overlong_penalty
 from rl_loop.reports.metrics import GradedGroup
@@ -103,7 +104,7 @@ def test_dapo_punishes_over_the_last_fifth_of_max_tokens():
 def test_dynamic_sampling_fills_a_step_with_groups_that_teach(tmp_path):
     settings = toys.config(tmp_path, loss={"kind": "dapo"}, steps=2, sampling={"max_tokens": 20})
     source = toys.SamplingSource(toys.llama())
-    loop = toys.loop(settings, toys.Learner(settings, toys.llama()), source, task=toy_rewards.HalfIndifferent())
+    loop = toys.loop(settings, LocalLearner(settings, toys.llama()), source, task=toy_rewards.HalfIndifferent())
     loop.run()
     for metrics in loop.reporter.log.steps:
         assert metrics.zero_variance_groups == 0
@@ -119,6 +120,6 @@ def test_with_nothing_to_learn_anywhere_a_step_ends_all_the_same(tmp_path):
 
     settings = toys.config(tmp_path, loss={"kind": "dapo"}, steps=1, dynamic_sampling_rounds=3)
     source = toys.SamplingSource(toys.llama())
-    loop = toys.loop(settings, toys.Learner(settings, toys.llama()), source, task=Indifferent())
+    loop = toys.loop(settings, LocalLearner(settings, toys.llama()), source, task=Indifferent())
     loop.run()
     assert (loop.state.step, loop.state.position) == (1, 9)

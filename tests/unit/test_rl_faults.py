@@ -12,9 +12,10 @@ import threading
 from collections import Counter
 
 import httpx
+import rl_toys as toys
 from test_rl_asynchronous import QueueService, config, in_log, loop, pool, trained_on  # noqa: F401  (pool is a fixture)
 
-from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.run.checkpoint import checkpoints, restore_checkpoint
 
 FAULTS, SEED = int(os.environ.get("FAULTS", "6")), int(os.environ.get("SEED", "17"))
@@ -72,7 +73,7 @@ def deadly(object_, name, generator, probability):
 
 def test_nothing_is_lost_and_nothing_trained_on_twice_through_random_deaths(tmp_path, pool, monkeypatch):  # noqa: F811
     generator = random.Random(SEED)
-    monkeypatch.setattr("rl_loop.loops.pulling.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.patience.PAUSE", 0.01)
     monkeypatch.setattr("rl_loop.loops.pushing.PAUSE", 0.01)
     front = Front(tmp_path / "queue.sqlite", generator)
     steps = 3 * FAULTS
@@ -109,7 +110,7 @@ def test_nothing_is_lost_and_nothing_trained_on_twice_through_random_deaths(tmp_
             faults["trainer"] += 1
             assert running.state.step >= begin
             latest = checkpoints(settings.output)[-1]
-            learner = Learner(settings, load_policy(latest))
+            learner = LocalLearner(settings, toys.llama())
             running = loop(settings, front, pool, learner, restore_checkpoint(latest, learner))
     print(dict(faults), f"{front.restarts} restarts of the front")
     queue, groups = front.service.queue, {f"train-{i:09d}": 1 for i in range(2 * steps)}

@@ -9,8 +9,9 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OPTConfig, Qwen3Co
 from drafters.scoring import SurprisalSums, join_scores
 from rl_loop.batching import BATCH_COST, Rollout
 from rl_loop.learner.gradient_checkpointing import recompute_layers
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.learner.padding import padded_batches
-from rl_loop.learner.policy_learner import Example, Learner
+from rl_loop.learner.policy_learner import Example
 
 MODELS = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
 SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and the last share a prompt
@@ -36,7 +37,7 @@ def plain_logprobs(model, rollout: Rollout, temperature: float) -> torch.Tensor:
 def test_logprobs_equal_a_plain_forward_of_each_sequence(model, budget, rollouts, tmp_path):
     policy = MODELS[model]()
     settings = toys.config(tmp_path, max_tokens_per_microbatch=budget, sampling={"temperature": 0.7})
-    scores = Learner(settings, policy).logprobs(rollouts)
+    scores = LocalLearner(settings, policy).logprobs(rollouts)
     for score, rollout in zip(scores, rollouts, strict=True):
         expected = plain_logprobs(policy, rollout, 0.7)
         torch.testing.assert_close(score.logprobs, expected.detach(), atol=1e-5, rtol=1e-5)
@@ -57,7 +58,7 @@ def test_rows_share_a_block_until_their_padding_costs_more_than_another_batch():
         assert (~batch.blocks[0].real_BT).sum() <= BATCH_COST
 
 
-def examples(learner: Learner, rollouts: list[Rollout]) -> list[Example]:
+def examples(learner: LocalLearner, rollouts: list[Rollout]) -> list[Example]:
     advantages = [1.0, -0.5, 0.0, 2.0, -1.0]
     torch.manual_seed(2)
     old = [score.logprobs + 0.1 * torch.randn(len(score.logprobs)) for score in learner.logprobs(rollouts)]
@@ -65,7 +66,7 @@ def examples(learner: Learner, rollouts: list[Rollout]) -> list[Example]:
     return [Example(*row) for row in zip(rollouts, advantages, old, references, strict=True)]
 
 
-def gradient(learner: Learner) -> torch.Tensor:
+def gradient(learner: LocalLearner) -> torch.Tensor:
     return torch.cat([parameter.grad.flatten() for parameter in learner.policy.parameters()])
 
 
@@ -76,7 +77,7 @@ def test_microbatching_does_not_change_the_gradient(model, kl_coefficient, rollo
     for budget in (1, 25, 1000):
         changes = {"max_tokens_per_microbatch": budget, "kl_coefficient": kl_coefficient, "max_grad_norm": 1e9}
         reference = MODELS[model](seed=1) if kl_coefficient else None
-        learner = Learner(toys.config(tmp_path, **changes), MODELS[model](), reference)
+        learner = LocalLearner(toys.config(tmp_path, **changes), MODELS[model](), reference)
         losses.append(learner.train(examples(learner, rollouts), step=0).loss)
         gradients.append(gradient(learner))
     scale = gradients[0].abs().max()
@@ -87,7 +88,7 @@ def test_microbatching_does_not_change_the_gradient(model, kl_coefficient, rollo
 
 
 def test_the_gradient_is_that_of_the_token_mean_of_reinforce_when_on_policy(rollouts, tmp_path):
-    learner = Learner(toys.config(tmp_path, max_grad_norm=1e9), toys.llama())
+    learner = LocalLearner(toys.config(tmp_path, max_grad_norm=1e9), toys.llama())
     advantages = [1.0, -0.5, 0.0, 2.0, -1.0]
     old = [score.logprobs for score in learner.logprobs(rollouts)]
     update = learner.train([Example(*row) for row in zip(rollouts, advantages, old, strict=True)], step=0)
@@ -106,7 +107,7 @@ def test_the_gradient_is_that_of_the_token_mean_of_reinforce_when_on_policy(roll
 def test_gradient_checkpointing_does_not_change_the_gradient(model, rollouts, tmp_path):
     gradients = []
     for checkpointing in (False, True):
-        learner = Learner(toys.config(tmp_path, gradient_checkpointing=checkpointing), MODELS[model]())
+        learner = LocalLearner(toys.config(tmp_path, gradient_checkpointing=checkpointing), MODELS[model]())
         learner.train(examples(learner, rollouts), step=0)
         gradients.append(gradient(learner))
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
@@ -115,7 +116,7 @@ def test_gradient_checkpointing_does_not_change_the_gradient(model, rollouts, tm
 def test_gradient_checkpointing_computes_every_layer_again_in_the_backward_and_only_there(rollouts, tmp_path):
     computed = []
     for checkpointing in (False, True):
-        learner = Learner(toys.config(tmp_path, gradient_checkpointing=checkpointing), toys.llama())
+        learner = LocalLearner(toys.config(tmp_path, gradient_checkpointing=checkpointing), toys.llama())
         calls = []
         for layer in learner.policy.model.layers:
             layer.self_attn.register_forward_pre_hook(lambda *_, calls=calls: calls.append(torch.is_grad_enabled()))
@@ -143,7 +144,7 @@ def test_the_first_update_trains_the_policy_that_was_scored(what, checkpointing,
     torch.manual_seed(0)
     policy = AutoModelForCausalLM.from_config(CHANGED_BY_TRAINING_MODE[what]()).train()
     torch.nn.init.normal_(policy.get_output_embeddings().weight, std=0.5)  # so that a small change of states shows
-    learner = Learner(toys.config(tmp_path, gradient_checkpointing=checkpointing), policy)
+    learner = LocalLearner(toys.config(tmp_path, gradient_checkpointing=checkpointing), policy)
     old = [score.logprobs for score in learner.logprobs(rollouts)]
     advantages = [1.0, -1.0, 1.0, -1.0, 1.0]
     update = learner.train([Example(*row) for row in zip(rollouts, advantages, old, strict=True)], step=0)
@@ -158,13 +159,13 @@ def test_a_policy_without_layers_to_checkpoint_is_refused(tmp_path):
 
 
 def test_minibatches_and_epochs_update_as_often_as_they_say(rollouts, tmp_path):
-    learner = Learner(toys.config(tmp_path, minibatches=2, epochs=3), toys.llama())
+    learner = LocalLearner(toys.config(tmp_path, minibatches=2, epochs=3), toys.llama())
     learner.train(examples(learner, rollouts), step=0)
     assert learner.optimiser.state[next(learner.policy.parameters())]["step"].item() == 6
 
 
 def test_the_learning_rate_warms_up(rollouts, tmp_path):
-    learner = Learner(toys.config(tmp_path, warmup_steps=4, learning_rate=1e-3), toys.llama())
+    learner = LocalLearner(toys.config(tmp_path, warmup_steps=4, learning_rate=1e-3), toys.llama())
     rates = [learner.train(examples(learner, rollouts), step=step).learning_rate for step in (0, 1, 3, 9)]
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 1e-3, 1e-3])
 
@@ -173,7 +174,7 @@ def test_the_learning_rate_warms_up(rollouts, tmp_path):
 def test_z_tells_samples_of_the_policy_from_those_at_a_wrong_temperature(temperature, is_lossless, tmp_path):
     policy = toys.llama()
     drawn = toys.sample(policy, [1, 2, 3], n=400, max_tokens=30, temperature=temperature, seed=3)
-    scores = Learner(toys.config(tmp_path), policy).logprobs([Rollout([1, 2, 3], ids, lp) for ids, lp in drawn])
+    scores = LocalLearner(toys.config(tmp_path), policy).logprobs([Rollout([1, 2, 3], ids, lp) for ids, lp in drawn])
     assert (abs(SurprisalSums.of(join_scores(scores)).z) < 4.0) is is_lossless
 
 
@@ -182,12 +183,12 @@ def test_pushed_tensors_are_those_of_save_pretrained(model, tmp_path):
     policy = model()
     policy.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
-    pushed = Learner(toys.config(tmp_path), policy).checkpoint_tensors()
+    pushed = LocalLearner(toys.config(tmp_path), policy).export(torch.float32)
     assert pushed.keys() == saved.keys()
     assert all(torch.equal(pushed[name], saved[name]) for name in saved)
 
 
 def test_pushed_tensors_have_the_dtype_that_the_service_wants(tmp_path):
-    tensors = Learner(toys.config(tmp_path), toys.qwen3_next()).checkpoint_tensors(torch.bfloat16)
+    tensors = LocalLearner(toys.config(tmp_path), toys.qwen3_next()).export(torch.bfloat16)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert any(".experts.1." in name for name in tensors), "an expert has tensors of its own"

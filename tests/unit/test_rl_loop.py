@@ -8,16 +8,18 @@ import torch
 
 from drafters.files.text_lines import json_lines
 from drafters.scoring import SurprisalSums
-from rl_loop.learner.policy_learner import Learner
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.loops.losslessness_alarm import NotLossless
 from rl_loop.loops.prompts import sampling_seed
-from rl_loop.loops.sources import Recorder, ReplayError, ReplaySource
+from rl_loop.loops.recording import Recorder, Recording, ReplayError, ReplaySource
 from rl_loop.reports.metrics import STAGES
 from rollout_service.protocol import MAX_COMPLETIONS
 
 
 def run(settings, source=None, policy=None):
-    loop = toys.loop(settings, Learner(settings, policy or toys.llama()), source or toys.SamplingSource(toys.llama()))
+    loop = toys.loop(
+        settings, LocalLearner(settings, policy or toys.llama()), source or toys.SamplingSource(toys.llama())
+    )
     loop.run()
     return loop
 
@@ -82,7 +84,7 @@ def test_an_alarm_is_raised_when_the_running_z_passes_its_limit(tmp_path, alarm)
     )
     policy = toys.llama()
     policy.lm_head.weight.data *= 8.0  # unsure enough that the temperature shows
-    loop = toys.loop(settings, Learner(settings, policy), Hot(toys.llama()))
+    loop = toys.loop(settings, LocalLearner(settings, policy), Hot(toys.llama()))
     alarms = []
     loop.reporter.alarm = alarms.append
     if alarm == "stop":
@@ -104,7 +106,7 @@ def test_no_alarm_is_raised_when_the_policy_is_sampled(tmp_path):
 
 def test_a_source_that_keeps_old_weights_is_seen(tmp_path):
     class Stale(toys.SamplingSource):
-        def publish(self, tensors, version):
+        def publish(self, of, export, version, **_):
             return version + 1
 
     settings = toys.config(tmp_path, steps=1, prompts_per_step=16, completions=8)
@@ -129,7 +131,7 @@ def test_groups_of_equal_reward_leave_the_policy_alone(tmp_path):
 
     settings = toys.config(tmp_path, steps=1)
     source = toys.SamplingSource(toys.llama())
-    loop = toys.loop(settings, Learner(settings, toys.llama()), source, task=Indifferent())
+    loop = toys.loop(settings, LocalLearner(settings, toys.llama()), source, task=Indifferent())
     loop.run()
     metrics = loop.reporter.log.steps[0]
     assert (metrics.zero_variance_groups, metrics.grad_norm, metrics.pass_rate) == (3, 0.0, 1.0)
@@ -139,7 +141,7 @@ def test_groups_of_equal_reward_leave_the_policy_alone(tmp_path):
 
 def test_a_reference_is_kept_apart_from_the_policy(tmp_path):
     settings = toys.config(tmp_path, steps=2, kl_coefficient=0.1)
-    learner = Learner(settings, toys.llama(), toys.llama())
+    learner = LocalLearner(settings, toys.llama(), toys.llama())
     loop = toys.loop(settings, learner, toys.SamplingSource(toys.llama()))
     loop.run()
     first, second = loop.reporter.log.steps
@@ -158,7 +160,7 @@ def test_seeds_are_repeatable_and_leave_room_for_a_groups_completions():
 def test_recorded_rollouts_train_to_the_same_policy(tmp_path):
     live = toys.config(tmp_path / "live", evaluate_every=1)
     recording = tmp_path / "live" / "rollouts"
-    source = Recorder(toys.SamplingSource(toys.llama()), recording)
+    source = Recorder(toys.SamplingSource(toys.llama()), Recording(recording))
     trained = run(live, source).learner.policy.state_dict()
     replayed = run(toys.config(tmp_path / "replayed", evaluate_every=1), ReplaySource(recording))
     assert all(torch.equal(t, trained[name]) for name, t in replayed.learner.policy.state_dict().items())
@@ -170,6 +172,6 @@ def test_recorded_rollouts_train_to_the_same_policy(tmp_path):
 )
 def test_a_recording_that_does_not_fit_is_refused(changes, tmp_path):
     live = toys.config(tmp_path / "live")
-    run(live, Recorder(toys.SamplingSource(toys.llama()), tmp_path / "live" / "rollouts"))
+    run(live, Recorder(toys.SamplingSource(toys.llama()), Recording(tmp_path / "live" / "rollouts")))
     with pytest.raises(ReplayError, match="train-00000"):
         run(toys.config(tmp_path / "replayed", **changes), ReplaySource(tmp_path / "live" / "rollouts"))

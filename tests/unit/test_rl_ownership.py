@@ -8,7 +8,7 @@ import pytest
 import rl_toys as toys
 from test_rl_asynchronous import QueueService, config, in_log, loop, pool, trained_on  # noqa: F401  (pool is a fixture)
 
-from rl_loop.learner.policy_learner import Learner, load_policy
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.loops.interruption import Interrupted
 from rl_loop.loops.ownership import ForeignWeights, Ownership, new_run
 from rl_loop.loops.sources import EndpointSource
@@ -57,7 +57,7 @@ def interrupted(running, step):
 
 def resumed(settings, service, pool):  # noqa: F811
     latest = checkpoints(settings.output)[-1]
-    learner = Learner(settings, load_policy(latest))
+    learner = LocalLearner(settings, toys.llama())
     return loop(settings, service, pool, learner, restore_checkpoint(latest, learner))
 
 
@@ -66,7 +66,7 @@ def resumed(settings, service, pool):  # noqa: F811
 
 def test_tokens_of_another_runs_policy_end_a_synchronous_run_which_names_both_versions_and_both_runs(tmp_path, service):
     settings = toys.config(tmp_path, steps=5)
-    running = toys.loop(settings, Learner(settings, toys.llama()), EndpointSource(Ownership(service, "mine")))
+    running = toys.loop(settings, LocalLearner(settings, toys.llama()), EndpointSource(Ownership(service, "mine")))
     sample, asked = service.rollouts, []
 
     def rollouts(requests):
@@ -85,7 +85,7 @@ def test_tokens_of_another_runs_policy_end_a_synchronous_run_which_names_both_ve
 
 def test_a_push_between_two_steps_is_refused_to_the_run_that_was_taken_over(tmp_path, service):
     settings = toys.config(tmp_path, steps=5)
-    running = toys.loop(settings, Learner(settings, toys.llama()), EndpointSource(Ownership(service, "mine")))
+    running = toys.loop(settings, LocalLearner(settings, toys.llama()), EndpointSource(Ownership(service, "mine")))
     before_step(running, 2, lambda: push_another(service))
     with pytest.raises(RolloutError, match="belongs to the run 'other', not to 'mine'"):
         running.run()

@@ -9,7 +9,7 @@ from test_rl_asynchronous import QueueService, config, loop
 from toy_rewards import FailingAt
 
 from drafters.files.text_lines import json_lines
-from rl_loop.learner.policy_learner import Learner
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.tasks import TaskProblem
 from rl_loop.tasks.rewards import LOST_IN_A_ROW, RewardsFailed, RewardsHere
 from rl_loop.tasks.rewards_pool import RewardsPool
@@ -42,8 +42,8 @@ def loop_with(mode, processes, positions, folder, **changes):
             yield loop(config(folder, **changes), service, pool)
         else:
             settings = toys.config(folder, **changes)
-            source, learner = toys.Positioned(toys.llama()), Learner(settings, toys.llama())
-            yield toys.loop(settings, learner, source, task=task(), pool=pool)
+            source, learner = toys.Positioned(toys.llama()), LocalLearner(settings, toys.llama())
+            yield toys.loop(settings, learner, source, task=task(), rewards=pool)
 
 
 def run(*arguments, **changes):

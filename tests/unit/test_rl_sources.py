@@ -8,10 +8,10 @@ import rl_toys as toys
 import torch
 from test_rl_asynchronous import QueueService, config, loop, pool  # noqa: F401  (pool is a fixture)
 
-from rl_loop.learner.policy_learner import Learner
-from rl_loop.loops.asynchronous import GroupsLog
-from rl_loop.loops.sources import Recorder, ReplayError, ReplaySource
+from rl_loop.learner.local_learner import LocalLearner
+from rl_loop.loops.recording import Recorder, Recording, ReplayError, ReplaySource
 from rl_loop.reports.metrics_log import MetricsLog
+from rl_loop.run.groups_log import GroupsLog
 from rollout_service.client import RolloutError
 from rollout_service.protocol import ErrorBody, GroupRequest
 
@@ -40,7 +40,7 @@ class Failing(toys.SamplingSource):
 
 
 def run(settings, source):
-    loop = toys.loop(settings, Learner(settings, toys.llama()), source)
+    loop = toys.loop(settings, LocalLearner(settings, toys.llama()), source)
     loop.run()
     return loop
 
@@ -78,7 +78,7 @@ def test_a_stream_that_could_not_be_finished_ends_the_run(tmp_path):
 
 def test_a_recorded_failure_is_a_failure_again(tmp_path):
     recording = tmp_path / "recording"
-    live = run(toys.config(tmp_path / "live"), Recorder(Failing(is_second), recording))
+    live = run(toys.config(tmp_path / "live"), Recorder(Failing(is_second), Recording(recording)))
     replayed = run(toys.config(tmp_path / "replayed"), ReplaySource(recording))
     trained = live.learner.policy.state_dict()
     assert all(torch.equal(t, trained[name]) for name, t in replayed.learner.policy.state_dict().items())
@@ -103,7 +103,7 @@ def test_a_recording_holds_any_text(tmp_path):
                 group.completions[0].text = f"é{SEPARATORS}"
                 yield group
 
-    written = list(Recorder(Odd(toys.llama()), tmp_path).rollouts("batch", [request]))
+    written = list(Recorder(Odd(toys.llama()), Recording(tmp_path)).rollouts("batch", [request]))
     assert list(ReplaySource(tmp_path).rollouts("batch", [request])) == written
 
 

@@ -1,0 +1,193 @@
+"""LocalLearner: the policy and its optimiser on one device, and the forward and backward over rollouts.
+
+- The weights and the optimiser state are float32; `dtype` is that of the matrix products.
+- The policy stays in evaluation mode, with gradient checkpointing too: no dropout, and nothing else that training mode
+  turns on. What is trained is what the service samples from.
+- Completions of a group share the computation of their prompt, where the policy can be packed (learner/packing.py).
+- Logits are computed where they predict response tokens; padding apart, nowhere else.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+from drafters.devices import choose_device
+from drafters.learners.learner import reading_policy
+from drafters.scoring import TokenScores, score_tokens, token_logprobs
+from drafters.training.state import adamw_state, restore_adamw_state
+from rl_loop.batching import MicroBatch, Rollout
+from rl_loop.config import TrainConfig
+from rl_loop.learner.carried_tensors import Carried
+from rl_loop.learner.gradient_checkpointing import recompute_layers
+from rl_loop.learner.packed_attention import can_pack, packed_attention
+from rl_loop.learner.packing import packed_batches
+from rl_loop.learner.padding import padded_batches
+from rl_loop.learner.policy_learner import Example, HiddenStateReader, LossMetrics, PolicyLearner
+from rl_loop.losses.kl import k3_divergence
+from rl_loop.losses.policy_loss import Totals, policy_loss
+from rl_loop.losses.terms import LossInput
+
+OPTIMISER = "trainer/optimiser.safetensors"
+
+
+def load_policy(model: str | Path) -> PreTrainedModel:
+    """Any causal LM of transformers, in float32, from a folder or by its Hugging Face name."""
+    policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    # Nothing is generated with it. transformers would refuse to save sampling defaults that it finds inconsistent.
+    policy.generation_config = GenerationConfig()
+    return policy
+
+
+class LocalLearner(PolicyLearner):
+    """Owns `policy`; `reference` is the frozen initial policy, for the KL term."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | None = None,
+        carried: Carried | None = None,
+    ):
+        """`carried`: what checkpoints take over from the policy's own."""
+        super().__init__(config)
+        self.carried = carried or Carried()
+        self.device = choose_device(config.device)
+        self.policy = self._placed(policy)
+        self.reference = None if reference is None else self._placed(reference).requires_grad_(False)
+        self.packs = can_pack(policy)
+        if config.gradient_checkpointing:
+            recompute_layers(self.policy)
+        self.optimiser = torch.optim.AdamW(
+            self.policy.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+        )
+
+    def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
+        return model.to(self.device).eval()  # type: ignore[arg-type]
+
+    def logprobs(self, rollouts: Sequence[Rollout], reader: HiddenStateReader | None = None) -> list[TokenScores]:
+        if reader is None:
+            return self._score(self.policy, rollouts)
+        with reading_policy(self.policy, reader.layers) as reading:
+            return self._score(self.policy, rollouts, lambda batch: reader.read(batch, reading.outputs()))
+
+    def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Sequence[Tensor | None]:
+        if self.reference is None:
+            return [None] * len(rollouts)
+        return [scores.logprobs for scores in self._score(self.reference, rollouts)]
+
+    @torch.no_grad()
+    def _score(
+        self,
+        model: PreTrainedModel,
+        rollouts: Sequence[Rollout],
+        after_forward: Callable[[MicroBatch], None] = lambda batch: None,
+    ) -> list[TokenScores]:
+        sampling = self.config.sampling
+        by_row: dict[int, TokenScores] = {}
+        for batch in self._microbatches(rollouts):
+            with self._attention(model):
+                logits_NV = self._logits(model, batch)
+            scores = score_tokens(
+                logits_NV,
+                batch.responses_N,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+            )
+            by_row.update(zip(batch.rows, scores.cpu().split(batch.lengths), strict=True))
+            after_forward(batch)
+        return [by_row[row] for row in range(len(rollouts))]
+
+    def forward_backward(self, examples: Sequence[Example]) -> LossMetrics:
+        tokens = sum(len(example.rollout.response_ids) for example in examples)
+        totals = Totals(tokens, len(examples), self.config.sampling.max_tokens)
+        # Without advantage or reference there is no gradient: such an example counts in the means, and is not computed.
+        trained = [e for e in examples if e.advantage != 0.0 or e.reference_logprobs is not None]
+        left_out = tokens - sum(len(example.rollout.response_ids) for example in trained)
+        sums = {
+            "loss": 0.0,
+            "clip_fraction": 0.0,
+            "policy_ratio": left_out / tokens,
+            "policy_kl": 0.0,
+            "reference_kl": 0.0,
+        }
+        self.optimiser.zero_grad()
+        for batch in self._microbatches([example.rollout for example in trained]):
+            terms = self._backward(batch, [trained[row] for row in batch.rows], totals)
+            sums = {name: value + terms[name] for name, value in sums.items()}
+        return LossMetrics(**sums)
+
+    def optimiser_step(self, learning_rate: float) -> float:
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+        self.optimiser.step()
+        return norm.item()
+
+    def _backward(self, batch: MicroBatch, examples: Sequence[Example], totals: Totals) -> dict[str, float]:
+        """Adds the micro-batch's gradient; `examples` are its rows. Returns its part of the whole batch's means."""
+        advantages_N = torch.tensor([e.advantage for e in examples]).repeat_interleave(torch.tensor(batch.lengths))
+        old_logprobs_N = torch.cat([example.old_logprobs for example in examples])
+        references = [e.reference_logprobs for e in examples if e.reference_logprobs is not None]
+        weights = [example.weights for example in examples if example.weights is not None]
+        with self._attention(self.policy):
+            logits_NV = self._logits(self.policy, batch)
+            logprobs_N = token_logprobs(logits_NV, batch.responses_N, self.config.sampling.temperature)
+            terms = LossInput(
+                logprobs_N,
+                old_logprobs_N.to(self.device),
+                advantages_N.to(self.device),
+                batch.lengths,
+            )
+            weights_N = torch.cat(weights).to(self.device) if weights else None
+            objective = policy_loss(self.config.loss, terms, totals, weights_N)
+            loss, divergence = objective.loss, torch.zeros(())
+            if references:
+                divergence = k3_divergence(logprobs_N, torch.cat(references).to(self.device), tokens=totals.tokens)
+                loss = loss + self.config.kl_coefficient * divergence
+            loss.backward()
+        parts = {**objective.metrics, "loss": loss, "reference_kl": divergence}
+        return {name: part.item() for name, part in parts.items()}
+
+    def _attention(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        return packed_attention(model) if self.packs else nullcontext()
+
+    def _logits(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
+        """(N, V), those that predict the response tokens."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
+            return batch.logits(model)
+
+    def _microbatches(self, rollouts: Sequence[Rollout]) -> Iterator[MicroBatch]:
+        batches = packed_batches if self.packs else padded_batches
+        for batch in batches(rollouts, self.config.max_tokens_per_microbatch):
+            yield batch.to(self.device)
+
+    def export(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """As `save_pretrained` writes it: tied duplicates left out, experts that transformers holds fused as one tensor
+        an expert."""
+        own = remove_tied_weights_from_state_dict(dict(self.policy.state_dict()), self.policy)
+        tensors = revert_weight_conversion(self.policy, own)
+        return {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+    def save(self, folder: Path) -> None:
+        self.policy.save_pretrained(folder)
+        self.carried.write(folder)
+        save_file(adamw_state(self.policy, self.optimiser), folder / OPTIMISER)
+
+    def load(self, folder: Path) -> None:
+        self.policy.load_state_dict(load_policy(folder).state_dict())
+        self.carried = Carried.read(folder)
+        restore_adamw_state(load_file(folder / OPTIMISER), self.policy, self.optimiser)
+        self.holds_part_of_a_step = False
+
+    def checkpoint_bytes(self) -> int:
+        """The weights, AdamW's two moments of them, and an MTP head as it is. One of step 0 has no moments."""
+        weights = sum(parameter.nbytes for parameter in self.policy.parameters())
+        return 3 * weights + sum(tensor.nbytes for tensor in self.carried.head.values())
