@@ -1,12 +1,13 @@
 """Online drafter training: the policy never notices, the drafter learns, follows its rule, is pushed and resumed."""
 
 import json
+import shutil
 import signal
 
 import pytest
 import rl_toys as toys
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from drafters.learners.eagle3_head import Eagle3Head
 from drafters.learners.factory import load_learner
@@ -20,6 +21,7 @@ from rl_loop.loops.ownership import Ownership
 from rl_loop.loops.recording import Recorder, Recording, ReplaySource
 from rl_loop.reports.drafter_plot import plot_acceptance, pushes
 from rl_loop.run.checkpoint import checkpoints, restore_checkpoint
+from rl_loop.training import begin_state, make_learners
 from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import WeightsStatus, WeightStatus
 
@@ -203,6 +205,27 @@ def test_a_resumed_run_goes_on_with_the_identical_drafter(where, step, tmp_path,
     assert load_file(mine).keys() == load_file(theirs).keys()
     assert mine.read_bytes() == theirs.read_bytes()
     assert [m.loss for m in loop.reporter.log.drafter] == [m.loss for m in uninterrupted.reporter.log.drafter]
+
+
+def test_a_head_with_a_copy_of_the_embedding_shares_the_policys_after_a_resume_too(tmp_path):
+    """The copy is the one that the service started with: it is compared with that, not with what was trained since."""
+    folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
+    weights, embedding = load_file(folder / "model.safetensors"), toys.llama().get_input_embeddings().weight
+    save_file(weights | {"embed_tokens.weight": embedding.detach().clone()}, folder / "model.safetensors")
+    start = {"model": str(tmp_path / "start"), "keep_checkpoints": 9, "checkpoint_every": 2}
+    config = settings(tmp_path / "run", "eagle3", folder, **start)
+    (learner, drafter), source = make_learners(config), Source(toys.llama())
+    toys.loop(config, learner, source, drafter=drafter).run()
+    whole = checkpoints(config.output)[-1]
+
+    again = settings(tmp_path / "again", "eagle3", folder, **start, resume=True)
+    half = checkpoints(config.output)[-2]
+    shutil.copytree(half, again.output / "checkpoints" / half.name)
+    learner, drafter = make_learners(again)
+    assert not drafter.learner.not_trained
+    toys.loop(again, learner, Source(toys.llama()), begin_state(again), drafter=drafter).run()
+    latest = checkpoints(again.output)[-1] / "trainer" / "drafter.safetensors"
+    assert latest.read_bytes() == (whole / "trainer" / "drafter.safetensors").read_bytes()
 
 
 def test_acceptance_is_reported_by_context_length(tmp_path):
