@@ -155,7 +155,6 @@ def test_the_learning_rate_of_the_drafter_warms_up_and_goes_on_rising_after_a_re
 
 def test_a_drafter_that_is_not_due_is_neither_trained_nor_pushed(tmp_path):
     folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
-    falling = lambda version: [0, 0, 4] if version < 3 else [4, 0, 0]  # noqa: E731
     source = Source(toys.llama(), falling)
     loop = run(settings(tmp_path / "run", "eagle3", folder, {"when": "adaptive"}), toys.llama, source)
     lines = loop.reporter.log.drafter
@@ -167,15 +166,21 @@ def test_a_drafter_that_is_not_due_is_neither_trained_nor_pushed(tmp_path):
     assert (tmp_path / "acceptance.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("step", [0, 2])
+def falling(version):
+    """Acceptance that falls before the third step: an adaptive drafter is trained from there on."""
+    return [0, 0, 4] if version < 3 else [4, 0, 0]
+
+
+@pytest.mark.parametrize(("when", "trained_steps"), [("every", 2), ("adaptive", 0)])
 @pytest.mark.parametrize("where", ["generation", "after the drafter has learned"])
-def test_a_resumed_run_goes_on_with_the_identical_drafter(where, step, tmp_path, monkeypatch):
+def test_a_resumed_run_goes_on_with_the_identical_drafter(where, when, trained_steps, tmp_path, monkeypatch):
     folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
     recording = tmp_path / "recording"
-    whole = settings(tmp_path / "whole", "eagle3", folder)
-    uninterrupted = run(whole, toys.llama, Recorder(Source(toys.llama()), Recording(recording)))
+    whole = settings(tmp_path / "whole", "eagle3", folder, {"when": when})
+    source = Source(toys.llama(), falling if when == "adaptive" else None)
+    uninterrupted = run(whole, toys.llama, Recorder(source, Recording(recording)))
 
-    config = settings(tmp_path / "cut", "eagle3", folder)
+    config = settings(tmp_path / "cut", "eagle3", folder, {"when": when})
     learner = LocalLearner(config, toys.llama())
     cut = toys.loop(config, learner, ReplaySource(recording), drafter=OnlineDrafter.load(config, learner.policy))
     name = "_generate" if where == "generation" else "reference_logprobs"
@@ -183,7 +188,7 @@ def test_a_resumed_run_goes_on_with_the_identical_drafter(where, step, tmp_path,
     original = getattr(owner, name)
 
     def interrupted(self, *arguments, **named):
-        if cut.state.step == step:
+        if cut.state.step == 2:
             raise Interrupted(signal.SIGINT)
         return original(self, *arguments, **named)
 
@@ -192,7 +197,7 @@ def test_a_resumed_run_goes_on_with_the_identical_drafter(where, step, tmp_path,
         cut.run()
     monkeypatch.setattr(owner, name, original)
     latest = cut.save()
-    assert json.loads((latest / "trainer" / "drafter.json").read_text())["trained_steps"] == step
+    assert json.loads((latest / "trainer" / "drafter.json").read_text())["trained_steps"] == trained_steps
     assert load_learner("eagle3", latest / "drafter", load_policy(latest)) is not None
 
     learner = LocalLearner(config, toys.llama())
