@@ -11,9 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
+from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.loops.step import shaped_rewards
 from rl_loop.losses.correction_config import AnyCorrection
-from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.losses.corrections import correct
 from rl_loop.losses.shaping import overlong_penalty
 from rl_loop.reports.metrics import GradedGroup
