@@ -6,9 +6,9 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -63,6 +63,35 @@ def read_tensors(folder: Path, belongs: Callable[[str], bool] = lambda name: Tru
             names = [name for name in tensors.keys() if belongs(name) and not is_unused_buffer(name)]  # noqa: SIM118
             found |= {name: tensors.get_tensor(name) for name in names}
     return found
+
+
+class TensorSpec(NamedTuple):
+    """Of a tensor that is not loaded, by a safetensors header."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """as safetensors writes it: F32, BF16, I64, ..."""
+
+
+def tensor_specs(file: Path) -> dict[str, TensorSpec]:
+    """Raises ValueError when the file is not safetensors."""
+    try:
+        with safe_open(file, "pt") as tensors:
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: TensorSpec(tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"not a readable safetensors file: {error}") from None
+
+
+def checkpoint_specs(folder: Path, belongs: Callable[[str], bool]) -> dict[str, TensorSpec]:
+    """The model's tensors whose names `belongs` accepts. A tied output head is not counted, nor a buffer that nobody
+    loads."""
+    found: dict[str, TensorSpec] = {}
+    for file in weight_files(folder):
+        found |= tensor_specs(file)
+    if read_config(folder).get("tie_word_embeddings"):
+        found.pop("lm_head.weight", None)
+    return {name: spec for name, spec in found.items() if belongs(name) and not is_unused_buffer(name)}
 
 
 def tensor_names(file: Path) -> list[str]:

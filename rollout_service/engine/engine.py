@@ -9,9 +9,7 @@ import asyncio
 import functools
 import os
 import time
-import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from drafters.registry import make_drafter
@@ -20,6 +18,7 @@ from rollout_service.config import ServiceConfig
 from rollout_service.engine import asgi
 from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
 from rollout_service.engine.completions import completion_of, draft_steps
+from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_all_ranks, on_this_node
 from rollout_service.engine.openai_app import openai_app, openai_schemas
 from rollout_service.engine.switches import check_switches
 from rollout_service.imports import uncollected
@@ -34,34 +33,6 @@ if TYPE_CHECKING:
     from rollout_service.engine.step_costs import Measured
 
 T = TypeVar("T")
-
-
-class WeightsFile(NamedTuple):
-    """Where a version's safetensors bytes are: a file on node `node`, and for other nodes an object of Ray's store."""
-
-    version: int
-    path: str
-    checksum: str
-    node: str
-    bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
-
-
-class Loaded(NamedTuple):
-    """What an engine says of an update that it took."""
-
-    pause: float
-    """seconds from the pause to the resumption of generation"""
-    changed: int
-    """modules that hold something else than before"""
-    modules: int
-
-
-class DifferentBytes(RuntimeError):
-    """An engine read other bytes of a version than were sent, and holds what it held before."""
-
-
-class HalfLoaded(RuntimeError):
-    """Some ranks of an engine read other bytes than were sent, and the others loaded theirs: it must not serve."""
 
 
 class NotStarted(RuntimeError):
@@ -114,7 +85,8 @@ class Engine:
         self.model_folder, self.device, self.index = model_folder, device, index
         self.llm: Any = None
         self.app: Any = None
-        self.policy_version = self.drafter_version = 0
+        self.versions = Versions(0, 0)
+        """that it holds: a push is published once every engine holds it"""
         prepare_core_process()
 
     async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
@@ -131,11 +103,11 @@ class Engine:
 
             from rollout_service.engine.draft_lengths import DraftLengths
             from rollout_service.engine.measuring import measure_at_start, served_metrics
-            from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
+            from rollout_service.engine.speculation_stats import SpeculationCounts
             from rollout_service.engine.step_costs import StepTimes
 
         CORE_PROCESS.ensure()
-        self.counts, self.times = SpeculationCounts(Versions(0, 0)), StepTimes()
+        self.counts, self.times = SpeculationCounts(lambda: self.versions), StepTimes()
         self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs)
         loggers = (self.counts, self.times, self.lengths)
         adjustable = None if self.config.drafter.schedule == "fixed" else self.lengths.ranges
@@ -146,7 +118,7 @@ class Engine:
             self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
         self.lengths.core = self.llm.engine_core
         if self.config.weights.keeps_cache:
-            CACHE_SALT.apply_to(self.llm, lambda: self.policy_version)
+            CACHE_SALT.apply_to(self.llm, lambda: self.versions.policy)
         # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
         self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
@@ -210,7 +182,7 @@ class Engine:
 
     def _completion(self, output: "CompletionOutput", group: GroupRequest) -> Completion:
         self.counts.add_contexts(len(group.prompt_token_ids or ()), draft_steps(output))
-        return completion_of(output, self.config.drafter.kind, self.drafter_version, with_steps=group.draft_steps)
+        return completion_of(output, self.config.drafter.kind, self.versions.drafter, with_steps=group.draft_steps)
 
     @of_a_started_engine
     async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
@@ -218,32 +190,24 @@ class Engine:
 
         Raises DifferentBytes when what it read has another checksum; nothing has changed then. Raises HalfLoaded when
         that is so of some ranks only."""
-        import ray
-
-        path, copied = Path(weights.path), None
         settings, began = self.config.weights, time.monotonic()
         try:
-            if ray.get_runtime_context().get_node_id() != weights.node:
-                copied = path = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
-                path.write_bytes((await weights.bytes).data)
-            await asyncio.gather(
-                self.llm.collective_rpc("read_checkpoint_tensors", args=(str(path),)),
-                self.llm.pause_generation(mode=PAUSE_MODES[settings.running], clear_cache=not settings.keeps_cache),
-            )
-            arguments = (weights.checksum, of_drafter)
-            reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
+            async with on_this_node(weights) as file:
+                await asyncio.gather(
+                    self.llm.collective_rpc("read_checkpoint_tensors", args=(str(file),)),
+                    self.llm.pause_generation(mode=PAUSE_MODES[settings.running], clear_cache=not settings.keeps_cache),
+                )
+                arguments = (weights.checksum, of_drafter)
+                reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
             check_all_ranks([report["checksum"] for report in reports], weights.checksum)
             if of_drafter:
-                self.drafter_version = weights.version
+                self.versions = self.versions._replace(drafter=weights.version)
                 await self.lengths.new_drafter()
             else:
-                self.policy_version = weights.version
+                self.versions = self.versions._replace(policy=weights.version)
                 await self.llm.update_weight_version(str(weights.version))
-            self.counts.versions = type(self.counts.versions)(self.policy_version, self.drafter_version)
         finally:
             await self.llm.resume_generation()
-            if copied is not None:
-                copied.unlink(missing_ok=True)
         changed = sum(report["changed"] for report in reports)
         return Loaded(time.monotonic() - began, changed, reports[0]["modules"])
 
@@ -303,13 +267,3 @@ class Engine:
     def _must_be_started(self) -> None:
         if self.llm is None:
             raise NotStarted(f"engine {self.index} is not started")
-
-
-def check_all_ranks(received: list[str], sent: str) -> None:
-    """`received` are the checksums of the bytes that an engine's ranks read; those whose own differs from `sent` have
-    loaded nothing. Raises DifferentBytes when that is every rank, HalfLoaded when it is some."""
-    different = [checksum for checksum in received if checksum != sent]
-    if different:
-        error = DifferentBytes if len(different) == len(received) else HalfLoaded
-        count = f" on {len(different)} of {len(received)} ranks" if len(received) > 1 else ""
-        raise error(f"read bytes with the BLAKE3 {different[0]}{count}, and the sender's have {sent}")

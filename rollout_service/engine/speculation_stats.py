@@ -4,26 +4,24 @@ The newest VERSIONS_KEPT pairs of versions have counts of their own. Those of ol
 exact, and a run of many versions takes no more memory and time than a short one.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from drafters.acceptance import Acceptance, by_context_length
+from rollout_service.engine.loading import Versions
 
 VERSIONS_KEPT = 64
 """pairs of policy and drafter version that are counted apart"""
 
 
-class Versions(NamedTuple):
-    policy: int
-    drafter: int
-
-
 class SpeculationCounts(StatLoggerBase):
     """vLLM's per-step statistics, summed under the versions that the engine held when they arrived."""
 
-    def __init__(self, versions: Versions):
-        self.versions = versions
+    def __init__(self, held: Callable[[], Versions]):
+        """`held`: what the engine holds now."""
+        self.held = held
         self.by_version: dict[Versions, dict[str, Any]] = {}
         """oldest first: versions only grow"""
         self.older: dict[str, Any] | None = None
@@ -41,7 +39,8 @@ class SpeculationCounts(StatLoggerBase):
             "accepted": step.num_accepted_tokens,
             "accepted_by_position": list(step.num_accepted_tokens_per_pos),
         }
-        self.by_version[self.versions] = _sum(self.by_version.get(self.versions), more)
+        versions = self.held()
+        self.by_version[versions] = _sum(self.by_version.get(versions), more)
         if len(self.by_version) > VERSIONS_KEPT:
             self.older = _sum(self.older, self.by_version.pop(next(iter(self.by_version))))
 

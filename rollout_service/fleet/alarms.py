@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any
 
 from rollout_service.config import AlarmConfig
-from rollout_service.engine.engine import Loaded
+from rollout_service.engine.loading import Loaded
 from rollout_service.protocol import AlarmKind, SpeculationAlarm, WeightsOf
 
 logger = logging.getLogger("rollout_service")

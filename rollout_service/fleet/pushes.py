@@ -13,18 +13,18 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import ray
 
-from rollout_service.engine.engine import DifferentBytes, HalfLoaded, Loaded, WeightsFile
+from rollout_service.engine.loading import DifferentBytes, HalfLoaded, Loaded, locate
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.member import FleetError, Member, in_words
-from rollout_service.protocol import Problem, WeightsOf, WeightStatus
+from rollout_service.protocol import WeightsOf, WeightStatus
 from rollout_service.tensor_bytes import file_checksum
+from rollout_service.transports import RefusedUpdate, Update
+from rollout_service.transports.transport import check_received, refused
 from rollout_service.weights.state_folder import StateFolder
-from rollout_service.weights.versions import RefusedUpdate, WeightStore, check_received
+from rollout_service.weights.versions import WeightStore
 
 logger = logging.getLogger("rollout_service")
 
@@ -33,7 +33,7 @@ DRAFTERS_KEPT = 256
 
 
 class Pushes:
-    """Use: `await fleet.pushes.push("policy", version, file, checksum)`."""
+    """Use: `await fleet.pushes.push("policy", version, update)`."""
 
     def __init__(self, store: WeightStore, state: StateFolder | None, alarms: Alarms, members: list[Member]):
         """`members` are the fleet's, who adds to them later."""
@@ -54,22 +54,22 @@ class Pushes:
                 continue
             version = max(kept)
             run = self.state.owner(of, version) if self.state is not None else None
-            file = self.store.new_file()
+            file = self.store.folder.new_file()
             shutil.copyfile(kept[version], file)
+            update = Update(file, file_checksum(file))
             try:
-                weights_set.check(version, file)
+                weights_set.check(version, update)
             except RefusedUpdate as error:
                 raise FleetError(
                     f"state: {kept[version]} is not of this model: {error}; choose another folder"
                 ) from None
-            weights_set.publish(locate(version, file, file_checksum(file)), seconds=0.0, pause=0.0, run=run)
+            weights_set.publish(locate(version, update), seconds=0.0, pause=0.0, run=run)
 
     async def push(
-        self, of: WeightsOf, version: int, file: Path, checksum: str, run: str | None = None, take_over: bool = False
+        self, of: WeightsOf, version: int, update: Update, run: str | None = None, take_over: bool = False
     ) -> WeightStatus:
-        """Load a file into every engine and publish its version, which then belongs to `run`. `file` is ours: kept
-        while in service, else deleted; `checksum` is what its bytes must have: each engine verifies them as it reads
-        them, before it changes anything.
+        """Load an update into every engine and publish its version, which then belongs to `run`. Its file is kept while
+        in service, else deleted. Each engine verifies its checksum as it reads the bytes, before it changes anything.
 
         Raises RefusedUpdate while every engine holds what it held, FleetError when no engine could take it. The status
         says `skipped` when a newer version of the run came while this one was waiting for its turn.
@@ -77,7 +77,7 @@ class Pushes:
         weights_set, waiting = self.store.sets[of], (of, run, version)
         try:
             weights_set.check_owner(run, take_over)
-            weights_set.check(version, file)
+            weights_set.check(version, update)
             self._waiting.append(waiting)
             try:
                 await self.lock.acquire()
@@ -88,13 +88,13 @@ class Pushes:
                 weights_set.check_owner(run, take_over)
                 if self._is_overtaken(of, run, version):
                     return weights_set.status.model_copy(update={"skipped": True})
-                weights_set.check(version, file)
-                return await self._load_everywhere(of, version, file, checksum, run)
+                weights_set.check(version, update)
+                return await self._load_everywhere(of, version, update, run)
             finally:
                 self.lock.release()
         finally:
-            if weights_set.file is None or weights_set.file.path != str(file):
-                file.unlink(missing_ok=True)
+            if weights_set.file is None or weights_set.file.path != str(update.file):
+                update.file.unlink(missing_ok=True)
 
     def _is_overtaken(self, of: WeightsOf, run: str | None, version: int) -> bool:
         """Whether a newer version of the same run is in service already, or waits for its turn."""
@@ -110,24 +110,21 @@ class Pushes:
             for of, weights_set in released:
                 weights_set.release()
                 if self.state is not None:
-                    self.state.release(of, weights_set.status.version)
+                    self.state.release(of, weights_set.version)
             return len(released)
 
-    async def _load_everywhere(
-        self, of: WeightsOf, version: int, file: Path, checksum: str, run: str | None
-    ) -> WeightStatus:
+    async def _load_everywhere(self, of: WeightsOf, version: int, update: Update, run: str | None) -> WeightStatus:
         began, before = time.monotonic(), self.store.sets[of].status.run
         if self.state is not None:
-            await self._keep(self.state, of, version, file, checksum, run)
-        weights = locate(version, file, checksum)
+            await self._keep(self.state, of, version, update, run)
+        weights = locate(version, update)
         members = [member for member in self.members if member.in_service]
         loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
         results = await asyncio.gather(*loads, return_exceptions=True)
         failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
         if failed and all(isinstance(r, DifferentBytes) for r in results):
             self._forget_all_but_published(of)
-            message = f"{in_words(failed[0][1])}: push again"
-            raise RefusedUpdate(message, [Problem(field="checksum", message=message)])
+            raise refused("checksum", f"{in_words(failed[0][1])}: push again")
         for member, error in failed:
             # Half-loaded weights serve nobody: the engine starts again with what is then in service.
             logger.error("engine %d could not load %s version %d: %s", member.index, of, version, in_words(error))
@@ -138,7 +135,7 @@ class Pushes:
             reason = in_words(failed[0][1]) if failed else "none is in service"
             raise FleetError(f"no engine could load {of} version {version}: {reason}")
         loaded = {m.index: r for m, r in zip(members, results, strict=True) if not isinstance(r, BaseException)}
-        is_new = self.store.differs(of, file, checksum)
+        is_new = self.store.differs(of, update)
         pause = max(report.pause for report in loaded.values())
         status = self.store.sets[of].publish(weights, time.monotonic() - began, pause, run)
         if before not in (None, run):
@@ -168,28 +165,18 @@ class Pushes:
             if isinstance(error, DifferentBytes | HalfLoaded):
                 self.alarms.different_bytes(of, policy, drafter, member.index, in_words(error))
 
-    async def _keep(
-        self, state: StateFolder, of: WeightsOf, version: int, file: Path, checksum: str, run: str | None
-    ) -> None:
+    async def _keep(self, state: StateFolder, of: WeightsOf, version: int, update: Update, run: str | None) -> None:
         try:
-            kept = await asyncio.to_thread(state.keep, of, version, file, run)
+            kept = await asyncio.to_thread(state.keep, of, version, update.file, run)
         except OSError as full:
             message = f"version {version} could not be kept in {state.folder}: {full.strerror}"
-            raise RefusedUpdate(message, [Problem(field="state", message=message)], status=507) from full
+            raise refused("state", message, status=507) from full
         try:
-            check_received(kept, checksum)
+            check_received(kept, update.checksum)
         except RefusedUpdate:
             self._forget_all_but_published(of)
             raise
 
     def _forget_all_but_published(self, of: WeightsOf) -> None:
         if self.state is not None:
-            self.state.forget_all_but(of, self.store.sets[of].status.version)
-
-
-def locate(version: int, file: Path, checksum: str) -> WeightsFile:
-    """Where engines find the file: those on other nodes in Ray's store."""
-    here = ray.get_runtime_context().get_node_id()
-    elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
-    stored = ray.put(np.fromfile(file, dtype=np.uint8)) if elsewhere else None
-    return WeightsFile(version, str(file), checksum, here, stored)
+            self.state.forget_all_but(of, self.store.sets[of].version)

@@ -16,7 +16,7 @@ from rollout_service.http.admission import Refused
 from rollout_service.protocol import ErrorBody, Problem
 from rollout_service.queue.batch_queue import UnknownLease
 from rollout_service.queue.database import Unavailable
-from rollout_service.weights.versions import RefusedUpdate
+from rollout_service.transports import RefusedUpdate
 
 RETRY_AFTER = 5
 """seconds after which a client that was refused for lack of room or of an engine should try again"""

@@ -60,7 +60,7 @@ class BackgroundGeneration:
 
     @property
     def version(self) -> int:
-        return self.fleet.store.sets["policy"].status.version
+        return self.fleet.store.version("policy")
 
     def start(self) -> None:
         self.fleet.pushes.on_published = self._published

@@ -1,50 +1,10 @@
-"""A checkpoint folder's tensors by name, shape and dtype, and what is wrong with an update of them.
+"""What is wrong with an update's manifest: its tensors by name, shape and dtype, against those in service."""
 
-Shapes and dtypes are read from the safetensors headers; no tensor is loaded.
-"""
-
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NamedTuple
-
-from safetensors import SafetensorError, safe_open
-
-from drafters.files.checkpoint_folder import is_unused_buffer, read_config, weight_files
+from drafters.files.checkpoint_folder import TensorSpec, is_unused_buffer
 from rollout_service.protocol import Problem
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 FLOATING = {"F64", "F32", "BF16", "F16"}
-
-
-class TensorSpec(NamedTuple):
-    shape: tuple[int, ...]
-    dtype: str
-    """as safetensors writes it: F32, BF16, I64, ..."""
-
-
-def file_tensors(file: Path) -> dict[str, TensorSpec]:
-    """Raises ValueError when the file is not safetensors."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return {name: _spec(tensors.get_slice(name)) for name in tensors.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"not a readable safetensors file: {error}") from None
-
-
-def _spec(tensor: Any) -> TensorSpec:
-    return TensorSpec(tuple(tensor.get_shape()), tensor.get_dtype())
-
-
-def checkpoint_tensors(folder: Path, belongs: Callable[[str], bool]) -> dict[str, TensorSpec]:
-    """The model's tensors in a checkpoint folder whose names `belongs` accepts. A tied output head is not counted, nor
-    a buffer that nobody loads."""
-    found: dict[str, TensorSpec] = {}
-    for file in weight_files(folder):
-        found |= file_tensors(file)
-    config = read_config(folder)
-    if config.get("tie_word_embeddings"):
-        found.pop("lm_head.weight", None)
-    return {name: spec for name, spec in found.items() if belongs(name) and not is_unused_buffer(name)}
 
 
 def problems(update: dict[str, TensorSpec], expected: dict[str, TensorSpec], dtype: str) -> list[Problem]:

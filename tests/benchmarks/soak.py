@@ -28,8 +28,8 @@ from safetensors.numpy import save_file
 
 from rollout_service.client import AsyncRolloutClient
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.engine import Loaded, WeightsFile
-from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
+from rollout_service.engine.loading import Loaded, Versions, WeightsFile
+from rollout_service.engine.speculation_stats import SpeculationCounts
 from rollout_service.fleet import pushes
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.fleet import Fleet
@@ -41,6 +41,7 @@ from rollout_service.protocol import WeightSpan as Span
 from rollout_service.queue.background import BackgroundGeneration
 from rollout_service.queue.batch_queue import BatchQueue
 from rollout_service.telemetry import Telemetry
+from rollout_service.transports import Update
 from rollout_service.weights.versions import WeightSet
 
 INTERVALS = 20
@@ -64,13 +65,14 @@ class StubEngine:
     """An actor whose methods take no time; the acceptance rate falls and rises with the versions."""
 
     def __init__(self, index: int):
-        self.index, self.counts = index, SpeculationCounts(Versions(0, 0))
+        self.index, self.versions = index, Versions(0, 0)
+        self.counts = SpeculationCounts(lambda: self.versions)
         names = ("generate", "load", "speculation", "context_acceptance", "schedule", "metrics")
         self.__dict__ |= {name: SimpleNamespace(remote=getattr(self, f"_{name}")) for name in names}
 
     async def _generate(self, group: GroupRequest, key: str) -> Group:
         await asyncio.sleep(0.0)  # the other groups are begun meanwhile: every engine has some
-        policy = self.counts.versions.policy
+        policy = self.versions.policy
         drafts = SimpleNamespace(
             num_drafts=100, num_draft_tokens=300, num_accepted_tokens=100 + policy % 2 * 100,
             num_accepted_tokens_per_pos=[50 + policy % 2 * 40, 30, 20],
@@ -85,8 +87,7 @@ class StubEngine:
         )
 
     async def _load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
-        policy, drafter = self.counts.versions
-        self.counts.versions = Versions(policy, weights.version) if of_drafter else Versions(weights.version, drafter)
+        self.versions = self.versions._replace(**{"drafter" if of_drafter else "policy": weights.version})
         return Loaded(pause=0.0, changed=1, modules=1)
 
     async def _speculation(self) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ def stub_fleet(engines: int) -> Fleet:
 class Soak:
     def __init__(self, folder: Path, engines: int):
         self.folder, self.fleet, self.file = folder, stub_fleet(engines), folder / "queue.sqlite"
-        pushes.locate = lambda version, file, checksum: WeightsFile(version, str(file), checksum, "here", None)
+        pushes.locate = lambda version, update: WeightsFile(version, str(update.file), update.checksum, "here", None)
         self.app, telemetry = FastAPI(), Telemetry()
         self.queue = BatchQueue(self.file, capacity=4096, disk_mib=4096)
         self.app.state.background = BackgroundGeneration(self.fleet, self.queue, telemetry)
@@ -167,7 +168,7 @@ class Soak:
         for of in ("policy", "drafter") if version % 2 == 0 else ("policy",):
             file = self.folder / f"{of}-{version}.safetensors"
             save_file({}, file)
-            await self.timed("push", self.fleet.pushes.push(of, version, file, f"{version:064x}"))
+            await self.timed("push", self.fleet.pushes.push(of, version, Update(file, f"{version:064x}")))
 
     def sample(self, groups: int) -> Sample:
         memory = psutil.Process().memory_info().rss

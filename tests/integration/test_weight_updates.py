@@ -79,7 +79,7 @@ def other_bytes_change_nothing(llm, update):
 def silent_load_is_noticed(llm, update):
     """A drafter that takes nothing of an update raises no error of its own; the report of the load shows it."""
     from rollout_service.config import AlarmConfig
-    from rollout_service.engine.engine import Loaded
+    from rollout_service.engine.loading import Loaded
     from rollout_service.fleet.alarms import Alarms
 
     drafter = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model

@@ -39,7 +39,8 @@ class StubFleet:
         self.openai_schemas = {"/v1/completions": SCHEMA, "/v1/chat/completions": SCHEMA}
         self.alarms = Alarms(self.config.alarms)
         status = WeightStatus(version=0, tensors=1, bytes=0, checksum="")
-        self.store = SimpleNamespace(sets={"policy": SimpleNamespace(status=status, dtype="float32")}, folder="/none")
+        sets = {"policy": SimpleNamespace(status=status, dtype="float32")}
+        self.store = SimpleNamespace(sets=sets, folder=SimpleNamespace(path="/none"), version=lambda of: 0)
         self.pushes = SimpleNamespace(on_published=None, drafter_since={})
         self.outcomes, self.begun, self.ended, self.asked = {}, [], [], []
 

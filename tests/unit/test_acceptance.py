@@ -8,7 +8,8 @@ import pytest
 
 from drafters.acceptance import Acceptance, by_context_length, length_at, length_interval, total
 from drafters.drafter import DrafterConfig
-from rollout_service.engine.speculation_stats import SpeculationCounts, Versions
+from rollout_service.engine.loading import Versions
+from rollout_service.engine.speculation_stats import SpeculationCounts
 from rollout_service.http.acceptance_report import speculation_status
 
 
@@ -91,9 +92,10 @@ def step(accepted):
 
 
 def test_counts_of_many_versions_are_bounded_and_their_totals_exact():
-    counts = SpeculationCounts(Versions(0, 0))
+    held: list[Versions] = []
+    counts = SpeculationCounts(lambda: held[-1])
     for version in range(1000):
-        counts.versions = Versions(version, version // 10)
+        held.append(Versions(version, version // 10))
         counts.record(step(accepted=2), None)
         counts.record(step(accepted=0), None)
     rows = counts.rows()

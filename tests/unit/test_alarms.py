@@ -9,12 +9,14 @@ from safetensors.torch import save_file
 from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from rollout_service.config import AlarmConfig
-from rollout_service.engine.engine import Loaded
+from rollout_service.engine.loading import Loaded
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.protocol import WeightStatus
 from rollout_service.tensor_bytes import file_checksum
+from rollout_service.transports import RefusedUpdate, Update
+from rollout_service.transports.transport import check_received
 from rollout_service.vllm_plugin.weight_digests import digest, held_digests
-from rollout_service.weights.versions import RefusedUpdate, WeightStore, check_received
+from rollout_service.weights.versions import WeightStore
 
 SENT = "a" * 64
 
@@ -115,20 +117,19 @@ def store(tmp_path):
 
 
 def update(store, values, name="mtp.fc.weight"):
-    file = store.new_file()
+    file = store.folder.new_file()
     save_file({name: values}, file)
-    return file
+    return Update(file, file_checksum(file))
 
 
 def test_what_is_sent_is_compared_with_what_is_in_service(store):
     same, other = update(store, torch.arange(6.0)), update(store, torch.arange(6.0) + 1)
-    checksum = file_checksum(same)
-    assert store.differs("drafter", same, checksum) is None, "the checkpoint itself, pushed to be sure"
-    assert store.differs("drafter", other, "") is True
-    store.sets["drafter"].status = WeightStatus(version=1, tensors=1, bytes=24, checksum=checksum)
-    assert store.differs("drafter", same, checksum) is False
-    assert store.differs("drafter", other, file_checksum(other)) is True
-    assert store.differs("policy", same, checksum) is None
+    assert store.differs("drafter", same) is None, "the checkpoint itself, pushed to be sure"
+    assert store.differs("drafter", other) is True
+    store.sets["drafter"].status = WeightStatus(version=1, tensors=1, bytes=24, checksum=same.checksum)
+    assert store.differs("drafter", same) is False
+    assert store.differs("drafter", other) is True
+    assert store.differs("policy", same) is None
 
 
 def test_bytes_that_arrive_different_are_refused():

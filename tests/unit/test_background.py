@@ -25,7 +25,7 @@ class FleetInMiniature:
     def __init__(self):
         self.config = SimpleNamespace(engines=1, engine=SimpleNamespace(max_num_seqs=4))
         self.status = SimpleNamespace(version=0)
-        self.store = SimpleNamespace(sets={"policy": SimpleNamespace(status=self.status)})
+        self.store = SimpleNamespace(version=lambda of: self.status.version)
         self.members, self.wasted_tokens, self.pushes = [], 0, SimpleNamespace()
         self.go = asyncio.Event()
         self.begun, self.cancelled, self.failures = [], [], {}

@@ -152,7 +152,7 @@ async def test_a_misspelt_parameter_of_the_query_is_refused(service):
 
 async def test_the_run_that_weights_belong_to_is_shown_until_it_ends(service):
     client, app = service
-    store = SimpleNamespace(sets={"policy": WeightSet("policy", {}, "float32")}, folder="/none")
+    store = SimpleNamespace(sets={"policy": WeightSet("policy", {}, "float32")}, folder=SimpleNamespace(path="/none"))
     store.sets["policy"].status = WeightStatus(version=3, tensors=0, bytes=0, checksum="", run="a")
     app.state.fleet.store, app.state.fleet.pushes = store, Pushes(store, None, None, [])
     assert (await client.get("/v1/weights")).json()["policy"]["run"] == "a"
@@ -160,6 +160,12 @@ async def test_the_run_that_weights_belong_to_is_shown_until_it_ends(service):
     assert (await client.delete("/v1/weights?run=a")).json() == {"released": 1}
     assert (await client.get("/v1/weights")).json()["policy"] == store.sets["policy"].status.model_dump()
     assert store.sets["policy"].status.run is None
+
+
+async def test_the_metrics_give_the_version_in_service_also_of_weights_that_were_kept_from_before(service):
+    client, app = service
+    app.state.fleet.store.version = lambda of: 7  # nothing was pushed into this process
+    assert 'rollout_weight_version{of="policy"} 7.0' in (await client.get("/metrics")).text
 
 
 # --- OpenAI's routes ---

@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from rollout_service.engine.asgi import ResponseStart
-from rollout_service.engine.engine import DifferentBytes, Engine, HalfLoaded, NotStarted, Started, check_all_ranks
+from rollout_service.engine.engine import Engine, NotStarted, Started
+from rollout_service.engine.loading import DifferentBytes, HalfLoaded, check_all_ranks
 from rollout_service.fleet import fleet as fleet_module
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError, Member

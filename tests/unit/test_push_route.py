@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from rollout_service.http.app import add_error_handlers
 from rollout_service.http.routes import weights
 from rollout_service.protocol import MAX_VERSION
-from rollout_service.weights.versions import RefusedUpdate
+from rollout_service.transports import RefusedUpdate
 
 
 @pytest.fixture
@@ -25,12 +25,9 @@ def route(tmp_path):
         if run == "another" and not take_over:
             raise RefusedUpdate("it belongs to a run", [], status=409)
 
-    file = tmp_path / "file"
-    file.touch()
     store = SimpleNamespace(
         sets={"policy": SimpleNamespace(largest_bytes=1 << 20, check_owner=check_owner)},
-        file_to_write=lambda of: file,
-        adopt=lambda name: file,
+        folder=SimpleNamespace(path=tmp_path, new_file=lambda: tmp_path / "received.safetensors"),
     )
     app = FastAPI()
     app.state.fleet = SimpleNamespace(store=store, pushes=SimpleNamespace(push=push))
@@ -56,6 +53,7 @@ def route(tmp_path):
         }  # fmt: skip
         await asyncio.wait_for(app(scope, receive, send), 5)
         assert pushed == []
+        assert list(tmp_path.iterdir()) == [], "nothing is left of what was refused or cut"
         return statuses[0], len(chunks) - len(left)
 
     return call

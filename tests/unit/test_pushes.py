@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 from ray.exceptions import RayTaskError
 
-from rollout_service.engine.engine import DifferentBytes, HalfLoaded, Loaded, WeightsFile
+from rollout_service.engine.loading import DifferentBytes, HalfLoaded, Loaded, WeightsFile
 from rollout_service.fleet.member import FleetError, Member
 from rollout_service.fleet.pushes import Pushes
 from rollout_service.protocol import WeightStatus
+from rollout_service.transports import RefusedUpdate, Update
 from rollout_service.weights.state_folder import StateFolder
-from rollout_service.weights.versions import RefusedUpdate, WeightSet
+from rollout_service.weights.versions import WeightSet
 
 SENT = "a" * 64
 
@@ -24,11 +25,11 @@ def pushes(monkeypatch, tmp_path):
     pushes = Pushes(SimpleNamespace(sets={"policy": weights}), None, None, [])
     for name in ("w", "bad", "1", "2", "3", "4", "7"):
         (tmp_path / name).touch()
-    monkeypatch.setattr("rollout_service.weights.versions.file_tensors", lambda file: {})
+    monkeypatch.setattr("rollout_service.weights.versions.tensor_specs", lambda file: {})
 
-    async def load_everywhere(of, version, file, checksum, run):
+    async def load_everywhere(of, version, update, run):
         await asyncio.sleep(0.05)
-        if file.name == "bad":
+        if update.file.name == "bad":
             raise FleetError("no engine could load it")
         loaded.append(version)
         weights.status = WeightStatus(version=version, tensors=0, bytes=0, checksum="", run=run)
@@ -40,7 +41,8 @@ def pushes(monkeypatch, tmp_path):
 
 async def test_a_learner_that_pushes_faster_than_engines_load_skips_versions(pushes, tmp_path):
     tasks = [
-        asyncio.create_task(pushes.push("policy", version, tmp_path / str(version), SENT)) for version in (1, 2, 3, 4)
+        asyncio.create_task(pushes.push("policy", version, Update(tmp_path / str(version), SENT)))
+        for version in (1, 2, 3, 4)
     ]
     statuses = await asyncio.gather(*tasks)
     assert pushes.loaded == [1, 4]
@@ -49,41 +51,41 @@ async def test_a_learner_that_pushes_faster_than_engines_load_skips_versions(pus
 
 async def test_a_push_that_fails_does_not_stand_in_the_way_of_the_next_try(pushes, tmp_path):
     with pytest.raises(FleetError):
-        await pushes.push("policy", 7, tmp_path / "bad", SENT)
-    assert (await pushes.push("policy", 3, tmp_path / "w", SENT)).version == 3
+        await pushes.push("policy", 7, Update(tmp_path / "bad", SENT))
+    assert (await pushes.push("policy", 3, Update(tmp_path / "w", SENT))).version == 3
     with pytest.raises(RefusedUpdate, match="versions only grow"):
-        await pushes.push("policy", 3, tmp_path / "w", SENT)
+        await pushes.push("policy", 3, Update(tmp_path / "w", SENT))
 
 
 @pytest.mark.parametrize("other", ["b", None])
 async def test_a_push_that_is_not_the_owning_runs_is_refused_and_says_whose_the_weights_are(pushes, tmp_path, other):
-    await pushes.push("policy", 1, tmp_path / "1", SENT, "a")
+    await pushes.push("policy", 1, Update(tmp_path / "1", SENT), "a")
     with pytest.raises(RefusedUpdate, match="belongs to the run 'a', and this push") as refused:
-        await pushes.push("policy", 2, tmp_path / "2", SENT, other)
+        await pushes.push("policy", 2, Update(tmp_path / "2", SENT), other)
     assert refused.value.status == 409
     assert "--take_over" in refused.value.problems[0].message
-    assert (await pushes.push("policy", 3, tmp_path / "3", SENT, "a")).run == "a"
+    assert (await pushes.push("policy", 3, Update(tmp_path / "3", SENT), "a")).run == "a"
     assert pushes.loaded == [1, 3]
 
 
 @pytest.mark.parametrize("other", ["b", None])
 async def test_a_run_takes_over_when_it_says_so_and_then_the_weights_are_its_own(pushes, tmp_path, other):
-    await pushes.push("policy", 1, tmp_path / "1", SENT, "a")
-    assert (await pushes.push("policy", 2, tmp_path / "2", SENT, other, take_over=True)).run == other
+    await pushes.push("policy", 1, Update(tmp_path / "1", SENT), "a")
+    assert (await pushes.push("policy", 2, Update(tmp_path / "2", SENT), other, take_over=True)).run == other
     if other is not None:
         with pytest.raises(RefusedUpdate, match="belongs to the run 'b', and this push is of the run 'a'"):
-            await pushes.push("policy", 3, tmp_path / "3", SENT, "a")
+            await pushes.push("policy", 3, Update(tmp_path / "3", SENT), "a")
 
 
 async def test_weights_that_are_nobodys_become_those_of_the_first_run_that_pushes(pushes, tmp_path):
-    await pushes.push("policy", 1, tmp_path / "1", SENT)
-    assert (await pushes.push("policy", 2, tmp_path / "2", SENT, "a")).run == "a"
+    await pushes.push("policy", 1, Update(tmp_path / "1", SENT))
+    assert (await pushes.push("policy", 2, Update(tmp_path / "2", SENT), "a")).run == "a"
 
 
 async def test_a_push_that_waits_for_its_turn_meets_the_owner_who_came_meanwhile(pushes, tmp_path):
     """And does not stand in the way of the owner's own push that waits behind it."""
     tasks = [
-        asyncio.create_task(pushes.push("policy", version, tmp_path / str(version), SENT, run))
+        asyncio.create_task(pushes.push("policy", version, Update(tmp_path / str(version), SENT), run))
         for version, run in ((1, "a"), (4, "b"), (2, "a"))
     ]
     first, foreign, second = await asyncio.gather(*tasks, return_exceptions=True)
@@ -92,16 +94,16 @@ async def test_a_push_that_waits_for_its_turn_meets_the_owner_who_came_meanwhile
 
 
 async def test_a_run_that_ends_lets_go_of_its_weights_alone(pushes, tmp_path):
-    await pushes.push("policy", 1, tmp_path / "1", SENT, "a")
+    await pushes.push("policy", 1, Update(tmp_path / "1", SENT), "a")
     assert await pushes.release("b") == 0
     assert pushes.store.sets["policy"].status.run == "a"
     assert await pushes.release("a") == 1
     assert pushes.store.sets["policy"].status.version == 1
-    assert (await pushes.push("policy", 2, tmp_path / "2", SENT, "b")).run == "b"
+    assert (await pushes.push("policy", 2, Update(tmp_path / "2", SENT), "b")).run == "b"
 
 
 async def test_a_release_waits_for_the_push_of_its_run(pushes, tmp_path):
-    push = asyncio.create_task(pushes.push("policy", 1, tmp_path / "1", SENT, "a"))
+    push = asyncio.create_task(pushes.push("policy", 1, Update(tmp_path / "1", SENT), "a"))
     await asyncio.sleep(0.01)
     assert await pushes.release("a") == 1
     assert (await push).run == "a"
@@ -111,7 +113,7 @@ async def test_a_release_waits_for_the_push_of_its_run(pushes, tmp_path):
 async def test_a_service_that_starts_again_knows_whose_the_kept_weights_are(pushes, tmp_path, monkeypatch):
     def started_again():
         again = Pushes(SimpleNamespace(sets={"policy": WeightSet("policy", {}, "float32")}), state, None, [])
-        again.store.new_file = lambda: tmp_path / "new"
+        again.store.folder = SimpleNamespace(new_file=lambda: tmp_path / "new")
         again.take_up_kept()
         return again
 
@@ -124,7 +126,7 @@ async def test_a_service_that_starts_again_knows_whose_the_kept_weights_are(push
     again = started_again()
     assert (again.store.sets["policy"].status.version, again.store.sets["policy"].status.run) == (7, "a")
     with pytest.raises(RefusedUpdate, match="belongs to the run 'a'"):
-        await again.push("policy", 8, tmp_path / "1", SENT, "b")
+        await again.push("policy", 8, Update(tmp_path / "1", SENT), "b")
     await again.release("a")
     assert started_again().store.sets["policy"].status.run is None
     state.close()
@@ -137,7 +139,7 @@ async def test_a_version_that_the_disk_has_no_room_for_is_not_published(pushes, 
     del pushes._load_everywhere  # the left-out one
     pushes.state = SimpleNamespace(keep=no_room, folder=tmp_path)
     with pytest.raises(RefusedUpdate, match="No space left") as refused:
-        await pushes.push("policy", 1, tmp_path / "w", SENT)
+        await pushes.push("policy", 1, Update(tmp_path / "w", SENT))
     assert refused.value.status == 507
     assert pushes.store.sets["policy"].status.version == 0
 
@@ -149,7 +151,7 @@ async def test_a_version_whose_kept_copy_has_other_bytes_is_refused_and_forgotte
         keep=lambda *_: "b" * 64, folder=tmp_path, forget_all_but=lambda *kept: forgotten.append(kept)
     )
     with pytest.raises(RefusedUpdate, match="push again"):
-        await pushes.push("policy", 1, tmp_path / "w", SENT)
+        await pushes.push("policy", 1, Update(tmp_path / "w", SENT))
     assert forgotten == [("policy", 0)]
 
 
@@ -170,7 +172,7 @@ def loading(pushes, monkeypatch):
     pushes.killed, pushes.alarmed = [], []
     monkeypatch.setattr(
         "rollout_service.fleet.pushes.locate",
-        lambda version, file, checksum: WeightsFile(version, str(file), checksum, "here", None),
+        lambda version, update: WeightsFile(version, str(update.file), update.checksum, "here", None),
     )
     pushes.store.version, pushes.store.differs = lambda of: 1, lambda *_: True
     pushes.alarms = SimpleNamespace(
@@ -184,7 +186,7 @@ async def test_bytes_that_no_engine_took_are_refused_and_every_engine_goes_on(lo
     engine(loading, 0, DifferentBytes("read other bytes"))
     engine(loading, 1, DifferentBytes("read other bytes"))
     with pytest.raises(RefusedUpdate, match="read other bytes: push again"):
-        await loading.push("policy", 1, tmp_path / "w", SENT)
+        await loading.push("policy", 1, Update(tmp_path / "w", SENT))
     assert loading.killed == []
     assert all(member.in_service for member in loading.members)
     assert loading.store.sets["policy"].status.version == 0
@@ -193,7 +195,7 @@ async def test_bytes_that_no_engine_took_are_refused_and_every_engine_goes_on(lo
 async def test_an_engine_that_alone_read_other_bytes_is_loud_and_starts_again(loading, tmp_path):
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
     engine(loading, 1, DifferentBytes("read other bytes"))
-    assert (await loading.push("policy", 1, tmp_path / "w", SENT)).version == 1
+    assert (await loading.push("policy", 1, Update(tmp_path / "w", SENT))).version == 1
     assert loading.killed == [loading.members[1].actor]
     assert [member.in_service for member in loading.members] == [True, False]
     assert loading.alarmed == [1]
@@ -204,7 +206,7 @@ async def test_the_ages_of_drafters_are_known_for_the_newest_alone(loading, tmp_
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
     loading.store.sets["drafter"] = WeightSet("drafter", {}, "float32")
     for version in (1, 2, 3, 4):
-        await loading.push("drafter", version, tmp_path / str(version), SENT)
+        await loading.push("drafter", version, Update(tmp_path / str(version), SENT))
     assert loading.drafter_since == {3: 1, 4: 1}
 
 
@@ -216,16 +218,16 @@ async def test_a_failure_after_the_publication_does_not_make_the_push_look_refus
 
     loading.on_published = fails
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
-    assert (await loading.push("policy", 1, tmp_path / "w", SENT)).version == 1
+    assert (await loading.push("policy", 1, Update(tmp_path / "w", SENT))).version == 1
     assert loading.store.sets["policy"].status.version == 1
     assert (tmp_path / "w").exists()
 
 
 async def test_the_file_of_a_push_that_is_not_in_service_is_deleted(pushes, tmp_path):
     with pytest.raises(FleetError):
-        await pushes.push("policy", 1, tmp_path / "bad", SENT)
+        await pushes.push("policy", 1, Update(tmp_path / "bad", SENT))
     with pytest.raises(RefusedUpdate):
-        await pushes.push("policy", 0, tmp_path / "w", SENT)
+        await pushes.push("policy", 0, Update(tmp_path / "w", SENT))
     assert not (tmp_path / "bad").exists()
     assert not (tmp_path / "w").exists()
 
@@ -233,7 +235,7 @@ async def test_the_file_of_a_push_that_is_not_in_service_is_deleted(pushes, tmp_
 async def test_an_engine_whose_ranks_differ_starts_again_and_is_loud(loading, tmp_path):
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
     engine(loading, 1, HalfLoaded("read other bytes on 1 of 2 ranks"))
-    await loading.push("policy", 1, tmp_path / "w", SENT)
+    await loading.push("policy", 1, Update(tmp_path / "w", SENT))
     assert loading.killed == [loading.members[1].actor]
     assert loading.alarmed == [1]
 
@@ -241,7 +243,7 @@ async def test_an_engine_whose_ranks_differ_starts_again_and_is_loud(loading, tm
 async def test_an_engine_of_which_only_some_ranks_loaded_is_never_left_in_service(loading, tmp_path):
     engine(loading, 0, HalfLoaded("read other bytes on 1 of 2 ranks"))
     with pytest.raises(FleetError, match="on 1 of 2 ranks"):
-        await loading.push("policy", 1, tmp_path / "w", SENT)
+        await loading.push("policy", 1, Update(tmp_path / "w", SENT))
     assert loading.killed == [loading.members[0].actor]
 
 
@@ -249,5 +251,5 @@ async def test_an_actors_error_is_one_line_without_rays_traceback(loading, tmp_p
     error = RayTaskError("load", "Traceback (most recent call last):\n ...", DifferentBytes("read other bytes"))
     engine(loading, 0, error.as_instanceof_cause())
     with pytest.raises(RefusedUpdate) as refused:
-        await loading.push("policy", 1, tmp_path / "w", SENT)
+        await loading.push("policy", 1, Update(tmp_path / "w", SENT))
     assert str(refused.value) == "DifferentBytes: read other bytes: push again"

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from rollout_service.weights import versions as weights
+from rollout_service.transports import folder as folders
 from rollout_service.weights.state_folder import StateFolder
 
 
@@ -50,7 +50,7 @@ def test_a_kept_version_has_its_run_and_a_forgotten_one_leaves_nothing(tmp_path,
 
 
 def test_a_killed_services_shared_memory_is_removed_by_the_next_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(folders, "SHARED_MEMORY", tmp_path)
     hold = (
         "import fcntl, pathlib, sys, time; folder = pathlib.Path(sys.argv[1]); folder.mkdir();"
         "file = (folder / 'owner').open('w'); fcntl.flock(file, fcntl.LOCK_EX);"
@@ -60,9 +60,9 @@ def test_a_killed_services_shared_memory_is_removed_by_the_next_one(tmp_path, mo
     process = subprocess.Popen([sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    weights.remove_orphans()
+    folders.remove_orphans()
     assert folder.exists()
     process.kill()
     process.wait()
-    weights.remove_orphans()
+    folders.remove_orphans()
     assert not folder.exists()

@@ -7,13 +7,16 @@ import torch
 from safetensors.torch import save_file
 
 from drafters.drafter import DrafterConfig
-from drafters.files.checkpoint_folder import is_unused_buffer, write_index
+from drafters.files.checkpoint_folder import checkpoint_specs, is_unused_buffer, tensor_specs, write_index
 from drafters.registry import make_drafter
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.engine import WeightsFile
+from rollout_service.engine.loading import WeightsFile
 from rollout_service.fleet.fleet import Fleet
-from rollout_service.weights.manifest import checkpoint_tensors, file_tensors, problems
-from rollout_service.weights.versions import RefusedUpdate, WeightStore
+from rollout_service.transports import RefusedUpdate, Update
+from rollout_service.transports.folder import make_writable
+from rollout_service.transports.shared_memory import SharedMemoryReceiver
+from rollout_service.weights.manifest import problems
+from rollout_service.weights.versions import WeightStore
 
 POLICY = {
     "model.embed_tokens.weight": torch.zeros(8, 4),
@@ -41,9 +44,9 @@ def store(policy):
 
 
 def pushed(store, tensors):
-    file = store.new_file()
+    file = store.folder.new_file()
     save_file(tensors, file)
-    return file
+    return Update(file, "")
 
 
 def test_a_head_that_the_configuration_declares_and_no_file_holds_is_refused_before_an_engine_starts(policy):
@@ -53,13 +56,13 @@ def test_a_head_that_the_configuration_declares_and_no_file_holds_is_refused_bef
 
 
 def test_a_whole_update_in_the_engines_dtype_is_accepted_and_in_service_only_once_published(store):
-    policy, file = store.sets["policy"], pushed(store, PUSHED)
-    policy.check(1, file)
+    policy, update = store.sets["policy"], pushed(store, PUSHED)
+    policy.check(1, update)
     assert policy.status.version == 0
-    policy.publish(WeightsFile(1, str(file), "", "here", None), seconds=0.0, pause=0.0)
+    policy.publish(WeightsFile(1, str(update.file), "", "here", None), seconds=0.0, pause=0.0)
     assert (policy.status.version, policy.status.tensors) == (1, len(PUSHED))
     with pytest.raises(RefusedUpdate):
-        policy.check(1, file)
+        policy.check(1, update)
 
 
 @pytest.mark.parametrize(
@@ -95,15 +98,15 @@ def test_versions_only_grow(store):
 
 
 def test_what_is_not_safetensors_is_said_to_be_so(store):
-    file = store.new_file()
+    file = store.folder.new_file()
     file.write_bytes(b"\x80\x04pickle")
     with pytest.raises(RefusedUpdate, match="safetensors"):
-        store.sets["policy"].check(1, file)
+        store.sets["policy"].check(1, Update(file, ""))
 
 
 def test_a_tied_head_is_not_part_of_an_update(policy):
     (policy / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
-    expected = checkpoint_tensors(policy, lambda name: not name.startswith("mtp."))
+    expected = checkpoint_specs(policy, lambda name: not name.startswith("mtp."))
     assert set(expected) == {"model.embed_tokens.weight", "model.norm.weight"}
 
 
@@ -111,13 +114,13 @@ def test_a_tied_head_is_not_part_of_an_update(policy):
 def test_a_file_that_the_index_does_not_name_is_no_part_of_an_update(policy, stray):
     write_index(policy)
     save_file({"layers.0.attention.wq.weight": torch.zeros(4, 4)}, policy / stray)
-    assert set(checkpoint_tensors(policy, lambda name: True)) == set(POLICY)
+    assert set(checkpoint_specs(policy, lambda name: True)) == set(POLICY)
 
 
 def test_without_an_index_the_models_own_file_and_its_heads_are_the_checkpoint(policy):
     save_file({"base_model.lora_A.weight": torch.zeros(4, 4)}, policy / "adapter_model.safetensors")
     save_file({"mtp.norm.weight": torch.zeros(4)}, policy / "mtp.safetensors")
-    assert set(checkpoint_tensors(policy, lambda name: True)) == {*POLICY, "mtp.norm.weight"}
+    assert set(checkpoint_specs(policy, lambda name: True)) == {*POLICY, "mtp.norm.weight"}
 
 
 @pytest.mark.parametrize(
@@ -149,21 +152,21 @@ def test_a_parameter_with_a_similar_name_is_expected(name):
 
 def test_integer_tensors_keep_their_own_dtype(tmp_path):
     save_file({"d2t": torch.zeros(4, dtype=torch.int64)}, tmp_path / "a.safetensors")
-    expected = file_tensors(tmp_path / "a.safetensors")
+    expected = tensor_specs(tmp_path / "a.safetensors")
     assert problems(expected, expected, "float32") == []
 
 
 def test_a_file_outside_the_shared_folder_cannot_be_named(store):
     with pytest.raises(RefusedUpdate, match="no file"):
-        store.adopt("elsewhere.safetensors")
+        SharedMemoryReceiver(store.folder).link("elsewhere.safetensors")
 
 
 def test_the_version_before_leaves_its_memory_to_the_next_push(store):
     policy = store.sets["policy"]
-    first, second = pushed(store, PUSHED), pushed(store, PUSHED)
+    first, second = pushed(store, PUSHED).file, pushed(store, PUSHED).file
     same_memory = first.stat().st_ino
     for version, file in ((1, first), (2, second)):
         policy.publish(WeightsFile(version, str(file), "", "here", None), seconds=0.0, pause=0.0)
     assert second.exists()
-    assert store.file_to_write("policy").stat().st_ino == same_memory
-    assert store.file_to_write("policy").stat().st_size == 0, "there is one, and it is taken"
+    assert make_writable(store.folder.new_file(), "policy").stat().st_ino == same_memory
+    assert make_writable(store.folder.new_file(), "policy").stat().st_size == 0, "there is one, and it is taken"

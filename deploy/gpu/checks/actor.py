@@ -11,7 +11,8 @@ from common import DEVICE, MODELS, say
 from configured import service_config
 from updates import perturbed
 
-from rollout_service.engine.engine import Engine, WeightsFile
+from rollout_service.engine.engine import Engine
+from rollout_service.engine.loading import WeightsFile
 from rollout_service.protocol import Group, GroupRequest, Sampling
 from rollout_service.tensor_bytes import file_checksum
 

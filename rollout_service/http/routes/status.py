@@ -38,6 +38,8 @@ async def metrics(request: Request) -> Metrics:
     telemetry = request.app.state.telemetry
     for member in fleet.members:
         telemetry.restarts.labels(str(member.index)).set(member.restarts)
+    for of in fleet.store.sets:
+        telemetry.version.labels(of).set(fleet.store.version(of))
     telemetry.batches(queue_status(request.app.state.background))
     await fleet.check_acceptance()
     text = telemetry.exposition(await fleet.metrics())

@@ -5,9 +5,7 @@ GET and DELETE /v1/weights: the versions in service and the runs that they belon
 
 import asyncio
 import logging
-from pathlib import Path
 
-from blake3 import blake3
 from fastapi import APIRouter, Query, Request
 from starlette.requests import ClientDisconnect
 
@@ -24,18 +22,14 @@ from rollout_service.protocol import (
     WeightsStatus,
     WeightStatus,
 )
-from rollout_service.tensor_bytes import file_checksum
-from rollout_service.weights.versions import check_received
+from rollout_service.transports import http_body, receiver, shared_memory
 
 logger = logging.getLogger("rollout_service")
 router = APIRouter(tags=["weights"], route_class=JsonRoute)
 
-REFERENCE_LIMIT = 64 << 10
-"""bytes of a push by reference, which is the name of a file"""
-
 BODY = {"requestBody": {"required": True, "content": {
-    "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-    "application/json": {"schema": SharedMemoryPush.model_json_schema()},
+    http_body.CONTENT_TYPE: {"schema": {"type": "string", "format": "binary"}},
+    shared_memory.CONTENT_TYPE: {"schema": SharedMemoryPush.model_json_schema()},
 }}}  # fmt: skip
 
 
@@ -48,7 +42,7 @@ async def weights(request: Request) -> WeightsStatus:
         policy=store.sets["policy"].status,
         drafter=drafter.status if drafter else None,
         dtype=store.sets["policy"].dtype,
-        shared_memory=str(store.folder),
+        shared_memory=str(store.folder.path),
     )
 
 
@@ -79,57 +73,18 @@ async def push(
     if of not in fleet.store.sets:
         message = f"the drafter {fleet.config.drafter.kind!r} has no weights of its own"
         raise Refused([Problem(field="of", message=message)], status=404)
-    fleet.store.sets[of].check_owner(run, take_over)  # before the body is received, and again before it is loaded
+    weights_set, way = fleet.store.sets[of], receiver(request.headers.get("content-type", ""), fleet.store.folder)
+    weights_set.check_owner(run, take_over)  # before the body is received, and again before it is loaded
     try:
-        if request.headers.get("content-type", "").startswith("application/json"):
-            reference = SharedMemoryPush.model_validate_json(await read(request, REFERENCE_LIMIT))
-            file = fleet.store.adopt(reference.file)
-            if checksum is None:
-                checksum = await asyncio.to_thread(file_checksum, file)
-        else:
-            file = fleet.store.file_to_write(of)
-            checksum = await receive(request, file, fleet.store.sets[of].largest_bytes, checksum)
+        update = await way.adopt(of, request.stream(), checksum, weights_set.largest_bytes)
     except ClientDisconnect:
         message = f"the push of {of} version {version} ended before all of it was received; nothing has changed"
         logger.warning("%s", message)
         raise Refused([Problem(field="body", message=message)], status=CLIENT_CLOSED_REQUEST) from None
     # Shielded: a client that disconnects must not stop a push half-way through the engines.
-    status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, file, checksum, run, take_over)))
+    status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, update, run, take_over)))
     if not status.skipped:
         telemetry = request.app.state.telemetry
         telemetry.pushes.labels(of).inc()
-        telemetry.version.labels(of).set(version)
         telemetry.pause.labels(of).observe(status.pause)
     return status
-
-
-async def read(request: Request, limit: int) -> bytes:
-    """The request's body. Raises Refused (413) once it is larger than `limit` bytes; the rest is not read."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            message = f"more than {limit} bytes, and a push by reference needs no more"
-            raise Refused([Problem(field="body", message=message)], status=413)
-    return bytes(body)
-
-
-async def receive(request: Request, file: Path, limit: int, sent: str | None) -> str:
-    """Writes the request's body over the file; its checksum. Raises Refused (413) when it is larger than these tensors
-    can be, and RefusedUpdate when its checksum is not the one `sent`."""
-    received, hasher = 0, blake3()
-    try:
-        with file.open("r+b") as out:
-            async for chunk in request.stream():
-                received += len(chunk)
-                if received > limit:
-                    message = f"more than {limit} bytes, which these tensors cannot need"
-                    raise Refused([Problem(field="body", message=message)], status=413)
-                hasher.update(chunk)
-                out.write(chunk)
-            out.truncate()
-        check_received(hasher.hexdigest(), sent)
-    except BaseException:
-        file.unlink(missing_ok=True)
-        raise
-    return hasher.hexdigest()

@@ -1,0 +1,86 @@
+"""A version on its way into an engine: where its bytes are, and what the engine says of it when it has read them.
+
+Engines on the front's node read the file that the service received. For engines on other nodes its bytes are put once
+into Ray's object store.
+"""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rollout_service.transports import Update
+
+
+class Versions(NamedTuple):
+    """That an engine holds."""
+
+    policy: int
+    drafter: int
+
+
+class WeightsFile(NamedTuple):
+    """Where a version's safetensors bytes are: a file on node `node`, and for other nodes an object of Ray's store."""
+
+    version: int
+    path: str
+    checksum: str
+    node: str
+    bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
+
+
+def locate(version: int, update: Update) -> WeightsFile:
+    """For every engine of the cluster; the update's file is on this node."""
+    import ray
+
+    here = ray.get_runtime_context().get_node_id()
+    elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
+    stored = ray.put(np.fromfile(update.file, dtype=np.uint8)) if elsewhere else None
+    return WeightsFile(version, str(update.file), update.checksum, here, stored)
+
+
+@asynccontextmanager
+async def on_this_node(weights: WeightsFile) -> AsyncIterator[Path]:
+    """The bytes as a file of this node: the one that there is, or a copy for as long as the context lasts."""
+    import ray
+
+    if ray.get_runtime_context().get_node_id() == weights.node:
+        yield Path(weights.path)
+        return
+    copy = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
+    try:
+        copy.write_bytes((await weights.bytes).data)
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)
+
+
+class Loaded(NamedTuple):
+    """What an engine says of an update that it took."""
+
+    pause: float
+    """seconds from the pause to the resumption of generation"""
+    changed: int
+    """modules that hold something else than before"""
+    modules: int
+
+
+class DifferentBytes(RuntimeError):
+    """An engine read other bytes of a version than were sent, and holds what it held before."""
+
+
+class HalfLoaded(RuntimeError):
+    """Some ranks of an engine read other bytes than were sent, and the others loaded theirs: it must not serve."""
+
+
+def check_all_ranks(received: list[str], sent: str) -> None:
+    """`received` are the checksums of the bytes that an engine's ranks read; those whose own differs from `sent` have
+    loaded nothing. Raises DifferentBytes when that is every rank, HalfLoaded when it is some."""
+    different = [checksum for checksum in received if checksum != sent]
+    if different:
+        error = DifferentBytes if len(different) == len(received) else HalfLoaded
+        count = f" on {len(different)} of {len(received)} ranks" if len(received) > 1 else ""
+        raise error(f"read bytes with the BLAKE3 {different[0]}{count}, and the sender's have {sent}")

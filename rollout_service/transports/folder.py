@@ -1,0 +1,71 @@
+"""The shared-memory folder of a service: the files that trainers on its machine write, and its engines read.
+
+/dev/shm/rollout-service-3f.../
+    owner                      locked while the service runs; the folder of one that was killed goes with the next start
+    token                      the folder's name: a client that can read it is on this machine, and may push through it
+    push-....safetensors       a trainer's, who deletes it once its push is answered
+    received-....safetensors   the service's own: one on its way to the engines, and the version in service
+    spare-policy.safetensors   the version before, whose memory the next push writes over: new memory takes three times
+                               as long
+"""
+
+import contextlib
+import fcntl
+import shutil
+import uuid
+from pathlib import Path
+
+from rollout_service.protocol import WeightsOf
+
+SHARED_MEMORY = Path("/dev/shm")
+OWNER, TOKEN = "owner", "token"
+
+
+class WeightsFolder:
+    """Of a service that runs."""
+
+    def __init__(self) -> None:
+        remove_orphans()
+        self.path = SHARED_MEMORY / f"rollout-service-{uuid.uuid4().hex}"
+        self.path.mkdir(mode=0o700)
+        self.owner = (self.path / OWNER).open("w", encoding="utf-8")
+        fcntl.flock(self.owner, fcntl.LOCK_EX)
+        (self.path / TOKEN).write_text(self.path.name, encoding="utf-8")
+
+    def new_file(self) -> Path:
+        """A name that no file has."""
+        return self.path / f"received-{uuid.uuid4().hex}.safetensors"
+
+    def close(self) -> None:
+        self.owner.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def is_of_this_machine(folder: Path) -> bool:
+    """Whether a service's folder is here, and ours to read."""
+    try:
+        return (folder / TOKEN).read_text(encoding="utf-8") == folder.name
+    except OSError:
+        return False
+
+
+def spare_file(folder: Path, of: WeightsOf) -> Path:
+    """Of a version that is no longer in service. Whoever can rename it may write over it."""
+    return folder / f"spare-{of}.safetensors"
+
+
+def make_writable(file: Path, of: WeightsOf) -> Path:
+    """`file`, made of the spare one of its folder, or empty."""
+    try:
+        spare_file(file.parent, of).rename(file)
+    except FileNotFoundError:
+        file.touch()
+    return file
+
+
+def remove_orphans() -> None:
+    """Folders of services that were killed: nobody holds the lock in them any more."""
+    for file in SHARED_MEMORY.glob(f"rollout-service-*/{OWNER}"):
+        with contextlib.suppress(OSError), file.open("r+", encoding="utf-8") as owner:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(file.parent, ignore_errors=True)
