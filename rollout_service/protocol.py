@@ -405,12 +405,6 @@ class SharedMemoryPush(WireType):
     file: str = Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")
 
 
-def spare_file(of: WeightsOf) -> str:
-    """In the shared-memory folder: the file of a version that is no longer in service. Whoever can rename it may write
-    over it, in a third of the time that new memory takes."""
-    return f"spare-{of}.safetensors"
-
-
 class AcceptanceCounts(WireType):
     """Sums since the start, and the ratios vLLM defines over them."""
 

@@ -38,11 +38,15 @@ class RolloutError(RuntimeError):
         super().__init__(f"{status}: {body.error}{details}")
 
 
-def read(of: type[T], answer: httpx.Response, via: str = "") -> T:
-    """The body of an answer. Raises RolloutError when it is another status than 200, or no such body. `via` names the
-    proxy between, as in `Route.via`."""
+def check(answer: httpx.Response, via: str = "") -> None:
+    """Raises RolloutError when the status is another than 200. `via` names the proxy between, as in `Route.via`."""
     if answer.status_code != 200:
         raise error_of(answer, via)
+
+
+def read(of: type[T], answer: httpx.Response, via: str = "") -> T:
+    """The body of an answer. Raises RolloutError as `check`, and when it is no such body."""
+    check(answer, via)
     try:
         return of.model_validate_json(answer.content, extra="ignore")
     except ValidationError as error:
@@ -51,8 +55,7 @@ def read(of: type[T], answer: httpx.Response, via: str = "") -> T:
 
 def served_model(answer: httpx.Response, via: str = "") -> dict[str, Any]:
     """The first one of GET /v1/models, whose type is vLLM's. Raises RolloutError as `read`."""
-    if answer.status_code != 200:
-        raise error_of(answer, via)
+    check(answer, via)
     try:
         return json.loads(answer.content)["data"][0]
     except (ValueError, LookupError, TypeError) as error:

@@ -12,7 +12,7 @@ from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import GroupRequest, Sampling
 
 
-def test_pushed_weights_serve_under_their_version_through_memory_and_http(client):
+def test_pushed_weights_serve_under_their_version_through_memory_and_http(client, monkeypatch):
     def halved(model):
         model.lm_head.weight.data.mul_(0.5)
 
@@ -25,11 +25,9 @@ def test_pushed_weights_serve_under_their_version_through_memory_and_http(client
     assert {s.version for g in groups for c in g.completions for s in c.weight_versions} == {version}
     assert worst_difference(groups, MODELS / "policy", halved) < 1e-4
 
-    client._shared_memory = lambda: None  # as from another machine
-    try:
+    with monkeypatch.context() as elsewhere:  # as from another machine
+        elsewhere.setattr("rollout_service.transports.is_of_this_machine", lambda folder: False)
         client.push_weights("policy", policy_tensors(), version + 1)
-    finally:
-        del client._shared_memory
     assert worst_difference(client.rollouts(requests(4, 2, max_tokens=32)), MODELS / "policy") < 1e-4
 
 

@@ -266,6 +266,27 @@ def test_a_client_of_another_version_is_refused_with_both_versions_and_one_that_
     assert [answer.text for answer in served] == ["served", "served"]
 
 
+def test_both_clients_have_every_call_and_say_what_it_does():
+    of_both = {name for name, *_ in METHODS} | {"model", "cancel_prompts", "return_leases", "rollouts"}
+    for client in (RolloutClient, AsyncRolloutClient):
+        methods = {name: method for name, method in vars(client).items() if callable(method) and name[0] != "_"}
+        assert methods.keys() >= of_both
+        assert [name for name in of_both if not methods[name].__doc__] == []
+
+
+@pytest.mark.parametrize(("method", "path"), [("cancel_prompts", "/v1/prompts"), ("return_leases", "/v1/batches")])
+def test_what_has_no_answer_of_interest_is_still_checked(method, path, ask):
+    asked = []
+
+    def service(request):
+        asked.append((request.method, request.url.path, dict(request.url.params)))
+        return httpx.Response(200 if len(asked) == 1 else 503, json={})
+
+    assert ask(service, method, "a&b") == ([None], None)
+    assert ask(service, method, "a&b")[1].status == 503
+    assert asked == [("DELETE", path, {"run": "a&b"})] * 2
+
+
 # --- waiting ---
 
 

@@ -15,7 +15,7 @@ from drafters.settings import read_command_line
 from rl_loop.cli import train
 from rl_loop.config import TrainConfig
 from rollout_service.client import AsyncRolloutClient, EndpointError, RolloutClient, RolloutError
-from rollout_service.client.transport import proxy_of
+from rollout_service.client.route import proxy_of
 from rollout_service.endpoint import checked_endpoint, is_loopback
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.compare_config import CompareConfig
@@ -208,7 +208,7 @@ def test_a_proxy_that_cannot_be_used_is_said_by_the_command_with_its_variable(
     proxy, what_to_do, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setenv("ALL_PROXY", proxy)
-    monkeypatch.setattr("rollout_service.client.transport.find_spec", lambda package: None)
+    monkeypatch.setattr("rollout_service.client.route.find_spec", lambda package: None)
     monkeypatch.setattr("rl_loop.training.load_tokenizer", lambda config: toys.character_tokenizer())
     assert train(["--model", "m", "--output", str(tmp_path / "run"), "--endpoint", REMOTE]) == 2
     said = capsys.readouterr().err
@@ -228,4 +228,4 @@ def test_everything_in_the_project_connects_through_the_client(folder):
         for node in ast.walk(ast.parse(file.read_bytes()))
         if isinstance(node, ast.Call) and ast.unparse(node.func) in connecting
     }
-    assert found == ({"rollout_client.py"} if folder == "rollout_service" else set())
+    assert found == ({"rollout_client.py", "async_client.py"} if folder == "rollout_service" else set())

@@ -4,8 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rollout_service.client.rollout_client import _chunks, _write, tensors_checksum
+from rollout_service.client import tensors_checksum
 from rollout_service.tensor_bytes import ALIGNMENT, file_checksum, map_tensors, safetensors_parts
+from rollout_service.transports.folder import make_writable, spare_file
+from rollout_service.transports.http_body import chunks
+from rollout_service.transports.shared_memory import write
 
 TENSORS = {
     "b.weight": torch.randn(5, 3).bfloat16(),
@@ -19,8 +22,8 @@ TENSORS = {
 
 
 def written(tensors, folder):
-    file = folder / "update.safetensors"
-    _write(folder / "no spare", file, safetensors_parts(tensors))
+    file = make_writable(folder / "update.safetensors", "policy")
+    write(file, safetensors_parts(tensors))
     return file
 
 
@@ -54,7 +57,7 @@ def test_tensors_that_lie_askew_are_read_too(tmp_path):
 def test_the_checksum_is_that_of_the_file_of_the_body_and_of_what_is_mapped(tmp_path):
     file = written(TENSORS, tmp_path)
     assert tensors_checksum(TENSORS) == file_checksum(file) == map_tensors(file)[1]
-    assert b"".join(_chunks(safetensors_parts(TENSORS))) == file.read_bytes()
+    assert b"".join(chunks(safetensors_parts(TENSORS))) == file.read_bytes()
     assert tensors_checksum(dict(reversed(TENSORS.items()))) == tensors_checksum(TENSORS), "whatever their order"
 
 
@@ -75,10 +78,10 @@ def test_every_tensor_begins_where_its_dtype_can_be_read(tmp_path):
 
 @pytest.mark.parametrize("size", [10, 100_000])
 def test_a_spare_file_is_written_over_and_cut_to_size(size, tmp_path):
-    spare = tmp_path / "spare"
+    spare = spare_file(tmp_path, "policy")
     spare.write_bytes(b"x" * size)
     memory = spare.stat().st_ino
-    _write(spare, tmp_path / "update", safetensors_parts(TENSORS))
-    assert (tmp_path / "update").stat().st_ino == memory
+    file = written(TENSORS, tmp_path)
+    assert file.stat().st_ino == memory
     assert not spare.exists()
-    assert same(load_file(tmp_path / "update"), TENSORS)
+    assert same(load_file(file), TENSORS)

@@ -1,14 +1,6 @@
-"""How the client reaches the service: straight or through a proxy, how long it waits, how it notices a dead peer.
+"""Route: how the client reaches the service, straight or through a proxy, and how it notices a dead peer.
 
-| request                             | waits for an answer, in seconds                                           |
-|-------------------------------------|---------------------------------------------------------------------------|
-| all others                          | `read_timeout`                                                            |
-| lease                               | its own wait, and `read_timeout`                                          |
-| extend                              | a quarter of the lease, so that another try comes before the lease's end  |
-| push                                | PUSH_TIMEOUT: every engine loads the version before the answer            |
-| rollouts, between two parts of it   | STREAM_SILENCE: nothing comes while the first group is generated          |
-
-TCP keepalive finds a peer that is gone (a half-open connection) in some two minutes, also within the long waits.
+TCP keepalive finds a peer that is gone (a half-open connection) in some two minutes, also within the longest waits.
 """
 
 import os
@@ -23,11 +15,6 @@ from urllib.request import getproxies, proxy_bypass
 import httpx
 
 from rollout_service.endpoint import EndpointError, checked_endpoint, is_loopback
-
-PUSH_TIMEOUT = 1800.0
-"""seconds; a large policy is received, kept on disk, and read by every engine"""
-STREAM_SILENCE = 7200.0
-"""seconds; longer than a group of long responses takes on a slow engine"""
 
 KEEPALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),

@@ -1,0 +1,145 @@
+"""Every call of the service, described once, as data: each becomes a method of both clients, with its docstring.
+
+| call                                | waits for an answer, in seconds                                           |
+|-------------------------------------|---------------------------------------------------------------------------|
+| all others                          | the client's `read_timeout`                                               |
+| model                               | `within`, where it is given                                               |
+| lease                               | its own wait, and `read_timeout`                                          |
+| extend                              | a quarter of the lease, so that another try comes before the lease's end  |
+| push                                | PUSH_TIMEOUT: every engine loads the version before the answer            |
+| rollouts, between two parts of it   | STREAM_SILENCE: nothing comes while the first group is generated          |
+"""
+
+from functools import partial
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+
+from rollout_service.client.answers import check, read, served_model
+from rollout_service.client.connection import Call, Connection
+from rollout_service.protocol import (
+    Batch,
+    BatchesStatus,
+    GroupRequest,
+    LeaseExtension,
+    LeaseGroups,
+    LeaseRequest,
+    LeaseStatus,
+    PromptsRequest,
+    PromptsStatus,
+    RolloutRequest,
+    SpeculationStatus,
+    WeightsOf,
+    WeightsStatus,
+    WeightStatus,
+)
+from rollout_service.transports import Sent
+
+M = TypeVar("M", bound=BaseModel)
+
+PUSH_TIMEOUT = 1800.0
+"""seconds; a large policy is received, kept on disk, and read by every engine"""
+STREAM_SILENCE = 7200.0
+"""seconds; longer than a group of long responses takes on a slow engine"""
+JSON = "application/json"
+
+
+def weights(client: Connection) -> Call[WeightsStatus]:
+    """The versions in service, the runs that they belong to, and how to push."""
+    return _get(WeightsStatus, "/v1/weights")
+
+
+def speculation(client: Connection) -> Call[SpeculationStatus]:
+    """Acceptance since the start, the schedules of draft lengths, and the alarms."""
+    return _get(SpeculationStatus, "/v1/speculation")
+
+
+def model(client: Connection, within: float | None = None) -> Call[dict[str, Any]]:
+    """The served policy: `id` (its name) and `max_model_len` (of prompt and response together). `within`: seconds to
+    connect in, and then to wait for the answer, in place of `timeout` and `read_timeout`."""
+    return Call("GET", "/v1/models", served_model, wait=within, connect=within)
+
+
+def send_prompts(client: Connection, request: PromptsRequest) -> Call[PromptsStatus]:
+    """Groups to generate in the background. Raises RolloutError: 429 when the queue is full (try again after
+    `retry_after` seconds), 507 when its disk is; then none was taken."""
+    return _post(PromptsStatus, "/v1/prompts", request)
+
+
+def cancel_prompts(client: Connection, run: str) -> Call[None]:
+    """Forget the run's groups that are not acknowledged."""
+    return _delete("/v1/prompts", run)
+
+
+def return_leases(client: Connection, run: str) -> Call[None]:
+    """Return all leased groups of the run: its trainer begins anew."""
+    return _delete("/v1/batches", run)
+
+
+def lease(client: Connection, request: LeaseRequest) -> Call[Batch]:
+    """Finished groups, and why if they are fewer than asked for."""
+    return _post(Batch, "/v1/batches/lease", request, wait=request.wait + client.read_timeout)
+
+
+def acknowledge(client: Connection, lease: str, groups: list[str] | None = None) -> Call[LeaseStatus]:
+    """Trained on: the lease's groups, or those named, are never handed out again. RolloutError 404: it is over."""
+    return _post(LeaseStatus, f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
+
+
+def release(client: Connection, lease: str, groups: list[str] | None = None) -> Call[LeaseStatus]:
+    """Not trained on: they are handed out again."""
+    return _post(LeaseStatus, f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
+
+
+def extend(client: Connection, lease: str, seconds: float) -> Call[LeaseStatus]:
+    """The lease ends so many seconds from now."""
+    wait = min(client.read_timeout, max(1.0, seconds / 4))
+    return _post(LeaseStatus, f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds), wait)
+
+
+def batches(client: Connection) -> Call[BatchesStatus]:
+    """Groups by where they are, leases, and what was generated in vain."""
+    return _get(BatchesStatus, "/v1/batches")
+
+
+def release_weights(client: Connection, run: str) -> Call[None]:
+    """The run ends: its weights stay in service and are nobody's. Nothing happens where it has none."""
+    return _delete("/v1/weights", run)
+
+
+# --- not methods of their own, but parts of `rollouts` and `push_weights` ---
+
+
+def rollouts(groups: list[GroupRequest], model: str | None) -> Call[None]:
+    """The answer is a stream, which GroupStream reads."""
+    content = _json(RolloutRequest(groups=groups, model=model))
+    return Call("POST", "/v1/rollouts", check, content=content, content_type=JSON, wait=STREAM_SILENCE)
+
+
+def push(of: WeightsOf, version: int, run: str | None, take_over: bool, sent: Sent) -> Call[WeightStatus]:
+    params = {"version": str(version)} | ({"run": run} if run else {}) | ({"take_over": "true"} if take_over else {})
+    return Call(
+        "POST",
+        f"/v1/weights/{of}",
+        partial(read, WeightStatus),
+        params=params | {"checksum": sent.checksum},
+        content=sent.content,
+        content_type=sent.content_type,
+        wait=PUSH_TIMEOUT,
+    )
+
+
+def _get(of: type[M], path: str) -> Call[M]:
+    return Call("GET", path, partial(read, of))
+
+
+def _post(of: type[M], path: str, body: BaseModel, wait: float | None = None) -> Call[M]:
+    return Call("POST", path, partial(read, of), content=_json(body), content_type=JSON, wait=wait)
+
+
+def _delete(path: str, run: str) -> Call[None]:
+    return Call("DELETE", path, check, params={"run": run})
+
+
+def _json(body: BaseModel) -> bytes:
+    return body.model_dump_json(exclude_none=True).encode()
