@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rollout_service.transports import Update
+from rollout_service.transports.folder import SHARED_MEMORY
 
 
 class Versions(NamedTuple):
@@ -50,7 +51,7 @@ async def on_this_node(weights: WeightsFile) -> AsyncIterator[Path]:
     if ray.get_runtime_context().get_node_id() == weights.node:
         yield Path(weights.path)
         return
-    copy = Path("/dev/shm") / f"rollout-service-{uuid.uuid4().hex}.safetensors"
+    copy = SHARED_MEMORY / f"rollout-service-{uuid.uuid4().hex}.safetensors"
     try:
         copy.write_bytes((await weights.bytes).data)
         yield copy

@@ -1,5 +1,8 @@
-"""The ways of a version's bytes from a trainer to the service. Another transport is one file, and a line in each of
-`sender` and `receiver`. The client imports it: no vllm, ray or torch."""
+"""The ways of a version's bytes from a trainer to the service. The client imports it: no vllm, ray or torch.
+
+Another transport is one file, and a line in each of `sender` and `receiver`. One whose bytes are never a file needs
+another Update, and another place for engines to read it from (engine/loading.py).
+"""
 
 from pathlib import Path
 

@@ -1,0 +1,62 @@
+"""Where an engine finds a version's bytes: on the front's node the file itself, on another node a copy of its own."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from rollout_service.engine import loading
+from rollout_service.engine.loading import locate, on_this_node
+from rollout_service.transports import Update
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """`cluster(node)`: from now on this process is on that node, of two. Ray's store gives back what it was given."""
+
+    async def stored(array):
+        return array
+
+    def at(node):
+        monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: node))
+
+    monkeypatch.setattr(loading, "SHARED_MEMORY", tmp_path / "memory")
+    (tmp_path / "memory").mkdir()
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "NodeID": "a"}, {"Alive": True, "NodeID": "b"}])
+    monkeypatch.setattr("ray.put", stored)
+    at("a")
+    return at
+
+
+@pytest.fixture
+def update(tmp_path):
+    (tmp_path / "received").write_bytes(bytes(range(256)))
+    return Update(tmp_path / "received", "c" * 64)
+
+
+async def test_an_engine_on_the_fronts_node_reads_the_file_that_was_received(cluster, update):
+    weights = locate(3, update)
+    assert (weights.version, weights.checksum) == (3, update.checksum)
+    async with on_this_node(weights) as file:
+        assert file == update.file
+    assert update.file.exists()
+    weights.bytes.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_an_engine_on_another_node_has_a_copy_for_as_long_as_it_loads(cluster, update, tmp_path, fails):
+    weights = locate(3, update)
+    update.file.unlink()
+    cluster("b")
+    try:
+        async with on_this_node(weights) as file:
+            assert file.read_bytes() == bytes(range(256))
+            if fails:
+                raise RuntimeError
+    except RuntimeError:
+        assert fails
+    assert list((tmp_path / "memory").iterdir()) == []
+
+
+async def test_nothing_is_stored_for_other_nodes_where_there_are_none(cluster, update, monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "NodeID": "a"}, {"Alive": False, "NodeID": "b"}])
+    assert locate(3, update).bytes is None
