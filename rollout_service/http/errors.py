@@ -14,8 +14,8 @@ from starlette.routing import Match
 from rollout_service.fleet.member import FleetError
 from rollout_service.http.admission import Refused
 from rollout_service.protocol import ErrorBody, Problem
-from rollout_service.queue.batch_queue import UnknownLease
 from rollout_service.queue.database import Unavailable
+from rollout_service.queue.finished_groups import UnknownLease
 from rollout_service.transports import RefusedUpdate
 
 RETRY_AFTER = 5

@@ -19,7 +19,7 @@ from typing import TypeVar
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.kept_running import kept_running
 from rollout_service.fleet.member import EnginesDied, FleetError, GroupFailed, in_words
-from rollout_service.protocol import WeightsOf
+from rollout_service.protocol import BatchesStatus, WeightsOf
 from rollout_service.queue.batch_queue import BatchQueue, Unavailable, Waiting
 from rollout_service.telemetry import Telemetry
 
@@ -56,7 +56,7 @@ class BackgroundGeneration:
         self.unwritten = 0
         self.wake = asyncio.Event()
         self.news = asyncio.Event()
-        queue.on_failed = self._failed
+        queue.failed.on_failed = self._failed
 
     @property
     def version(self) -> int:
@@ -76,7 +76,7 @@ class BackgroundGeneration:
     async def _feed(self) -> None:
         while True:
             try:
-                if self.queue.expire_leases():
+                if self.queue.finished.expire_leases():
                     self.news.set()
                 # Nothing is begun while something finished cannot be written: it would only be lost with the process.
                 while not self.unwritten and self._has_room() and (waiting := self._next_waiting()):
@@ -93,7 +93,8 @@ class BackgroundGeneration:
         return under_way == 0 or under_way < self.limit
 
     def _next_waiting(self) -> Waiting | None:
-        return self.queue.next_waiting(suspects=not any(run.waiting.rounds for run in self.running.values()))
+        suspects = not any(run.waiting.rounds for run in self.running.values())
+        return self.queue.next_waiting(self.running.keys(), suspects)
 
     def _begin(self, waiting: Waiting) -> None:
         task = asyncio.create_task(self._generate(waiting))
@@ -102,7 +103,6 @@ class BackgroundGeneration:
         task.add_done_callback(lambda _: self._ended(waiting))
 
     def _ended(self, waiting: Waiting) -> None:
-        self.queue.give_back(waiting.arrival)
         del self.running[waiting.arrival]
         self.wake.set()
         self.news.set()
@@ -161,23 +161,26 @@ class BackgroundGeneration:
             for run in self.running.values()
             if run.waiting.max_staleness is not None and run.version < version - run.waiting.max_staleness
         ]
-        for run in too_old:
-            run.task.cancel()
-        self._drop_stale(version, ended=len(too_old))
+        self._drop_stale(version, ended=sum(run.task.cancel() for run in too_old))
         self.wake.set()
 
     def _drop_stale(self, version: int, ended: int = 0) -> None:
         """`ended` groups were being generated."""
         try:
-            self.queue.drop_stale(version)
+            self.queue.finished.drop_stale(version)
             self.queue.count(dropped=ended)
         except Unavailable as error:  # `lease` checks again
             logger.error("%s", error)
 
     def cancel(self, run: str) -> tuple[int, int]:
         """Forget a run's groups: their number, and how many of them were being generated."""
-        forgotten, ended = self.queue.cancel(run)
-        for arrival in ended:
-            if arrival in self.running:
-                self.running[arrival].task.cancel()
-        return forgotten, len(ended)
+        forgotten = self.queue.cancel(run)
+        ended = sum(self.running[arrival].task.cancel() for arrival in forgotten if arrival in self.running)
+        return len(forgotten), ended
+
+    def status(self) -> BatchesStatus:
+        """Of the queue and of the engines that generate its groups."""
+        status = self.queue.status(self.running.keys())
+        status.tokens_wasted += self.fleet.wasted_tokens
+        status.engines_idle = [member.idle_seconds() for member in self.fleet.members]
+        return status

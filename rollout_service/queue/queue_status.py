@@ -4,13 +4,14 @@ What is counted here is what is in the queue. So the time it takes does not grow
 """
 
 import time
+from collections.abc import Set
 from typing import Any
 
 from rollout_service.protocol import BatchesStatus, LeaseInfo, LeaseRequest
 from rollout_service.queue.database import QueueDatabase
 
 
-def queue_status(tables: QueueDatabase, generating: set[int], capacity: int, persistent: bool) -> BatchesStatus:
+def queue_status(tables: QueueDatabase, generating: Set[int], capacity: int, persistent: bool) -> BatchesStatus:
     database, now = tables.connection, time.time()
     states = count_states(tables)
     finished = database.execute("SELECT finished, oldest FROM groups WHERE state = 'finished'").fetchall()

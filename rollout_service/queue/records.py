@@ -1,7 +1,7 @@
 """What the queue's database holds of a group: reading it back, and telling one request from another.
 
-Another version of the service may have written it. So unknown fields are left out, and what still cannot be read is one
-group's failure.
+A newer version of the service, with the same format, may have written it. So unknown fields are left out, and what still
+cannot be read is one group's failure.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rollout_service.protocol import Group, GroupRequest
+from rollout_service.protocol import FailedGroup, Group, GroupRequest
 
 
 def request_digest(group: GroupRequest) -> bytes:
@@ -43,6 +43,10 @@ def stored_results(rows: Iterable[tuple[int, str, str]]) -> tuple[dict[int, Grou
         except ValidationError as error:
             unreadable[arrival] = f"the stored result cannot be read: {what_is_wrong(error)}"
     return groups, unreadable
+
+
+def stored_failure(body: str) -> FailedGroup:
+    return FailedGroup.model_validate_json(body, extra="ignore")
 
 
 def what_is_wrong(error: ValidationError) -> str:

@@ -260,13 +260,14 @@ async def test_a_group_that_is_cancelled_at_any_moment_leaves_room_for_others(se
 
 async def test_background_generation_that_meets_an_error_says_so_and_goes_on(service, caplog):
     client, fleet = service
-    queue, expire_leases = fleet.background.queue, fleet.background.queue.expire_leases
+    finished = fleet.background.queue.finished
+    expire_leases = finished.expire_leases
 
     def fails_once():
-        queue.expire_leases = expire_leases
+        finished.expire_leases = expire_leases
         raise KeyError("unexpected")
 
-    queue.expire_leases = fails_once
+    finished.expire_leases = fails_once
     fleet.go.set()
     with caplog.at_level(logging.ERROR):
         await client.send_prompts(prompts("a"))

@@ -15,7 +15,9 @@ from rollout_service.protocol import (
     Sampling,
     WeightSpan,
 )
-from rollout_service.queue.batch_queue import BatchQueue, OtherRequest, Unavailable, UnknownLease
+from rollout_service.queue.batch_queue import BatchQueue, OtherRequest
+from rollout_service.queue.database import Unavailable
+from rollout_service.queue.finished_groups import UnknownLease
 from rollout_service.queue.records import request_digest
 
 
@@ -52,7 +54,7 @@ def generate(queue, version=0, count=None):
 
 
 def lease(queue, groups=8, version=0, **fields):
-    return queue.lease(LeaseRequest(groups=groups, **fields), version)
+    return queue.finished.lease(LeaseRequest(groups=groups, **fields), version)
 
 
 def names(batch):
@@ -65,7 +67,7 @@ def test_a_group_that_is_sent_again_changes_nothing_wherever_it_is(queue):
     assert generate(queue) == ["a", "b", "c"]
     assert send(queue, "a").accepted == 0
     batch = lease(queue)
-    queue.acknowledge(batch.lease, ["a"])
+    queue.finished.acknowledge(batch.lease, ["a"])
     assert send(queue, "a", "b").model_dump() == {"accepted": 0, "known": 2, "acknowledged": ["a"]}
     assert generate(queue) == []
 
@@ -75,12 +77,16 @@ def test_an_acknowledged_group_never_comes_again_and_a_returned_one_does(queue):
     generate(queue)
     batch = lease(queue)
     assert names(lease(queue)) == [], "what is leased is nobody else's"
-    queue.acknowledge(batch.lease, ["a"])
-    assert queue.release(batch.lease, ["a", "b"]).model_dump() == {"lease": batch.lease, "groups": ["b"], "lost": ["a"]}
+    queue.finished.acknowledge(batch.lease, ["a"])
+    assert queue.finished.release(batch.lease, ["a", "b"]).model_dump() == {
+        "lease": batch.lease,
+        "groups": ["b"],
+        "lost": ["a"],
+    }
     assert names(lease(queue)) == ["b"]
-    queue.release(batch.lease, None)
+    queue.finished.release(batch.lease, None)
     with pytest.raises(UnknownLease):
-        queue.acknowledge(batch.lease, None)
+        queue.finished.acknowledge(batch.lease, None)
     assert names(lease(queue)) == ["c"]
 
 
@@ -88,13 +94,13 @@ def test_a_lease_that_ends_returns_its_groups_and_one_that_is_extended_does_not(
     send(queue, "a", "b")
     generate(queue)
     first, second = lease(queue, 1, seconds=0.01), lease(queue, 1, seconds=0.01)
-    queue.extend(second.lease, 100.0)
+    queue.finished.extend(second.lease, 100.0)
     time.sleep(0.02)
-    assert queue.expire_leases() == 1
+    assert queue.finished.expire_leases() == 1
     assert names(lease(queue)) == ["a"]
     with pytest.raises(UnknownLease):
-        queue.acknowledge(first.lease, None)
-    assert queue.acknowledge(second.lease, None).groups == ["b"]
+        queue.finished.acknowledge(first.lease, None)
+    assert queue.finished.acknowledge(second.lease, None).groups == ["b"]
 
 
 def test_the_bound_holds_where_the_batch_is_handed_out_and_stale_groups_are_generated_again(queue):
@@ -115,7 +121,7 @@ def test_the_bound_a_prompt_came_with_holds_too_and_at_a_push_already(queue):
     send(queue, "tight", max_staleness=1)
     send(queue, "loose", max_staleness=3)
     generate(queue, version=1)
-    queue.drop_stale(3)
+    queue.finished.drop_stale(3)
     assert queue.status().dropped == 1
     assert generate(queue, version=3, count=1) == ["tight"]
     assert names(lease(queue, version=5)) == [], "whoever leases without a bound does not get it either"
@@ -131,10 +137,9 @@ def test_higher_priorities_come_first_and_equal_ones_in_the_order_of_arrival(que
 def test_a_group_that_is_cancelled_while_it_is_generated_no_longer_waits(queue):
     send(queue, "a", "b")
     arrival = queue.next_waiting().arrival
-    assert queue.cancel("") == (2, [arrival])
-    assert (queue.status().waiting, queue.status().generating) == (0, 1)
-    queue.give_back(arrival)
-    assert (queue.status().waiting, queue.status().generating) == (0, 0)
+    assert queue.cancel("") == [arrival, arrival + 1]
+    status = queue.status(generating={arrival})
+    assert (status.waiting, status.generating) == (0, 1)
 
 
 def test_runs_do_not_see_each_others_groups(queue):
@@ -155,7 +160,7 @@ def test_a_full_queue_says_so_and_takes_none_of_the_request(queue):
     assert full.value.status == 429
     assert queue.status().waiting == 6
     generate(queue)
-    queue.acknowledge(lease(queue, 2).lease, None)
+    queue.finished.acknowledge(lease(queue, 2).lease, None)
     assert send(queue, *"xyz").accepted == 3
 
 
@@ -166,14 +171,14 @@ def test_everything_is_there_after_a_kill(tmp_path):
     generate(queue, version=2, count=3)
     queue.next_waiting()  # it is being generated when the service dies
     batch = lease(queue, 2, version=2, seconds=60)
-    queue.acknowledge(batch.lease, ["a"])
+    queue.finished.acknowledge(batch.lease, ["a"])
     queue.database.execute("UPDATE leases SET deadline = 0")  # it was over long ago when the service starts again
     again = BatchQueue(file, capacity=9, disk_mib=64)  # the first one is not closed: as after kill -9
-    assert again.expire_leases() == 0, "nobody could extend the lease while the service was down"
+    assert again.finished.expire_leases() == 0, "nobody could extend the lease while the service was down"
     status = again.status()
     assert (status.waiting, status.finished, status.leased, status.acknowledged) == (2, 1, 1, 1)
     assert status.persistent
-    assert again.acknowledge(batch.lease, None).groups == ["b"]
+    assert again.finished.acknowledge(batch.lease, None).groups == ["b"]
     assert generate(again, version=2) == ["d", "e"]
     taken = lease(again, version=2)
     assert names(taken) == ["c", "d", "e"]
@@ -196,7 +201,7 @@ def test_a_full_disk_refuses_prompts_loses_nothing_and_goes_on_when_there_is_roo
     assert full.value.status == 507
     batch = lease(queue, 4096)
     assert names(batch) == sent
-    queue.acknowledge(batch.lease, None)
+    queue.finished.acknowledge(batch.lease, None)
     assert send(queue, "more").accepted == 1
     assert generate(queue) == ["more"]
 
@@ -204,8 +209,8 @@ def test_a_full_disk_refuses_prompts_loses_nothing_and_goes_on_when_there_is_roo
 def test_the_log_says_what_happened_to_each_group(queue):
     send(queue, "a")
     generate(queue, version=1)
-    queue.release(lease(queue, version=1).lease, None)
-    queue.acknowledge(lease(queue, version=1).lease, None)
+    queue.finished.release(lease(queue, version=1).lease, None)
+    queue.finished.acknowledge(lease(queue, version=1).lease, None)
     events = [line["event"] for line in queue.log()]
     assert events == ["accepted", "finished", "leased", "returned", "leased", "acknowledged"]
 
@@ -243,9 +248,9 @@ def test_a_failed_group_is_handed_out_with_its_reason_once_and_never_generated_a
     assert "1 failed" in batch.short
     assert (queue.status().failed, queue.status().leased) == (0, 2)
     assert lease(queue).lease is None
-    assert queue.acknowledge(batch.lease, ["bad"]).groups == ["bad"]
+    assert queue.finished.acknowledge(batch.lease, ["bad"]).groups == ["bad"]
     assert send(queue, "bad").acknowledged == ["bad"]
-    assert queue.release(batch.lease, None).groups == ["good"]
+    assert queue.finished.release(batch.lease, None).groups == ["good"]
     assert generate(queue) == []
 
 
@@ -255,14 +260,14 @@ def test_a_lease_of_failed_groups_alone_ends_as_any_other(queue):
     batch = lease(queue, seconds=0.01)
     assert (batch.groups, failures(batch).keys()) == ([], {"bad"})
     time.sleep(0.02)
-    assert queue.expire_leases() == 1
+    assert queue.finished.expire_leases() == 1
     again = lease(queue)
     assert failures(again).keys() == {"bad"}
-    assert queue.extend(again.lease, 10.0).groups == ["bad"]
-    assert queue.release(again.lease, None).groups == ["bad"]
+    assert queue.finished.extend(again.lease, 10.0).groups == ["bad"]
+    assert queue.finished.release(again.lease, None).groups == ["bad"]
     assert failures(lease(queue)).keys() == {"bad"}
-    assert queue.release_run("") == 1
-    assert queue.cancel("") == (1, [])
+    assert queue.finished.release_run("") == 1
+    assert len(queue.cancel("")) == 1
     assert lease(queue).lease is None
 
 
@@ -281,14 +286,14 @@ def test_a_failure_ends_the_wait_for_a_batch_once_nothing_of_its_run_is_to_come(
     send(queue, "c", run="another")
     wanted = LeaseRequest(groups=3)
     fail(queue)
-    assert queue.should_wait(wanted, 0)
+    assert queue.finished.should_wait(wanted, 0)
     generate(queue, count=1)
-    assert queue.should_wait(wanted, 0), "a batch that can become fuller is not cut short"
+    assert queue.finished.should_wait(wanted, 0), "a batch that can become fuller is not cut short"
     generate(queue, count=1)
-    assert not queue.should_wait(wanted, 0)
-    assert queue.should_wait(LeaseRequest(groups=1, run="another"), 0)
+    assert not queue.finished.should_wait(wanted, 0)
+    assert queue.finished.should_wait(LeaseRequest(groups=1, run="another"), 0)
     lease(queue)
-    assert queue.should_wait(wanted, 0), "the failure is told: there may be more prompts"
+    assert queue.finished.should_wait(wanted, 0), "the failure is told: there may be more prompts"
 
 
 def test_rounds_of_dead_engines_are_counted_through_a_restart_and_suspects_can_be_left_waiting(tmp_path):
@@ -296,11 +301,11 @@ def test_rounds_of_dead_engines_are_counted_through_a_restart_and_suspects_can_b
     send(queue, "deadly", "other")
     arrival = queue.next_waiting().arrival
     assert queue.engines_died(arrival) == 1
-    queue.give_back(arrival)
     again = BatchQueue(tmp_path / "queue.sqlite", capacity=9, disk_mib=64)
-    assert again.next_waiting(suspects=False).request.id == "other"
-    assert again.next_waiting(suspects=False) is None
-    assert again.next_waiting().rounds == 1
+    other = again.next_waiting(suspects=False)
+    assert other.request.id == "other"
+    assert again.next_waiting({other.arrival}, suspects=False) is None
+    assert again.next_waiting({other.arrival}).rounds == 1
     assert again.engines_died(arrival) == 2
     again.cancel("")
     assert again.engines_died(arrival) == 0
@@ -320,7 +325,7 @@ def test_an_id_that_comes_again_with_another_prompt_is_an_error_wherever_its_gro
     refused()
     batch = lease(queue)
     refused()
-    queue.acknowledge(batch.lease, None)
+    queue.finished.acknowledge(batch.lease, None)
     refused()
     assert queue.next_waiting() is None, "nothing of a refused request was taken"
     assert send(queue, "a", run="another", prompt=(1, 3)).accepted == 1
@@ -338,18 +343,18 @@ def test_requests_that_ask_for_the_same_have_the_same_digest():
 def test_the_largest_numbers_that_the_interface_takes_overflow_nothing(queue):
     send(queue, "a", priority=2**31 - 1, max_staleness=MAX_VERSION)
     send(queue, "b", priority=-(2**31), max_staleness=MAX_VERSION)
-    for arrival in (queue.next_waiting().arrival, queue.next_waiting().arrival):
+    for arrival in (1, 2):
         queue.finish(arrival, finished("a" if arrival == 1 else "b", version=MAX_VERSION - 1), MAX_VERSION)
-    queue.drop_stale(MAX_VERSION)
-    queue.drop_stale(0)
+    queue.finished.drop_stale(MAX_VERSION)
+    queue.finished.drop_stale(0)
     queue.count(dropped=MAX_VERSION, wasted_tokens=MAX_VERSION)
     request = LeaseRequest(groups=4096, max_staleness=MAX_VERSION, version=MAX_VERSION, wait=600.0, seconds=86400.0)
     for version in (0, MAX_VERSION):
-        assert queue.available(request, version) == 2
-    batch = queue.lease(request, MAX_VERSION)
+        assert queue.finished.available(request, version) == 2
+    batch = queue.finished.lease(request, MAX_VERSION)
     assert names(batch) == ["a", "b"]
-    queue.extend(batch.lease, 86400.0)
-    queue.release(batch.lease, None)
+    queue.finished.extend(batch.lease, 86400.0)
+    queue.finished.release(batch.lease, None)
     assert names(lease(queue, version=MAX_VERSION, max_staleness=0)) == []
     status = queue.status()
     assert status.dropped == MAX_VERSION + 2
@@ -358,7 +363,7 @@ def test_the_largest_numbers_that_the_interface_takes_overflow_nothing(queue):
 
 def test_a_request_that_another_version_stored_is_read_or_failed_and_holds_nothing_up(queue):
     failed = []
-    queue.on_failed = lambda name, reason: failed.append((name, reason))
+    queue.failed.on_failed = lambda name, reason: failed.append((name, reason))
     send(queue, "bad", "newer", "good")
     change = "UPDATE requests SET body = ? WHERE arrival = ?"
     queue.database.execute(change, ('{"id": "bad", "prompt_token_ids": "1, 2", "metadata": {}}', 1))
@@ -372,7 +377,7 @@ def test_a_request_that_another_version_stored_is_read_or_failed_and_holds_nothi
 
 def test_a_result_that_another_version_stored_is_read_or_failed_and_holds_nothing_up(queue):
     failed = []
-    queue.on_failed = lambda name, reason: failed.append(name)
+    queue.failed.on_failed = lambda name, reason: failed.append(name)
     send(queue, "bad", "newer", "good")
     generate(queue)
     queue.database.execute("UPDATE results SET body = '{}' WHERE arrival = 1")
@@ -413,7 +418,7 @@ def test_what_is_remembered_is_bounded_and_the_newest_ids_are_known(tmp_path, mo
     for i in range(40):
         send(queue, f"{i}")
         generate(queue)
-        queue.acknowledge(lease(queue).lease, None)
+        queue.finished.acknowledge(lease(queue).lease, None)
     assert [line["id"] for line in queue.log()][-4:] == ["39"] * 4
     assert len(list(queue.log())) == 50
     assert send(queue, *(f"{i}" for i in range(20, 40))).known == 20

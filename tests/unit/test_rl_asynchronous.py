@@ -27,7 +27,8 @@ from rl_loop.tasks.rewards_pool import RewardsPool
 from rl_loop.training import leave_checkpoint
 from rollout_service.client import RolloutError, tensors_checksum
 from rollout_service.protocol import ErrorBody, WeightsStatus, WeightStatus
-from rollout_service.queue.batch_queue import BatchQueue, UnknownLease
+from rollout_service.queue.batch_queue import BatchQueue
+from rollout_service.queue.finished_groups import UnknownLease
 
 
 class QueueService:
@@ -50,7 +51,7 @@ class QueueService:
     def _generate(self):
         while not self.stopping.wait(0.002):
             with self.lock:
-                self.queue.expire_leases()
+                self.queue.finished.expire_leases()
                 waiting = self.queue.next_waiting()
             if waiting is not None:
                 time.sleep(self.delay)
@@ -73,7 +74,7 @@ class QueueService:
             self.owner, self.checksum = run, tensors_checksum(tensors)
             self.source.publish("policy", lambda dtype: tensors, version - 1)
             self.versions.append(version)
-            self.queue.drop_stale(version)
+            self.queue.finished.drop_stale(version)
         return self.weights().policy
 
     def release_weights(self, run):
@@ -89,8 +90,8 @@ class QueueService:
         while True:
             with self.lock:
                 version = max(self.source.version, request.version)
-                if not self.queue.should_wait(request, version) or time.monotonic() > deadline:
-                    return self.queue.lease(request, version)
+                if not self.queue.finished.should_wait(request, version) or time.monotonic() > deadline:
+                    return self.queue.finished.lease(request, version)
             time.sleep(0.005)
 
     def _known(self, call, *arguments):
@@ -101,17 +102,17 @@ class QueueService:
             raise RolloutError(404, ErrorBody(error=str(error))) from None
 
     def acknowledge(self, lease, groups):
-        return self._known(self.queue.acknowledge, lease, groups)
+        return self._known(self.queue.finished.acknowledge, lease, groups)
 
     def extend(self, lease, seconds):
-        return self._known(self.queue.extend, lease, seconds)
+        return self._known(self.queue.finished.extend, lease, seconds)
 
     def release(self, lease, groups):
-        return self._known(self.queue.release, lease, groups)
+        return self._known(self.queue.finished.release, lease, groups)
 
     def return_leases(self, run):
         with self.lock:
-            return self.queue.release_run(run)
+            return self.queue.finished.release_run(run)
 
     def cancel_prompts(self, run):
         with self.lock:

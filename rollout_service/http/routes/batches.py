@@ -79,7 +79,7 @@ async def lease(request: Request, body: LeaseRequest) -> Batch:
     generation = background(request)
     deadline = time.monotonic() + body.wait
     version = max(generation.version, body.version or 0)
-    while generation.queue.should_wait(body, version) and (left := deadline - time.monotonic()) > 0:
+    while generation.queue.finished.should_wait(body, version) and (left := deadline - time.monotonic()) > 0:
         if request.app.state.stopping.is_set():
             raise stopping()
         generation.news.clear()
@@ -89,7 +89,7 @@ async def lease(request: Request, body: LeaseRequest) -> Batch:
         if await request.is_disconnected():
             return Batch(lease=None, groups=[], version=version, short="the client has gone")
         version = max(generation.version, version)
-    batch = generation.queue.lease(body, version)
+    batch = generation.queue.finished.lease(body, version)
     generation.wake.set()  # what was dropped is generated again
     return batch
 
@@ -97,13 +97,13 @@ async def lease(request: Request, body: LeaseRequest) -> Batch:
 @router.post("/v1/batches/{lease}/ack")
 async def acknowledge(request: Request, lease: str, body: LeaseGroups = ALL) -> LeaseStatus:
     """Remove the lease's groups, or those named: they are never handed out again. 404 for a lease that is over."""
-    return background(request).queue.acknowledge(lease, body.groups)
+    return background(request).queue.finished.acknowledge(lease, body.groups)
 
 
 @router.post("/v1/batches/{lease}/nack")
 async def release(request: Request, lease: str, body: LeaseGroups = ALL) -> LeaseStatus:
     """Return the lease's groups, or those named, to the queue. 404 for a lease that is over."""
-    status = background(request).queue.release(lease, body.groups)
+    status = background(request).queue.finished.release(lease, body.groups)
     background(request).news.set()
     return status
 
@@ -111,13 +111,13 @@ async def release(request: Request, lease: str, body: LeaseGroups = ALL) -> Leas
 @router.post("/v1/batches/{lease}/extend")
 async def extend(request: Request, lease: str, body: LeaseExtension) -> LeaseStatus:
     """Let the lease end so many seconds from now. 404 for a lease that is over."""
-    return background(request).queue.extend(lease, body.seconds)
+    return background(request).queue.finished.extend(lease, body.seconds)
 
 
 @router.delete("/v1/batches")
 async def release_run(request: Request, run: str = Query()) -> dict[str, int]:
     """Return all that a run has leased to the queue, at once: for a trainer that begins anew."""
-    returned = background(request).queue.release_run(run)
+    returned = background(request).queue.finished.release_run(run)
     background(request).news.set()
     return {"returned": returned}
 
@@ -125,14 +125,4 @@ async def release_run(request: Request, run: str = Query()) -> dict[str, int]:
 @router.get("/v1/batches")
 async def batches(request: Request) -> BatchesStatus:
     """Groups by where they are, ages, leases, and what was generated in vain."""
-    return queue_status(background(request))
-
-
-def queue_status(generation: BackgroundGeneration) -> BatchesStatus:
-    status, fleet = generation.queue.status(), generation.fleet
-    return status.model_copy(
-        update={
-            "tokens_wasted": status.tokens_wasted + fleet.wasted_tokens,
-            "engines_idle": [member.idle_seconds() for member in fleet.members],
-        }
-    )
+    return background(request).status()

@@ -5,7 +5,6 @@ from fastapi import APIRouter, Request, Response
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.http.acceptance_report import speculation_status
 from rollout_service.http.json_route import JsonRoute
-from rollout_service.http.routes.batches import queue_status
 from rollout_service.protocol import SpeculationStatus
 
 router = APIRouter(tags=["status"], route_class=JsonRoute)
@@ -40,7 +39,7 @@ async def metrics(request: Request) -> Metrics:
         telemetry.restarts.labels(str(member.index)).set(member.restarts)
     for of in fleet.store.sets:
         telemetry.version.labels(of).set(fleet.store.version(of))
-    telemetry.batches(queue_status(request.app.state.background))
+    telemetry.batches(request.app.state.background.status())
     await fleet.check_acceptance()
     text = telemetry.exposition(await fleet.metrics())
     return Metrics(text)
