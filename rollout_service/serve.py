@@ -18,6 +18,7 @@ from rollout_service.http.app import load_tokenizer, make_app
 from rollout_service.http.connection import Connection
 from rollout_service.http.starting import Starting
 from rollout_service.queue.background import BackgroundGeneration
+from rollout_service.queue.batch_queue import BatchQueue
 
 GRACE = 5
 """seconds that running requests have once the service is told to stop"""
@@ -68,13 +69,15 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, lambda: stop())
     fleet = Fleet(config)
+    queue: BatchQueue | None = None
     background: BackgroundGeneration | None = None
     try:
+        queue = BatchQueue(fleet.state.queue if fleet.state else None, config.queue.capacity, config.queue.disk_mib)
         what = f"{config.served_name} on {fleet.device}, drafter {config.drafter.kind}"
         with console.status(f"Starting {config.engines} engine(s): {what}") as status:
             fleet.on_started = lambda i: status.update(f"{what}: engine {i} is in service")
             tokenizer, _ = await asyncio.gather(asyncio.to_thread(load_tokenizer, fleet.folder), fleet.start())
-        app = make_app(fleet, tokenizer)
+        app = make_app(fleet, tokenizer, queue)
         background = app.state.background
         background.start()
         settings = uvicorn.Config(
@@ -95,8 +98,10 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
         )
         await server.serve([listener])
     finally:
-        console.print("Stopping the engines ...")
+        if fleet.members:
+            console.print("Stopping the engines ...")
         if background is not None:
             await background.stop()
-            background.queue.close()
+        if queue is not None:
+            queue.close()
         await fleet.stop()

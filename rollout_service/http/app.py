@@ -24,8 +24,8 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def make_app(fleet: Fleet, tokenizer: Any) -> FastAPI:
-    """The application over a started fleet and its policy's tokenizer."""
+def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
+    """The application over a started fleet, its policy's tokenizer, and the queue that it generates from."""
     config = fleet.config
     app = FastAPI(title="rollout-service", summary="RL rollouts with lossless speculative decoding", version="0.1.0")
     app.state.fleet = fleet
@@ -41,7 +41,6 @@ def make_app(fleet: Fleet, tokenizer: Any) -> FastAPI:
         openai_fields={path: frozenset(schema["properties"]) for path, schema in fleet.openai_schemas.items()},
         on_cpu=fleet.device == "cpu",
     )
-    queue = BatchQueue(fleet.state.queue if fleet.state else None, config.queue.capacity, config.queue.disk_mib)
     app.state.background = BackgroundGeneration(fleet, queue, app.state.telemetry)
     for module in (rollouts, batches, weights, openai, status):
         app.include_router(module.router)

@@ -2,6 +2,7 @@
 
 - Every change happens in a `transaction`, with its lines of the log.
 - `groups`, `requests` and `results` hold what is not acknowledged: the queue's capacity bounds them.
+- The file says its FORMAT. One of another format is refused, so that nothing in it is lost or misread in silence.
 - `acknowledged` and `log` keep their newest rows alone, and are trimmed as they grow. So neither the file nor the time
   that a request takes grows with the number of groups that have passed through.
 """
@@ -10,10 +11,13 @@ import hashlib
 import json
 import sqlite3
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from drafters.files.stored_format import OtherFormat
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS groups (
@@ -32,6 +36,13 @@ CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL
 CREATE TABLE IF NOT EXISTS log (
   seq INTEGER PRIMARY KEY, time REAL, event TEXT, run TEXT, id TEXT, lease TEXT, version INTEGER);
 """
+FORMAT = 1
+"""of the tables, and of the wire types in them; tests/unit/test_stored_formats.py says when to raise it"""
+UNNUMBERED = 1
+"""the format of files from before formats had numbers, whose number is 0; the oldest lack the columns that are ADDED"""
+ADDED = {"groups": {"digest", "rounds"}}
+"""columns that version 0.1.0 did not have"""
+INSTEAD = "start the version that wrote it until its groups are trained on, or move it away, which forgets them"
 COUNTED = ("dropped", "wasted_tokens", "acknowledged")
 LOG_ROWS = 100_000
 """lines of the log that are kept, where the quota has room for them"""
@@ -56,6 +67,8 @@ class Unavailable(RuntimeError):
 class QueueDatabase:
     def __init__(self, file: Path | None, disk_mib: int):
         self.connection = sqlite3.connect(file or ":memory:", isolation_level=None, check_same_thread=False)
+        if file is not None:
+            self._check_format(file)
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = FULL")
         page_size = self.value("PRAGMA page_size")
@@ -68,8 +81,21 @@ class QueueDatabase:
         with self.transaction() as execute:
             execute(f"INSERT OR IGNORE INTO counts VALUES {', '.join(['(?, 0)'] * len(COUNTED))}", COUNTED)
             self._take_over_older_file(execute)
+            execute(f"PRAGMA user_version = {FORMAT}")
             self._trim("log", self.log_rows)
             self._trim("acknowledged", self.remembered)
+
+    def _check_format(self, file: Path) -> None:
+        """Raises OtherFormat when the file has another number, or other columns; it stays as it was."""
+        number, there = self.value("PRAGMA user_version"), _columns(self.connection)
+        fresh = sqlite3.connect(":memory:")
+        fresh.executescript(SCHEMA)
+        fits = all(
+            there.get(table, columns) in (columns, columns - ADDED.get(table, set()))
+            for table, columns in _columns(fresh).items()
+        )
+        if (number or UNNUMBERED) != FORMAT or not fits:
+            raise OtherFormat(file, number, FORMAT, INSTEAD)
 
     def _take_over_older_file(self, execute: Any) -> None:
         """Version 0.1.0 kept acknowledged groups among the others, and no digests."""
@@ -130,6 +156,15 @@ class QueueDatabase:
 
     def count(self, name: str, more: int) -> None:
         self.connection.execute("UPDATE counts SET value = value + ? WHERE name = ?", (more, name))
+
+
+def _columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
+    """The names of each table's columns."""
+    query = "SELECT t.name, c.name FROM sqlite_schema AS t, pragma_table_info(t.name) AS c WHERE t.type = 'table'"
+    columns: dict[str, set[str]] = defaultdict(set)
+    for table, column in connection.execute(query):
+        columns[table].add(column)
+    return columns
 
 
 def _key(run: str, name: str) -> bytes:

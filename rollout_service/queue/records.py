@@ -1,7 +1,7 @@
 """What the queue's database holds of a group: reading it back, and telling one request from another.
 
-A newer version of the service, with the same format, may have written it. So unknown fields are left out, and what still
-cannot be read is one group's failure.
+A newer version of the service, with the same format, may have written it. So unknown fields are left out, and what
+still cannot be read is one group's failure.
 """
 
 import hashlib

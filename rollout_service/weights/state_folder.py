@@ -1,5 +1,6 @@
 """The state folder: what a service that starts again goes on from. One service at a time has it.
 
+state/format                      the number of this layout; a folder of another one is refused
 state/lock                        held while a service runs (flock: a killed one lets go of it)
 state/queue.sqlite                the batch queue
 state/weights/policy-12.safetensors   the version in service, one file a weight set
@@ -14,12 +15,20 @@ from pathlib import Path
 from blake3 import blake3
 
 from drafters.files.durable import make_folders, rename_lasting, replacing
+from drafters.files.stored_format import OtherFormat
 from rollout_service.protocol import WeightsOf
+
+FORMAT = 1
+"""of the folder's files, the queue's own aside; tests/unit/test_stored_formats.py says when to raise it"""
+UNNUMBERED = 1
+"""the format of folders from before formats had numbers"""
+INSTEAD = "start the version that wrote it, or choose another folder, and push the weights again"
+KEPT = re.compile(r"(policy|drafter)-\d+\.(safetensors|json)")
 
 
 class StateFolder:
     def __init__(self, folder: Path):
-        """Raises ValueError when another service has the folder, or it cannot be written."""
+        """Raises ValueError when another service has the folder, it has another format, or it cannot be written."""
         self.folder = folder
         self.weights = folder / "weights"
         try:
@@ -30,8 +39,19 @@ class StateFolder:
             raise ValueError(f"state: {folder} belongs to a service that is running; choose another folder") from None
         except OSError as error:
             raise ValueError(f"state: {folder}: {error.strerror}") from error
+        self._check_format(folder / "format")
         for partial in self.weights.glob(".*"):
             partial.unlink()
+
+    def _check_format(self, file: Path) -> None:
+        """Raises OtherFormat, and leaves the folder as it was."""
+        number = int(file.read_text(encoding="utf-8")) if file.is_file() else 0
+        fits = all(KEPT.fullmatch(kept.name) for kept in self.weights.glob("[!.]*"))
+        if (number or UNNUMBERED) != FORMAT or not fits:
+            raise OtherFormat(self.folder, number, FORMAT, INSTEAD)
+        if number != FORMAT:
+            with replacing(file) as partial:
+                partial.write_text(f"{FORMAT}\n", encoding="utf-8")
 
     @property
     def queue(self) -> Path:

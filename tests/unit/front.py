@@ -12,6 +12,7 @@ from rollout_service.engine.asgi import ResponseStart
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.http.app import make_app
 from rollout_service.protocol import Completion, Group, WeightSpan, WeightStatus
+from rollout_service.queue.batch_queue import BatchQueue
 
 FIELDS = ("model", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "n", "seed", "stop", "stream")
 SCHEMA = {"title": "Request", "type": "object", "properties": {name: {} for name in FIELDS}}
@@ -97,7 +98,8 @@ class StubFleet:
 @asynccontextmanager
 async def front(fleet):
     """(a client of the front's routes, the application)"""
-    app = make_app(fleet, Characters())
+    queue = BatchQueue(None, capacity=4096, disk_mib=64)
+    app = make_app(fleet, Characters(), queue)
     app.state.background.start()
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     try:
@@ -105,4 +107,4 @@ async def front(fleet):
             yield client, app
     finally:
         await app.state.background.stop()
-        app.state.background.queue.close()
+        queue.close()
