@@ -64,8 +64,8 @@ Threads = Annotated[int, Field(ge=0), AfterValidator(_at_most_the_cores)]
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def read_command_line(config_type: type[ConfigT], program: str, argv: list[str]) -> ConfigT:
-    """The configuration of `program` from `argv`; prints it and exits for `--dry-run`.
+def read_command_line(config_type: type[ConfigT], program: str, argv: list[str], epilog: str = "") -> ConfigT:
+    """The configuration of `program` from `argv`; prints it and exits for `--dry-run`. `epilog` ends `--help`.
 
     Errors: exits with 2 after a line for each wrong field, with its value and what is allowed, or with the nearest
     names of a field that there is not.
@@ -75,7 +75,7 @@ def read_command_line(config_type: type[ConfigT], program: str, argv: list[str])
     first.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
     chosen, rest = first.parse_known_args(argv)
     from_file = _from_file(program, chosen.config)
-    parser = _with_help(program, first)
+    parser = _with_help(program, first, epilog)
     parser.config_type = config_type
 
     # pydantic-settings reads flags into a settings class; the sources are ordered by precedence.
@@ -144,7 +144,8 @@ class _Parser(argparse.ArgumentParser):
         return f"there is no such flag{did_you_mean(name, flags)}"
 
 
-def _with_help(program: str, first: argparse.ArgumentParser) -> "_Parser":
+def _with_help(program: str, first: argparse.ArgumentParser, epilog: str) -> "_Parser":
     return _Parser(
-        prog=program, parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+        prog=program, parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog=epilog,
+    )  # fmt: skip

@@ -20,8 +20,9 @@ def main() -> None:
     if command == "launch":
         from drafters.settings import read_command_line
         from rollout_service.config import ServiceConfig
+        from rollout_service.lossless import described
 
-        config = read_command_line(ServiceConfig, "rollout-service launch", argv)
+        config = read_command_line(ServiceConfig, "rollout-service launch", argv, epilog=described())
         from rollout_service.imports import uncollected
 
         with uncollected():

@@ -10,8 +10,7 @@ from drafters.drafter import DrafterConfig
 from drafters.registry import make_drafter
 from drafters.settings import Section
 from rollout_service.bearer_token import VARIABLE, WithToken
-from rollout_service.lossless import check_engine_arguments
-from rollout_service.vllm_arguments import check_known
+from rollout_service.vllm_arguments import check_arguments
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -44,8 +43,7 @@ class EngineConfig(Section):
     @field_validator("vllm")
     @classmethod
     def known_and_lossless(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        check_engine_arguments(arguments)
-        check_known(arguments)
+        check_arguments(arguments)
         return arguments
 
     @model_validator(mode="after")

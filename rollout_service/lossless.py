@@ -1,66 +1,83 @@
-"""What is refused because speculation cannot keep it lossless: which option, why, and what to use instead."""
+"""The one list of sampling parameters that are refused because drafted tokens would not follow them.
 
-from typing import Any
+Every route reads it, and so do `rollout-service launch --help`, GET /docs and a test of the README. Each entry says
+why, and what to use instead. A parameter's range is its type's (protocol.py), with and without a drafter.
+"""
 
-from drafters.drafter import LOSSY_OPTIONS
-from rollout_service.protocol import Problem
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-CUTS = "top_p and top_k are applied to drafts exactly; or serve without a drafter"
-GRAMMAR = "serve without a drafter, or constrain the format by the prompt and the reward"
-NOT_REPORTED = "steps that verify drafts do not report the log-probabilities of chosen tokens"
-LIKELIEST = "logprobs: N reports the N likeliest tokens; or serve without a drafter"
-NOT_APPLIED = "it is not applied to drafted tokens"
-INVALIDATES = "a grammar strikes out drafts, which the CPU engine's sampler does not handle"
-
-REQUEST_FIELDS: dict[str, tuple[str, str]] = {
-    "min_p": (NOT_APPLIED, CUTS),
-    "logit_bias": (NOT_APPLIED, CUTS),
-    "logits_processors": (NOT_APPLIED, CUTS),
-    "logprob_token_ids": (NOT_REPORTED, LIKELIEST),
-}
-"""fields of a request: why they cannot be used with a drafter, and what can"""
-GRAMMAR_FIELDS = (
-    "structured_outputs", "response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-    "structural_tag",
-)  # fmt: skip
-FREE_TOOL_CHOICES = (None, "none", "auto")
-"""other values make the tool call follow a grammar"""
-PLAIN_VALUES: tuple[Any, ...] = (None, {}, [], 0, 0.0, {"type": "text"})
-"""values that ask for nothing"""
-
-ENGINE_ARGUMENTS = {
-    "speculative_config": "speculation is configured under [drafter]",
-    "logits_processors": "custom logits processors are not applied to drafted tokens; top_p and top_k are",
-    "generation_config": "sampling defaults are the service's own, not a checkpoint's; give them in each request",
-    "override_generation_config": "sampling defaults are the service's own; give them in each request",
-    "logprobs_mode": "log-probabilities are always of the distribution that was sampled from",
-    "per_request_spec_decode_metrics": "the service records every draft step",
-    "worker_extension_cls": "the service's own extension loads weights and verifies drafts",
-}
-"""vLLM's engine arguments that are the service's to choose: what to use instead"""
+Route = Literal["rollouts", "openai"]
+"""rollouts: POST /v1/rollouts and /v1/prompts; openai: POST /v1/completions and /v1/chat/completions"""
 
 
-def request_problems(body: dict[str, Any], *, on_cpu: bool) -> list[Problem]:
-    """What of an OpenAI-style request cannot be used while a drafter is on."""
-    refused = dict(REQUEST_FIELDS)
-    if on_cpu:
-        refused |= dict.fromkeys(GRAMMAR_FIELDS, (INVALIDATES, GRAMMAR))
-    problems = [
-        Problem(field=field, message=f"cannot be used with a drafter on, since {reason}. Instead: {instead}")
-        for field, (reason, instead) in refused.items()
-        if body.get(field) not in PLAIN_VALUES
+@dataclass(frozen=True)
+class NotLossless:
+    """Parameters that are refused for one reason. Those that rollouts name are no fields of a rollout: they are refused
+    there with and without a drafter. OpenAI's routes refuse them while a drafter is on."""
+
+    fields: tuple[str, ...]
+    reason: str
+    instead: str
+    on_rollouts: bool = False
+    on_gpu: bool = True
+    """whether OpenAI's routes refuse it on a GPU too"""
+    asks_nothing: tuple[Any, ...] = (None, {}, [], 0)
+    """values that are as good as none"""
+
+    def where(self) -> str:
+        with_drafter = "with a drafter on" if self.on_gpu else "with a drafter on, on a CPU"
+        return f"always on /v1/rollouts and /v1/prompts, elsewhere {with_drafter}" if self.on_rollouts else with_drafter
+
+
+GRAMMAR = "a grammar strikes out drafts, which the CPU engine's sampler does not handle"
+
+NOT_LOSSLESS = (
+    NotLossless(
+        ("min_p", "logit_bias", "logits_processors"),
+        "it is not applied to drafted tokens",
+        "top_p and top_k, which are applied to them exactly",
+        on_rollouts=True,
+    ),
+    NotLossless(
+        ("logprob_token_ids",),
+        "steps that verify drafts do not report the log-probabilities of chosen tokens",
+        "logprobs: N, which reports the N likeliest tokens",
+    ),
+    NotLossless(
+        ("structured_outputs", "response_format"),
+        GRAMMAR,
+        "constrain the format by the prompt and the reward",
+        on_gpu=False,
+        asks_nothing=(None, {}, {"type": "text"}),
+    ),
+    NotLossless(
+        ("tool_choice",), GRAMMAR, "tool_choice auto or none", on_gpu=False, asks_nothing=(None, "none", "auto")
+    ),
+)
+
+
+def not_lossless(
+    fields: Mapping[str, Any], route: Route, *, drafting: bool = True, on_cpu: bool = True
+) -> Iterator[tuple[str, str]]:
+    """(field, what is wrong and what to use instead) of a request's sampling parameters that are refused."""
+    for entry in NOT_LOSSLESS:
+        for name in entry.fields:
+            if route == "rollouts":
+                if entry.on_rollouts and name in fields:
+                    yield name, f"is not offered, since {entry.reason}. Instead: {entry.instead}"
+            elif drafting and (on_cpu or entry.on_gpu) and fields.get(name) not in entry.asks_nothing:
+                instead = f"{entry.instead}; or serve without a drafter"
+                yield name, f"cannot be used with a drafter on, since {entry.reason}. Instead: {instead}"
+
+
+def described(route: Route = "openai") -> str:
+    """The list as Markdown: what is refused on one kind of routes. OpenAI's refuse all of it."""
+    lines = [
+        f"- {', '.join(f'`{name}`' for name in entry.fields)} ({entry.where()}): {entry.reason}. "
+        f"Instead: {entry.instead}."
+        for entry in NOT_LOSSLESS
+        if route != "rollouts" or entry.on_rollouts
     ]
-    if on_cpu and body.get("tool_choice") not in FREE_TOOL_CHOICES:
-        message = f"cannot be used with a drafter on, since {INVALIDATES}. Instead: tool_choice auto or none"
-        problems.append(Problem(field="tool_choice", message=message))
-    return problems
-
-
-def check_engine_arguments(arguments: dict[str, Any]) -> None:
-    """Raises ValueError for a vLLM argument that is the service's to choose."""
-    for name, instead in ENGINE_ARGUMENTS.items():
-        if name in arguments:
-            given = arguments[name]
-            lossy = sorted(LOSSY_OPTIONS & set(given)) if isinstance(given, dict) else []
-            more = f"; {lossy[0]} changes what is sampled: drafter.verification is lossless" if lossy else ""
-            raise ValueError(f"engine.vllm.{name}: {instead}{more}")
+    return "\n".join(["Refused in requests, since drafts cannot keep it lossless:", "", *lines])

@@ -20,6 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from rollout_service.bearer_token import WithToken as WithToken  # what a client needs besides the types
 from rollout_service.endpoint import checked_endpoint
+from rollout_service.lossless import not_lossless
 
 INTERFACE_VERSION = 1
 """raised by a change that clients of the earlier number cannot live with, such as a new value where an answer's type
@@ -105,9 +106,8 @@ class Sampling(WireType):
     @model_validator(mode="before")
     @classmethod
     def lossless(cls, data: Any) -> Any:
-        for name in ("min_p", "logit_bias", "logits_processors") if isinstance(data, dict) else ():
-            if name in data:
-                raise ValueError(f"{name} is not offered: it cannot be applied to drafts; top_p and top_k are")
+        for name, message in not_lossless(data, "rollouts") if isinstance(data, dict) else ():
+            raise ValueError(f"{name} {message}")
         return data
 
 

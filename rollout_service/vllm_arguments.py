@@ -5,6 +5,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from drafters.drafter import LOSSY_OPTIONS
+
+CHOSEN = {
+    "speculative_config": "speculation is configured under [drafter]",
+    "logits_processors": "custom logits processors are not applied to drafted tokens; top_p and top_k are",
+    "generation_config": "sampling defaults are the service's own, not a checkpoint's; give them in each request",
+    "override_generation_config": "sampling defaults are the service's own; give them in each request",
+    "logprobs_mode": "log-probabilities are always of the distribution that was sampled from",
+    "per_request_spec_decode_metrics": "the service records every draft step",
+    "worker_extension_cls": "the service's own extension loads weights and verifies drafts",
+}
+"""vLLM's engine arguments that are the service's to choose: what to use instead"""
 SETTINGS = {
     "model": "model", "served_model_name": "name", "dtype": "engine.dtype", "seed": "engine.seed",
     "enforce_eager": "engine.enforce_eager", "max_model_len": "engine.max_model_len",
@@ -14,12 +26,17 @@ SETTINGS = {
 """vLLM's engine arguments that follow from the service's own settings"""
 
 
-def check_known(arguments: dict[str, Any]) -> None:
-    """Raises ValueError for an argument that vLLM does not have, and for one that a setting of the service decides."""
+def check_arguments(arguments: dict[str, Any]) -> None:
+    """Raises ValueError for an argument that the service chooses, one that a setting of the service decides, and one
+    that vLLM does not have."""
     if not arguments:
         return
     known = known_arguments()
-    for name in arguments:
+    for name, given in arguments.items():
+        if name in CHOSEN:
+            lossy = sorted(LOSSY_OPTIONS & set(given)) if isinstance(given, dict) else []
+            more = f"; {lossy[0]} changes what is sampled: drafter.verification is lossless" if lossy else ""
+            raise ValueError(f"engine.vllm.{name}: {CHOSEN[name]}{more}")
         if name in SETTINGS:
             raise ValueError(f"engine.vllm.{name}: set {SETTINGS[name]} instead")
         if name not in known:

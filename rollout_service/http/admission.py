@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from rollout_service.http.openai_requests import openai_problems
-from rollout_service.lossless import request_problems
+from rollout_service.lossless import not_lossless
 from rollout_service.protocol import GroupRequest, Problem, RolloutRequest
 
 
@@ -90,8 +90,8 @@ class Admission:
         """Refuse what vLLM's handler of this path would ignore or pass on to its harm, and what speculation cannot keep
         lossless; everything else is vLLM's to judge."""
         problems = openai_problems(body, self.openai_fields[path])
-        if self.drafting:
-            problems += request_problems(body, on_cpu=self.on_cpu)
+        refused = not_lossless(body, "openai", drafting=self.drafting, on_cpu=self.on_cpu)
+        problems += [Problem(field=field, message=message) for field, message in refused]
         if problems:
             raise Refused(problems)
 

@@ -7,6 +7,7 @@ from fastapi import FastAPI
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.http.errors import is_openai
 from rollout_service.http.openai_requests import BOUNDS
+from rollout_service.lossless import described
 from rollout_service.protocol import ErrorBody
 
 MEANINGS = {
@@ -72,9 +73,11 @@ def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
             schemas["ErrorBody"].pop("$defs", None)
             schemas["OpenAIError"] = OPENAI_ERROR
             add_limits(schemas, fleet)
+            schemas["Sampling"]["description"] += f"\n\n{described('rollouts')}"
             for path, operations in document["paths"].items():
                 for operation in operations.values():
                     if path in fleet.openai_schemas:
+                        operation["description"] += f"\n\n{described('openai')}"
                         body = {"application/json": {"schema": add_schema(schemas, fleet.openai_schemas[path])}}
                         operation["requestBody"] = {"required": True, "content": body}
                         operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}

@@ -1,16 +1,17 @@
 """Bad requests are refused before anything is generated, each limit by its field."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from rl_loop.config import SamplingConfig
+from rollout_service.cli import main
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.http.admission import Admission, Refused
-from rollout_service.lossless import request_problems
+from rollout_service.lossless import NOT_LOSSLESS, described, not_lossless
 from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, SharedMemoryPush
-
-FIELDS = {"/v1/completions": {"prompt", "min_p", "logit_bias", "response_format", "tool_choice", "logprob_token_ids"}}
 
 
 class Characters:
@@ -25,7 +26,7 @@ class Characters:
 
 @pytest.fixture
 def admission():
-    return Admission("demo", Characters(), vocab_size=128, context_limit=60, drafting=True, openai_fields=FIELDS)
+    return Admission("demo", Characters(), vocab_size=128, context_limit=60, drafting=True, openai_fields={})
 
 
 def refusal(admission, **group):
@@ -68,15 +69,55 @@ def test_an_unknown_model_is_a_404(admission):
     assert refused.value.status == 404
 
 
-@pytest.mark.parametrize("field", ["min_p", "logit_bias", "response_format", "tool_choice", "logprob_token_ids"])
-def test_what_speculation_cannot_keep_lossless_is_refused_with_a_drafter_and_only_then(admission, field):
-    body = {"prompt": "a", field: {"type": "json_object"} if field != "min_p" else 0.1}
-    assert "Instead: " in request_problems(body, on_cpu=True)[0].message
-    with pytest.raises(Refused) as refused:
-        admission.check_openai("/v1/completions", body)
-    assert refused.value.problems[0].field == field
-    Admission("demo", Characters(), 128, 64, drafting=False, openai_fields=FIELDS).check_openai("/v1/completions", body)
-    admission.check_openai("/v1/completions", {"prompt": "a", field: None})
+REFUSED = [pytest.param(entry, field, id=field) for entry in NOT_LOSSLESS for field in entry.fields]
+
+
+@pytest.mark.parametrize(("entry", "field"), REFUSED)
+def test_what_speculation_cannot_keep_lossless_is_refused_with_a_drafter_and_only_then(entry, field):
+    def refused_by(**service):
+        service = {"drafting": True, "on_cpu": True} | service
+        fields = {"/v1/completions": {"prompt", field}}
+        try:
+            Admission("demo", Characters(), 128, 64, openai_fields=fields, **service).check_openai(
+                "/v1/completions", {"prompt": "a", field: {"type": "json_object"} if field != "min_p" else 0.1}
+            )
+        except Refused as refused:
+            (problem,) = refused.problems
+            assert problem.field == field
+            assert f"Instead: {entry.instead}; or serve without a drafter" in problem.message
+            return True
+        return False
+
+    assert refused_by()
+    assert refused_by(on_cpu=False) == entry.on_gpu
+    assert not refused_by(drafting=False)
+    for value in entry.asks_nothing:
+        assert not list(not_lossless({field: value}, "openai"))
+
+
+@pytest.mark.parametrize(("entry", "field"), REFUSED)
+def test_a_rollout_never_has_what_speculation_cannot_keep_lossless(entry, field):
+    with pytest.raises(ValidationError) as wrong:
+        Sampling.model_validate({field: None})
+    if entry.on_rollouts:
+        assert f"{field} is not offered, since {entry.reason}. Instead: {entry.instead}" in str(wrong.value)
+
+
+def test_the_readme_names_what_is_refused_where_it_is():
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    (said,) = [part for part in readme.split("\n\n") if part.startswith("Refused, with the field's name")]
+    always, rest = said.split("On OpenAI's routes it is")
+    everywhere, on_a_cpu = rest.split("on a CPU")
+    for entry in NOT_LOSSLESS:
+        part = always if entry.on_rollouts else everywhere if entry.on_gpu else on_a_cpu
+        assert all(f"`{field}`" in part for field in entry.fields)
+
+
+def test_help_says_what_is_refused(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["rollout-service", "launch", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    assert described() in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from front import StubFleet, front
 
 from rollout_service.fleet.member import FleetError
 from rollout_service.fleet.pushes import Pushes
+from rollout_service.lossless import described
 from rollout_service.protocol import MAX_VERSION, WeightStatus
 from rollout_service.weights.versions import WeightSet
 
@@ -340,3 +341,11 @@ async def test_the_document_names_every_status_that_occurs_and_the_token():
     completions = document["paths"]["/v1/completions"]["post"]["responses"]["200"]["content"]
     assert set(completions) == {"application/json", "text/event-stream"}
     assert document["components"]["schemas"]["Sampling"]["properties"]["max_tokens"]["maximum"] == 63
+
+
+async def test_the_document_says_what_is_refused_as_not_lossless():
+    async with front(StubFleet()) as (client, _):
+        document = (await client.get("/openapi.json")).json()
+    assert described("rollouts") in document["components"]["schemas"]["Sampling"]["description"]
+    for path in ("/v1/completions", "/v1/chat/completions"):
+        assert described("openai") in document["paths"][path]["post"]["description"]

@@ -42,13 +42,13 @@ async def models(request: Request) -> dict[str, Any]:
 
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
-    """As vLLM's route of this name, with all its extra fields; what speculation cannot keep lossless is refused."""
+    """As vLLM's route of this name, with all its extra fields."""
     return await generation(request)
 
 
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    """As vLLM's route of this name, with all its extra fields; what speculation cannot keep lossless is refused."""
+    """As vLLM's route of this name, with all its extra fields."""
     return await generation(request)
 
 
