@@ -195,9 +195,9 @@ class Fleet:
 
     async def _least_loaded(self) -> Member:
         async with self._change:
-            waiting = self._change.wait_for(lambda: any(member.in_service for member in self.members))
             try:
-                await asyncio.wait_for(waiting, ENGINE_WITHIN)
+                async with asyncio.timeout(ENGINE_WITHIN):  # wait_for can lose the condition's lock to a cancellation
+                    await self._change.wait_for(lambda: any(member.in_service for member in self.members))
             except TimeoutError:
                 raise FleetError(f"no engine has come into service for {ENGINE_WITHIN:.0f} s") from None
         return min((m for m in self.members if m.in_service), key=lambda m: m.load)

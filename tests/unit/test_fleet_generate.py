@@ -158,3 +158,18 @@ async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, 
     assert "the watch of engine 0 ended with an error; it begins again" in caplog.text
     for task in here._watchers:
         task.cancel()
+
+
+async def test_clients_that_leave_while_no_engine_is_in_service_are_cancelled_and_nothing_else():
+    """Starlette cancels a request's task again and again until it has ended."""
+    lost = fleet(Actor())
+    del lost._least_loaded
+    lost.members[0].in_service = False
+    waiting = [asyncio.create_task(lost.generate(REQUEST)) for _ in range(3)]
+    await asyncio.sleep(0.01)
+    for _ in range(2):
+        for task in waiting:
+            task.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait(waiting, timeout=5.0)
+    assert all(task.cancelled() for task in waiting)
