@@ -14,12 +14,19 @@ endif
 endif
 
 FAULTS ?= 100
+TOPICS := lossless drafters queue weights http fleet engine trainer losses tasks config documents
+# Two processes: a service that starts, or waits, leaves a core to the tests beside it.
+UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
+INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --dist loadgroup --no-loadscope-reorder --durations 12
 
-.PHONY: help venv picture demo demo-models study bench test test-faults fuzz unit integration lint format clean
+.PHONY: help venv picture demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
+.PHONY: lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, compare the drafters; writes report/"
-	@echo "make test         linting, types, unit and integration tests"
+	@echo "make test         linting, types, unit and integration tests; the slowest twelve of each"
+	@echo "make test-all     these, and the tests that repeat a promise for another kind or size"
+	@echo "make test-TOPIC   the tests of one topic: $(TOPICS)"
 	@echo "make test-faults  a training run with $(FAULTS) random faults (34 minutes on 2 cores; FAULTS=20 for fewer)"
 	@echo "make fuzz         schemathesis and 10,000 random bad requests against a service (20 minutes)"
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
@@ -55,11 +62,19 @@ bench: venv
 
 test: lint unit integration
 
+test-all: lint unit
+	$(INTEGRATION)
+
 unit: venv
-	$(BIN)/python -m pytest tests/unit -q
+	$(UNIT)
 
 integration: venv
-	$(BIN)/python -m pytest tests/integration -q --durations 12
+	$(INTEGRATION) -m "not again"
+
+# pytest exits with 5 where a topic has no test of the kind.
+$(TOPICS:%=test-%): test-%: venv
+	$(UNIT) -m $* || test $$? = 5
+	$(INTEGRATION) -m $* || test $$? = 5
 
 test-faults: venv
 	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000

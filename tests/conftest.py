@@ -1,0 +1,34 @@
+"""Every test file has one topic: `make test-queue` runs those of the queue. A file without a topic is an error."""
+
+import pytest
+
+TOPICS = {
+    "lossless": "audit lossless rl_scoring verification",
+    "drafters": """acceptance compare_rows draft_lengths drafter_files drafter_learners drafter_recipe drafter_training
+                   drafters_command drafters_trained idle_drafter online_drafter prediction resting schedule""",
+    "queue": "asynchronous background bad_requests batch_queue faults soak stored_formats",
+    "weights": """lasting loading push_route pushes state_folder tensor_bytes transports weight_files
+                  weight_updates""",
+    "http": "admission asgi bearer_token client endpoint front guard service starting",
+    "fleet": "alarms deaths fleet_generate lost_engines ray_cluster resources",
+    "engine": "cache_salt core_process core_server gpu_kit hardware patch_table patches",
+    "trainer": """commands extended_files model_folder padding rl_asynchronous rl_checkpoint rl_command rl_faults
+                  rl_learner rl_loop rl_ownership rl_packing rl_pushing rl_sources""",
+    "losses": "rl_advantages rl_corrections rl_losses",
+    "tasks": "grading prompt_lengths rewards_pool rl_rewards rl_tasks tasks text_lines",
+    "config": "before_work rl_config settings unread_fields",
+    "documents": "architecture layers study_report topics",
+}
+"""names of test files, without test_"""
+OF_FILE = {f"test_{name}": topic for topic, names in TOPICS.items() for name in names.split()}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for topic in TOPICS:
+        config.addinivalue_line("markers", f"{topic}: `make test-{topic}` runs these")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.stem not in OF_FILE:
+        raise pytest.UsageError(f"{item.path}: give it a topic in TOPICS of tests/conftest.py")
+    item.add_marker(OF_FILE[item.path.stem])
