@@ -39,6 +39,9 @@ POLICIES = {
 }
 DRAFTERS = ("none", "ngram", "draft_model", "eagle3")
 PAIRS = [(policy, drafter) for policy in POLICIES for drafter in DRAFTERS] + [("qwen3_next", "mtp")]
+EACH_ONCE = [("qwen3", "eagle3"), ("qwen3_tied", "draft_model"), ("llama", "ngram"), ("qwen3_next", "none"),
+             ("qwen3_next", "mtp")]  # fmt: skip
+"""pairs that have every policy and every drafter"""
 
 
 def random_policy(name: str, seed: int) -> PreTrainedModel:
