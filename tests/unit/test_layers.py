@@ -1,11 +1,15 @@
 """Imports go down only: rl_loop over rollout_service's client and protocol over drafters."""
 
 import ast
+import importlib
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rollout_service import protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -44,3 +48,14 @@ def test_the_client_needs_neither_vllm_nor_ray_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_every_name_of_the_interfaces_files_is_one_of_the_packages():
+    missing = []
+    for file in pkgutil.iter_modules(protocol.__path__):
+        module = importlib.import_module(f"{protocol.__name__}.{file.name}")
+        own = ast.parse(Path(str(module.__file__)).read_bytes()).body
+        names = {target.id for node in own if isinstance(node, ast.Assign) for target in node.targets}
+        names |= {node.name for node in own if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+        missing += sorted(names - set(protocol.__all__))
+    assert missing == []

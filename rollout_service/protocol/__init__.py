@@ -1,0 +1,85 @@
+"""Every wire type of the service: the one description of the HTTP interface.
+
+POST /v1/rollouts                     RolloutRequest -> one Group a line (application/x-ndjson)
+POST /v1/weights/{policy|drafter}     safetensors stream, or SharedMemoryPush -> WeightStatus
+GET  /v1/weights                      WeightsStatus; DELETE /v1/weights?run=NAME
+POST /v1/prompts                      PromptsRequest -> PromptsStatus; DELETE /v1/prompts?run=NAME
+POST /v1/batches/lease                LeaseRequest -> Batch
+POST /v1/batches/{lease}/ack, /nack   LeaseGroups -> LeaseStatus
+POST /v1/batches/{lease}/extend       LeaseExtension -> LeaseStatus
+GET  /v1/batches                      BatchesStatus; DELETE /v1/batches?run=NAME
+GET  /v1/speculation                  SpeculationStatus
+GET  /health, /ready, /metrics
+GET  /v1/models, POST /v1/completions, POST /v1/chat/completions     vLLM's own types
+"""
+
+from rollout_service.bearer_token import WithToken
+from rollout_service.protocol.batches import (
+    Batch,
+    BatchesStatus,
+    FailedGroup,
+    LeaseExtension,
+    LeaseGroups,
+    LeaseInfo,
+    LeaseRequest,
+    LeaseStatus,
+    PromptsRequest,
+    PromptsStatus,
+)
+from rollout_service.protocol.bounds import (
+    LONGEST_RUN,
+    MAX_COMPLETIONS,
+    MAX_GROUPS,
+    MAX_INT32,
+    MAX_TEMPERATURE,
+    MAX_VERSION,
+    MIN_TEMPERATURE,
+    Endpoint,
+    ResponseTokens,
+    Temperature,
+    TokenId,
+    TopK,
+    TopP,
+    Version,
+    WeightsOf,
+    as_sampled,
+    sampled_otherwise,
+)
+from rollout_service.protocol.rollouts import (
+    PROMPTS,
+    Completion,
+    Group,
+    GroupRequest,
+    Message,
+    RolloutRequest,
+    Sampling,
+    Speculation,
+    WeightSpan,
+)
+from rollout_service.protocol.speculation import (
+    AcceptanceCounts,
+    AgedAcceptance,
+    AlarmKind,
+    ContextAcceptance,
+    DraftChoice,
+    DrafterAcceptance,
+    DraftSchedule,
+    ScheduleSource,
+    SpeculationAlarm,
+    SpeculationStatus,
+    VersionedAcceptance,
+)
+from rollout_service.protocol.weights import SharedMemoryPush, WeightsStatus, WeightStatus
+from rollout_service.protocol.wire_type import INTERFACE_VERSION, VERSION_HEADER, ErrorBody, Problem, WireType
+
+__all__ = [
+    "INTERFACE_VERSION", "LONGEST_RUN", "MAX_COMPLETIONS", "MAX_GROUPS", "MAX_INT32", "MAX_TEMPERATURE",
+    "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "VERSION_HEADER", "AcceptanceCounts", "AgedAcceptance",
+    "AlarmKind", "Batch", "BatchesStatus", "Completion", "ContextAcceptance", "DraftChoice", "DraftSchedule",
+    "DrafterAcceptance",
+    "Endpoint", "ErrorBody", "FailedGroup", "Group", "GroupRequest", "LeaseExtension", "LeaseGroups", "LeaseInfo",
+    "LeaseRequest", "LeaseStatus", "Message", "Problem", "PromptsRequest", "PromptsStatus", "ResponseTokens",
+    "RolloutRequest", "Sampling", "ScheduleSource", "SharedMemoryPush", "Speculation", "SpeculationAlarm",
+    "SpeculationStatus", "Temperature", "TokenId", "TopK", "TopP", "Version", "VersionedAcceptance", "WeightSpan",
+    "WeightStatus", "WeightsOf", "WeightsStatus", "WireType", "WithToken", "as_sampled", "sampled_otherwise",
+]  # fmt: skip
