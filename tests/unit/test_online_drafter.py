@@ -8,6 +8,8 @@ import pytest
 import rl_toys as toys
 import torch
 from safetensors.torch import load_file, save_file
+from test_rl_asynchronous import QueueService
+from test_rl_asynchronous import loop as asynchronous_loop
 
 from drafters.learners.eagle3_head import Eagle3Head
 from drafters.learners.factory import load_learner
@@ -21,9 +23,10 @@ from rl_loop.loops.ownership import Ownership
 from rl_loop.loops.recording import Recorder, Recording, ReplaySource
 from rl_loop.reports.drafter_plot import plot_acceptance, pushes
 from rl_loop.run.checkpoint import checkpoints, restore_checkpoint
+from rl_loop.tasks.rewards_pool import RewardsPool
 from rl_loop.training import begin_state, make_learners
 from rollout_service.client import RolloutError, tensors_checksum
-from rollout_service.protocol import WeightsStatus, WeightStatus
+from rollout_service.protocol import ErrorBody, WeightsStatus, WeightStatus
 
 POLICIES = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
 PAIRS = [("llama", "eagle3"), ("llama", "draft_model"), ("qwen3_next", "mtp"), ("qwen3_next", "eagle3")]
@@ -269,3 +272,37 @@ def test_a_service_that_holds_the_drafter_already_is_not_pushed_to_unless_it_sho
 def test_a_service_whose_drafter_has_no_weights_says_what_to_do():
     with pytest.raises(RolloutError, match="start the service with one"):
         Ownership(Service(None), "a").publish("drafter", lambda dtype: {}, 0, is_new=True)
+
+
+class ServiceWithDrafter(QueueService):
+    """A toy service for asynchronous training, which is started again while the second push of its drafter arrives."""
+
+    def __init__(self):
+        super().__init__()
+        self.drafter, self.pushes = WeightStatus(version=0, tensors=1, bytes=0, checksum=""), []
+
+    def weights(self):
+        return super().weights().model_copy(update={"drafter": self.drafter})
+
+    def push_weights(self, of, tensors, version, run=None, take_over=False):
+        if of == "policy":
+            return super().push_weights(of, tensors, version, run, take_over)
+        self.pushes.append(version)
+        if len(self.pushes) == 2:
+            raise RolloutError(503, ErrorBody(error="starting"))
+        self.drafter = WeightStatus(version=version, tensors=1, bytes=1, checksum=tensors_checksum(tensors))
+        return self.drafter
+
+
+def test_the_asynchronous_loop_pushes_its_drafter_and_again_after_a_step_when_the_service_was_down(tmp_path):
+    folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
+    config = settings(tmp_path / "run", "eagle3", folder, mode="async")
+    learner = LocalLearner(config, toys.llama())
+    drafter, service = OnlineDrafter.load(config, learner.policy), ServiceWithDrafter()
+    with RewardsPool(toys.CountLetterA, processes=1, timeout=30.0) as pool:
+        running = asynchronous_loop(config, service, pool, learner, drafter=drafter)
+        running.run()
+    service.close()
+    assert service.pushes == [1, 2, 2, 3, 4], "at the start and after each of four steps; the second one failed"
+    assert service.drafter.checksum == tensors_checksum(drafter.export(torch.float32))
+    assert drafter.version == 4
