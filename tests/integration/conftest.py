@@ -18,11 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-seed", type=int, default=None, help="which, and when; random when not given")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Function) -> None:
     """With `-n 2 --dist loadgroup` all that shares the launched service is one group, and each other file is one."""
-    for item in items:
-        group = "service" if "service" in item.fixturenames else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+    item.add_marker(pytest.mark.xdist_group("service" if "service" in item.fixturenames else item.path.stem))
 
 
 @pytest.fixture(scope="session")
