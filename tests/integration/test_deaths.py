@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -53,8 +54,9 @@ def test_openai_requests_outlive_an_engine_or_say_that_it_died(two_engines):
     http, body = client.http, {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
     http.post("/v1/completions", json=body).raise_for_status()
     with ThreadPoolExecutor(12) as pool:
-        whole = [pool.submit(http.post, "/v1/completions", json=body | {"n": 16}) for _ in range(6)]
-        streams = [pool.submit(http.post, "/v1/completions", json=body | {"stream": True}) for _ in range(6)]
+        ask = partial(http.post, "/v1/completions", timeout=120)
+        whole = [pool.submit(ask, json=body | {"n": 16}) for _ in range(6)]
+        streams = [pool.submit(ask, json=body | {"stream": True}) for _ in range(6)]
         time.sleep(1.0)
         find_child(process, "EngineCore").kill()
         time.sleep(0.5)
