@@ -32,7 +32,7 @@ help:
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
 	@echo "make study        drafters by draft length and by training data, and with a policy that moves; writes report/study"
 	@echo "make bench        speed of the service and its parts against goals (over an hour); writes deploy/bench/results"
-	@echo "make picture      draw docs/rooms.svg, the modules and their imports"
+	@echo "make picture      draw docs/rooms.svg from the imports, and write docs/modules.md"
 	@echo "make venv         only install, into $(VENV)"
 
 venv: $(VENV)/.installed
@@ -53,6 +53,7 @@ demo-models: venv
 
 picture: venv
 	$(BIN)/python docs/rooms.py
+	$(BIN)/python docs/modules.py
 
 study: venv
 	$(BIN)/python deploy/demo/study/run.py --config deploy/demo/study/study.toml

@@ -1,11 +1,14 @@
-"""The picture of the rooms is that of the imports as they are."""
+"""The picture of the rooms, the list of modules and the walks through the code are those of the code as it is."""
 
+import ast
+import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
+import modules  # noqa: E402
 import rooms  # noqa: E402
 
 
@@ -21,3 +24,31 @@ def test_an_import_shows_as_an_arrow_or_a_way_along_arrows(monkeypatch):
     drawn = rooms.rooms_of("p", graph, {"a": 1, "b": 2, "c": 1})
     assert {name: room.floor for name, room in drawn.items()} == {"a": 0, "b": 1, "c": 2}
     assert rooms.arrows(drawn) == [("a", "b"), ("b", "c")]
+
+
+def test_the_page_of_modules_says_what_each_says_of_itself():
+    written = (ROOT / "docs" / "modules.md").read_text(encoding="utf-8")
+    assert written == modules.page(), "make picture writes it anew"
+
+
+def test_every_module_says_its_subject():
+    files = [file for package in rooms.PACKAGES for file in (ROOT / package).rglob("*.py")]
+    assert [file for file in files if not modules.subject(file)] == []
+
+
+def names_in(file):
+    """Functions and classes, methods as Class.method."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{inner.name}" for inner in node.body if hasattr(inner, "name"))
+
+
+def test_what_the_walks_name_is_there():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+\.py)(?:: ([\w.]+))?`", text)
+    assert len(named) > 40
+    for path, name in named:
+        assert (ROOT / path).is_file(), path
+        assert not name or name in names_in(ROOT / path), f"{path}: {name}"
