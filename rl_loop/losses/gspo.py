@@ -19,7 +19,7 @@ class GSPO(ClippedLoss):
     clip_high: AboveZero = 4e-4
 
     def terms(self, batch: LossInput) -> LossTerms:
-        ratio_N = batch.response_means_N(batch.logprobs_N - batch.old_logprobs_N).exp()
+        ratio_N = batch.spread_N(batch.response_means_B(batch.logprobs_N - batch.old_logprobs_N).exp())
         free_N = ratio_N * batch.advantages_N
         clipped_N = ratio_N.clamp(1.0 - self.clip_low, 1.0 + self.clip_high) * batch.advantages_N
         return LossTerms(-free_N.minimum(clipped_N), clipped_N < free_N)

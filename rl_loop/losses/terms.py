@@ -1,6 +1,6 @@
 """What every policy loss takes and gives: per-token terms, before they are averaged. Imports torch when it computes.
 
-N counts the response tokens of a micro-batch, row after row.
+N counts the response tokens of a micro-batch, row after row; B its rows, a response each.
 """
 
 from dataclasses import dataclass
@@ -26,15 +26,19 @@ class LossInput:
         """int64: of its row, for each token"""
         import torch
 
-        lengths = torch.tensor(self.lengths, device=self.logprobs_N.device)
-        return lengths.repeat_interleave(lengths)
+        return self.spread_N(torch.tensor(self.lengths, device=self.logprobs_N.device))
 
-    def response_means_N(self, values_N: "Tensor") -> "Tensor":
-        """The mean of `values_N` over each token's own response."""
+    def response_means_B(self, values_N: "Tensor") -> "Tensor":
+        """The mean of `values_N` over each response."""
         import torch
 
-        means_B = torch.stack([row.mean() for row in values_N.split(self.lengths)])
-        return means_B.repeat_interleave(torch.tensor(self.lengths, device=means_B.device))
+        return torch.stack([row.mean() for row in values_N.split(self.lengths)])
+
+    def spread_N(self, values_B: "Tensor") -> "Tensor":
+        """For each token its response's value."""
+        import torch
+
+        return values_B.repeat_interleave(torch.tensor(self.lengths, device=values_B.device))
 
 
 @dataclass(frozen=True)
