@@ -187,9 +187,8 @@ class Puller(threading.Thread):
             # was trained on is acknowledged with the next checkpoint, not before one holds its training.
             mine = {name for name in ledger.held[lease] - trained if index_of(name) not in self.arrived}
         self.arrived |= set(map(index_of, mine))
-        self._leave_out([failed for failed in batch.failed if failed.id in mine])
         new = [group for group in batch.groups if group.id in mine]
-        self.failed_in_a_row = 0 if new else self.failed_in_a_row
+        self._leave_out([failed for failed in batch.failed if failed.id in mine], beside_finished=bool(new))
         rewards_of_groups = [
             self.rewards.submit(self.task.prompt("train", index_of(group.id)), [c.text for c in group.completions])
             for group in new
@@ -204,13 +203,13 @@ class Puller(threading.Thread):
                 self.spent.append(group.id)
                 self.replaced += kept
 
-    def _leave_out(self, failed: list[FailedGroup]) -> None:
+    def _leave_out(self, failed: list[FailedGroup], *, beside_finished: bool) -> None:
         """Groups that the service could not generate. Raises EveryGroupFailed."""
         for group in failed:
             logger.error("group %s failed and is left out: %s", group.id, group.error)
         self.spent += [group.id for group in failed]
         self.failed += len(failed)
-        self.failed_in_a_row += len(failed)
+        self.failed_in_a_row = 0 if beside_finished else self.failed_in_a_row + len(failed)
         if self.failed_in_a_row >= max(FAILED_IN_A_ROW, self.config.prompts_per_step):
             # They are generated anew when the cause is mended and the run goes on.
             self._retrying(lambda: self.client.cancel_prompts(self.run_name))

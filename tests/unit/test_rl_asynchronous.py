@@ -26,7 +26,7 @@ from rl_loop.run.ledger import Ledger
 from rl_loop.tasks.rewards_pool import RewardsPool
 from rl_loop.training import leave_checkpoint
 from rollout_service.client import RolloutError, tensors_checksum
-from rollout_service.protocol import ErrorBody, WeightsStatus, WeightStatus
+from rollout_service.protocol import ErrorBody, FailedGroup, WeightsStatus, WeightStatus
 from rollout_service.queue.batch_queue import BatchQueue
 from rollout_service.queue.finished_groups import UnknownLease
 
@@ -359,6 +359,17 @@ def test_failures_with_finished_groups_between_them_end_no_run(tmp_path, pool, m
     running.run()
     service.close()
     assert running.state.step == 3
+
+
+def test_failures_that_come_beside_a_finished_group_end_no_run(tmp_path, service, pool, monkeypatch):
+    monkeypatch.setattr("rl_loop.loops.pulling.FAILED_IN_A_ROW", 3)
+    running = loop(config(tmp_path), service, pool)
+    puller = Puller(running.config, running.task, service, pool, "a", Ledger(0, [], []), int, int, 0)
+    failed = [FailedGroup(id=f"train-{i:09d}", error="too long", metadata={}) for i in range(1, 5)]
+    puller._leave_out(failed, beside_finished=True)
+    assert (puller.failed, puller.failed_in_a_row) == (4, 0)
+    with pytest.raises(EveryGroupFailed):
+        puller._leave_out(failed, beside_finished=False)
 
 
 def test_what_fails_for_good_ends_the_run(tmp_path, service, pool):

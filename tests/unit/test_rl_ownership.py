@@ -11,6 +11,7 @@ from test_rl_asynchronous import QueueService, config, in_log, loop, pool, train
 from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.loops.interruption import Interrupted
 from rl_loop.loops.ownership import ForeignWeights, Ownership, new_run
+from rl_loop.loops.pushing import Pusher
 from rl_loop.loops.sources import EndpointSource
 from rl_loop.run.checkpoint import checkpoints, read_state, restore_checkpoint
 from rollout_service.client import RolloutError
@@ -166,14 +167,19 @@ def test_groups_that_another_run_sampled_meanwhile_are_generated_again_for_a_res
     assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(18)}
 
 
-def test_groups_that_the_run_itself_sampled_are_used_after_a_resume(tmp_path, service, pool):  # noqa: F811
-    settings = config(tmp_path, steps=6, max_staleness=2)
+def test_groups_that_the_run_itself_sampled_are_used_after_a_resume(tmp_path, service, pool, monkeypatch):  # noqa: F811
+    """Where the signal comes before the policy of its step is in service. Else the next version is one higher, and
+    groups that were just fresh enough are generated again."""
+    settings, offer = config(tmp_path, steps=6, max_staleness=2), Pusher.offer
     first = loop(settings, service, pool)
-    interrupted(first, 3)
-    newest = max(first.ownership.pushed)
+    with monkeypatch.context() as signalled:
+        signalled.setattr(Pusher, "offer", lambda pusher, *what: offer(pusher, *what) if first.state.step < 3 else None)
+        interrupted(first, 3)
+    assert max(service.versions) <= first._version(2)
+    pushed = len(service.versions)
     second = resumed(settings, service, pool)
     second.run()
-    assert min(service.versions[len(first.pusher.pauses) :]) == newest + 1, "no versions were left out"
+    assert service.versions[pushed] == first._version(3), "no versions were left out"
     assert second.ownership.run == first.ownership.run
     assert in_log(service.queue, "dropped").total() == 0
 
