@@ -62,7 +62,7 @@ def trained(settings, make_learner, latest=None):
 def test_a_sealed_learner_trains_is_saved_and_goes_on_as_a_local_one_does(tmp_path):
     head = checkpoint("eagle3", toys.llama(), tmp_path / "start")
     changes = {
-        "drafter": {"kind": "eagle3", "model": str(head)}, "minibatches": 2, "epochs": 2, "warmup_steps": 3,
+        "online_drafter": {"kind": "eagle3", "model": str(head)}, "minibatches": 2, "epochs": 2, "warmup_steps": 3,
         "evaluate_every": 1,
     }  # fmt: skip
     local = trained(toys.config(tmp_path / "local", steps=3, **changes), lambda c: LocalLearner(c, toys.llama()))
