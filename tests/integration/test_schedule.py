@@ -4,11 +4,12 @@ import itertools
 
 import pytest
 from engines import launched, wait_until
-from over_http import requests
+from over_http import PROMPT, requests
 from test_lossless import KINDS, Auditor, engine
 
 from rollout_service.client import RolloutClient
 from rollout_service.evaluation.cut import Cut
+from rollout_service.protocol import GroupRequest, Sampling
 
 SCHEDULES = [[(1, 64, 3)], [(1, 20, 1), (21, 64, 0)], [(1, 64, 2)], [(1, 10, 0), (11, 40, 3), (41, 64, 1)]]
 
@@ -72,8 +73,8 @@ def test_a_service_says_what_it_drafts_at_the_present_batch_size_and_why():
         assert {1, 64} <= {choice.batch_size for choice in idle.choices}
         assert idle.reason.startswith("Nothing runs at present.")
 
-        first, long = requests(1, max_tokens=1), requests(1, n=8, max_tokens=450, ignore_eos=True)
-        stream = client.rollouts([*first, *long])
+        (long,) = requests(1, n=8, max_tokens=450, ignore_eos=True)
+        stream = client.rollouts([GroupRequest(id="first", prompt=PROMPT, sampling=Sampling(max_tokens=1)), long])
         next(stream)
         said = []
         wait_until(
