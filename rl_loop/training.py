@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from drafters.files.disk_space import NoRoom
+from drafters.files.stored_format import OtherFormat
 from rl_loop.config import TrainConfig
 from rl_loop.learner.carried_tensors import Carried
 from rl_loop.learner.local_learner import LocalLearner, load_policy
@@ -43,7 +44,6 @@ from rl_loop.reports.metrics_log import MetricsLog
 from rl_loop.reports.reporting import Reporter
 from rl_loop.reports.summary import write_summary
 from rl_loop.run.checkpoint import RunState, checkpoint_to_resume, read_state, restore_checkpoint
-from rl_loop.run.stored_format import OtherFormat
 from rl_loop.tasks import Task, make_task
 from rl_loop.tasks.rewards import Rewards, RewardsHere
 from rl_loop.tasks.rewards_pool import RewardsPool

@@ -13,7 +13,7 @@ Route = Literal["rollouts", "openai"]
 
 
 @dataclass(frozen=True)
-class NotLossless:
+class Refusal:
     """Parameters that are refused for one reason. Those that rollouts name are no fields of a rollout: they are refused
     there with and without a drafter. OpenAI's routes refuse them while a drafter is on."""
 
@@ -34,27 +34,25 @@ class NotLossless:
 GRAMMAR = "a grammar strikes out drafts, which the CPU engine's sampler does not handle"
 
 NOT_LOSSLESS = (
-    NotLossless(
+    Refusal(
         ("min_p", "logit_bias", "logits_processors"),
         "it is not applied to drafted tokens",
         "top_p and top_k, which are applied to them exactly",
         on_rollouts=True,
     ),
-    NotLossless(
+    Refusal(
         ("logprob_token_ids",),
         "steps that verify drafts do not report the log-probabilities of chosen tokens",
         "logprobs: N, which reports the N likeliest tokens",
     ),
-    NotLossless(
+    Refusal(
         ("structured_outputs", "response_format"),
         GRAMMAR,
         "constrain the format by the prompt and the reward",
         on_gpu=False,
         asks_nothing=(None, {}, {"type": "text"}),
     ),
-    NotLossless(
-        ("tool_choice",), GRAMMAR, "tool_choice auto or none", on_gpu=False, asks_nothing=(None, "none", "auto")
-    ),
+    Refusal(("tool_choice",), GRAMMAR, "tool_choice auto or none", on_gpu=False, asks_nothing=(None, "none", "auto")),
 )
 
 

@@ -15,8 +15,8 @@ from rollout_service.config import ServiceConfig
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError
 from rollout_service.http.app import load_tokenizer, make_app
-from rollout_service.http.connection import Connection
 from rollout_service.http.starting import Starting
+from rollout_service.http.timed_connection import TimedConnection
 from rollout_service.queue.background import BackgroundGeneration
 from rollout_service.queue.batch_queue import BatchQueue
 
@@ -81,7 +81,7 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
         background = app.state.background
         background.start()
         settings = uvicorn.Config(
-            app, http=Connection, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"
+            app, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"
         )
         server = Server(settings)
 

@@ -1,4 +1,4 @@
-"""OtherFormat: what is stored has a format's number, and what has another one is refused rather than misread."""
+"""Formats of stored files have numbers: a file of another format is refused rather than misread."""
 
 from pathlib import Path
 
@@ -6,5 +6,13 @@ from pathlib import Path
 class OtherFormat(ValueError):
     """A file or folder of format `found`, where format `read` is; `instead` is what to do."""
 
-    def __init__(self, path: Path, found: int, read: int, instead: str):
+    def __init__(self, path: Path, found: object, read: int, instead: str):
         super().__init__(f"{path} has format {found}, and this version reads format {read}: {instead}")
+
+
+def check_format(path: Path, found: object, read: int) -> None:
+    """Raises OtherFormat."""
+    if found != read:
+        is_newer = isinstance(found, int) and found > read
+        written = "a newer version; update this one" if is_newer else "an older version; use that one"
+        raise OtherFormat(path, found, read, f"it was written by {written}")

@@ -12,9 +12,9 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from drafters.files.stored_format import check_format
 from rl_loop.loops.publishing import Export, Publisher
 from rl_loop.loops.sources import RolloutSource
-from rl_loop.run.stored_format import check_format
 from rollout_service.client import GroupStream, RolloutError
 from rollout_service.protocol import ErrorBody, Group, GroupRequest, SpeculationAlarm, WeightsOf
 

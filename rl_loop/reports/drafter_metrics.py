@@ -9,7 +9,7 @@ from rl_loop.learner.online_drafter import DrafterUpdate
 from rl_loop.reports.metrics import GradedGroup, accepted_drafts
 
 
-class ContextAcceptance(BaseModel):
+class AcceptanceAtLength(BaseModel):
     """Draft steps that began with `from_tokens` tokens of context or more, and fewer than twice as many."""
 
     from_tokens: int
@@ -35,7 +35,7 @@ class DrafterMetrics(BaseModel):
     acceptance_length: float
     acceptance_rate: float
     acceptance_by_position: list[float]
-    by_context_length: list[ContextAcceptance]
+    by_context_length: list[AcceptanceAtLength]
     updates: int
     """optimiser updates of the drafter in this step; 0 where it was not trained"""
     loss: float | None
@@ -74,7 +74,7 @@ def drafter_metrics(
         acceptance_rate=acceptance.rate,
         acceptance_by_position=acceptance.by_position,
         by_context_length=[
-            ContextAcceptance(from_tokens=tokens, draft_steps=a.steps, accepted=a.accepted, acceptance_length=a.length)
+            AcceptanceAtLength(from_tokens=tokens, draft_steps=a.steps, accepted=a.accepted, acceptance_length=a.length)
             for tokens, a in sorted(contexts.items())
         ],
         updates=len(update.losses),

@@ -31,11 +31,11 @@ from transformers import PreTrainedTokenizerBase
 
 from drafters.files.disk_space import told_if_full
 from drafters.files.durable import hidden, make_folders, making, sync
+from drafters.files.stored_format import check_format
 from drafters.scoring import SurprisalSums
 from rl_loop.config import TrainConfig
 from rl_loop.learner.online_drafter import OnlineDrafter
 from rl_loop.learner.policy_learner import PolicyLearner
-from rl_loop.run.stored_format import check_format
 
 FORMAT = 1
 """of checkpoints; to be raised when those of before can no longer be read"""

@@ -11,8 +11,8 @@ import uvicorn
 from fastapi import Request
 from starlette.types import Receive, Scope, Send
 
-from rollout_service.http.connection import Connection
 from rollout_service.http.errors import answer
+from rollout_service.http.timed_connection import TimedConnection
 
 MESSAGE = "the service is starting: its engines are not in service yet; try again"
 ENDS_WITHIN = 1
@@ -25,7 +25,7 @@ class Starting(threading.Thread):
     def __init__(self, listener: socket.socket):
         super().__init__(name="starting", daemon=True)
         settings = uvicorn.Config(
-            starting, http=Connection, log_level="warning", timeout_graceful_shutdown=ENDS_WITHIN, lifespan="off"
+            starting, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=ENDS_WITHIN, lifespan="off"
         )
         self.server = uvicorn.Server(settings)
         # uvicorn closes the socket that it is given, and the service goes on with the listener.

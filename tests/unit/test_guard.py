@@ -7,8 +7,8 @@ import pytest
 import uvicorn
 from front import StubFleet, front
 
-from rollout_service.http import connection, guard
-from rollout_service.http.connection import Connection
+from rollout_service.http import guard, timed_connection
+from rollout_service.http.timed_connection import TimedConnection
 from rollout_service.serve import Server, url_of
 
 LIMIT = 1 << 20
@@ -20,7 +20,7 @@ BODY = b'{"groups": [{"prompt": "a", "sampling": {"max_tokens": 4}}]}'
 async def listening():
     """A port at which the front listens; its bodies may have LIMIT bytes."""
     async with front(StubFleet(body_limit_mib=1)) as (_, app):
-        server = Server(uvicorn.Config(app, http=Connection, port=0, log_level="error", lifespan="off"))
+        server = Server(uvicorn.Config(app, http=TimedConnection, port=0, log_level="error", lifespan="off"))
         serving = asyncio.create_task(server.serve())
         while not server.started:
             await asyncio.sleep(0.01)
@@ -80,7 +80,7 @@ async def test_a_body_that_trickles_in_is_ended(port, monkeypatch):
 
 
 async def test_a_head_that_trickles_in_is_ended_also_on_a_connection_that_was_used(port, monkeypatch):
-    monkeypatch.setattr(connection, "HEAD_WITHIN", 0.5)
+    monkeypatch.setattr(timed_connection, "HEAD_WITHIN", 0.5)
     for used in (False, True):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         if used:
@@ -103,7 +103,7 @@ async def test_a_head_that_trickles_in_is_ended_also_on_a_connection_that_was_us
 
 async def test_an_answer_may_take_longer_than_a_body_or_a_head_may(port, monkeypatch):
     monkeypatch.setattr(guard, "IDLE", 0.3)
-    monkeypatch.setattr(connection, "HEAD_WITHIN", 0.3)
+    monkeypatch.setattr(timed_connection, "HEAD_WITHIN", 0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     wait = b'{"wait": 1.2}'
     head = HEAD.replace(b"/v1/rollouts", b"/v1/batches/lease")

@@ -5,11 +5,11 @@ import json
 import pytest
 import rl_toys as toys
 
+from drafters.files.stored_format import OtherFormat
 from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.loops.recording import FORMAT, Recorder, Recording, ReplaySource
 from rl_loop.preflight import PreflightError
 from rl_loop.run.checkpoint import checkpoints, read_state, restore_checkpoint
-from rl_loop.run.stored_format import OtherFormat
 from rl_loop.training import begin_state
 
 
@@ -35,12 +35,12 @@ def test_a_checkpoint_from_before_formats_had_numbers_is_read(settings):
     assert restore_checkpoint(latest, LocalLearner(settings, toys.llama())).step == 1
 
 
-@pytest.mark.parametrize(("found", "why"), [(2, "newer version; update rl-loop"), (0, "older version"), ("x", "older")])
+@pytest.mark.parametrize(("found", "why"), [(2, "newer version; update this one"), (0, "older version"), ("x", "older")])
 def test_a_checkpoint_of_another_format_is_refused_and_named(found, why, settings):
     latest = checkpoints(settings.output)[-1]
     file = latest / "trainer" / "state.json"
     rewrite(file, format=found)
-    with pytest.raises(OtherFormat, match=f"{file}: has format {found}, and this version of rl-loop reads format 1: "):
+    with pytest.raises(OtherFormat, match=f"{file} has format {found}, and this version reads format 1: "):
         read_state(latest)
     with pytest.raises(PreflightError, match=why):
         begin_state(settings.model_copy(update={"resume": True}))
@@ -59,5 +59,5 @@ def test_a_recording_of_another_format_is_neither_replayed_nor_added_to(settings
     recording = settings.output / "rollouts"
     rewrite(recording / "recording.json", format=FORMAT + 1)
     for use in (ReplaySource, Recording):
-        with pytest.raises(OtherFormat, match=r"recording\.json: has format 2, and .* reads format 1: .*newer"):
+        with pytest.raises(OtherFormat, match=r"recording\.json has format 2, and .* reads format 1: .*newer"):
             use(recording)

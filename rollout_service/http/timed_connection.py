@@ -1,4 +1,4 @@
-"""Connection: one of uvicorn's, closed when a request's head does not arrive in time.
+"""TimedConnection: one of uvicorn's, closed when a request's head does not arrive in time.
 
 uvicorn limits the time between requests, and none within a head: a client that sends a byte a minute would hold its
 connection for ever.
@@ -13,7 +13,7 @@ HEAD_WITHIN = 30.0
 """seconds from a connection's start, or a head's first byte, to the head's end"""
 
 
-class Connection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+class TimedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
     deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
