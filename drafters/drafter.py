@@ -1,9 +1,9 @@
 """What a drafter is: one kind's engine configuration, the tensors it owns, and what it needs from the policy."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -13,8 +13,6 @@ from drafters.settings import Section
 
 DraftSampling = Literal["probabilistic", "greedy"]
 VerificationChoice = Literal["auto", "standard", "block"]
-OF_SOME_KINDS = "model", "prompt_lookup_max", "prompt_lookup_min"
-"""fields of DrafterConfig that only kinds read that say so (`Drafter.reads`)"""
 LOSSY_OPTIONS = {
     "acceptance_method", "lenience", "posterior_alpha", "posterior_threshold", "rejection_sample_method",
     "synthetic_acceptance_length", "synthetic_acceptance_rates", "typical_acceptance",
@@ -23,30 +21,31 @@ LOSSY_OPTIONS = {
 """names under which engines offer to accept drafts that the policy would not have sampled"""
 
 
-class DrafterConfig(Section):
-    """Which drafter proposes tokens, and how many."""
+class DraftSettings(Section):
+    """What a drafter of any kind can be told; registry.py adds what only some kinds read."""
 
     kind: str = "none"
-    """one of the kinds in drafters/registry.py: none, ngram, draft_model, eagle3, mtp; none reads no other field"""
     model: str | None = None
-    """draft_model, eagle3: folder or Hugging Face name of the drafter's checkpoint; the MTP head is in the policy's"""
+    """folder or Hugging Face name of the drafter's checkpoint, for the kinds that have one apart from the policy's"""
     draft_tokens: int = Field(default=3, ge=1, le=16)
     """tokens drafted per step (k); the most that a schedule may draft"""
     schedule: str | list[Range] | Calibration = "auto"
     """how many of them at each batch size. auto: by the clock, from costs that an engine measures when it starts and
     the acceptance that it sees; a file of `rollout-service calibrate`: the same, from its costs and acceptance; ranges
-    [smallest batch size, largest, draft tokens]: as they say; fixed, and auto of n-grams: always draft_tokens"""
+    [smallest batch size, largest, draft tokens]: as they say; fixed, and auto of deterministic drafts: always
+    draft_tokens"""
     draft_sampling: DraftSampling = "probabilistic"
-    """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token. Drafts of
-    ngram are deterministic, whatever this says"""
+    """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token. N-gram
+    drafts are deterministic, whatever this says"""
     verification: VerificationChoice = "auto"
     """standard: one draft after the other; block: the draft as a whole, which accepts more; both are lossless. On a CPU
     they are the project's own (drafters/verification.py), and auto is the engine's standard one where it passes its
     self-test; on a GPU they are the engine's, and auto is standard"""
-    prompt_lookup_max: int = Field(default=4, ge=1)
-    """ngram: longest run of tokens looked up in the text so far"""
-    prompt_lookup_min: int = Field(default=2, ge=1)
-    """ngram: shortest run of tokens looked up"""
+
+    @property
+    def drafts(self) -> bool:
+        """Whether there is a drafter at all."""
+        return self.kind != "none"
 
     @field_validator("schedule", mode="before")
     @classmethod
@@ -55,10 +54,10 @@ class DrafterConfig(Section):
         return schedule[0] if isinstance(schedule, list) and [type(s) for s in schedule] == [str] else schedule
 
     @model_validator(mode="after")
-    def has_a_right_schedule(self) -> "DrafterConfig":
+    def has_a_right_schedule(self) -> Self:
         if isinstance(self.schedule, list):
             check_ranges(self.schedule, self.draft_tokens)
-        elif self.kind != "none":
+        elif self.drafts:
             self.calibration()
         return self
 
@@ -95,21 +94,30 @@ class DrafterConfig(Section):
 
 
 class Drafter(ABC):
-    """One kind of drafter, configured. Adding a kind is a file with a subclass and a line in `registry.py`."""
+    """One kind of drafter, configured. A new kind is a file with a subclass and a line in `registry.py`."""
 
     kind: ClassVar[str]
-    reads: ClassVar[Collection[str]] = ()
-    """which of OF_SOME_KINDS mean something to it"""
+    options: ClassVar[type[DraftSettings]] = DraftSettings
+    """the settings that it can be told: those of any kind, or a subclass that adds its own"""
+    has_folder: ClassVar[bool] = False
+    """whether `model` is read: the folder of a checkpoint of its own"""
+    shape: ClassVar[type[Section]] = Section
+    """what `drafters train` can be told of the shape of a new one"""
     samples: ClassVar[bool] = True
     """whether drafts can be drawn from a distribution (else they are deterministic, and verified as one-hot)"""
 
-    def __init__(self, config: DrafterConfig):
+    def __init__(self, config: DraftSettings):
         """Raises ValueError for a field that is given and means nothing to the kind."""
         self.config = config
         try:
-            config.refuse_unread([name for name in OF_SOME_KINDS if name not in self.reads], f"kind = {self.kind!r}")
+            config.refuse_unread(self.unread(config), f"kind = {self.kind!r}")
         except ValueError as error:
             raise ValueError(f"drafter.{error}") from error
+
+    def unread(self, config: DraftSettings) -> list[str]:
+        """Fields of `config` that mean nothing to the kind."""
+        own = {name for name in self.options.model_fields if name != "model" or self.has_folder}
+        return [name for name in type(config).model_fields if name not in own]
 
     @abstractmethod
     def speculative_config(self) -> dict[str, Any] | None:
@@ -129,6 +137,12 @@ class Drafter(ABC):
         """Raise ValueError naming the field when policy and drafter do not fit: `policy_config` and `own_config` are
         their `config.json`, the latter None when the drafter has no folder of its own. `tensors`: the names in the
         checkpoint that holds the drafter; none when it has no tensors."""
+
+    @classmethod
+    def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
+        """What `drafters inspect` says of a checkpoint of this kind; None for any other. `config` is its config.json,
+        `sizes` the number of elements of each of its tensors by name."""
+        return None
 
     def _model(self) -> str:
         if self.config.model is None:

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from drafters.by_kind import kinds_described
+from drafters.registry import KINDS, LearnerKindOrNone
 from drafters.settings import Section, Threads
 from drafters.training.config import OnlineTraining
 from rl_loop.losses.correction_config import CORRECTIONS, AnyCorrection, Truncated
@@ -130,16 +131,16 @@ class SamplingConfig(Section):
 class OnlineDrafterConfig(Section):
     """The service's drafter, trained along with the policy."""
 
-    kind: Literal["none", "mtp", "eagle3", "draft_model"] = "none"
+    kind: LearnerKindOrNone = "none"
     """the kind that the service drafts with; none leaves its drafter alone"""
     model: str | None = None
-    """the checkpoint that the service started with: a folder or a Hugging Face name; for mtp the policy's when not
-    given"""
+    """the checkpoint that the service started with: a folder or a Hugging Face name; for a kind whose tensors live in
+    the policy's checkpoint, that one when not given"""
     training: OnlineTraining = Field(default_factory=OnlineTraining)
 
     @model_validator(mode="after")
     def _has_checkpoint(self) -> "OnlineDrafterConfig":
-        if self.kind in ("eagle3", "draft_model") and self.model is None:
+        if KINDS[self.kind].has_folder and self.model is None:
             raise ValueError(f"model is needed for kind = {self.kind}")
         return self
 

@@ -6,8 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from drafters.drafter import DrafterConfig
-from drafters.registry import make_drafter
+from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
 from rollout_service.bearer_token import VARIABLE, WithToken
 from rollout_service.vllm_arguments import check_arguments
@@ -149,7 +148,7 @@ class ServiceConfig(WithToken, Section):
     def context_limit(self) -> int:
         """Tokens that prompt and response may have together. A step of speculation looks k + 1 positions past the last
         token, and no drafter may read past the engine's context."""
-        return self.engine.max_model_len - (0 if self.drafter.kind == "none" else self.drafter.draft_tokens + 1)
+        return self.engine.max_model_len - (self.drafter.draft_tokens + 1 if self.drafter.drafts else 0)
 
     @property
     def served_name(self) -> str:

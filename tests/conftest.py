@@ -5,7 +5,7 @@ import pytest
 TOPICS = {
     "lossless": "audit lossless rl_scoring verification",
     "drafters": """acceptance compare_rows draft_lengths drafter_files drafter_learners drafter_recipe drafter_training
-                   drafters_command drafters_trained idle_drafter online_drafter prediction schedule""",
+                   drafters_command drafters_trained idle_drafter new_kind online_drafter prediction schedule""",
     "queue": "asynchronous background bad_requests batch_queue faults soak stored_formats",
     "weights": """lasting loading push_route pushes state_folder tensor_bytes transports weight_files
                   weight_updates""",

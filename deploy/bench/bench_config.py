@@ -6,7 +6,8 @@ from typing import Literal
 from padding import Shape
 from pydantic import Field
 
-from drafters.drafter import DrafterConfig, DraftSampling
+from drafters.drafter import DraftSampling
+from drafters.registry import DrafterConfig
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
 

@@ -10,7 +10,7 @@ from bench_config import BenchConfig
 from figures import Figure, figure
 from rollout_speed import fixed_length, tokens
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.evaluation.arms import EngineArm
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
 
@@ -42,7 +42,7 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[dict[str, list[float
     plan = config.rollout_batch
     requests = fixed_length(config, plan.completions, long_tailed(config))
     arms = {
-        "none": EngineArm(config.served(DrafterConfig(kind="none"), max_num_seqs=plan.slots)),
+        "none": EngineArm(config.served(DrafterConfig(), max_num_seqs=plan.slots)),
         "with": EngineArm(config.served(config.drafter(kind), max_num_seqs=plan.slots)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in arms}

@@ -15,7 +15,7 @@ import ray
 from bench_config import BenchConfig
 from figures import Figure, figure
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from drafters.schedule import Calibration, Range
 from rollout_service.evaluation.arms import EngineArm
 from rollout_service.evaluation.calibrate import choose, measure_in_turns, table
@@ -55,7 +55,7 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
         response_tokens=plan.response_tokens,
         responses_per_stream=plan.responses_per_stream,
     )
-    without = EngineArm(config.served(DrafterConfig(kind="none")))
+    without = EngineArm(config.served(DrafterConfig()))
     with_it = EngineArm(config.served(calibrate.measured_drafter()))
     with progress(console) as bar:
         async with started_engines([without, with_it], bar):

@@ -14,7 +14,7 @@ from figures import Figure, figure
 from processes import bare_engine, flags, launched
 from rollout_speed import fixed_length, tokens
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.client import RolloutClient
 from rollout_service.protocol import Group
 
@@ -32,7 +32,7 @@ PROCESSES = {
 
 def service(config: BenchConfig) -> tuple[list[Figure], Any]:
     plan = config.service
-    drafters = [DrafterConfig(kind="none"), config.drafter(config.drafters[0], draft_tokens=3, schedule="fixed")]
+    drafters = [DrafterConfig(), config.drafter(config.drafters[0], draft_tokens=3, schedule="fixed")]
     requests = fixed_length(config, plan.streams * plan.responses_per_stream, plan.response_tokens)
     prompts = [request.prompt_token_ids for request in requests]
     figures, details = [], {}

@@ -25,7 +25,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from drafters.settings import read_command_line
 from rollout_service.engine.arguments import bare_llm, sampling_params
 from rollout_service.engine.hardware import machine_cores
@@ -93,7 +93,7 @@ def main() -> None:
     drafting = config.drafter(
         config.drafters[0], draft_tokens=longest, schedule=[(1, config.engine.max_num_seqs, longest)]
     )
-    arms = DrafterConfig(kind="none"), drafting
+    arms = DrafterConfig(), drafting
     without, with_it = (profile(config, drafter) for drafter in arms)
     for streams in config.streams:
         for before, after in zip(without[streams], with_it[streams], strict=True):

@@ -13,16 +13,16 @@ from figures import Figure, figure
 from processes import bare_engine, flags, launched
 from rollout_speed import fixed_length
 
-from drafters.drafter import DrafterConfig
 from drafters.files.checkpoint_folder import read_tensors
 from drafters.kinds.mtp import is_mtp
+from drafters.registry import DrafterConfig
 from rollout_service.client import RolloutClient
 
 GOAL = 2.0
 
 
 def weights(config: BenchConfig) -> tuple[list[Figure], Any]:
-    plan, served = config.weights, config.served(DrafterConfig(kind="none"))
+    plan, served = config.weights, config.served(DrafterConfig())
     tensors = read_tensors(Path(config.policy), lambda name: not is_mtp(name))
     with bare_engine(served) as bare:
         floors = [bare.ask(pack=True) for _ in range(plan.rounds)]

@@ -1,15 +1,26 @@
 """A small language model drafts by itself; it reads nothing of the policy."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from drafters.drafter import Drafter
+from drafters.settings import Section
+
+
+class DraftModelShape(Section):
+    hidden_size: int = Field(default=0, ge=0, multiple_of=32)
+    """draft_model: its width; 0 for half the policy's"""
+    layers: int = Field(default=2, ge=1)
+    """draft_model: its layers"""
 
 
 class DraftModelDrafter(Drafter):
     kind = "draft_model"
-    reads = ("model",)
+    has_folder = True
+    shape = DraftModelShape
 
     def speculative_config(self) -> dict[str, Any] | None:
         return self._sampled("draft_model", model=self._model())
@@ -28,3 +39,7 @@ class DraftModelDrafter(Drafter):
 
     def checkpoint(self, policy: Path) -> Path | None:
         return Path(self._model())
+
+    @classmethod
+    def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
+        return {"kind": "draft_model, or a policy without a head"}  # any language model can be one

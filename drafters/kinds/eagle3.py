@@ -1,14 +1,42 @@
 """Eagle3 (arXiv 2503.01840): one decoder layer over fused hidden states of three layers of the policy."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
 from drafters.drafter import Drafter
+from drafters.settings import Section
+
+VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
+LAYERS = "eagle_aux_hidden_state_layer_ids"
+"""the names that config.json has for a head's variants, and for the hidden states that it reads"""
+
+
+def is_speculators(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is in the layout of the speculators library; else it is in SpecForge's."""
+    return "speculators_model_type" in config
+
+
+def default_variants(config: Mapping[str, Any]) -> dict[str, bool]:
+    """speculators' own default is True, vLLM's is False (transformers_utils/configs/speculators/algos.py)."""
+    return {"norm_before_residual": True} if is_speculators(config) else {}
+
+
+class Eagle3Shape(Section):
+    policy_layers: list[int] = Field(default_factory=list)
+    """eagle3: ids of the policy's hidden states (0: embeddings, N: output of the last layer); vLLM's when not given"""
+    vocabulary_size: int = Field(default=0, ge=0)
+    """eagle3: draft only the most frequent tokens of the data, this many; 0 for all"""
+    intermediate_size: int = Field(default=0, ge=0)
+    """eagle3: width of the feed-forward part; 0 for twice the policy's width"""
 
 
 class Eagle3Drafter(Drafter):
     kind = "eagle3"
-    reads = ("model",)
+    has_folder = True
+    shape = Eagle3Shape
 
     def speculative_config(self) -> dict[str, Any] | None:
         return self._sampled("eagle3", model=self._model())
@@ -19,3 +47,17 @@ class Eagle3Drafter(Drafter):
 
     def checkpoint(self, policy: Path) -> Path | None:
         return Path(self._model())
+
+    @classmethod
+    def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
+        architectures = config.get("architectures") or []
+        if config.get("speculators_model_type") != cls.kind and not any("Eagle3" in name for name in architectures):
+            return None
+        of_eagle, defaults = config.get("eagle_config") or {}, default_variants(config)
+        return {
+            "layout": "speculators" if is_speculators(config) else "SpecForge",
+            "policy layers read": config.get(LAYERS) or of_eagle.get(LAYERS) or "vLLM's default: 2, N/2, N-3",
+            "tokens it can draft": config.get("draft_vocab_size") or "all",
+            "variants": ", ".join(v for v in VARIANTS if config.get(v, defaults.get(v))) or "none",
+            "also holds": ", ".join(sorted({"d2t", "t2d", "embed_tokens.weight"} & set(sizes))) or "nothing",
+        }

@@ -1,7 +1,7 @@
 """Multi-token prediction: a layer inside the policy's own checkpoint, sharing its embedding and output head."""
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,13 @@ class MTPDrafter(Drafter):
 
     def checkpoint(self, policy: Path) -> Path | None:
         return policy
+
+    @classmethod
+    def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
+        own = [size for name, size in sizes.items() if is_mtp(name)]
+        if not own:
+            return None
+        return {"kind": "mtp (a policy with a head)", "head tensors": len(own), "head parameters": f"{sum(own):,}"}
 
     def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None, tensors: Collection[str]) -> None:
         if not (policy_config.get("num_nextn_predict_layers") or policy_config.get("mtp_num_hidden_layers")):

@@ -2,13 +2,23 @@
 
 from typing import Any
 
-from drafters.drafter import Drafter
+from pydantic import Field
+
+from drafters.drafter import Drafter, DraftSettings
+
+
+class NGramSettings(DraftSettings):
+    prompt_lookup_max: int = Field(default=4, ge=1)
+    """ngram: longest run of tokens looked up in the text so far"""
+    prompt_lookup_min: int = Field(default=2, ge=1)
+    """ngram: shortest run of tokens looked up"""
 
 
 class NGramDrafter(Drafter):
     kind = "ngram"
-    reads = "prompt_lookup_max", "prompt_lookup_min"
+    options = NGramSettings
     samples = False
+    config: NGramSettings
 
     def speculative_config(self) -> dict[str, Any] | None:
         return {

@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from drafters.drafter import OF_SOME_KINDS, Drafter
+from drafters.drafter import Drafter, DraftSettings
 
 
 class NoDrafter(Drafter):
     kind = "none"
-    reads = OF_SOME_KINDS  # for when it is on again: `--drafter.kind none` turns a configured drafter off
     samples = False
+
+    def unread(self, config: DraftSettings) -> list[str]:
+        """None: `--drafter.kind none` turns a configured drafter off, and its settings are for when it is on again."""
+        return []
 
     def speculative_config(self) -> dict[str, Any] | None:
         return None

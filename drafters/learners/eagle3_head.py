@@ -8,15 +8,17 @@ The embedding is the policy's; the output head is its own, over an optional redu
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding
 
+from drafters.learners.layouts import read_eagle3
 from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs
 from drafters.learners.unroll import unroll
+from drafters.registry import HeadShape
 
 NOT_TRAINED = ("t2d", "embed_tokens.weight")
 """tensors of a checkpoint that go with it unchanged"""
@@ -127,18 +129,40 @@ class Eagle3Head(DrafterLearner):
                 nn.init.normal_(module.weight, std=config.initializer_range)
 
     @classmethod
+    def new(cls, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Self:
+        """Its reduced vocabulary are the most frequent tokens of `texts`."""
+        of_policy: Any = policy.config
+        depth, size = of_policy.num_hidden_layers, shape.vocabulary_size
+        layers = tuple(sorted(shape.policy_layers)) or default_layers(depth)
+        if len(set(layers)) != len(layers) or not all(0 <= i <= depth for i in layers):
+            raise ValueError(f"head.policy_layers: {list(layers)} must be different ids from 0 to {depth}")
+        reduced = frequent_tokens(texts, size, of_policy.vocab_size) if 0 < size < of_policy.vocab_size else None
+        return cls.from_policy(policy, layers, reduced, shape.intermediate_size)
+
+    @classmethod
     def from_policy(
         cls,
         policy: PreTrainedModel,
         layers: tuple[int, ...],
         vocabulary: list[int] | None,
         intermediate_size: int = 0,
-    ) -> "Eagle3Head":
+    ) -> Self:
         """A new head whose output head starts as the policy's rows of `vocabulary`."""
         size = policy.config.vocab_size if vocabulary is None else len(vocabulary)
         head = cls(eagle3_config(policy, layers, size, intermediate_size), vocabulary)
         policy_head: Any = policy.get_output_embeddings()
         head.lm_head.weight.data.copy_(policy_head.weight if vocabulary is None else policy_head.weight[vocabulary])
+        return head
+
+    @classmethod
+    def from_folder(cls, folder: Path, policy: PreTrainedModel) -> Self:
+        """In either layout of drafters/learners/layouts.py."""
+        config, vocabulary, tensors = read_eagle3(folder, policy)
+        head = cls(config, vocabulary)
+        try:
+            head.load_checkpoint(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: {error}") from error
         return head
 
     @property

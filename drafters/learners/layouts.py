@@ -10,28 +10,18 @@ here pushes under the names of the file it came from, so that it fits an engine 
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
 from drafters.files.checkpoint_folder import read_config, read_tensors
-from drafters.learners.eagle3_head import Eagle3Head
-
-VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
-LAYERS = "eagle_aux_hidden_state_layer_ids"
-
-
-def is_speculators(config: dict[str, Any]) -> bool:
-    return "speculators_model_type" in config
-
-
-def eagle3_layout(folder: Path) -> str:
-    return "speculators" if is_speculators(read_config(folder)) else "SpecForge"
+from drafters.kinds.eagle3 import LAYERS, VARIANTS, Eagle3Drafter, default_variants, is_speculators
 
 
 def read_eagle3_config(folder: Path, policy_layers: int) -> LlamaConfig:
     """The head's configuration with every key explicit that vLLM would fill in. Raises ValueError for other heads."""
     published = read_config(folder)
-    kind = published.get("speculators_model_type", "eagle3")
-    if kind != "eagle3":
+    kind = published.get("speculators_model_type", Eagle3Drafter.kind)
+    if kind != Eagle3Drafter.kind:
         raise ValueError(f"{folder} is a {kind!r} drafter, not eagle3")
     block = published["transformer_layer_config"] if is_speculators(published) else published
     if block.get("model_type", "llama") != "llama" or block.get("num_hidden_layers", 1) != 1:
@@ -44,8 +34,7 @@ def read_eagle3_config(folder: Path, policy_layers: int) -> LlamaConfig:
     config.draft_vocab_size = published.get("draft_vocab_size") or config.vocab_size
     config.target_hidden_size = published.get("target_hidden_size") or config.hidden_size
     of_eagle = published.get("eagle_config") or {}
-    # speculators' own default is True, vLLM's is False (transformers_utils/configs/speculators/algos.py).
-    defaults = {"norm_before_residual": True} if is_speculators(published) else {}
+    defaults = default_variants(published)
     for variant in VARIANTS:
         default = published.get(variant, defaults.get(variant, False))
         setattr(config, variant, bool(of_eagle.get(variant, default)))
@@ -56,8 +45,11 @@ def read_eagle3_config(folder: Path, policy_layers: int) -> LlamaConfig:
     return config
 
 
-def load_eagle3(folder: Path, policy: PreTrainedModel) -> Eagle3Head:
-    """The head in `folder`, in either layout. Raises ValueError naming what does not fit the policy or the learner."""
+def read_eagle3(folder: Path, policy: PreTrainedModel) -> tuple[LlamaConfig, list[int] | None, dict[str, Tensor]]:
+    """Configuration, vocabulary (None: the policy's) and tensors of the head in `folder`, in either layout.
+
+    Raises ValueError naming what does not fit the policy or the learner.
+    """
     of_policy: Any = policy.config
     config: Any = read_eagle3_config(folder, of_policy.num_hidden_layers)
     for mine, key in ((config.target_hidden_size, "hidden_size"), (config.vocab_size, "vocab_size")):
@@ -82,9 +74,4 @@ def load_eagle3(folder: Path, policy: PreTrainedModel) -> Eagle3Head:
         raise ValueError(f"{folder} drafts {config.draft_vocab_size} tokens and holds no `d2t` to say which")
     else:
         vocabulary = [i + offset for i, offset in enumerate(offsets.tolist())]
-    head = Eagle3Head(config, vocabulary)
-    try:
-        head.load_checkpoint(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"{folder}: {error}") from error
-    return head
+    return config, vocabulary, tensors

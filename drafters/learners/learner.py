@@ -9,16 +9,18 @@ large vocabulary, and only the rows that count are ever needed.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from drafters.registry import HeadShape
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,27 @@ def reading_policy(policy: PreTrainedModel, layers: tuple[int, ...]) -> Iterator
 class DrafterLearner(nn.Module, ABC):
     """A drafter as a module to train. Its tensors travel under the names that the engine loads."""
 
-    kind: str
+    kind: ClassVar[str]
+    in_policy_folder: ClassVar[bool] = False
+    """whether its tensors live in the policy's checkpoint, so that it is written as a whole policy with them"""
     policy_layers: tuple[int, ...] = ()
     """ids of the policy's hidden states that the drafter reads, ascending"""
+
+    @classmethod
+    @abstractmethod
+    def new(cls, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Self:
+        """One for this policy that has not learned yet; `texts` (token ids) are what it will learn from.
+
+        Raises ValueError for an architecture or a shape that it cannot have.
+        """
+
+    @classmethod
+    @abstractmethod
+    def from_folder(cls, folder: Path, policy: PreTrainedModel) -> Self:
+        """The one in `folder`, which is a policy's if its tensors live there.
+
+        Raises ValueError saying what the folder lacks or why it does not fit the policy.
+        """
 
     @abstractmethod
     def draft_states(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:

@@ -7,10 +7,12 @@ part of the policy's checkpoint, so what is written is a policy folder with the 
 
 import copy
 import re
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.models.qwen3_next.modeling_qwen3_next import (
@@ -19,10 +21,11 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextRotaryEmbedding,
 )
 
-from drafters.files.checkpoint_folder import MTP_FILE, copy_policy, write_index
+from drafters.files.checkpoint_folder import MTP_FILE, copy_policy, read_tensors, write_index
 from drafters.kinds.mtp import is_mtp
 from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs
 from drafters.learners.unroll import unroll
+from drafters.registry import HeadShape
 
 PREFIX = "mtp."
 
@@ -34,6 +37,7 @@ class MTPHead(DrafterLearner):
     """
 
     kind = "mtp"
+    in_policy_folder = True
 
     def __init__(self, policy_config: PreTrainedConfig):
         super().__init__()
@@ -55,7 +59,11 @@ class MTPHead(DrafterLearner):
         self.rotary = Qwen3NextRotaryEmbedding(config)
 
     @classmethod
-    def from_policy(cls, policy: PreTrainedModel) -> "MTPHead":
+    def new(cls, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Self:
+        return cls.from_policy(policy)
+
+    @classmethod
+    def from_policy(cls, policy: PreTrainedModel) -> Self:
         """A new head whose block and norm start as the policy's last full-attention ones, `fc` at random."""
         head = cls(policy.config)
         decoder: Any = policy.get_decoder()
@@ -63,6 +71,17 @@ class MTPHead(DrafterLearner):
         head.layers[0].load_state_dict(full[-1].state_dict())
         head.norm.load_state_dict(decoder.norm.state_dict())
         nn.init.normal_(head.fc.weight, std=policy.config.initializer_range)
+        return head
+
+    @classmethod
+    def from_folder(cls, folder: Path, policy: PreTrainedModel) -> Self:
+        head, tensors = cls(policy.config), read_tensors(folder, is_mtp)
+        if not tensors:
+            raise ValueError(f"{folder} holds no MTP head (no tensor `mtp.*`)")
+        try:
+            head.load_checkpoint(tensors)
+        except (KeyError, RuntimeError, SafetensorError) as error:
+            raise ValueError(f"{folder}: the MTP head does not fit the policy: {error}") from error
         return head
 
     def draft_states(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:

@@ -1,7 +1,8 @@
 """A small causal language model of the policy's vocabulary as a learner: it reads the tokens, nothing else."""
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs, shifted
+from drafters.registry import HeadShape
 
 
 def draft_model_config(policy: PreTrainedModel, hidden_size: int, layers: int) -> Qwen3Config:
@@ -43,12 +45,13 @@ class DraftModel(DrafterLearner):
         self.model = model
 
     @classmethod
-    def from_policy(cls, policy: PreTrainedModel, hidden_size: int, layers: int) -> "DraftModel":
-        """A new model at random."""
-        return cls(Qwen3ForCausalLM(draft_model_config(policy, hidden_size, layers)))
+    def new(cls, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Self:
+        """A model at random, by default of half the policy's width."""
+        hidden_size = shape.hidden_size or max(32, policy.config.hidden_size // 64 * 32)
+        return cls(Qwen3ForCausalLM(draft_model_config(policy, hidden_size, shape.layers)))
 
     @classmethod
-    def from_folder(cls, folder: Path, policy: PreTrainedModel) -> "DraftModel":
+    def from_folder(cls, folder: Path, policy: PreTrainedModel) -> Self:
         """Any causal language model of transformers. Raises ValueError when its vocabulary is not the policy's."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         if model.config.vocab_size != policy.config.vocab_size:

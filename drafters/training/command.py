@@ -106,8 +106,8 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
 
 def written_bytes(learner: DrafterLearner, policy: Path) -> int:
     """About what a state and a checkpoint take on the disk: the weights, AdamW's two moments of them, and the weights
-    again. For an MTP head also its policy, which is copied where it is on another disk."""
-    copied = sum(file.stat().st_size for file in weight_files(policy)) if learner.kind == "mtp" else 0
+    again. For a head in the policy's folder also its policy, which is copied where it is on another disk."""
+    copied = sum(file.stat().st_size for file in weight_files(policy)) if learner.in_policy_folder else 0
     return 4 * sum(parameter.nbytes for parameter in learner.parameters()) + copied
 
 

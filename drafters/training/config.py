@@ -7,7 +7,7 @@ from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from drafters.files.home import in_home
-from drafters.learners.shape import HeadShape, LearnerKind
+from drafters.registry import HeadShape, LearnerKind
 from drafters.settings import Section, Threads
 
 Objective = Literal["soft_cross_entropy", "total_variation", "top_k"]
@@ -58,7 +58,7 @@ class TrainDrafterConfig(Section):
     """Train a drafter on rollouts or other text, from scratch or from a checkpoint."""
 
     kind: LearnerKind
-    """eagle3, mtp (architectures that vLLM serves one for: qwen3_next), or draft_model"""
+    """the kind of drafter; mtp is for architectures that vLLM serves one for (qwen3_next)"""
     policy: str
     """the policy: a folder or a Hugging Face name"""
     data: Path

@@ -71,7 +71,7 @@ class OnlineDrafter:
         folder = resolve_model(config.online_drafter.model or config.model, "online_drafter.model")
         # The policy's run must not notice, not even by the random numbers that initial weights use up.
         with torch.random.fork_rng(devices=[]):
-            learner = load_learner(config.online_drafter.kind, folder, policy)  # type: ignore[arg-type]
+            learner = load_learner(config.online_drafter.kind, folder, policy)
         return cls(config, learner.to(policy.device))
 
     @contextmanager
@@ -132,7 +132,7 @@ class OnlineDrafter:
             self._restore(*self.unfinished)
         save_file(training_state(self.learner, self.trainer.optimiser), folder / "trainer" / STATE)
         (folder / "trainer" / FACTS).write_text(json.dumps(self._facts()), encoding="utf-8")
-        self.learner.write(folder if self.learner.kind == "mtp" else folder / "drafter", folder, torch.float32)
+        self.learner.write(folder if self.learner.in_policy_folder else folder / "drafter", folder, torch.float32)
 
     def restore(self, folder: Path) -> None:
         """Raises OSError when the checkpoint has no drafter."""

@@ -14,8 +14,7 @@ from typing import Any
 
 from vllm.v1.metrics.loggers import StatLoggerBase
 
-from drafters.drafter import DrafterConfig
-from drafters.registry import make_drafter
+from drafters.registry import DrafterConfig, make_drafter
 from drafters.schedule import AcceptanceEstimate, LiveSchedule, Range, StepCosts, check_ranges
 from rollout_service.engine.schedule_status import given_status, live_status
 from rollout_service.protocol import DraftSchedule, ScheduleSource

@@ -1,13 +1,12 @@
 """What can be switched in a running engine: how drafts are drawn and verified. On a CPU alone."""
 
-from drafters.drafter import DrafterConfig
-from drafters.registry import make_drafter
+from drafters.registry import DrafterConfig, make_drafter
 
 
 def check_switches(started: DrafterConfig, asked: DrafterConfig, device: str) -> None:
     """Raises ValueError, with the field and both values, for what an engine on `device` that was started with one way
     cannot be switched to. Elsewhere than on a CPU vLLM decides both when it starts."""
-    if device == "cpu" or asked.kind == "none":
+    if device == "cpu" or not asked.drafts:
         return
     differ = ["verification"] if asked.verification != started.verification else []
     if make_drafter(asked).samples and asked.draft_sampling != started.draft_sampling:

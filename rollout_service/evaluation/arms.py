@@ -4,8 +4,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from drafters.drafter import DrafterConfig
 from drafters.files.model_folder import resolve_model
+from drafters.registry import DrafterConfig
 from rollout_service.client import AsyncRolloutClient
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.hardware import machine_cores
@@ -68,7 +68,7 @@ class EndpointArm:
         client = AsyncRolloutClient(endpoint, token)
         known = (await client.speculation()).drafters
         if not known:
-            return cls(client, DrafterConfig(kind="none"))
+            return cls(client, DrafterConfig())
         on = known[0].model_dump(include={"draft_tokens", "draft_sampling", "verification"})
         return cls(client, DrafterConfig(kind=known[0].drafter, **on))
 

@@ -14,8 +14,8 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from drafters.drafter import DrafterConfig
 from drafters.files.durable import check_folder
+from drafters.registry import DrafterConfig
 from drafters.scoring import join_scores
 from rollout_service.client import RolloutError
 from rollout_service.engine.hardware import resolve_device
@@ -108,7 +108,7 @@ async def sample(
                 for key, engine in zip(keys, arms, strict=True):
                     of_engine = [row for row in rows if engine_key(row.drafter) == key]
                     sampled += await sample_rows(config, engine, of_engine, contexts, bar)
-                    if engine.drafter.kind == "none":
+                    if not engine.drafter.drafts:
                         requests = contexts.greedy_requests(Cut(temperature=0.0))
                         groups = await generate_all(engine, requests, config.engine.max_num_seqs, lambda: None)
                         greedy = {tuple(g.prompt_token_ids): g.completions[0].token_ids for g in groups}

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from allpairspy import AllPairs
 from pydantic import Field, field_validator, model_validator
 
-from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
-from drafters.registry import make_drafter
+from drafters.drafter import DraftSampling, VerificationChoice
+from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
 from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig

@@ -21,8 +21,8 @@ from rich.box import SIMPLE
 from rich.progress import Progress
 from rich.table import Table
 
-from drafters.drafter import DrafterConfig
 from drafters.files.durable import check_folder
+from drafters.registry import DrafterConfig
 from drafters.schedule import Calibration, StepCosts, choose_drafts, to_ranges
 from drafters.speed_prediction import speedup
 from rollout_service.engine.hardware import machine_cores, resolve_device
@@ -94,7 +94,7 @@ class Turns:
 
 
 async def _measure(config: CalibrateConfig, bar: Progress) -> Turns:
-    plain = config.service(DrafterConfig(kind="none"))
+    plain = config.service(DrafterConfig())
     check_machine(plain, resolve_device(config.engine.device), turns=2)
     without = EngineArm(plain)
     with_it = EngineArm(config.service(config.measured_drafter()))

@@ -4,8 +4,7 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from drafters.drafter import DrafterConfig
-from drafters.registry import make_drafter
+from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
 
@@ -45,7 +44,7 @@ class CalibrateConfig(Section):
     @field_validator("drafter")
     @classmethod
     def has_a_drafter(cls, drafter: DrafterConfig) -> DrafterConfig:
-        if drafter.kind == "none":
+        if not drafter.drafts:
             raise ValueError("kind: none drafts nothing: name the drafter whose draft lengths are to be chosen")
         made = make_drafter(drafter)
         made.speculative_config()

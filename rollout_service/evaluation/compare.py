@@ -130,7 +130,7 @@ def judge(config: CompareConfig, cells: list[Cell], console: Console) -> list[Ro
     """Rows with their z-scores and their speeds relative to `none` at the same concurrency."""
     recomputation = Recomputation(resolve_model(config.model))
     cut = Cut(config.temperature, config.top_p, config.top_k)
-    baselines = {cell.concurrency: cell for cell in cells if cell.drafter.kind == "none"}
+    baselines = {cell.concurrency: cell for cell in cells if not cell.drafter.drafts}
     rows = []
     with progress(console) as bar:
         task = bar.add_task("recomputing distributions", total=sum(sum(cell.tokens) for cell in cells))

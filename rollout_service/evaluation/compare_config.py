@@ -5,8 +5,8 @@ from pathlib import Path
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from drafters.drafter import DrafterConfig, DraftSampling, VerificationChoice
-from drafters.registry import make_drafter
+from drafters.drafter import DraftSampling, VerificationChoice
+from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
 from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig
@@ -76,7 +76,7 @@ class CompareConfig(WithToken, Section):
 
     def arms(self) -> list[DrafterConfig]:
         """One drafter configuration an engine, `none` first; ways of drawing drafts share an engine."""
-        arms = [DrafterConfig(kind="none")]
+        arms = [DrafterConfig()]
         for drafter in self.drafters:
             if drafter.kind != "none":
                 arms += [

@@ -7,6 +7,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from drafters.registry import KINDS
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.rows import Row
 from rollout_service.evaluation.short_names import short_names
@@ -97,7 +98,7 @@ def label(row: Row, drafters: list[Drafter], names: dict[str, str]) -> str:
     """The drafter as a legend names it: with its checkpoint, where another has its kind."""
     alike = [kind for kind, _ in drafters].count(row.drafter) > 1
     name = f"{row.drafter} {names[row.model]}".strip() if alike else row.drafter
-    greedy = ", greedy drafts" if row.draft_sampling == "greedy" and row.drafter != "ngram" else ""
+    greedy = ", greedy drafts" if row.draft_sampling == "greedy" and KINDS[row.drafter].samples else ""
     return f"{name}, k={row.draft_tokens}{greedy}" + (", block" if row.verification == "block" else "")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from drafters.acceptance import Acceptance, length_interval, total
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.protocol import Group
 
 
@@ -70,7 +70,7 @@ class Cell:
         whole = total(parts)
         interval = length_interval(parts) if whole.steps else None
         drafts_a_step = whole.drafted / whole.steps if whole.steps else 1.0
-        off = self.drafter.kind == "none"
+        off = not self.drafter.drafts
         return Row(
             drafter=self.drafter.kind,
             model=self.drafter.model or "",

@@ -289,7 +289,7 @@ class Fleet:
 
     async def schedules(self) -> list[DraftSchedule]:
         """How many tokens each engine in service drafts at present; none without a drafter."""
-        if self.config.drafter.kind == "none":
+        if not self.config.drafter.drafts:
             return []
         return list((await self._of_each("schedule")).values())
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from drafters.acceptance import Acceptance, total
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.protocol import (
     AcceptanceCounts,
     AgedAcceptance,
@@ -29,7 +29,7 @@ def speculation_status(
     """`rows`: one an engine and pair of versions, and one an engine of older pairs, as `Engine.speculation` gives them;
     `drafter_since`: the policy version that each drafter version came to; `contexts`: one an engine, as
     `Engine.context_acceptance` gives them. The totals are of all rows; the others of the pairs that are known."""
-    if drafter.kind == "none":
+    if not drafter.drafts:
         return SpeculationStatus(drafters=[], alarms=alarms)
     pairs: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
     ages: dict[int, list[dict[str, Any]]] = defaultdict(list)

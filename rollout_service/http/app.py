@@ -37,7 +37,7 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
         tokenizer,
         vocab_size=fleet.policy_config["vocab_size"],
         context_limit=config.context_limit,
-        drafting=config.drafter.kind != "none",
+        drafting=config.drafter.drafts,
         openai_fields={path: frozenset(schema["properties"]) for path, schema in fleet.openai_schemas.items()},
         on_cpu=fleet.device == "cpu",
     )

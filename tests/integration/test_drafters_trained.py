@@ -9,9 +9,9 @@ from engines import MODELS, in_process_llm
 from transformers import AutoModelForCausalLM
 
 from drafters.acceptance import Acceptance, total
-from drafters.drafter import DrafterConfig
 from drafters.files.text_lines import json_lines
 from drafters.learners.factory import load_learner
+from drafters.registry import DrafterConfig
 from drafters.training.command import train_drafter
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.expected_acceptance import predicted_acceptance

@@ -11,7 +11,7 @@ from engines import MODELS, in_process_llm
 from tiny_models import save_drafter, save_policy
 
 from drafters import verification
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.config import EngineConfig
 from rollout_service.evaluation.audit import Contexts
 from rollout_service.evaluation.audit_config import AuditConfig, Setting

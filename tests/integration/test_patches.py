@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from engines import MODELS, in_process_llm
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.vllm_plugin import table
 
 

@@ -15,9 +15,9 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from drafters.drafter import DrafterConfig
 from drafters.learners.eagle3_head import Eagle3Head
 from drafters.learners.mtp_head import MTPHead
+from drafters.registry import DrafterConfig
 
 VOCAB = 128
 DENSE = {

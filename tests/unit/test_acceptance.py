@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from drafters.acceptance import Acceptance, by_context_length, length_at, length_interval, total
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.engine.loading import Versions
 from rollout_service.engine.speculation_stats import SpeculationCounts
 from rollout_service.http.acceptance_report import speculation_status

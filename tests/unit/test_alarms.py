@@ -6,8 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from drafters.drafter import DrafterConfig
-from drafters.registry import make_drafter
+from drafters.registry import DrafterConfig, make_drafter
 from rollout_service.config import AlarmConfig
 from rollout_service.engine.loading import Loaded
 from rollout_service.fleet.alarms import Alarms

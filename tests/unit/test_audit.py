@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.evaluation.audit_config import AuditConfig, Setting, pairwise
 from rollout_service.evaluation.audit_report import markdown
 from rollout_service.evaluation.audit_row import Level, fit_first_two, judge, token_positions

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.report import drafters_of, label, markdown, plot_acceptance, plot_speed, style

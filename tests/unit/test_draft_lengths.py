@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from drafters.schedule import Calibration, StepCosts
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.draft_lengths import DraftLengths

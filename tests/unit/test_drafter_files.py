@@ -14,8 +14,8 @@ from drafters.learners.eagle3_head import Eagle3Head, default_layers
 from drafters.learners.factory import load_learner, new_learner
 from drafters.learners.learner import read_policy
 from drafters.learners.mtp_head import MTPHead
-from drafters.learners.shape import HeadShape
 from drafters.learners.small_model import DraftModel
+from drafters.registry import HeadShape
 
 VOCABULARY = [0, 2, 3, 5, 8, 13]
 TOKENS = torch.tensor([[1, 2, 3, 4, 5, 6, 7]])

@@ -74,6 +74,14 @@ class Markov(DrafterLearner):
         super().__init__()
         self.tables_SVV = tables_SVV
 
+    @classmethod
+    def new(cls, policy, shape, texts):
+        raise NotImplementedError
+
+    @classmethod
+    def from_folder(cls, folder, policy):
+        raise NotImplementedError
+
     def draft_states(self, tokens_BT, policy, steps):
         vocab = self.tables_SVV.shape[-1]
         last = [torch.roll(tokens_BT, -1 - j, dims=1) for j in range(steps)]

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
+from drafters.registry import DrafterConfig
 from rollout_service.engine.asgi import ResponseStart
 from rollout_service.engine.engine import Engine, NotStarted, Started
 from rollout_service.engine.loading import DifferentBytes, HalfLoaded, check_all_ranks
@@ -48,7 +49,7 @@ def fleet(monkeypatch):
     monkeypatch.setattr("ray.cancel", lambda stream: None)
     fleet = Fleet.__new__(Fleet)
     fleet.members, fleet._change = [], asyncio.Condition()
-    fleet.config = SimpleNamespace(drafter=SimpleNamespace(kind="mtp"), served_name="demo", context_limit=508)
+    fleet.config = SimpleNamespace(drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508)
     return fleet
 
 

@@ -15,13 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from drafters.drafter import DrafterConfig
 from drafters.files.checkpoint_folder import checkpoint_names, read_config, read_tensors
 from drafters.files.disk_space import NoRoom
 from drafters.kinds.mtp import is_mtp
 from drafters.learners.factory import load_learner
 from drafters.learners.mtp_head import MTPHead
-from drafters.registry import make_drafter
+from drafters.registry import DrafterConfig, make_drafter
 from rl_loop.learner.local_learner import LocalLearner, load_policy
 from rl_loop.loops.interruption import Interrupted
 from rl_loop.loops.recording import Recorder, Recording, ReplaySource

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from drafters.drafter import DrafterConfig
 from drafters.files.checkpoint_folder import checkpoint_names, read_config
-from drafters.registry import make_drafter
+from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import read_command_line
 from drafters.training.config import TrainDrafterConfig
 from rl_loop.config import TrainConfig

@@ -2,8 +2,7 @@
 
 import pytest
 
-from drafters.drafter import DrafterConfig
-from drafters.registry import KINDS, make_drafter
+from drafters.registry import KINDS, DrafterConfig, make_drafter
 from drafters.settings import read_command_line
 from drafters.training.config import TrainDrafterConfig
 from rl_loop.config import TrainConfig
@@ -111,7 +110,7 @@ def test_a_drafter_is_turned_off_by_its_kind_alone():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_configuration_can_be_written_and_read_again(kind):
-    drafter = {"kind": kind, "model": "m" if "model" in KINDS[kind].reads else None}
+    drafter = {"kind": kind, "model": "m" if KINDS[kind].has_folder else None}
     config = ServiceConfig(model="m", drafter=drafter)
     assert ServiceConfig.model_validate_json(config.model_dump_json()) == config
     train = TrainConfig(model="m", loss={"kind": "dapo"}, correction={"kind": "icepop"}, mode="async")

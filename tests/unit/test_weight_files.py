@@ -6,9 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from drafters.drafter import DrafterConfig
 from drafters.files.checkpoint_folder import checkpoint_specs, is_unused_buffer, tensor_specs, write_index
-from drafters.registry import make_drafter
+from drafters.registry import DrafterConfig, make_drafter
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.loading import WeightsFile
 from rollout_service.fleet.fleet import Fleet

@@ -18,7 +18,7 @@ from card import Figures, write_card
 from policy import train_policy
 from sampling import right_and_length, sample
 from tokenizer import make_tokenizer
-from train_drafters import SHAPES, Demo, make_drafter
+from train_drafters import SHAPES, Demo, train_demo_drafter
 from transformers import AutoTokenizer, Qwen3NextForCausalLM
 from working import solution
 
@@ -67,7 +67,7 @@ def main() -> None:
     settings = OfflineTraining(steps=arguments.drafter_steps, seed=arguments.seed)
     acceptance = {}
     for kind in SHAPES:
-        acceptance[kind] = make_drafter(kind, demo, answers, settings)
+        acceptance[kind] = train_demo_drafter(kind, demo, answers, settings)
         print(f"{kind}: predicted acceptance length {1 + sum(acceptance[kind]):.2f}")
     write_card(
         arguments.output,

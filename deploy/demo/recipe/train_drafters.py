@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from drafters.learners.factory import load_learner, new_learner
-from drafters.learners.shape import HeadShape, LearnerKind
+from drafters.registry import HeadShape, LearnerKind
 from drafters.training.config import OfflineTraining
 from drafters.training.expected_acceptance import predicted_acceptance
 from drafters.training.offline import OfflineTrainer, train_offline
@@ -35,7 +35,7 @@ class Demo:
     samples: list[Sample]
 
 
-def make_drafter(kind: LearnerKind, demo: Demo, held_out: list[Sample], settings: OfflineTraining) -> list[float]:
+def train_demo_drafter(kind: LearnerKind, demo: Demo, held_out: list[Sample], settings: OfflineTraining) -> list[float]:
     """Train and save one drafter; returns the acceptance by position predicted for what was saved."""
     torch.manual_seed(settings.seed)
     learner = new_learner(kind, demo.policy, SHAPES[kind], [sample.response for sample in demo.samples])

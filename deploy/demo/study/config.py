@@ -5,8 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from drafters.drafter import DrafterConfig
-from drafters.learners.shape import HeadShape, LearnerKind
+from drafters.registry import DrafterConfig, HeadShape, LearnerKind
 from drafters.settings import Section
 from drafters.training.config import OfflineTraining
 from rollout_service.config import EngineConfig

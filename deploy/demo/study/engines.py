@@ -13,7 +13,7 @@ os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"
 from config import StudyConfig
 
 from drafters.acceptance import Acceptance, length_interval, total
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.arguments import bare_llm
 

@@ -10,9 +10,8 @@ from config import StudyConfig
 from engines import engine, generate, measured
 from kept import kept
 
-from drafters.drafter import DrafterConfig
 from drafters.files.text_lines import json_lines
-from drafters.learners.shape import HeadShape, LearnerKind
+from drafters.registry import DrafterConfig, HeadShape, LearnerKind
 from drafters.training.command import train_drafter
 from drafters.training.config import TrainDrafterConfig
 from rl_loop.config import TaskConfig
@@ -49,7 +48,7 @@ def write_rollouts(config: StudyConfig, file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     task = make_task(TaskConfig.model_validate(config.moving.train["task"]))
     problems = [task.prompt("train", index) for index in range(config.initialisation.samples)]
-    with engine(config, config.model, DrafterConfig(kind="none"), STREAMS) as llm:
+    with engine(config, config.model, DrafterConfig(), STREAMS) as llm:
         tokenizer = llm.get_tokenizer()
         prompts = [problem.prompt or chat(tokenizer, problem) for problem in problems]
         outputs, _ = generate(llm, prompts, max_tokens=config.initialisation.response_tokens)

@@ -9,8 +9,8 @@ from engines import engine, generate, measured
 from kept import kept
 from rich.progress import track
 
-from drafters.drafter import DrafterConfig
 from drafters.files.text_lines import json_lines
+from drafters.registry import DrafterConfig
 
 
 def lengths(config: StudyConfig) -> list[dict[str, Any]]:
@@ -26,7 +26,7 @@ def lengths(config: StudyConfig) -> list[dict[str, Any]]:
 
 
 def _by_length(config: StudyConfig, drafter: DrafterConfig, prompts: list[str]) -> list[dict[str, Any]]:
-    baseline = _row(config, DrafterConfig(kind="none"), prompts)
+    baseline = _row(config, DrafterConfig(), prompts)
     rows = {0: baseline}
     for k in config.lengths.draft_tokens:
         rows[k] = _row(config, drafter.model_copy(update={"draft_tokens": k}), prompts)

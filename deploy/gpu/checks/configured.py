@@ -8,7 +8,7 @@ from typing import Any
 from common import DEVICE, MODELS
 from vllm import LLM, EngineArgs
 
-from drafters.drafter import DrafterConfig
+from drafters.registry import DrafterConfig
 from drafters.schedule import Range
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.arguments import engine_arguments
