@@ -33,12 +33,12 @@ def train(argv: list[str]) -> int:
     import httpx
 
     from drafters.files.disk_space import NoRoom, is_full
+    from rl_loop.custom_function import CustomFunctionError
     from rl_loop.loops.interruption import Interrupted, Interruption
     from rl_loop.loops.losslessness_alarm import NotLossless
     from rl_loop.loops.ownership import ForeignWeights
     from rl_loop.loops.pulling import EveryGroupFailed
     from rl_loop.loops.recording import ReplayError
-    from rl_loop.own_function import OwnFunctionError
     from rl_loop.preflight import PreflightError
     from rl_loop.tasks import TaskError
     from rl_loop.tasks.rewards import RewardsFailed
@@ -50,7 +50,7 @@ def train(argv: list[str]) -> int:
             run_training(config, interruption)
     except Interrupted as interrupted:
         return _fail(f"ended by {interrupted}", SIGNALLED + interrupted.signum)
-    except (TaskError, OwnFunctionError) as error:
+    except (TaskError, CustomFunctionError) as error:
         return _fail(str(error), 2)
     except (PreflightError, ReplayError, NotLossless, EveryGroupFailed, RewardsFailed, ForeignWeights) as error:
         return _fail(str(error), 1)

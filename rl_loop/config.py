@@ -12,11 +12,11 @@ from drafters.by_kind import kinds_described
 from drafters.registry import KINDS, LearnerKindOrNone
 from drafters.settings import Section, Threads
 from drafters.training.config import OnlineTraining
+from rl_loop.custom_function import PATH
 from rl_loop.losses.correction_config import CORRECTIONS, AnyCorrection, Truncated
+from rl_loop.losses.custom_loss import CustomLoss
 from rl_loop.losses.grpo import GRPO
-from rl_loop.losses.own_loss import OwnLoss
 from rl_loop.losses.registry import LOSSES, AnyLoss
-from rl_loop.own_function import PATH
 from rollout_service.protocol import (
     MAX_COMPLETIONS,
     MAX_GROUPS,
@@ -185,7 +185,8 @@ class TrainConfig(WithToken, Section):
     """completions of a group; at least 2, since a reward counts relative to its group's others"""
     loss: AnyLoss = Field(
         default=GRPO(),
-        description="The objective, by kind, with the defaults of its paper.\n" + kinds_described([*LOSSES, OwnLoss]),
+        description="The objective, by kind, with the defaults of its paper.\n"
+        + kinds_described([*LOSSES, CustomLoss]),
     )
     dynamic_sampling_rounds: int = Field(default=10, ge=1)
     """with loss.dynamic_sampling, sync: a step that is not full after so many rounds is trained as it is"""

@@ -10,7 +10,7 @@ from drafters.devices import choose_device
 from drafters.files.durable import check_folder
 from drafters.files.model_folder import resolve_model
 from rl_loop.config import TrainConfig
-from rl_loop.losses.own_loss import OwnLoss
+from rl_loop.losses.custom_loss import CustomLoss
 from rl_loop.reports.metrics_log import STEPS_FILE
 from rl_loop.run.checkpoint import checkpoints
 from rollout_service.client import RolloutClient, RolloutError
@@ -55,8 +55,8 @@ def check_device(config: TrainConfig) -> None:
 
 
 def check_loss(config: TrainConfig) -> None:
-    """Raises OwnFunctionError for a loss of the user's that cannot be had."""
-    if isinstance(config.loss, OwnLoss):
+    """Raises CustomFunctionError for a loss of the user's that cannot be loaded."""
+    if isinstance(config.loss, CustomLoss):
         _ = config.loss.function
 
 

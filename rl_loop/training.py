@@ -51,8 +51,8 @@ from rollout_service.client import RolloutClient
 
 
 def run_training(config: TrainConfig, interruption: Interruption) -> None:
-    """Raises PreflightError, OwnFunctionError and TaskError before the first step. What is raised after it, Interrupted
-    or any error, comes when a checkpoint has been left, or it was said why there is none."""
+    """Raises PreflightError, CustomFunctionError and TaskError before the first step. What is raised after it,
+    Interrupted or any error, comes when a checkpoint has been left, or it was said why there is none."""
     console = Console()
     transformers_logging.disable_progress_bar()  # its bars would run through the live table
     check_output(config)

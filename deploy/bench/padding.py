@@ -117,14 +117,14 @@ class Padding:
         # Query heads follow their key head: those of key head j stand from j times the new group's size on.
         group = old["num_attention_heads"] // old["num_key_value_heads"]
         new_group = new.num_attention_heads // new.num_key_value_heads
-        places = [h // group * new_group + h % group for h in range(old["num_attention_heads"])]
+        positions = [h // group * new_group + h % group for h in range(old["num_attention_heads"])]
         if which == "q":  # each head's queries, then its gates
-            heads = self._columns(tensor, self.scale).view(len(places), 2 * size, new.hidden_size)
+            heads = self._columns(tensor, self.scale).view(len(positions), 2 * size, new.hidden_size)
             result = self._drawn((new.num_attention_heads, 2 * size, new.hidden_size), tensor.dtype)
-            result[places] = heads
+            result[positions] = heads
             return result.flatten(0, 1)
         result = torch.zeros(new.hidden_size, new.num_attention_heads, size, dtype=tensor.dtype)
-        result[: len(tensor), places] = tensor.view(len(tensor), len(places), size)
+        result[: len(tensor), positions] = tensor.view(len(tensor), len(positions), size)
         return result.flatten(1)
 
     def _padded_eagle3(self, name: str, tensor: Tensor) -> Tensor:

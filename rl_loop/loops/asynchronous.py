@@ -35,10 +35,10 @@ from torch import Tensor
 from rl_loop.loops.evaluation import BackgroundEvaluation, evaluate, generate_graded
 from rl_loop.loops.loop import TrainingLoop
 from rl_loop.loops.ownership import versions_of
-from rl_loop.loops.patience import is_passing, patiently
 from rl_loop.loops.pulling import Puller
 from rl_loop.loops.pushing import Pusher
 from rl_loop.loops.recording import Recording
+from rl_loop.loops.retries import is_transient, with_retries
 from rl_loop.loops.sources import EndpointSource
 from rl_loop.loops.step import StageClock, StepBatch
 from rl_loop.reports.metrics import EvaluationMetrics, GradedGroup, Overlap
@@ -76,10 +76,10 @@ class AsynchronousLoop(TrainingLoop):
         """It leaves no lease. The checkpoint of step 0 is there before the first prompt is sent: it holds the run's
         name, under which the service keeps the groups."""
         self.save()
-        status = self._patiently(self.client.weights)
+        status = self._with_retries(self.client.weights)
         self.dtype = getattr(torch, status.dtype)
         self.first = self._first_version(status.policy)
-        self.wasted_at_start = self._patiently(self.client.batches).tokens_wasted
+        self.wasted_at_start = self._with_retries(self.client.batches).tokens_wasted
         self.pusher = Pusher(self.ownership, self.config.ready_timeout)
         self.puller = Puller(
             self.config, self.task, self.client, self.rewards, self.state.run, self.ledger,
@@ -99,7 +99,7 @@ class AsynchronousLoop(TrainingLoop):
                 self._finish_evaluation(wait=True)
             self.save()
             # What is left of the run is trained on, but for its acknowledgement, or was more than it needed.
-            self._patiently(lambda: self.client.cancel_prompts(self.state.run))
+            self._with_retries(lambda: self.client.cancel_prompts(self.state.run))
         finally:
             if self.evaluation is not None:
                 self.evaluation.stop()
@@ -125,8 +125,8 @@ class AsynchronousLoop(TrainingLoop):
         """The policy's that is trained in a step, from 0."""
         return self.first + step
 
-    def _patiently(self, call: Callable[[], T]) -> T:
-        return patiently(call, self.config.ready_timeout)
+    def _with_retries(self, call: Callable[[], T]) -> T:
+        return with_retries(call, self.config.ready_timeout)
 
     def save(self) -> Path:
         """As in either mode; then what the checkpoint holds is acknowledged."""
@@ -202,7 +202,7 @@ class AsynchronousLoop(TrainingLoop):
         try:
             super()._publish_drafter()
         except (httpx.TransportError, RolloutError) as error:
-            if not is_passing(error):
+            if not is_transient(error):
                 raise
             self.reporter.console.print(f"the drafter could not be pushed yet: {error}")
 
@@ -240,7 +240,7 @@ class AsynchronousLoop(TrainingLoop):
             batch: str, requests: Sequence[GroupRequest], problems: Sequence[TaskProblem]
         ) -> list[GradedGroup]:
             sample = partial(generate_graded, self.source, self.rewards, batch, requests, problems)
-            graded = patiently(sample, self.config.ready_timeout, stopping)
+            graded = with_retries(sample, self.config.ready_timeout, stopping)
             self.check_versions([g.group for g in graded])
             return graded
 

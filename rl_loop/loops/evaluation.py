@@ -7,9 +7,9 @@ from concurrent.futures import Future
 from contextlib import closing
 
 from rl_loop.config import TrainConfig
-from rl_loop.loops.patience import Stopped
 from rl_loop.loops.prompts import group_requests
 from rl_loop.loops.pushing import Pusher
+from rl_loop.loops.retries import Stopped
 from rl_loop.loops.sources import RolloutSource, delivered
 from rl_loop.reports.metrics import EvaluationMetrics, GradedGroup, rollout_metrics
 from rl_loop.tasks import Task, TaskProblem

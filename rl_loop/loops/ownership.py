@@ -2,7 +2,7 @@
 
 - The service refuses a push of another run than the one that its weights belong to. A run that begins takes over only
   if it is told to; the other one's next push, or its next rollout, then ends it.
-- A run that ends in order, by its last step, a signal or an error, lets go of its weights: they stay in service, and
+- A run that ends in order, by its last step, a signal or an error, releases its weights: they stay in service, and
   the next run may push. One that was killed holds them until it goes on, or another takes over.
 """
 

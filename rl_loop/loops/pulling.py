@@ -20,8 +20,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rl_loop.config import TrainConfig
-from rl_loop.loops.patience import Stopped, patiently
 from rl_loop.loops.prompts import sampling_seed
+from rl_loop.loops.retries import Stopped, with_retries
 from rl_loop.loops.step import StepBatch, rewards_differ
 from rl_loop.reports.metrics import GradedGroup
 from rl_loop.run.ledger import Ledger, index_of, name_of, release
@@ -69,7 +69,7 @@ class Puller(threading.Thread):
 
     def run(self) -> None:
         try:
-            self._retrying(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
+            self._with_retries(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
             while self.step < self.config.steps and not self.stopping.is_set():
                 batch = StepBatch(
                     self._collect(), spent=self.spent, replaced=self.replaced, failed=self.failed,
@@ -111,7 +111,7 @@ class Puller(threading.Thread):
                 groups=max(1, wanted - len(self.ready)), run=self.run_name, max_staleness=self.config.max_staleness,
                 version=self.versions(self.step), wait=LEASE_WAIT, seconds=self.config.lease_seconds,
             )  # fmt: skip
-            batch = self._retrying(lambda request=request: self.client.lease(request))  # type: ignore[misc]
+            batch = self._with_retries(lambda request=request: self.client.lease(request))  # type: ignore[misc]
             if batch.lease is not None:
                 self._take(batch.lease, batch)
 
@@ -130,7 +130,7 @@ class Puller(threading.Thread):
         for graded in [g for g in self.ready if self._last_step(g) < self.step]:
             self.ready.remove(graded)
             self.arrived.discard(index_of(graded.group.id))
-            self._retrying(lambda name=graded.group.id: release(self.client, self.ledger, name))  # type: ignore[misc]
+            self._with_retries(lambda name=graded.group.id: release(self.client, self.ledger, name))  # type: ignore[misc]
 
     def _send_prompts(self) -> None:
         """As many as bounded staleness can use: the policy of step p in service samples for the steps up to
@@ -155,7 +155,7 @@ class Puller(threading.Thread):
             request = PromptsRequest(
                 groups=[self._request(index) for index in part], run=self.run_name, max_staleness=config.max_staleness
             )
-            status = self._retrying(lambda request=request: self.client.send_prompts(request))  # type: ignore[misc]
+            status = self._with_retries(lambda request=request: self.client.send_prompts(request))  # type: ignore[misc]
             gone = [index_of(name) for name in status.acknowledged]
             with ledger.lock:
                 ledger.outstanding = (ledger.outstanding | set(part)) - set(gone)
@@ -211,16 +211,16 @@ class Puller(threading.Thread):
         self.failed += len(failed)
         self.failed_in_a_row = 0 if beside_finished else self.failed_in_a_row + len(failed)
         if self.failed_in_a_row >= max(FAILED_IN_A_ROW, self.config.prompts_per_step):
-            # They are generated anew when the cause is mended and the run goes on.
-            self._retrying(lambda: self.client.cancel_prompts(self.run_name))
+            # They are generated anew when the cause is fixed and the run goes on.
+            self._with_retries(lambda: self.client.cancel_prompts(self.run_name))
             raise EveryGroupFailed(
                 f"the last {self.failed_in_a_row} groups failed, and none was finished between them; the last one, "
                 f"{failed[-1].id}: {failed[-1].error}"
             )
 
-    def _retrying(self, call: Callable[[], T]) -> T:
+    def _with_retries(self, call: Callable[[], T]) -> T:
         """Through a service that is full, or is being started again: for `ready_timeout` seconds."""
-        return patiently(call, self.config.ready_timeout, self.stopping, self._noticed)
+        return with_retries(call, self.config.ready_timeout, self.stopping, self._noticed)
 
     def _noticed(self, error: Exception) -> None:
         """What a service without a state folder had in memory is gone when it starts again. While it starts it answers

@@ -9,7 +9,7 @@ import httpx
 from torch import Tensor
 
 from rl_loop.loops.ownership import Ownership
-from rl_loop.loops.patience import is_passing
+from rl_loop.loops.retries import is_transient
 from rollout_service.client import RolloutError, tensors_checksum
 
 logger = logging.getLogger("rl_loop")
@@ -22,10 +22,10 @@ class Pusher(threading.Thread):
     """`offer` replaces what is not yet on its way. `published` is the newest version known to be in service, and 0 when
     none of this run's is."""
 
-    def __init__(self, ownership: Ownership, patience: float):
-        """`patience`: seconds that pushes may fail before `failure` says so."""
+    def __init__(self, ownership: Ownership, timeout: float):
+        """`timeout`: seconds that pushes may fail before `failure` says so."""
         super().__init__(name="pusher", daemon=True)
-        self.ownership, self.client, self.patience = ownership, ownership.client, patience
+        self.ownership, self.client, self.timeout = ownership, ownership.client, timeout
         self.change = threading.Condition()
         self.newest: tuple[int, Mapping[str, Tensor]] | None = None
         self.published = 0
@@ -68,8 +68,8 @@ class Pusher(threading.Thread):
                 pause = self._push(version, tensors)
             except Exception as error:
                 failing_since = failing_since or time.monotonic()
-                lasting = isinstance(error, RolloutError) and not is_passing(error)
-                if lasting or time.monotonic() - failing_since > self.patience:
+                lasting = isinstance(error, RolloutError) and not is_transient(error)
+                if lasting or time.monotonic() - failing_since > self.timeout:
                     with self.change:
                         self.failure = error
                         self.change.notify_all()

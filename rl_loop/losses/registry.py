@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from drafters.by_kind import by_kind
 from rl_loop.losses.cispo import CISPO
+from rl_loop.losses.custom_loss import CustomLoss
 from rl_loop.losses.dapo import DAPO
 from rl_loop.losses.dr_grpo import DrGRPO
 from rl_loop.losses.grpo import GRPO
 from rl_loop.losses.gspo import GSPO
 from rl_loop.losses.loss import Loss
-from rl_loop.losses.own_loss import OwnLoss
 
 LOSSES: tuple[type[Loss], ...] = (GRPO, DrGRPO, DAPO, GSPO, CISPO)
 
 if TYPE_CHECKING:
     AnyLoss: TypeAlias = Loss
 else:
-    AnyLoss = by_kind(LOSSES, other=OwnLoss)
+    AnyLoss = by_kind(LOSSES, other=CustomLoss)

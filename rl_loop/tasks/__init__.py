@@ -1,7 +1,7 @@
 """Tasks: prompts and verifiable rewards. `make_task` builds the configured one."""
 
 from rl_loop.config import TaskConfig
-from rl_loop.tasks.own_reward import OwnReward
+from rl_loop.tasks.custom_reward import CustomReward
 from rl_loop.tasks.task import Split, Task, TaskError, TaskProblem
 
 __all__ = ["Split", "Task", "TaskError", "TaskProblem", "make_task"]
@@ -10,7 +10,7 @@ __all__ = ["Split", "Task", "TaskError", "TaskProblem", "make_task"]
 def make_task(config: TaskConfig) -> Task:
     """The configured task. Raises TaskError naming the field that is wrong."""
     task = _graded_task(config)
-    return task if config.reward is None else OwnReward(task, config.reward)
+    return task if config.reward is None else CustomReward(task, config.reward)
 
 
 def _graded_task(config: TaskConfig) -> Task:

@@ -112,7 +112,7 @@ async def sample(
                         requests = contexts.greedy_requests(Cut(temperature=0.0))
                         groups = await generate_all(engine, requests, config.engine.max_num_seqs, lambda: None)
                         greedy = {tuple(g.prompt_token_ids): g.completions[0].token_ids for g in groups}
-        order = {id(row): place for place, row in enumerate(rows)}
+        order = {id(row): index for index, row in enumerate(rows)}
         return sorted(sampled, key=lambda pair: order[id(pair[0])]), greedy, limit
 
 

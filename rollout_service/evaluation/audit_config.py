@@ -121,11 +121,11 @@ class AuditConfig(WithToken, Section):
         # As configured: two drafters may be of one kind.
         order = [(drafter.kind, drafter.model, drafter.draft_tokens) for drafter in drafters]
 
-        def place(setting: Setting) -> tuple[int, Cut]:
+        def position(setting: Setting) -> tuple[int, Cut]:
             drafter = setting.drafter
             return order.index((drafter.kind, drafter.model, drafter.draft_tokens)), setting.cut
 
-        return sorted(unique.values(), key=place)
+        return sorted(unique.values(), key=position)
 
     def rows_of(self, drafter: DrafterConfig) -> list[Setting]:
         """The settings of a running service: its drafter is what it is."""
@@ -137,5 +137,5 @@ def pairwise(*factors: list[Any]) -> Iterable[Sequence[Any]]:
     """Rows in which every pair of values of two factors occurs."""
     if len(factors) < 2:
         return [[value] for value in factors[0]]
-    places = [list(range(len(factor))) for factor in factors]
-    return [[factor[i] for factor, i in zip(factors, row, strict=True)] for row in AllPairs(places)]
+    indices = [list(range(len(factor))) for factor in factors]
+    return [[factor[i] for factor, i in zip(factors, row, strict=True)] for row in AllPairs(indices)]

@@ -86,7 +86,7 @@ class DraftSchedule(WireType):
     choices: list[DraftChoice] = Field(default_factory=list)
     """of the measured batch sizes and of the present one; empty where nothing is chosen"""
     acceptance_by_position: list[float] = Field(default_factory=list)
-    """the estimate that the choice rests on: lately observed, and what was known before"""
+    """the estimate that the choice is based on: lately observed, and what was known before"""
     changes: int = 0
     """of the schedule since the start"""
     reason: str

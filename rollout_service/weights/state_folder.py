@@ -1,7 +1,7 @@
 """The state folder: what a service that starts again goes on from. One service at a time has it.
 
 state/format                      the number of this layout; a folder of another one is refused
-state/lock                        held while a service runs (flock: a killed one lets go of it)
+state/lock                        held while a service runs (flock: a killed one releases it)
 state/queue.sqlite                the batch queue
 state/weights/policy-12.safetensors   the version in service, one file a weight set
 state/weights/policy-12.json          {"run": NAME}: the run that it belongs to; none when it is nobody's

@@ -1,4 +1,4 @@
-"""The picture of the rooms, the list of modules and the walks through the code are those of the code as it is."""
+"""The picture of the rooms, the list of modules, the walks through the code and the glossary are those of the code."""
 
 import ast
 import re
@@ -52,3 +52,14 @@ def test_what_the_walks_name_is_there():
     for path, name in named:
         assert (ROOT / path).is_file(), path
         assert not name or name in names_in(ROOT / path), f"{path}: {name}"
+
+
+def test_the_glossary_is_sorted_and_names_files_that_are_there():
+    lines = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
+    terms = [re.fullmatch(r"- \*\*([\w -]+)\*\*: .+", line) for line in lines if line.startswith("- ")]
+    assert len(terms) > 20
+    assert [term[1] for term in terms] == sorted(term[1] for term in terms)
+    for term in terms:
+        files = re.findall(r"`([\w/]+\.py)`", term[0])
+        assert files, term[1]
+        assert [file for file in files if not (ROOT / file).is_file()] == [], term[1]

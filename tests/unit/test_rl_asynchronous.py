@@ -411,7 +411,7 @@ def once(call, error):
 
 @pytest.mark.parametrize("status", [502, 503])
 def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, service, pool, monkeypatch, status):
-    monkeypatch.setattr("rl_loop.loops.patience.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.retries.PAUSE", 0.01)
     for name in ("weights", "cancel_prompts"):
         starting = RolloutError(status, ErrorBody(error="starting"))
         setattr(service, name, once(getattr(service, name), starting))
@@ -422,9 +422,9 @@ def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, ser
 
 @pytest.mark.parametrize("status", [503, None])
 def test_prompts_are_sent_again_to_a_service_that_starts_as_its_queue_may_be_gone(tmp_path, monkeypatch, status):
-    monkeypatch.setattr("rl_loop.loops.patience.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.retries.PAUSE", 0.01)
     puller = Puller(config(tmp_path), None, None, None, "run", Ledger(0, [], []), int, int, 0)
     puller.resend = False
     error = httpx.ConnectError("down") if status is None else RolloutError(status, ErrorBody(error="starting"))
-    assert puller._retrying(once(lambda: "done", error)) == "done"
+    assert puller._with_retries(once(lambda: "done", error)) == "done"
     assert puller.resend

@@ -73,7 +73,7 @@ def deadly(object_, name, generator, probability):
 
 def test_nothing_is_lost_and_nothing_trained_on_twice_through_random_deaths(tmp_path, pool, monkeypatch):  # noqa: F811
     generator = random.Random(SEED)
-    monkeypatch.setattr("rl_loop.loops.patience.PAUSE", 0.01)
+    monkeypatch.setattr("rl_loop.loops.retries.PAUSE", 0.01)
     monkeypatch.setattr("rl_loop.loops.pushing.PAUSE", 0.01)
     front = Front(tmp_path / "queue.sqlite", generator)
     steps = 3 * FAULTS

@@ -6,17 +6,17 @@ import re
 import pytest
 import torch
 
+from rl_loop.custom_function import CustomFunctionError
 from rl_loop.losses.cispo import CISPO
+from rl_loop.losses.custom_loss import CustomLoss
 from rl_loop.losses.dapo import DAPO
 from rl_loop.losses.dr_grpo import DrGRPO
 from rl_loop.losses.grpo import GRPO
 from rl_loop.losses.gspo import GSPO
 from rl_loop.losses.kl import k3_divergence
-from rl_loop.losses.own_loss import OwnLoss
 from rl_loop.losses.policy_loss import Totals, policy_loss
 from rl_loop.losses.registry import LOSSES
 from rl_loop.losses.terms import LossInput, LossTerms
-from rl_loop.own_function import OwnFunctionError
 
 RATIOS = torch.tensor([1.0, 1.5, 0.5, 1.5, 0.5])
 ADVANTAGES = torch.tensor([2.0, 1.0, 1.0, -1.0, -1.0])
@@ -117,7 +117,7 @@ def reinforce(batch: LossInput, scale: float) -> LossTerms:
 
 
 def test_a_loss_of_ones_own_is_a_function_with_its_options():
-    own = OwnLoss(kind=f"{__name__}:reinforce", options={"scale": 2.0}, average="sequence")
+    own = CustomLoss(kind=f"{__name__}:reinforce", options={"scale": 2.0}, average="sequence")
     result = policy_loss(own, loss_input(RATIOS, ADVANTAGES, lengths=[2, 3]), Totals(5, 2, 10))
     log_half, log_more = math.log(0.5), math.log(1.5)
     assert result.loss.item() == pytest.approx(-2.0 * (log_more / 2 + (log_half - log_more - log_half) / 3) / 2)
@@ -132,8 +132,8 @@ def test_a_loss_of_ones_own_is_a_function_with_its_options():
     ],
 )
 def test_a_loss_of_ones_own_that_cannot_be_called_is_named(kind, options, said):
-    with pytest.raises(OwnFunctionError, match=re.escape(said)):
-        _ = OwnLoss(kind=kind, options=options).function
+    with pytest.raises(CustomFunctionError, match=re.escape(said)):
+        _ = CustomLoss(kind=kind, options=options).function
 
 
 def test_k3_is_zero_for_equal_policies_and_positive_otherwise():

@@ -46,8 +46,8 @@ def push(monkeypatch):
     monkeypatch.setattr(rl_loop.loops.pushing, "PAUSE", 0.01)
     pushers = []
 
-    def started(service, patience=5.0):
-        pushers.append(Pusher(Ownership(service, "a"), patience))
+    def started(service, timeout=5.0):
+        pushers.append(Pusher(Ownership(service, "a"), timeout))
         pushers[-1].start()
         return pushers[-1]
 

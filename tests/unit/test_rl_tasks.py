@@ -124,7 +124,7 @@ def test_answers_of_every_kind_are_graded_in_one_file(tmp_path):
     assert rewards == [[float(row == column) for column in range(len(answers))] for row in range(len(answers))]
 
 
-def test_a_file_for_an_own_reward_needs_no_answer_that_can_be_read(tmp_path):
+def test_a_file_for_a_custom_reward_needs_no_answer_that_can_be_read(tmp_path):
     entries = [{"prompt": "?", "answer": ["any", "of", "these"]}, {"prompt": "?"}]
     task = make_task(jsonl(tmp_path, entries, reward="operator:eq"))
     assert [task.prompt("train", index).prompt for index in range(2)] == ["?\n", "?\n"]
@@ -147,7 +147,7 @@ def test_what_is_neither_text_nor_messages_is_named_in_one_line(entry, message, 
     assert "\n" not in str(refused.value)
 
 
-def test_own_reward_replaces_the_grading_of_any_task(tmp_path, monkeypatch):
+def test_custom_reward_replaces_the_grading_of_any_task(tmp_path, monkeypatch):
     (tmp_path / "my_rewards.py").write_text(
         "def short(response, entry):\n    return 1 / (1 + len(response)) if entry['question'] else 0\n"
     )
@@ -157,7 +157,7 @@ def test_own_reward_replaces_the_grading_of_any_task(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["no_such_module:f", "json:no_such_function", "json:__doc__"])
-def test_an_own_reward_that_cannot_be_loaded_is_named(path):
+def test_a_custom_reward_that_cannot_be_loaded_is_named(path):
     with pytest.raises(TaskError, match=r"task\.reward"):
         make_task(TaskConfig(reward=path, **CHAIN_SUM))
 

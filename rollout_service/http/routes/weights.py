@@ -1,6 +1,6 @@
 """POST /v1/weights/{policy|drafter}: a new version, as a safetensors stream or as a file in shared memory.
 
-GET and DELETE /v1/weights: the versions in service and the runs that they belong to; a run lets go of its own.
+GET and DELETE /v1/weights: the versions in service and the runs that they belong to; a run releases its own.
 """
 
 import asyncio

@@ -1,17 +1,17 @@
-"""OwnReward: any task's prompts with the user's own grading, `package.module:function`."""
+"""CustomReward: any task's prompts with the user's own grading, `package.module:function`."""
 
-from rl_loop.own_function import OwnFunctionError, load_function
+from rl_loop.custom_function import CustomFunctionError, load_function
 from rl_loop.tasks.task import Split, Task, TaskError, TaskProblem
 
 
-class OwnReward:
+class CustomReward:
     """`function(response, entry) -> float` replaces the task's reward. Modules in the working folder are found."""
 
     def __init__(self, task: Task, path: str):
         self.task = task
         try:
             self.function = load_function(path, "task.reward", "the response and the problem's entry", "response", {})
-        except OwnFunctionError as error:
+        except CustomFunctionError as error:
             raise TaskError(str(error)) from error
 
     def size(self, split: Split) -> int:

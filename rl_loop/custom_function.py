@@ -12,29 +12,29 @@ PATH = re.compile(r"[\w.]+:\w+")
 OF_PYTHON = ("<frozen importlib", importlib.__file__)
 
 
-class OwnFunctionError(ValueError):
-    """It cannot be had, or is called otherwise. The message names the field."""
+class CustomFunctionError(ValueError):
+    """It cannot be loaded, or is called otherwise. The message names the field."""
 
 
 def load_function(path: str, field: str, takes: str, *arguments: Any, **named: Any) -> Callable[..., Any]:
     """The function, which must be callable with these arguments, in words `takes`. Modules in the working folder are
-    found. Raises OwnFunctionError, with the line of the user's code that raised."""
+    found. Raises CustomFunctionError, with the line of the user's code that raised."""
     module, _, name = path.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise OwnFunctionError(f"{field}: {path}: {error}{_where(error)}") from error
+        raise CustomFunctionError(f"{field}: {path}: {error}{_where(error)}") from error
     except (Exception, SystemExit) as error:  # the module is the user's, and whatever it does is done here
         said = " ".join(str(error).split())  # of several lines, where it is pydantic's
-        raise OwnFunctionError(f"{field}: {path}: {type(error).__name__}: {said}{_where(error)}") from error
+        raise CustomFunctionError(f"{field}: {path}: {type(error).__name__}: {said}{_where(error)}") from error
     if not callable(function):
-        raise OwnFunctionError(f"{field}: {path}: not a function")
+        raise CustomFunctionError(f"{field}: {path}: not a function")
     try:
         inspect.signature(function).bind(*arguments, **named)
     except TypeError as error:
-        raise OwnFunctionError(f"{field}: {path}: is called with {takes}: {error}") from error
+        raise CustomFunctionError(f"{field}: {path}: is called with {takes}: {error}") from error
     except ValueError:  # a function written in C may have no signature
         pass
     return function  # type: ignore[no-any-return]

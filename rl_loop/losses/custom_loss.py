@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import Field, field_validator
 
+from rl_loop.custom_function import PATH, load_function
 from rl_loop.losses.loss import Loss
 from rl_loop.losses.terms import LossInput, LossTerms
-from rl_loop.own_function import PATH, load_function
 
 
-class OwnLoss(Loss):
+class CustomLoss(Loss):
     """your own, called with a batch and `options`"""
 
     kind: str = Field(title="package.module:function")
@@ -32,7 +32,7 @@ class OwnLoss(Loss):
 
     @cached_property
     def function(self) -> Callable[..., LossTerms]:
-        """Raises OwnFunctionError where it cannot be imported, or does not take a batch and the options."""
+        """Raises CustomFunctionError where it cannot be imported, or does not take a batch and the options."""
         return load_function(self.kind, "loss.kind", "a batch and loss.options", None, **self.options)
 
     def terms(self, batch: LossInput) -> LossTerms:

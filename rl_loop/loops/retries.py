@@ -1,4 +1,4 @@
-"""Patience with a service that is full or is being started again: calls that are tried again until it answers."""
+"""Retries: calls to a service that is full or is restarting are repeated until it answers."""
 
 import threading
 import time
@@ -13,20 +13,20 @@ T = TypeVar("T")
 
 PAUSE = 1.0
 """seconds between tries, unless the service says a shorter time"""
-PASSING = (429, 500, 502, 503, 504, 507)
-"""answers of the service that time mends"""
+TRANSIENT = (429, 500, 502, 503, 504, 507)
+"""statuses of the service after which the same call may succeed later"""
 
 
 class Stopped(Exception):
     """The call was given up because its caller is to end."""
 
 
-def is_passing(error: BaseException) -> bool:
+def is_transient(error: BaseException) -> bool:
     """Whether the same call may succeed later."""
-    return isinstance(error, httpx.TransportError) or (isinstance(error, RolloutError) and error.status in PASSING)
+    return isinstance(error, httpx.TransportError) or (isinstance(error, RolloutError) and error.status in TRANSIENT)
 
 
-def patiently(
+def with_retries(
     call: Callable[[], T],
     seconds: float,
     stopping: threading.Event | None = None,
@@ -41,7 +41,7 @@ def patiently(
         try:
             return call()
         except (httpx.TransportError, RolloutError) as error:
-            if not is_passing(error) or time.monotonic() > deadline:
+            if not is_transient(error) or time.monotonic() > deadline:
                 raise
             failed(error)
             after = error.retry_after if isinstance(error, RolloutError) else None
