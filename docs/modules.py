@@ -1,4 +1,4 @@
-"""Writes docs/modules.md: each room and its modules, with the first line that each says of itself.
+"""Page of modules, docs/modules.md: each room and its modules, with the first line of each.
 
 make picture
 """

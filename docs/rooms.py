@@ -1,4 +1,4 @@
-"""Draws docs/rooms.svg: the rooms of the three packages, on floors, with the imports between them.
+"""Picture of the rooms, docs/rooms.svg: the three packages' rooms, on floors, with the imports between them.
 
     make picture
 

@@ -1,4 +1,4 @@
-"""A section of a configuration whose fields and defaults depend on its `kind`: one class a kind, `kind` a Literal.
+"""Sections of a configuration whose fields depend on their `kind`: one class a kind, `kind` a Literal.
 
 Loss = by_kind([GRPO, DAPO])        # [loss] kind = "dapo"; without a kind it is the first
 """

@@ -1,4 +1,4 @@
-"""What a drafter is: one kind's engine configuration, the tensors it owns, and what it needs from the policy."""
+"""Drafter: one kind's engine configuration, the tensors it owns, and what it needs from the policy."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping

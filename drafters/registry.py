@@ -1,4 +1,4 @@
-"""The kinds of drafter by name, those that can be served and those that can be trained; the only file that lists them.
+"""The kinds of drafter by name, to serve and to train; the only file that lists them.
 
 To serve a new kind: a file in `drafters/kinds/` with its class, and the class among KINDS. To train it: a file in
 `drafters/learners/` with its learner, and a line of LEARNERS. A kind with settings of its own, or of the shape of a new

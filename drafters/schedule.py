@@ -1,4 +1,4 @@
-"""How many tokens to draft at each batch size, from the measured cost of a step and the acceptance by position.
+"""Schedule of draft lengths by batch size, from the measured cost of a step and the acceptance by position.
 
 With b completions under way and k drafts each, a step yields b (1 + a_1 + ... + a_k) tokens, a_i being the probability
 that the first i drafts are all accepted, and takes c(b, k) seconds. Their ratio is the predicted speed. A draft length

@@ -1,4 +1,4 @@
-"""How fast responses will be, relative to an engine without a drafter, from the measured costs and the acceptance.
+"""Prediction of speed relative to no drafter, from the measured costs and the acceptance.
 
 Of each number of streams: each generates some responses of one length, one after the other, and all begin at once.
 Without drafts they go on in step. With drafts a response takes a random number of steps, so that streams drift apart,

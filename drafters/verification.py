@@ -1,4 +1,4 @@
-"""Lossless verification of drafts: how many stand, and which token follows them.
+"""Verification of drafts, lossless: how many drafted tokens are accepted, and which token follows them.
 
 R requests of different draft lengths, K the longest; N drafted tokens of all requests, one request's after the other's;
 V vocabulary. Of one request: drafts x_1..x_k; P_i and Q_i the target's and the drafter's distributions of x_i, given

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, one line a field: its name, what is allowed, and the value that was given.
+"""Wrong fields of a configuration, one line each: the name, what is allowed, and the value that was given.
 
 port: Input should be less than or equal to 65535 (got 70000)
 learnin_rate: there is no such field; did you mean learning_rate?

@@ -1,4 +1,4 @@
-"""A function of the user's, named in the configuration as `package.module:function`."""
+"""Custom functions of the user's, named in the configuration as `package.module:function`."""
 
 import importlib
 import inspect

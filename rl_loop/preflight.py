@@ -1,4 +1,4 @@
-"""What is checked before work starts: the output folder and the endpoint. Prompts: rl_loop/prompt_lengths.py."""
+"""Checks before training starts, of the output folder and the endpoint. Prompts: rl_loop/prompt_lengths.py."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prompts that leave no room for a response in the served policy's context: measured before work starts.
+"""Prompt lengths: prompts that leave no room for a response in the served context are found before training starts.
 
 Each prompt of a file is measured, and each that the run is to draw of a dataset without end. What a run draws beyond
 these (in place of groups that were left out) is measured when it is drawn.

@@ -1,4 +1,4 @@
-"""`rl-loop train` once its configuration is read: checks, builds the parts, runs the loop.
+"""The run of `rl-loop train`, once its configuration is read: checks, builds the parts, runs the loop.
 
 However the loop ends (its last step, a signal, the endpoint's failure, an error of any kind), a checkpoint of the last
 finished step is left, if the disk allows, and the service's weights are nobody's.

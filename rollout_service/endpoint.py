@@ -1,4 +1,4 @@
-"""The address of a service, as a client is given it: checked where it is written, before anything connects."""
+"""Endpoint: the address of a service, checked when the configuration is read, before anything connects."""
 
 import ipaddress
 from urllib.parse import urlsplit

@@ -1,4 +1,4 @@
-"""Imports of large packages, without the garbage collector."""
+"""Imports of large packages, which are faster without the garbage collector."""
 
 import gc
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The one list of sampling parameters that are refused because drafted tokens would not follow them.
+"""Lossless sampling: the one list of parameters that are refused because drafted tokens would not follow them.
 
 Every route reads it, and so do `rollout-service launch --help`, GET /docs and a test of the README. Each entry says
 why, and what to use instead. A parameter's range is its type's (protocol.py), with and without a drafter.

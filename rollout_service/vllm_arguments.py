@@ -1,4 +1,4 @@
-"""`engine.vllm`: which of vLLM's engine arguments a configuration may give."""
+"""vLLM's engine arguments that a configuration may give under `engine.vllm`."""
 
 import ast
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""vLLM's `LLM` in this process, with the arguments of the service's engine; a JSON line in, a JSON line out.
+"""A bare engine: vLLM's `LLM` with the arguments of the service's engine; a JSON line in, a JSON line out.
 
 python deploy/bench/bare_engine.py '{"model": ..., ...}'        (a ServiceConfig)
 

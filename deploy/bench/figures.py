@@ -1,4 +1,4 @@
-"""A measured figure with its interval and its goal; files of them, and the table over all."""
+"""Figures of the benchmark, each with its interval and its goal; files of them, and the table over all."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Where the time of the learner's passes goes: torch's profiler on the benchmark's rollouts, by kind of operation.
+"""Profile of the learner's passes by kind of operation: torch's profiler on the benchmark's rollouts.
 
     python deploy/bench/learner_profile.py [--learner.rollouts 128]
 

@@ -1,4 +1,4 @@
-"""The demo's policy made large without changing what it computes, so that acceptance and cost are both real.
+"""Padding of the demo's policy: larger without changing what it computes, so that acceptance and cost are both real.
 
     python deploy/bench/padding.py --source deploy/demo/models --target /tmp/padded
 

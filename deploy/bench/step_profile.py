@@ -1,4 +1,4 @@
-"""Where the time of a decoding step goes, with and without a drafter: one engine in this process, functions timed.
+"""Profile of a decoding step, with and without a drafter: one engine in this process, functions timed.
 
     python deploy/bench/step_profile.py [--streams '[1, 16, 32]'] [--drafters '["mtp"]'] [--draft_tokens 3]
 

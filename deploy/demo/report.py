@@ -1,4 +1,4 @@
-"""Join what the demo's training and comparison wrote into report/report.md and report/report.json.
+"""Report of the demo: joins what training and comparison wrote into report/report.md and report/report.json.
 
 python deploy/demo/report.py FOLDER SECONDS
 """

@@ -1,4 +1,4 @@
-"""Zero the GPU code in a shared library that an H100 does not run, so that the library compresses well.
+"""Stripping of a shared library: GPU code that an H100 does not run becomes zeros, which compress well.
 
     python strip_cubins.py libraries/_C.abi3.so small/_C.abi3.so
     python strip_cubins.py libraries/_vllm_fa3_C.abi3.so small/_vllm_fa3_C.abi3.so --attention

@@ -1,4 +1,4 @@
-"""A disk that is full, or a user's share of it: what was to be written, how much room it takes, and where."""
+"""Disk space: the error of a full disk or quota says what was to be written, how much room it takes, and where."""
 
 import errno
 import re

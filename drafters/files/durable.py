@@ -1,4 +1,4 @@
-"""Files that last: what was written is still there, and whole, after a power loss.
+"""Durable files: what was written is still there, and whole, after a power loss.
 
 A file's content is on the disk once the file is synced, its name once its folder is synced. So: write under another
 name, sync, rename, sync the folder. Only then may anything rely on the file.

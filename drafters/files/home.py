@@ -1,4 +1,4 @@
-"""The home folder in a path that a user wrote."""
+"""Home folder: `~` in a path that a user wrote."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Where a model is: a folder on this machine, or the snapshot of a Hugging Face name."""
+"""Model folders: a folder on this machine, or the snapshot of a Hugging Face name."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Formats of stored files have numbers: a file of another format is refused rather than misread."""
+"""Format numbers of stored files: a file of another format is refused rather than misread."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A small language model drafts by itself; it reads nothing of the policy."""
+"""Draft model: a small language model that drafts by itself, and reads nothing of the policy."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path

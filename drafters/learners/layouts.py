@@ -1,4 +1,4 @@
-"""Eagle3 checkpoints as others publish them, as this project's learner: configuration and tensor names.
+"""Layouts of published Eagle3 checkpoints: configuration and tensor names, as this project's learner has them.
 
     SpecForge, and this project     config.json of a Llama with `draft_vocab_size`; the layer is `midlayer.*`
     speculators                     `speculators_model_type`, the Llama under `transformer_layer_config`; `layers.0.*`

@@ -1,4 +1,4 @@
-"""What the trainer sees of a drafter: a torch module whose distributions equal those the engine drafts from.
+"""DrafterLearner: a drafter as a torch module, whose distributions equal those that the engine drafts from.
 
 Shapes, here and in `drafters/training`: B sequences, T tokens (padded on the right), D hidden, V vocabulary, N counted
 rows. Row i of draft step j (both from 0) is the draft that knows tokens 0..i+1 of the policy's own and j drafted ones

@@ -1,4 +1,4 @@
-"""A small causal language model of the policy's vocabulary as a learner: it reads the tokens, nothing else."""
+"""Draft model as a learner: a small causal language model of the policy's vocabulary, which reads only tokens."""
 
 from collections.abc import Iterable
 from pathlib import Path

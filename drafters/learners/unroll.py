@@ -1,4 +1,4 @@
-"""Several draft steps of a head at once, each on what the head made in the step before (Eagle3, arXiv 2503.01840).
+"""Unrolled draft steps of a head, each on what the head made in the step before (Eagle3, arXiv 2503.01840).
 
 While drafting, a head has seen the policy's hidden states up to row i, then only its own. So at step j the query of row
 i (at position i + j) attends to the keys of step 0 of rows <= i, and to its own row's keys of steps 1..j:

@@ -1,4 +1,4 @@
-"""`drafters train` once its configuration is read: build or load the learner, train, validate, write.
+"""The run of `drafters train`, once its configuration is read: build or load the learner, train, validate, write.
 
 out/                    the drafter's checkpoint, as vLLM loads it
 out/training/

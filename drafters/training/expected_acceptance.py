@@ -1,4 +1,4 @@
-"""What acceptance an engine will measure, predicted from forward passes over samples of the policy.
+"""Expected acceptance of an engine, predicted from forward passes over samples of the policy.
 
 A drafted token is accepted with probability min(1, p / q), and accepted or replaced, the token that stands in the end
 is the policy's. So, given a sample, the m-th draft from row i is accepted with min(1, q(x) / p(x)) at the token x that

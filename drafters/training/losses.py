@@ -1,4 +1,4 @@
-"""Distances of the drafter's distribution q from the policy's p, per row: what training minimises.
+"""Losses of a drafter: distances of its distribution q from the policy's p, per row.
 
 Acceptance of one drafted token is sum over tokens of min(p, q) = 1 - total variation (arXiv 2211.17192), so total
 variation is the aim itself; soft cross-entropy bounds it (Pinsker) and has a gradient far from the optimum as well.

@@ -1,4 +1,4 @@
-"""Train a drafter on samples of a policy that stays as it is."""
+"""Offline training of a drafter, on samples of a policy that stays as it is."""
 
 import random
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Train a drafter while its policy is trained, on hidden states that the policy's own forward has already made.
+"""Online training of a drafter, while its policy is trained, on hidden states of the policy's own forward pass.
 
 Nothing here reaches the policy: what is read of it carries no gradient, the optimiser and its clipping are the
 drafter's own, and no random number is drawn from a generator that the policy's training uses.

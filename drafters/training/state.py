@@ -1,4 +1,4 @@
-"""A learner and its AdamW as named tensors, so that training goes on bit for bit. Safetensors, no pickle."""
+"""Training state: a learner and its AdamW as named tensors, to resume bit for bit. Safetensors, no pickle."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""What a run's checkpoints take over from the policy's own as it is: what the trainer neither trains nor reads."""
+"""Carried tensors: those that a run's checkpoints copy from the policy's own, since the trainer does not train them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

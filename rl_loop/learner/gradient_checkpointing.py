@@ -1,4 +1,4 @@
-"""Gradient checkpointing in evaluation mode: a layer keeps only its input, and computes the rest again in the backward.
+"""Gradient checkpointing in evaluation mode: a layer keeps only its input, and is computed again in the backward pass.
 
 transformers checkpoints a layer only in training mode. That mode also turns on whatever else depends on it: dropout in
 attention and between layers, layers that are skipped at random, noise on the inputs of experts. The policy would then

@@ -1,4 +1,4 @@
-"""The run's drafter: learns in the policy's forward pass, has versions and a cadence of its own, and is checkpointed.
+"""The online drafter: trained on the policy's own forward passes, with versions and checkpoints of its own.
 
     generation     rollouts of policy N with drafter D, and what their drafts came to
     logprob        the learner scores every rollout once with policy N and keeps the hidden states: after each

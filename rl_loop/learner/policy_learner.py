@@ -1,4 +1,4 @@
-"""PolicyLearner: what the loops see of whatever trains the policy.
+"""PolicyLearner: the interface between the training loops and whatever trains the policy.
 
     logprobs, reference_logprobs    every rollout, scored before the step
     train                           the step: epochs of minibatches, each one

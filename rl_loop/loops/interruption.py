@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as an exception at a moment when the run's state is whole."""
+"""Interruption: Ctrl-C and SIGTERM raise an exception, but only at a moment when the run's state is consistent."""
 
 import signal
 from collections.abc import Iterator

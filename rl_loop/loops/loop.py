@@ -1,4 +1,4 @@
-"""TrainingLoop: what a step is in either mode, and the checkpoint after it.
+"""TrainingLoop: a training step in either mode, and the checkpoint after it.
 
 before the batch      what the mode does first: sync publishes the policy, both evaluate
 batch                 graded groups

@@ -1,4 +1,4 @@
-"""The alarm of a training run: what was sampled does not follow the policy that it is said to be sampled from."""
+"""Losslessness alarm in training: the samples do not follow the policy that is said to have sampled them."""
 
 from collections.abc import Callable
 

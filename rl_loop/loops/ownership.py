@@ -1,4 +1,4 @@
-"""Ownership: the weights that a run pushes, and the check that no others sampled what it trains on.
+"""Ownership: which run a service's weights belong to, and the check that no other sampled what a run trains on.
 
 - The service refuses a push of another run than the one that its weights belong to. A run that begins takes over only
   if it is told to; the other one's next push, or its next rollout, then ends it.

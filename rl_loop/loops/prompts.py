@@ -1,4 +1,4 @@
-"""Problems as requests for groups: names, seeds and metadata of what is asked for."""
+"""Prompts: problems as requests for groups, with their names, seeds and metadata."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Publisher: how a run's weights come into service, the policy's and the drafter's. Both loops know only this.
+"""Publisher: the interface by which a loop brings weights into service, the policy's and the drafter's.
 
 A live service's publisher is the run's Ownership (ownership.py), which an asynchronous run calls in a thread of its own
 (pushing.py). A recording's (recording.py) changes nothing but the versions.

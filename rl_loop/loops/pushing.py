@@ -1,4 +1,4 @@
-"""Pusher: brings the newest policy into service while the next is trained; what was too slow for that is skipped."""
+"""Pusher: pushes the newest policy while the next one is trained; versions that are overtaken are skipped."""
 
 import logging
 import threading

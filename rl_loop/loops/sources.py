@@ -1,4 +1,4 @@
-"""Where rollouts come from: the service, or a recording (recording.py). Both loops know only `RolloutSource`.
+"""RolloutSource: where both loops get their rollouts from, the service or a recording (recording.py).
 
 A batch is the groups of one step or evaluation; its groups' ids are its name and a number: `train-000003-00017`. An
 asynchronous run asks here for held-out groups alone: those that it trains on come by the service's queue (pulling.py).

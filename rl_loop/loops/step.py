@@ -1,4 +1,4 @@
-"""What a loop does with a batch of graded groups: score it, weigh it, report it.
+"""The training step on a batch of graded groups: score it, weigh it, report it.
 
 graded groups -> shaped rewards -> advantages -> examples (old log-probabilities, corrections) -> learner -> metrics
 """

@@ -1,4 +1,4 @@
-"""Corrections for tokens of an older policy, as they are configured: one class a kind. Imports no torch.
+"""Configuration of corrections for tokens of an older policy, one class a kind. Imports no torch.
 
 losses/corrections.py applies them, and names their papers.
 """

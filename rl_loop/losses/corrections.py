@@ -1,4 +1,4 @@
-"""Corrections for tokens that another policy sampled than the one that is trained: constant weights of loss terms.
+"""Corrections: constant weights of loss terms, for tokens that another policy sampled than the one that is trained.
 
 With q the sampling policy, pi_prox the policy before the step, and pi the trained one, the decoupled objective (arXiv
 2110.00641; AReaL, arXiv 2505.24298, equation 5) clips pi / pi_prox and weighs each token by pi_prox / q:

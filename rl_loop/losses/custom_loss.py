@@ -1,4 +1,4 @@
-"""The user's own loss: `kind = "package.module:function"`, called as `function(batch, **options)`.
+"""CustomLoss: a loss of the user's, `kind = "package.module:function"`, called as `function(batch, **options)`.
 
 def reinforce(batch: LossInput, scale: float = 1.0) -> LossTerms:
     terms_N = -scale * batch.advantages_N * batch.logprobs_N

@@ -1,4 +1,4 @@
-"""Loss: what every policy loss is configured with, and the per-token terms that each has of its own.
+"""Loss: the configuration that every policy loss shares, and the method that gives its per-token terms.
 
 Configurations are made of these classes, so this room imports torch where it computes and not before.
 """

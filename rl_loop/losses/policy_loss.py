@@ -1,4 +1,4 @@
-"""How a policy loss's per-token terms become one number.
+"""Reduction of a policy loss: its per-token terms become one number.
 
 A loss sees log-probabilities, advantages and lengths of a micro-batch, and knows nothing of where they come from. Terms
 are summed and divided by a figure of the whole (mini)batch, so that those of micro-batches add up.

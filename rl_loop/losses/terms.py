@@ -1,4 +1,4 @@
-"""What every policy loss takes and gives: per-token terms, before they are averaged. Imports torch when it computes.
+"""Inputs and per-token terms of every policy loss, before they are averaged. Imports torch when it computes.
 
 N counts the response tokens of a micro-batch, row after row; B its rows, a response each.
 """

@@ -1,4 +1,4 @@
-"""What is measured of the drafter in a step: acceptance by position and context length, versions, age, its training."""
+"""Drafter metrics of a step: acceptance by position and context length, versions, age, and training."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""acceptance.png: acceptance and reward over training steps, with the drafter's pushes marked."""
+"""Plot of the drafter, acceptance.png: acceptance and reward over training steps, with the drafter's pushes marked."""
 
 from collections.abc import Sequence
 from itertools import pairwise

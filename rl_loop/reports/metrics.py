@@ -1,4 +1,4 @@
-"""What is measured: the typed metrics of a step and of an evaluation, and how they are computed from rollouts."""
+"""Metrics of a step and of an evaluation, typed, and how they are computed from rollouts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

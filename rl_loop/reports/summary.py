@@ -1,4 +1,4 @@
-"""What a run leaves at its end: one table in the terminal, summary.json, and the plot reward.png."""
+"""Summary of a run at its end: one table in the terminal, summary.json, and the plot reward.png."""
 
 import json
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Ledger: which of a run's problems are where, and under which leases. Its checkpoints hold all but the leases.
+"""Ledger: where each of a run's problems is, and under which lease. Its checkpoints hold all but the leases.
 
 sent --(leased, trained on or spent)--> trained --(a checkpoint holds it; acknowledged)--> forgotten
 """

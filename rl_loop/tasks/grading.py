@@ -1,4 +1,4 @@
-"""Grading: whether a response's answer is the right one, as mathematics, as text or as a choice.
+"""Grading: whether a response's answer is right, as mathematics, as text or as a choice.
 
     grader    right                             is also right         wrong
     math      1/2, x+1, (1,2), 12 km            0.5, 1+x, (1, 2), 12  1/3

@@ -1,4 +1,4 @@
-"""Rewards that cannot be had, and what they cost. The rule is the same in both modes, in this process and in others.
+"""Rewards, and what one that fails costs. The rule is the same in both modes, in this process and in others.
 
 - A reward that raises, or is not a finite number, costs its completion: it is told, counted and left out. So does one
   that takes too long or ends its process, where rewards have processes of their own (rl_loop/tasks/rewards_pool.py).

@@ -1,4 +1,4 @@
-"""Task: what a source of prompts and rewards must offer, and how an answer is found in a response."""
+"""Task: the interface of a source of prompts and rewards, and how an answer is found in a response."""
 
 import hashlib
 import math

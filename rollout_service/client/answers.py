@@ -1,4 +1,4 @@
-"""What the client makes of answers: groups, statuses, and errors that say who answered what.
+"""Answers of the service as the client reads them: groups, statuses, and errors that say who answered what.
 
 Answers are read leniently, since the service may be newer: a new field does no harm. Requests are strict: an unknown
 field may be a misspelt sampling parameter.

@@ -1,4 +1,4 @@
-"""Every call of the service, described once, as data: each becomes a method of both clients, with its docstring.
+"""Calls of the service, each described once, as data: it becomes a method of both clients, with its docstring.
 
 | call                                | waits for an answer, in seconds                                           |
 |-------------------------------------|---------------------------------------------------------------------------|

@@ -1,4 +1,4 @@
-"""Route: how the client reaches the service, straight or through a proxy, and how it notices a dead peer.
+"""Route: how the client connects to the service, directly or through a proxy, and how it notices a dead peer.
 
 TCP keepalive finds a peer that is gone (a half-open connection) in some two minutes, also within the longest waits.
 """

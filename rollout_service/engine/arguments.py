@@ -1,4 +1,4 @@
-"""What the service tells vLLM: of an engine, and of a request."""
+"""Arguments that the service gives vLLM, for an engine and for a request."""
 
 import contextlib
 import dataclasses

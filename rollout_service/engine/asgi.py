@@ -1,4 +1,4 @@
-"""One request through an ASGI application, as a stream: how vLLM's own routes are reached inside an engine's actor."""
+"""ASGI: one request as a stream through an application. So vLLM's own routes are reached inside an engine's actor."""
 
 import asyncio
 import logging

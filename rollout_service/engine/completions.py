@@ -1,4 +1,4 @@
-"""vLLM's output of one completion, as the interface has it."""
+"""Completions: vLLM's output of one, as the interface has it."""
 
 from typing import TYPE_CHECKING, cast
 

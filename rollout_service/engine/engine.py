@@ -1,4 +1,4 @@
-"""The Ray actor around one vLLM AsyncLLM.
+"""Engine: the Ray actor around one vLLM AsyncLLM.
 
 An actor is empty until `start`, also after Ray restarted it: the fleet starts it with the weights now in service, so an
 engine never serves a token of a version that is not current. When vLLM's core process dies the actor ends too, and Ray

@@ -1,4 +1,4 @@
-"""What an engine's process is given: cores, preloaded libraries, and the environment vLLM reads."""
+"""Hardware and environment of an engine's process: cores, preloaded libraries, and the variables that vLLM reads."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""A version on its way into an engine: where its bytes are, and what the engine says of it when it has read them.
+"""Loading of a weight version into an engine: where its bytes are, and what the engine says once it has read them.
 
 Engines on the front's node read the file that the service received. For engines on other nodes its bytes are put once
 into Ray's object store.

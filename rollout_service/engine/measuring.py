@@ -1,4 +1,4 @@
-"""What a running engine's steps cost and what is accepted, measured by a plan: calibration's, or one at the start."""
+"""Measurement of step costs and acceptance in a running engine, by a plan: calibration's, or the one at start-up."""
 
 import asyncio
 import random

@@ -1,4 +1,4 @@
-"""An engine's draft lengths in words and figures, for GET /v1/speculation: what is drafted now, and why."""
+"""Status of an engine's draft lengths, in words and figures, for GET /v1/speculation: what is drafted now, and why."""
 
 from drafters.schedule import (
     HYSTERESIS,

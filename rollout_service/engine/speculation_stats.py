@@ -1,4 +1,4 @@
-"""Speculation counts of one engine by weight version, fed by vLLM's own statistics after every step.
+"""Speculation counts of one engine by weight version, from vLLM's own statistics after every step.
 
 The newest VERSIONS_KEPT pairs of versions have counts of their own. Those of older pairs are one sum. So totals stay
 exact, and a run of many versions takes no more memory and time than a short one.

@@ -1,4 +1,4 @@
-"""The seconds of a decoding step by batch size and draft length, and acceptance, from vLLM's statistics of each step.
+"""Step costs: seconds of a decoding step by batch size and draft length, and acceptance, from vLLM's statistics.
 
 A step's time is that between the arrivals of two steps' statistics in the process in front of vLLM's core: what the
 user of the engine waits for, scheduling and the hand-over of tokens included. Only steps are counted in which all the

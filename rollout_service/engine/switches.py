@@ -1,4 +1,4 @@
-"""What can be switched in a running engine: how drafts are drawn and verified. On a CPU alone."""
+"""Switches of a running engine: how drafts are drawn and verified. They are there on a CPU alone."""
 
 from drafters.registry import DrafterConfig, make_drafter
 

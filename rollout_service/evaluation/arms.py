@@ -1,4 +1,4 @@
-"""What is measured: an arm generates one completion at a time, on an engine of its own or at a running endpoint."""
+"""Arms of a measurement: each generates groups on an engine of its own, or at a running endpoint."""
 
 from collections.abc import Iterable
 from pathlib import Path

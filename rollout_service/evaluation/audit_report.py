@@ -1,4 +1,4 @@
-"""The audit as a table in the terminal, audit.json and audit.md."""
+"""Report of the audit: a table in the terminal, audit.json and audit.md."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""One row of the audit: the tests of one setting's samples, and the verdict.
+"""A row of the audit: the tests of one setting's samples, and the verdict.
 
 Where a token stands in its draft is known from the step's record: position i is the i-th token of a step that drafted
 at least i, accepted or put in the place of a refused draft. Given that the step came that far, such a token follows the

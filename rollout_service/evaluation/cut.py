@@ -1,4 +1,4 @@
-"""Cut: what makes a sampling distribution of logits. Imports no torch, as configurations hold it."""
+"""Cut: the temperature, top-p and top-k that make a sampling distribution of logits. Imports no torch."""
 
 from typing import Any, NamedTuple
 

@@ -1,4 +1,4 @@
-"""The policy as transformers computes it in float32: the distributions that samples are judged by."""
+"""The exact policy: transformers' float32 distributions, by which samples are judged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Goodness of fit of counts to exact probabilities, and what a sample of that size can tell.
+"""Goodness of fit of counts to exact probabilities, and the deviation that a sample of that size can detect.
 
 C outcomes of one multinomial, n draws. Outcomes expected fewer than EXPECTED times are taken together, since the
 statistic follows a chi-square only where counts are not small.

@@ -1,4 +1,4 @@
-"""The comparison as a table in the terminal, compare.json, compare.md, and two plots."""
+"""Report of the comparison: a table in the terminal, compare.json, compare.md, and two plots."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""A row of the comparison: what one drafter, draft length, way of drafting and concurrency came to."""
+"""A row of the comparison: one drafter, draft length, sampling of drafts and concurrency, as measured."""
 
 import statistics
 from dataclasses import dataclass, field

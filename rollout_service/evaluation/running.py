@@ -1,4 +1,4 @@
-"""What every measurement does: start engines together, keep so many requests under way, show progress."""
+"""Steps that every measurement shares: start engines together, keep so many requests in flight, show progress."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence

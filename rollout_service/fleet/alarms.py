@@ -1,4 +1,4 @@
-"""Alarms: a drafter that is stale, half-loaded or outrun gives right samples only slower, and nobody would notice.
+"""Alarms of a stale, half-loaded or outdated drafter: samples stay right and come slower, so nobody would notice.
 
 After every push
 - an engine that read other bytes than were sent has refused them;

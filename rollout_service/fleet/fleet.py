@@ -1,4 +1,4 @@
-"""The fleet: start N engines, route a group to the least loaded, ask all of them, restart and re-weight the dead.
+"""Fleet: starts the engines, routes each group to the least loaded, restarts the dead, and gives all new weights.
 
 - A group goes to one engine. When that engine dies the group is generated again; the client notices only time.
 - An engine is in service from the moment it holds the current weights. A restarted one takes them before it serves,

@@ -1,4 +1,4 @@
-"""Tasks that must not end while the service runs."""
+"""Background tasks that must not end while the service runs."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Member: what the fleet knows of one engine; and the errors when engines could not do what was asked."""
+"""Member: one engine as the fleet knows it, and the errors when engines could not do what was asked."""
 
 import time
 from dataclasses import dataclass, field

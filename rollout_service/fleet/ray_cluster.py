@@ -1,4 +1,4 @@
-"""Ray, joined or started, without its hold on SIGTERM."""
+"""Ray cluster: joined or started, without Ray's handler of SIGTERM."""
 
 import logging
 import os

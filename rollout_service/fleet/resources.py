@@ -1,4 +1,4 @@
-"""Whether a machine or a cluster has what the engines need. Ray makes actors that it has no room for wait in silence.
+"""Resources that the engines need of a machine or a cluster. Ray makes actors that it has no room for wait in silence.
 
 - This machine does not grow: what it does not have is refused before anything starts.
 - A cluster may grow, or be given back what others use: the fleet waits for it, and says what is missing.

@@ -1,4 +1,4 @@
-"""What is checked before anything is generated: every limit a group could break, each named by its field."""
+"""Admission: checks of a group before anything is generated, each limit named by its field."""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Any

@@ -1,4 +1,4 @@
-"""Every error as an answer: an ErrorBody, and on OpenAI's routes the form that OpenAI's clients read."""
+"""Errors as answers: an ErrorBody, and on OpenAI's routes the form that OpenAI's clients read."""
 
 from collections.abc import Mapping
 from http import HTTPStatus

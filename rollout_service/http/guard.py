@@ -1,4 +1,4 @@
-"""Guard: what every request meets first. The token, the size of its body, and the time that it may take to arrive.
+"""Guard of every request: its token, the size of its body, and the time that it may take to arrive.
 
 Plain ASGI, so that a disconnection reaches the route that streams.
 """

@@ -1,4 +1,4 @@
-"""What is checked of a body for OpenAI's routes before vLLM's handler sees it.
+"""Requests to OpenAI's routes: what is checked of a body before vLLM's handler sees it.
 
 vLLM judges most of it. Here is refused what it would ignore (a misspelt field), sample differently from what was asked
 for (a tiny temperature), or pass on to an engine that cannot hold it (an integer of 100 digits).

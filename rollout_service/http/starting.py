@@ -1,4 +1,4 @@
-"""What a service answers before its engines are in service: 503 with Retry-After, on every path, /health included.
+"""Start of a service: until its engines are in service it answers 503 with Retry-After, on every path.
 
 It runs in a thread of its own, since what starts the engines holds the main thread for seconds at a time.
 """

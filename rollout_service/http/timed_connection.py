@@ -1,4 +1,4 @@
-"""TimedConnection: one of uvicorn's, closed when a request's head does not arrive in time.
+"""TimedConnection: a connection of uvicorn's, closed when a request's headers do not arrive in time.
 
 uvicorn limits the time between requests, and none within a head: a client that sends a byte a minute would hold its
 connection for ever.

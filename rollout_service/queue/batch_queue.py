@@ -1,4 +1,4 @@
-"""BatchQueue: groups from their arrival until they are generated; from there on FinishedGroups has them.
+"""BatchQueue: groups from their arrival until they are generated; from then on FinishedGroups has them.
 
     waiting --(generated)--> finished --(lease)--> leased --(ack)--> acknowledged
      | ^----(too stale)---------'  ^---(nack, or the lease's end)---'

@@ -1,4 +1,4 @@
-"""FailedGroups: those that cannot be generated, or read back. Each is kept with its reason, and never tried again."""
+"""FailedGroups: groups that cannot be generated, or read back. Each is kept with its reason, and never tried again."""
 
 import time
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""FinishedGroups: handed out under leases until they are acknowledged, and never too stale.
+"""FinishedGroups: generated groups, handed out under leases until they are acknowledged, and never too stale.
 
 - The staleness bound is checked in `lease`, whatever happened before. `drop_stale` only spares the work.
 - A lease that is over returns its groups; so does one whose trainer begins anew.

@@ -1,4 +1,4 @@
-"""How the batch queue is doing: groups by where they are, leases, and why a batch is short.
+"""Status of the batch queue: groups by their state, leases, and why a batch is short.
 
 What is counted here is what is in the queue. So the time it takes does not grow with what has passed through.
 """

@@ -1,4 +1,4 @@
-"""What the queue's database holds of a group: reading it back, and telling one request from another.
+"""Records of groups in the queue's database: how they are read back, and how requests are told apart.
 
 A newer version of the service, with the same format, may have written it. So unknown fields are left out, and what
 still cannot be read is one group's failure.

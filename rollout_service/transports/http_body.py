@@ -1,4 +1,4 @@
-"""Over HTTP, from any machine: the request's body is the safetensors bytes, which the service writes to a file."""
+"""Transport over HTTP, from any machine: the request's body is the safetensors bytes, which the service stores."""
 
 from collections.abc import AsyncIterable, Iterable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Through shared memory, from the service's own machine: the trainer writes a file there and sends its name.
+"""Transport through shared memory, on the service's own machine: the trainer writes a file and sends its name.
 
 The service does not read the bytes: the engines verify their checksum as they read them.
 """

@@ -1,4 +1,4 @@
-"""A weight transport: the way of a version's bytes from a trainer to the service. Both of its ends are in one file.
+"""Transport: a way of a version's bytes from a trainer to the service. Both of its ends are in one file.
 
     trainer                          POST /v1/weights/{of}                       service
     Sender.send(of, parts) --------> the manifest, and the bytes or ----------> Receiver.adopt(of, body)

@@ -1,5 +1,7 @@
-"""A salt for the KV cache of each policy version: what begins after a push must not find the old weights' keys and
-values. For engines that keep their cache across pushes (`weights.kv_cache = "keep"`)."""
+"""Cache salt: what begins after a push must not find the old weights' keys and values in the KV cache.
+
+Each policy version has a salt of its own, in engines that keep their cache across pushes (`weights.kv_cache = "keep"`).
+"""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""vLLM's core process is forked from a server that imports vLLM while the actor does the same: seconds sooner.
+"""Core process of vLLM: forked from a server that imports vLLM while the actor does the same, which saves seconds.
 
 vLLM would spawn it once the actor has done, and it would import everything again. A fork of the actor itself is out of
 the question: Ray has threads in it. The server has none (but OpenBLAS's, which know of forks) and does nothing else, on

@@ -1,4 +1,4 @@
-"""The schedule of draft lengths by batch size, changed in a running engine.
+"""Draft-length lookup: vLLM's table of draft lengths by batch size, changed in a running engine.
 
 vLLM's scheduler looks the draft length of each step up by the number of running requests in a table that it builds
 when it starts (`num_speculative_tokens_per_batch_size`). Another table in its place counts from the next step on. The

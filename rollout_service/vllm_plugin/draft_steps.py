@@ -1,4 +1,4 @@
-"""Every step in a completion's record of draft steps, those without drafts too, so that each token can be attributed.
+"""Draft steps of a completion, recorded also without drafts, so that each token can be attributed to one.
 
 vLLM's detailed record (`per_request_spec_decode_metrics`) has one entry a step that had drafts. Where a drafter skips
 steps (n-grams that match nothing), nothing says where in the response the others stand.

@@ -1,4 +1,4 @@
-"""A drafter that is asked for no drafts is idle; its KV cache catches up when it is asked again.
+"""Idle drafter: it is asked for no drafts, and does not run; its KV cache catches up when it is asked again.
 
 vLLM runs the drafter's first forward at draft length zero as well, so that its KV cache has no holes when drafts begin
 again. Here what that forward would have read is held instead, and one forward over all that a request is behind fills

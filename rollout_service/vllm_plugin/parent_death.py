@@ -1,4 +1,4 @@
-"""An engine's process must not outlive the actor that started it, even one that was killed with SIGKILL."""
+"""Death of the parent: an engine's process ends with the actor that started it, also when SIGKILL ended that one."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""What a patch is: a function of vLLM that is replaced or wrapped, and how to tell that this is no longer needed."""
+"""Patch: a function of vLLM that is replaced or wrapped, and the test that tells whether it still has to be."""
 
 import inspect
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What vLLM's core process imports, for the server that it is forked from: that loads this module, and then waits."""
+"""Preloaded modules: vLLM's core process is forked from a server that has imported this one."""
 
 from rollout_service.imports import uncollected
 

@@ -1,4 +1,4 @@
-"""Every function of vLLM that is replaced or wrapped, in one table. `rollout-service patches` prints it."""
+"""The table of patches: every function of vLLM that is replaced or wrapped. `rollout-service patches` prints it."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What cannot be sent to vLLM's core is the client's error: a number of more than 64 bits, a lone surrogate."""
+"""Unsendable requests are the client's error: vLLM's core takes no number over 64 bits and no lone surrogate."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing

@@ -1,4 +1,4 @@
-"""The project's own verification (drafters/verification.py) in the place of vLLM's `rejection_sample`.
+"""Verification in vLLM: the project's own (drafters/verification.py) instead of vLLM's `rejection_sample`.
 
 Taken where vLLM's own fails its self-test, and on request everywhere: `verification = "standard" | "block"`.
 """

@@ -1,4 +1,4 @@
-"""What a model in the engine holds, as one number a module: it changes when the weights that the kernels use change.
+"""Weight digests: one number for each module of a model, which changes with the weights that its kernels use.
 
 On a CPU a linear layer's weight is packed inside its kernel and cannot be read back; its digest is that of the layer's
 output for a fixed input instead, so a stale packed copy is seen as well.

@@ -1,4 +1,4 @@
-"""What the service asks of a vLLM worker beyond vLLM's own calls. vLLM mixes this class into its worker."""
+"""WorkerExtension: the service's own calls of a vLLM worker. vLLM mixes this class into its worker."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path

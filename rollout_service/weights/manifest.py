@@ -1,4 +1,4 @@
-"""What is wrong with an update's manifest: its tensors by name, shape and dtype, against those in service."""
+"""Manifest of an update: its tensors by name, shape and dtype, and what differs from those in service."""
 
 from drafters.files.checkpoint_folder import TensorSpec, is_unused_buffer
 from rollout_service.protocol import Problem

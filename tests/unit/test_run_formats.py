@@ -35,7 +35,9 @@ def test_a_checkpoint_from_before_formats_had_numbers_is_read(settings):
     assert restore_checkpoint(latest, LocalLearner(settings, toys.llama())).step == 1
 
 
-@pytest.mark.parametrize(("found", "why"), [(2, "newer version; update this one"), (0, "older version"), ("x", "older")])
+@pytest.mark.parametrize(
+    ("found", "why"), [(2, "newer version; update this one"), (0, "older version"), ("x", "older")]
+)
 def test_a_checkpoint_of_another_format_is_refused_and_named(found, why, settings):
     latest = checkpoints(settings.output)[-1]
     file = latest / "trainer" / "state.json"

@@ -1,4 +1,4 @@
-"""Make everything in deploy/demo/models: tokenizer, policy, three drafters, and the model card with their figures.
+"""Recipe of deploy/demo/models: makes tokenizer, policy, three drafters, and the model card with their figures.
 
     .venv/bin/python deploy/demo/recipe/make_models.py                  from nothing (under an hour on 2 cores)
     .venv/bin/python deploy/demo/recipe/make_models.py --policy FOLDER  with a policy that is trained already

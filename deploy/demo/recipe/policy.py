@@ -1,5 +1,6 @@
-"""Supervised training of the demo policy on worked solutions of a fallible teacher, whose slips it learns as well: they
-are what is left for reinforcement learning to unlearn.
+"""Supervised training of the demo policy on worked solutions of a fallible teacher.
+
+It learns the teacher's slips as well: they are what is left for reinforcement learning to unlearn.
 
 The policy is a small Qwen3-Next with full attention in every layer: the one architecture that vLLM serves on a CPU with
 an MTP head, an Eagle3 head and a draft model alike. Both experts of a layer act on every token, so no token's

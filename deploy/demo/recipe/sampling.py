@@ -1,4 +1,4 @@
-"""Sample the policy with transformers, and grade what it wrote with the task's own verifier."""
+"""Samples of the policy by transformers, graded by the task's own verifier."""
 
 import torch
 from rich.progress import track

@@ -1,4 +1,4 @@
-"""The three trained drafters of the demo: their shapes, and where they go; all else is what `drafters train` does.
+"""Training of the demo's three drafters: their shapes, and where they go; the rest is as in `drafters train`.
 
 All learn from the same samples of the shipped policy (weights rounded to bfloat16), so that they draft for exactly the
 policy that is served.

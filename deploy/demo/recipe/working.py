@@ -1,4 +1,4 @@
-"""Worked solutions of chain sums: what the demo policy is taught to write.
+"""Worked solutions of chain sums, which the demo policy is trained to write.
 
     42 + 81 - 156  ->  42+81:2+1=3,4+8=12=123;123-156=-(156-123):6-3=3,5-2=3,1-1=0=-33;Answer: -33
 

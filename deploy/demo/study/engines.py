@@ -1,4 +1,4 @@
-"""One engine in this process, as the service configures it, and what a drafter comes to on it."""
+"""Engines of the study, in this process, as the service configures them; and what a drafter achieves on one."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""Measurements that are kept: what an interrupted study has measured is not measured again."""
+"""Stored results: what an interrupted study has measured is not measured again."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""`make study`: what is known of speculation in RL from large runs, reproduced in miniature with real engines.
+"""`make study`: findings about speculation in RL from large runs, reproduced in miniature with real engines.
 
     python deploy/demo/study/run.py --config deploy/demo/study/study.toml [--parts '["lengths"]'] [--output FOLDER]
 

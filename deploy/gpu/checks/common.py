@@ -1,4 +1,4 @@
-"""What the stages share: settings from the environment, and how a result is printed."""
+"""Common parts of the stages: settings from the environment, and how a result is printed."""
 
 import os
 import time

@@ -1,4 +1,4 @@
-"""An engine as the service configures it, small enough that several stand beside each other on one GPU."""
+"""Configuration of a stage's engine: as the service's, and small enough that several share one GPU."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Stage `engine`: does an engine sample what the policy says, also after new weights?"""
+"""Stage `engine`: an engine samples what the policy says, also after new weights."""
 
 import torch
 from common import MODELS, RESPONSES, reported, say

@@ -1,4 +1,4 @@
-"""What an engine samples, judged by the policy as transformers computes it in float32 on the CPU."""
+"""Judge of an engine's samples: the policy as transformers computes it in float32 on the CPU."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple

@@ -1,4 +1,4 @@
-"""New weights for a running engine, as the service pushes them."""
+"""Weight updates of a running engine, as the service pushes them."""
 
 import shutil
 import tempfile

@@ -1,5 +1,7 @@
-"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine. GET /v1/models is
-answered here, also while no engine is in service."""
+"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine.
+
+GET /v1/models is answered here, also while no engine is in service.
+"""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The registration of the CPU's kernels."""
+"""Patches of the registration of the CPU's kernels."""
 
 import sys
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The rank of a sampled token among the log-probabilities of its row."""
+"""Patches of the rank of a sampled token among the log-probabilities of its row."""
 
 from importlib import import_module
 from typing import Any

@@ -1,4 +1,4 @@
-"""Sampling and verification: what would draw from another distribution, or end the engine."""
+"""Patches of sampling and verification: functions that would draw from another distribution, or end the engine."""
 
 from importlib import import_module
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""Weight updates: what would go on with old values."""
+"""Patches of weight updates: functions that would go on with old values."""
 
 from importlib import import_module
 from types import SimpleNamespace
