@@ -15,9 +15,9 @@ endif
 
 FAULTS ?= 100
 TOPICS := lossless drafters queue weights http fleet engine trainer losses tasks config documents
-# Two processes: a service that starts, or waits, leaves a core to the tests beside it.
 UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
-INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --dist loadgroup --no-loadscope-reorder --durations 12
+# One process: an engine keeps two cores busy by itself.
+INTEGRATION := $(BIN)/python -m pytest tests/integration -q --durations 12
 
 .PHONY: help venv picture demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
 .PHONY: lint format clean

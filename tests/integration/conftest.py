@@ -15,12 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=5, help="how many faults a training run suffers")
     parser.addoption("--faults-within", type=float, default=300.0, help="seconds after which no more are inflicted")
     parser.addoption("--bad-requests", type=int, default=500, help="how many are sent beside a training run")
-    parser.addoption("--faults-seed", type=int, default=None, help="which, and when; random when not given")
-
-
-def pytest_itemcollected(item: pytest.Function) -> None:
-    """With `-n 2 --dist loadgroup` all that shares the launched service is one group, and each other file is one."""
-    item.add_marker(pytest.mark.xdist_group("service" if "service" in item.fixturenames else item.path.stem))
+    parser.addoption("--faults-seed", type=int, default=17, help="which, and when")
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,11 @@ DEMO = {
     "mtp": DrafterConfig(kind="mtp"),
 }
 
+SHAPES = {
+    "draft_model": {"hidden_size": 96},
+    "eagle3": {"policy_layers": [2, 4, 6], "vocabulary_size": 40},
+    "mtp": {},
+}
 LEARNT = {"draft_model": 1.1, "eagle3": 1.4, "mtp": 1.4}
 """acceptance length after 40 steps; a drafter at random has 1.03 at most"""
 
@@ -84,7 +89,7 @@ def rollouts(tmp_path_factory):
 def test_a_drafter_trained_from_scratch_is_loaded_and_accepted(kind, rollouts, tmp_path):
     by_position = train_drafter(TrainDrafterConfig.model_validate({
         "kind": kind, "policy": str(MODELS / "policy"), "data": rollouts, "out": tmp_path / "out", "device": "cpu",
-        "head": {"policy_layers": [2, 4, 6], "vocabulary_size": 40, "hidden_size": 96},
+        "head": SHAPES[kind],
         "training": {"steps": 40, "warmup": 10, "validate_every": 40},
     }))  # fmt: skip
     policy_folder = tmp_path / "out" if kind == "mtp" else MODELS / "policy"
