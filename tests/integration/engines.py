@@ -14,21 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-CORES = max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
-"""of this process: its share where the tests run in several"""
 # Before vllm is imported anywhere in this process.
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_PLUGINS": "rollout_service",
-    "OMP_NUM_THREADS": str(CORES), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
 }  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "deploy" / "demo" / "models"
 START_WITHIN = 240
-
-
-IN_PROCESS: list[object] = []
-"""the engines that run in this process, which share what vLLM has once a process"""
 
 
 @contextmanager
@@ -50,15 +44,12 @@ def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
         worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
         **{"max_model_len": 256, "max_num_seqs": 32, "logprobs_mode": "processed_logprobs", **more},
     )  # fmt: skip
-    IN_PROCESS.append(llm)
     try:
         yield llm
     finally:
         llm.llm_engine.engine_core.shutdown()
-        IN_PROCESS.remove(llm)
         del llm
-        if not IN_PROCESS:
-            cleanup_dist_env_and_memory()
+        cleanup_dist_env_and_memory()
         gc.collect()
 
 

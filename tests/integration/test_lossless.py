@@ -115,84 +115,57 @@ def familiar():
 
 
 @pytest.fixture(scope="module")
-def running(request):
-    """(kind, an engine with its drafter): the tests of one kind share it."""
-    with engine(request.param) as llm:
-        yield request.param, llm
-
-
-with_mtp = pytest.mark.parametrize("running", ["mtp"], indirect=True)
-
-
-@pytest.fixture(scope="module")
 def greedy(short):
     with engine("none") as llm:
         assert short.row(llm, KINDS["none"], Cut(0.7, 0.9, 20)).failures == []
         return short.greedy_of(llm)
 
 
-@pytest.mark.parametrize("running", [kind for kind in KINDS if kind != "none"], indirect=True)
-def test_every_drafter_passes_with_both_verifications(running, short, greedy):
-    kind, llm = running
-    for method, cut in (("standard", Cut(1.0)), ("block", Cut(0.7, 0.9, 20))):
-        passes(short, llm, KINDS[kind].model_copy(update={"verification": method}), cut)
-    assert short.row(llm, KINDS[kind], Cut(0.0), greedy=greedy).failures == []
-
-
-@pytest.mark.again
-@pytest.mark.parametrize("running", [kind for kind in KINDS if kind != "none"], indirect=True)
-def test_every_drafter_passes_with_block_verification_of_the_policy_as_it_is(running, short):
-    kind, llm = running
-    passes(short, llm, KINDS[kind].model_copy(update={"verification": "block"}), Cut(1.0))
-
-
-def passes(auditor, llm, drafter, cut):
-    row = auditor.row(llm, drafter, cut)
-    assert row.failures == []
-    assert {"draft 1", "draft 2", "undrafted", "context limit"} <= row.positions.keys()
-    assert sum(score.tokens for name, score in row.positions.items() if name != "context limit") == row.tokens
-
-
-@pytest.fixture(scope="module")
-def another(tmp_path_factory):
-    """A random Qwen3, its folder, its auditor, greedy decoding: hardly any draft is good, and all tokens are unsure."""
-    folder = tmp_path_factory.mktemp("another")
-    policy = save_policy("qwen3", seed=0, folder=folder, tokenizer=POLICY)
-    auditor = Auditor(8_000, folder)
-    with engine("none", folder) as llm:
-        return policy, folder, auditor, auditor.greedy_of(llm)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
+def test_every_drafter_passes_with_both_verifications(kind, short, greedy):
+    with engine(kind) as llm:
+        for method, cut in (("standard", Cut(1.0)), ("block", Cut(1.0)), ("block", Cut(0.7, 0.9, 20))):
+            drafter = KINDS[kind].model_copy(update={"verification": method})
+            row = short.row(llm, drafter, cut)
+            assert row.failures == []
+            assert {"draft 1", "draft 2", "undrafted", "context limit"} <= row.positions.keys()
+            assert sum(score.tokens for name, score in row.positions.items() if name != "context limit") == row.tokens
+        assert short.row(llm, drafter, Cut(0.0), greedy=greedy).failures == []
 
 
 @pytest.mark.parametrize("kind", ["draft_model", "eagle3"])
-def test_a_second_architecture_passes(kind, another, tmp_path):
-    policy, folder, auditor, greedy = another
-    drafter = save_drafter(kind, policy, seed=1, folder=tmp_path)
-    with engine(drafter, folder) as llm:
+def test_a_second_architecture_passes(kind, tmp_path):
+    """A random Qwen3 with a random drafter: hardly any draft is good, and all tokens are unsure."""
+    policy = save_policy("qwen3", seed=0, folder=tmp_path / "policy", tokenizer=POLICY)
+    drafter = save_drafter(kind, policy, seed=1, folder=tmp_path / "drafter")
+    auditor = Auditor(8_000, tmp_path / "policy")
+    with engine("none", tmp_path / "policy") as llm:
+        greedy = auditor.greedy_of(llm)
+    with engine(drafter, tmp_path / "policy") as llm:
         for method, cut in (("standard", Cut(1.0, 0.9)), ("block", Cut(0.7, 1.0, 20)), ("block", Cut(0.0))):
             row = auditor.row(llm, drafter.model_copy(update={"verification": method}), cut, greedy=greedy)
             assert row.failures == []
 
 
-@with_mtp
-def test_faults_of_verification_are_caught_and_placed(running, short, long, familiar, monkeypatch):
+def test_faults_of_verification_are_caught_and_placed(short, long, familiar, monkeypatch):
     def scores(row):
         return {name: abs(score.z) for name, score in row.positions.items()}
 
-    _, llm = running
-    drafter = KINDS["mtp"].model_copy(update={"verification": "standard"})
-    with monkeypatch.context() as fault:  # the residual is drawn from the target
-        fault.setattr(verification, "residual", lambda target_NV, drafts, rows, weights: target_NV[rows])
-        row = long.row(llm, drafter, Cut(1.0))
-        assert "first two tokens" in row.failures
-        assert max(scores(row), key=scores(row).get).startswith("draft")
-        assert max(scores(row)["bonus"], scores(row)["undrafted"]) < 4
-    with monkeypatch.context() as fault:  # the token after an accepted draft comes from the drafter
-        fault.setattr("rollout_service.vllm_plugin.verification.verify", bonus_from_the_drafter)
-        row = familiar.row(llm, drafter, Cut(1.0))
-        assert "surprisal at bonus" in row.failures
-        assert max(scores(row), key=scores(row).get) == "bonus"
-    assert familiar.row(llm, drafter, Cut(1.0)).failures == []
-    assert short.row(llm, drafter, Cut(1.0)).failures == []
+    with engine("mtp") as llm:
+        drafter = KINDS["mtp"].model_copy(update={"verification": "standard"})
+        with monkeypatch.context() as fault:  # the residual is drawn from the target
+            fault.setattr(verification, "residual", lambda target_NV, drafts, rows, weights: target_NV[rows])
+            row = long.row(llm, drafter, Cut(1.0))
+            assert "first two tokens" in row.failures
+            assert max(scores(row), key=scores(row).get).startswith("draft")
+            assert max(scores(row)["bonus"], scores(row)["undrafted"]) < 4
+        with monkeypatch.context() as fault:  # the token after an accepted draft comes from the drafter
+            fault.setattr("rollout_service.vllm_plugin.verification.verify", bonus_from_the_drafter)
+            row = familiar.row(llm, drafter, Cut(1.0))
+            assert "surprisal at bonus" in row.failures
+            assert max(scores(row), key=scores(row).get) == "bonus"
+        assert familiar.row(llm, drafter, Cut(1.0)).failures == []
+        assert short.row(llm, drafter, Cut(1.0)).failures == []
 
 
 VERIFY = verification.verify
@@ -207,8 +180,7 @@ def bonus_from_the_drafter(target_NV, drafts, bonus_R, uniforms_R2, method):
     return VERIFY(target_NV, drafts, bonus_R, uniforms_R2, method)
 
 
-@with_mtp
-def test_faults_of_the_distribution_are_caught(running, short, monkeypatch):
+def test_faults_of_the_distribution_are_caught(short, monkeypatch):
     from vllm.v1.sample import rejection_sampler
 
     apply_patches()
@@ -216,20 +188,20 @@ def test_faults_of_the_distribution_are_caught(running, short, monkeypatch):
     if expand not in APPLIED:
         pytest.skip("vLLM's own function is right on this platform")
     constraints = rejection_sampler.apply_sampling_constraints
-    _, llm = running
-    with monkeypatch.context() as fault:  # vLLM's own function, as installed on a CPU
-        fault.setattr(rejection_sampler, "expand_batch_to_tokens", STOCK[expand])
-        row = short.row(llm, KINDS["mtp"], Cut(0.7))
-        assert {"surprisal", "log-probabilities"} <= set(row.failures)
-    with monkeypatch.context() as fault:  # the temperature is applied twice where drafts are verified
-        fault.setattr(
-            rejection_sampler,
-            "apply_sampling_constraints",
-            lambda logits, cu, sampling: constraints(constraints(logits, cu, sampling), cu, sampling),
-        )
-        row = short.row(llm, KINDS["mtp"], Cut(0.7))
-        assert {"surprisal", "log-probabilities"} <= set(row.failures)
-        assert abs(row.positions["draft 1"].z) > 4 > abs(row.positions["undrafted"].z)
+    with engine("mtp") as llm:
+        with monkeypatch.context() as fault:  # vLLM's own function, as installed on a CPU
+            fault.setattr(rejection_sampler, "expand_batch_to_tokens", STOCK[expand])
+            row = short.row(llm, KINDS["mtp"], Cut(0.7))
+            assert {"surprisal", "log-probabilities"} <= set(row.failures)
+        with monkeypatch.context() as fault:  # the temperature is applied twice where drafts are verified
+            fault.setattr(
+                rejection_sampler,
+                "apply_sampling_constraints",
+                lambda logits, cu, sampling: constraints(constraints(logits, cu, sampling), cu, sampling),
+            )
+            row = short.row(llm, KINDS["mtp"], Cut(0.7))
+            assert {"surprisal", "log-probabilities"} <= set(row.failures)
+            assert abs(row.positions["draft 1"].z) > 4 > abs(row.positions["undrafted"].z)
 
 
 def test_log_probabilities_before_temperature_are_caught(short):
@@ -237,19 +209,17 @@ def test_log_probabilities_before_temperature_are_caught(short):
         assert short.row(llm, KINDS["mtp"], Cut(0.7)).failures == ["log-probabilities"]
 
 
-@with_mtp
-def test_a_temperature_wrong_by_2_percent_is_caught_with_50000_tokens(running, long):
-    _, llm = running
-    row = long.row(llm, KINDS["mtp"], Cut(1.0), told=Cut(1.02))
-    assert row.tokens >= 50_000
-    assert row.detectable.temperature <= 0.02
-    assert set(row.failures) - {"log-probabilities"}  # those tell of it too, but are not what is asked here
+def test_a_temperature_wrong_by_2_percent_is_caught_with_50000_tokens(long):
+    with engine("mtp") as llm:
+        row = long.row(llm, KINDS["mtp"], Cut(1.0), told=Cut(1.02))
+        assert row.tokens >= 50_000
+        assert row.detectable.temperature <= 0.02
+        assert set(row.failures) - {"log-probabilities"}  # those tell of it too, but are not what is asked here
 
 
-@with_mtp
-def test_greedy_decoding_that_differs_is_caught(running, short, greedy):
-    _, llm = running
-    wrong = {prompt: [*tokens[:-1], (tokens[-1] + 1) % 160] for prompt, tokens in greedy.items()}
-    row = short.row(llm, KINDS["mtp"], Cut(0.0), greedy=wrong)
-    assert row.failures == ["differs from greedy decoding"]
-    assert row.greedy.identical == 0
+def test_greedy_decoding_that_differs_is_caught(short, greedy):
+    with engine("mtp") as llm:
+        wrong = {prompt: [*tokens[:-1], (tokens[-1] + 1) % 160] for prompt, tokens in greedy.items()}
+        row = short.row(llm, KINDS["mtp"], Cut(0.0), greedy=wrong)
+        assert row.failures == ["differs from greedy decoding"]
+        assert row.greedy.identical == 0
