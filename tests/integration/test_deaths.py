@@ -1,12 +1,11 @@
 """An engine that dies, and a service that is told to stop."""
 
 import json
+import os
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from pathlib import Path
 
 import httpx
 import psutil
@@ -22,68 +21,41 @@ def find_child(process, name):
     return next((child for child in children if name in " ".join(child.cmdline())), None)
 
 
-@pytest.fixture(scope="module")
-def two_engines():
-    """A client of a service with two engines, and its process: tests kill one and see the next come."""
-    flags = ("--config", "deploy/demo/service.toml", "--drafter.kind", "ngram", "--engines", "2")
-    with launched(*flags) as (url, process), RolloutClient(url) as client:
-        yield client, process
-
-
-def test_an_engines_death_costs_time_only(two_engines):
-    """One of two is killed with pushed weights in service and groups under way."""
-    client, process = two_engines
-    changed = policy_tensors()
-    changed["lm_head.weight"] *= 0.5
-    client.push_weights("policy", changed, 5)
-    victim = find_child(process, "EngineCore")
-    threading.Timer(1.0, victim.kill).start()
-    groups = list(client.rollouts(requests(24, 8, max_tokens=400, ignore_eos=True)))
-    assert not victim.is_running()
-    assert len({g.id for g in groups}) == 24
-    assert {s.version for g in groups for c in g.completions for s in c.weight_versions} == {5}
-    wait_until(client.ready, 60, "the new engine is in service")
-    groups = list(client.rollouts(requests(8, 2, max_tokens=16)))
-    assert {g.engine for g in groups} == {0, 1}
-    assert worst_difference(groups, MODELS / "policy", lambda model: model.lm_head.weight.data.mul_(0.5)) < 1e-4
-
-
-def test_openai_requests_outlive_an_engine_or_say_that_it_died(two_engines):
-    """One engine of two is killed while it answers both kinds of requests."""
-    client, process = two_engines
-    http, body = client.http, {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
-    http.post("/v1/completions", json=body).raise_for_status()
-    with ThreadPoolExecutor(12) as pool:
-        ask = partial(http.post, "/v1/completions", timeout=120)
-        whole = [pool.submit(ask, json=body | {"n": 16}) for _ in range(6)]
-        streams = [pool.submit(ask, json=body | {"stream": True}) for _ in range(6)]
-        time.sleep(1.0)
-        find_child(process, "EngineCore").kill()
-        time.sleep(0.5)
-        assert http.get("/health").status_code == 200
-        assert http.get("/v1/models").json()["data"][0]["id"] == "demo-policy"
-        assert http.get("/metrics").status_code == http.get("/v1/speculation").status_code == 200
-    assert [answer.result().status_code for answer in whole] == [200] * 6
-    events = [stream.result().text.rstrip().split("\n\n") for stream in streams]
-    broken = [lines for lines in events if lines[-1] != "data: [DONE]"]
-    assert 0 < len(broken) < 6
-    assert all(lines[-1].startswith('data: {"error": {"message": ') for lines in broken)
-    wait_until(client.ready, 60, "the new engine is in service")
-
-
-def test_ctrl_c_ends_all_work_with_a_reason_and_leaves_nothing(two_engines):
-    client, process = two_engines
-    children, url = psutil.Process(process.pid).children(recursive=True), client.http.base_url
-    folder = Path(client.weights().shared_memory)
-    assert folder.is_dir()
-    with ThreadPoolExecutor(3) as pool:
-        running = all_kinds_of_work(client.http, pool)
-        assert stopped(process, signal.SIGINT) == (0, [])
-    assert_told_that_it_stops(*(request.result() for request in running))
-    assert not any(child.is_running() for child in children)
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{url}/health", trust_env=False)
-    assert not folder.exists()
+def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
+    """Two engines of their own: one is killed with pushed weights in service and groups under way; then Ctrl-C."""
+    before = set(os.listdir("/dev/shm"))
+    with launched("--config", "deploy/demo/service.toml", "--drafter.kind", "ngram", "--engines", "2") as (
+        url,
+        process,
+    ):
+        children = psutil.Process(process.pid).children(recursive=True)
+        with RolloutClient(url) as client:
+            changed = policy_tensors()
+            changed["lm_head.weight"] *= 0.5
+            client.push_weights("policy", changed, 5)
+            victim = find_child(process, "EngineCore")
+            threading.Timer(1.0, victim.kill).start()
+            groups = list(client.rollouts(requests(24, 8, max_tokens=400, ignore_eos=True)))
+            assert not victim.is_running()
+            assert len({g.id for g in groups}) == 24
+            assert {s.version for g in groups for c in g.completions for s in c.weight_versions} == {5}
+            wait_until(client.ready, 60, "the new engine is in service")
+            groups = list(client.rollouts(requests(8, 2, max_tokens=16)))
+            assert {g.engine for g in groups} == {0, 1}
+            difference = worst_difference(
+                groups, MODELS / "policy",
+                lambda model: model.lm_head.weight.data.mul_(0.5),
+            )  # fmt: skip
+            assert difference < 1e-4
+            with ThreadPoolExecutor(3) as pool:
+                running = all_kinds_of_work(client.http, pool)
+                assert stopped(process, signal.SIGINT) == (0, [])
+        assert_told_that_it_stops(*(request.result() for request in running))
+        assert not any(child.is_running() for child in children)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(url + "/health", trust_env=False)
+    left = {name for name in set(os.listdir("/dev/shm")) - before if name.startswith("rollout-service")}
+    assert left == set()
 
 
 def all_kinds_of_work(http, pool):
@@ -107,6 +79,28 @@ def assert_told_that_it_stops(rollout, completion, stream):
     for error in (completion.json()["error"], json.loads(event.removeprefix("data: "))["error"]):
         assert error["code"] == 503
         assert "stopping" in error["message"]
+
+
+def test_openai_requests_outlive_an_engine_or_say_that_it_died():
+    """One engine of two is killed while it answers both kinds of requests."""
+    flags = ("--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--engines", "2")
+    body = {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
+    with launched(*flags) as (url, process), httpx.Client(base_url=url, timeout=120) as http:
+        http.post("/v1/completions", json=body).raise_for_status()
+        with ThreadPoolExecutor(12) as pool:
+            whole = [pool.submit(http.post, "/v1/completions", json=body | {"n": 16}) for _ in range(6)]
+            streams = [pool.submit(http.post, "/v1/completions", json=body | {"stream": True}) for _ in range(6)]
+            time.sleep(1.0)
+            find_child(process, "EngineCore").kill()
+            time.sleep(0.5)
+            assert http.get("/health").status_code == 200
+            assert http.get("/v1/models").json()["data"][0]["id"] == "demo-policy"
+            assert http.get("/metrics").status_code == http.get("/v1/speculation").status_code == 200
+        assert [answer.result().status_code for answer in whole] == [200] * 6
+        events = [stream.result().text.rstrip().split("\n\n") for stream in streams]
+        broken = [lines for lines in events if lines[-1] != "data: [DONE]"]
+        assert 0 < len(broken) < 6
+        assert all(lines[-1].startswith('data: {"error": {"message": ') for lines in broken)
 
 
 @pytest.mark.parametrize("starting", ["RuntimeEnvAgent", "ray::Engine", "vllm_plugin.preloaded"])
