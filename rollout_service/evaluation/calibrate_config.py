@@ -7,6 +7,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.protocol import Temperature
 
 
 class CalibrateConfig(Section):
@@ -30,7 +31,7 @@ class CalibrateConfig(Section):
     """the longest of them; the speed-up is predicted for responses of this length"""
     responses_per_stream: int = Field(default=2, ge=1)
     """that the speed-up is predicted for, one after the other: the fewer, the more it counts that streams end apart"""
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    temperature: Temperature = 1.0
     output: Path = Path("report/schedule.json")
     """the file to write"""
 

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from rl_loop.config import SamplingConfig
 from rollout_service.cli import main
 from rollout_service.evaluation.audit_config import AuditConfig
+from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.http.admission import Admission, Refused
 from rollout_service.lossless import NOT_LOSSLESS, described, not_lossless
@@ -156,3 +157,11 @@ def test_what_the_engine_would_not_sample_as_asked_is_refused_wherever_it_is_ask
     ):
         with pytest.raises(ValidationError, match=field):
             make()
+
+
+@pytest.mark.parametrize("temperature", [0.005, 5.0])
+def test_a_calibration_samples_at_the_temperature_that_it_says(temperature, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n', encoding="utf-8")
+    with pytest.raises(ValidationError, match="temperature"):
+        CalibrateConfig(model="m", prompts=prompts, drafter={"kind": "mtp"}, temperature=temperature)

@@ -105,7 +105,8 @@ def test_the_device_that_auto_finds_is_judged_before_engines_start(monkeypatch):
 
 
 def test_a_drafter_is_turned_off_by_its_kind_alone():
-    make_drafter(DrafterConfig(kind="none", model="x", prompt_lookup_max=9, draft_tokens=5))
+    drafter = make_drafter(DrafterConfig(kind="none", model="x", prompt_lookup_max=9, draft_tokens=5))
+    assert drafter.speculative_config() is None
 
 
 @pytest.mark.parametrize("kind", KINDS)
