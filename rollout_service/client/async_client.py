@@ -1,34 +1,21 @@
 """AsyncRolloutClient: RolloutClient for asyncio. Weights are pushed by the blocking client, whose work is copying."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
-from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import AsyncIterator, Iterable
+from typing import TypeVar
 
 import httpx
 
 from rollout_service.client import calls
 from rollout_service.client.answers import GroupStream, error_of
-from rollout_service.client.connection import Call, Connection
+from rollout_service.client.connection import Call
+from rollout_service.client.methods import Methods
 from rollout_service.protocol import Group, GroupRequest
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def sent(
-    call: Callable[Concatenate[Connection, P], Call[T]],
-) -> Callable[Concatenate["AsyncRolloutClient", P], Coroutine[Any, Any, T]]:
-    """The method that sends a call and gives the value of its answer."""
-
-    @wraps(call)
-    async def method(client: "AsyncRolloutClient", *args: P.args, **kwargs: P.kwargs) -> T:
-        return await client.send(call(client, *args, **kwargs))
-
-    return method
-
-
-class AsyncRolloutClient(Connection):
-    """As RolloutClient, but for pushes and `ready`."""
+class AsyncRolloutClient(Methods):
+    """As RolloutClient, without pushes and `ready`."""
 
     def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0, read_timeout: float = 60.0):
         super().__init__(endpoint, token, timeout, read_timeout)
@@ -45,18 +32,6 @@ class AsyncRolloutClient(Connection):
         with self.route.explained():
             answer = await self.http.request(**self.request(call))
         return call.read(answer, self.route.via)
-
-    weights = sent(calls.weights)
-    speculation = sent(calls.speculation)
-    model = sent(calls.model)
-    send_prompts = sent(calls.send_prompts)
-    cancel_prompts = sent(calls.cancel_prompts)
-    return_leases = sent(calls.return_leases)
-    lease = sent(calls.lease)
-    acknowledge = sent(calls.acknowledge)
-    release = sent(calls.release)
-    extend = sent(calls.extend)
-    batches = sent(calls.batches)
 
     async def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> AsyncIterator[Group]:
         """As `RolloutClient.rollouts`."""

@@ -9,36 +9,25 @@ Raises RolloutError for what the service refuses or fails, and for what a gatewa
 httpx.TransportError when there is no answer; EndpointError for an endpoint that is no address, or cannot be reached.
 """
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from functools import wraps
-from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+from collections.abc import Generator, Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar
 
 import httpx
 
 from rollout_service import transports
 from rollout_service.client import calls
 from rollout_service.client.answers import GroupStream, error_of
-from rollout_service.client.connection import Call, Connection
+from rollout_service.client.connection import Call
+from rollout_service.client.methods import Methods
 from rollout_service.protocol import Group, GroupRequest, WeightsOf, WeightStatus
 
 if TYPE_CHECKING:
     import torch
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def sent(call: Callable[Concatenate[Connection, P], Call[T]]) -> Callable[Concatenate["RolloutClient", P], T]:
-    """The method that sends a call and gives the value of its answer."""
-
-    @wraps(call)
-    def method(client: "RolloutClient", *args: P.args, **kwargs: P.kwargs) -> T:
-        return client.send(call(client, *args, **kwargs))
-
-    return method
-
-
-class RolloutClient(Connection):
+class RolloutClient(Methods):
     """Blocking client. `timeout` limits connecting and writing, `read_timeout` the wait for an answer, in seconds; what
     may take longer has limits of its own (calls.py)."""
 
@@ -57,19 +46,6 @@ class RolloutClient(Connection):
         with self.route.explained():
             answer = self.http.request(**self.request(call))
         return call.read(answer, self.route.via)
-
-    weights = sent(calls.weights)
-    speculation = sent(calls.speculation)
-    model = sent(calls.model)
-    send_prompts = sent(calls.send_prompts)
-    cancel_prompts = sent(calls.cancel_prompts)
-    return_leases = sent(calls.return_leases)
-    lease = sent(calls.lease)
-    acknowledge = sent(calls.acknowledge)
-    release = sent(calls.release)
-    extend = sent(calls.extend)
-    batches = sent(calls.batches)
-    release_weights = sent(calls.release_weights)
 
     def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> Generator[Group]:
         """Finished groups, each as it finishes. Closing the iterator ends the generation of the rest.

@@ -269,9 +269,7 @@ def test_a_client_of_another_version_is_refused_with_both_versions_and_one_that_
 def test_both_clients_have_every_call_and_say_what_it_does():
     of_both = {name for name, *_ in METHODS} | {"model", "cancel_prompts", "return_leases", "rollouts"}
     for client in (RolloutClient, AsyncRolloutClient):
-        methods = {name: method for name, method in vars(client).items() if callable(method) and name[0] != "_"}
-        assert methods.keys() >= of_both
-        assert [name for name in of_both if not methods[name].__doc__] == []
+        assert [name for name in of_both if not getattr(client, name).__doc__] == []
 
 
 @pytest.mark.parametrize(("method", "path"), [("cancel_prompts", "/v1/prompts"), ("return_leases", "/v1/batches")])
