@@ -48,7 +48,11 @@ def python(tmp_path_factory):
     def run(code: str) -> str:
         path = os.pathsep.join(map(str, (copy, ROOT / "tests" / "unit")))
         done = subprocess.run(
-            [sys.executable, "-c", code], cwd=copy, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True
+            [sys.executable, "-c", code],
+            cwd=copy,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
