@@ -104,14 +104,14 @@ def test_a_rollout_never_has_what_speculation_cannot_keep_lossless(entry, field)
         assert f"{field} is not offered, since {entry.reason}. Instead: {entry.instead}" in str(wrong.value)
 
 
-def test_the_readme_names_what_is_refused_where_it_is():
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
-    (said,) = [part for part in readme.split("\n\n") if part.startswith("Refused, with the field's name")]
-    always, rest = said.split("On OpenAI's routes it is")
-    everywhere, on_a_cpu = rest.split("on a CPU")
+def test_the_page_of_losslessness_names_what_is_refused_on_which_route():
+    page = Path(__file__).resolve().parents[2] / "docs" / "losslessness.md"
+    rows = [line.split("|")[1:4] for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
     for entry in NOT_LOSSLESS:
-        part = always if entry.on_rollouts else everywhere if entry.on_gpu else on_a_cpu
-        assert all(f"`{field}`" in part for field in entry.fields)
+        ((_, rollouts, openai),) = [row for row in rows if all(f"`{field}`" in row[0] for field in entry.fields)]
+        assert ("always refused" in rollouts) == entry.on_rollouts
+        assert "refused with a drafter" in openai
+        assert ("on a CPU" in openai) == (not entry.on_gpu)
 
 
 def test_help_says_what_is_refused(monkeypatch, capsys):

@@ -1,10 +1,14 @@
 """The state folder and the shared-memory folder: one owner, nothing half-written, nothing left by the killed."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from rollout_service.protocol import GroupRequest, PromptsRequest
+from rollout_service.queue.batch_queue import BatchQueue
 from rollout_service.transports import folder as folders
 from rollout_service.weights.state_folder import StateFolder
 
@@ -47,6 +51,24 @@ def test_a_kept_version_has_its_run_and_a_forgotten_one_leaves_nothing(tmp_path,
     assert {kept.name for kept in state.weights.iterdir()} == {"policy-3.safetensors", "policy-3.json"}
     state.release("policy", 3)
     assert state.owner("policy", 3) is None
+
+
+def test_the_backup_of_the_page_of_operations_has_all_that_a_running_service_wrote(tmp_path):
+    page = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {}
+    exec(code, names)
+    state = StateFolder(tmp_path / "state")
+    queue = BatchQueue(state.queue, capacity=9, disk_mib=1)
+    group = GroupRequest(id="g", prompt_token_ids=[1])
+    queue.add(PromptsRequest(groups=[group]), [group])
+    (tmp_path / "w").write_bytes(b"w")
+    state.keep("policy", 3, tmp_path / "w", "a")
+    names["back_up"](state.folder, tmp_path / "copy")
+    copy = StateFolder(tmp_path / "copy")
+    assert (copy.kept("policy")[3].read_bytes(), copy.owner("policy", 3)) == (b"w", "a")
+    assert BatchQueue(copy.queue, capacity=9, disk_mib=1).status().waiting == 1
+    assert state.queue.with_name("queue.sqlite-wal").stat().st_size > 0
 
 
 def test_a_killed_services_shared_memory_is_removed_by_the_next_one(tmp_path, monkeypatch):
