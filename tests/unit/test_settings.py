@@ -200,7 +200,7 @@ def test_a_misspelt_field_of_the_file_is_one_line_with_the_nearest_names(tmp_pat
         ),
         (
             ["--drafter.kind", "oracle"],
-            "drafter.kind: unknown kind 'oracle'; known are none, ngram, draft_model, eagle3, mtp",
+            "drafter.kind: unknown kind 'oracle'; the kinds are none, ngram, draft_model, eagle3, mtp",
         ),
         (["--weights", "keep"], "weights: a table is written as JSON, '{\"name\": 1}', a list as '[1, 2]'"),
         (["--weights", "5"], "weights: is a section; its fields are running, kv_cache (got 5)"),
