@@ -265,7 +265,7 @@ def test_measuring_with_nothing_is_refused(config_type, arguments, said, capsys)
 def test_a_section_that_refuses_a_field_says_the_fields_whole_name(capsys):
     schedule = ["--drafter.kind", "mtp", "--drafter.schedule", "/nonexistent.json"]
     (said,) = lines(ServiceConfig, ["--model", "m", *schedule], capsys)
-    assert said.startswith("command: drafter.schedule: /nonexistent.json: No such file or directory; or write auto")
+    assert said.startswith("command: drafter.schedule: /nonexistent.json: No such file or directory; give such a file")
     adaptive = ["--online_drafter.training.when", "adaptive", "--online_drafter.training.stop_above", "0.5"]
     (said,) = lines(TrainConfig, ["--model", "m", *adaptive], capsys)
     assert said == "command: online_drafter.training.stop_above: 0.5 is below start_below, 0.95"
