@@ -1,1 +1,1 @@
-"""Speculation itself: kinds of drafter, their training, lossless verification. Knows no HTTP, no Ray, no trainer."""
+"""Speculation itself: kinds of drafter, their training, lossless verification. Imports no HTTP, no Ray, no trainer."""

@@ -1,8 +1,13 @@
 """Acceptance arithmetic: sums over draft steps, the ratios vLLM defines over them, and their confidence intervals.
 
-A draft step proposes up to k tokens and accepts some first part of them; the verifier adds one more. So the acceptance
-length is accepted / steps + 1, the rate accepted / drafted, and the acceptance at position i is the share of steps that
-accepted at least i tokens: ratios of sums, never means of ratios.
+A draft step proposes up to k tokens. The verifier accepts the first few of them and adds one token of its own. From
+sums over steps follow
+
+    acceptance length           accepted / steps + 1
+    acceptance rate             accepted / drafted
+    acceptance at position i    steps that accepted at least i tokens / steps
+
+All three are ratios of sums, never means of ratios.
 """
 
 import math
@@ -34,7 +39,7 @@ class Acceptance:
 
     @property
     def length(self) -> float:
-        """Tokens per verification, the verifier's own included; 1.0 when nothing was drafted."""
+        """Tokens that a verification yields, the verifier's own token included; 1.0 when nothing was drafted."""
         return 1.0 + self.accepted / self.steps if self.steps else 1.0
 
     @property
@@ -58,9 +63,12 @@ def total(parts: Iterable[Acceptance]) -> Acceptance:
 def length_interval(parts: Sequence[Acceptance], z: float = 1.96) -> tuple[float, float]:
     """Confidence interval of the acceptance length over independent completions (95 % by default).
 
-    The steps of one completion are not independent, so completions are the sampling units: the ratio estimator's
-    variance, sum over completions of (accepted_i - r steps_i)^2 / (sum of steps)^2 with r = accepted / steps (Cochran,
-    Sampling Techniques, section 6.3), times n / (n - 1). (nan, nan) for fewer than two completions with drafts.
+    The steps of one completion depend on each other, so the completion is the sampling unit. With r = accepted / steps
+    over all n completions, the variance is that of a ratio estimator (Cochran, Sampling Techniques, section 6.3):
+
+        n / (n - 1) * sum over completions of (accepted_i - r steps_i)^2 / (sum of steps)^2
+
+    The result is (nan, nan) when fewer than two completions have drafts.
     """
     parts = [part for part in parts if part.steps]
     if len(parts) < 2:
@@ -73,10 +81,11 @@ def length_interval(parts: Sequence[Acceptance], z: float = 1.96) -> tuple[float
 
 
 def length_at(steps: Iterable[tuple[int, int]], draft_tokens: int) -> float | None:
-    """The acceptance length that drafts of `draft_tokens` would have, from (drafted, accepted) of steps of any lengths:
-    a draft counts at each position that it reached, so a schedule that drafts less does not look like a worse drafter.
+    """The acceptance length that drafts of `draft_tokens` tokens would have.
 
-    A position that no draft reached counts as the one before it. None when nothing was drafted.
+    `steps` are pairs (drafted, accepted), and their draft lengths may differ. A draft counts at each position that it
+    reached, so a schedule that drafts less does not look like a worse drafter. A position that no draft reached takes
+    the rate of the position before it. The result is None when nothing was drafted.
     """
     reached, accepted = [0] * draft_tokens, [0] * draft_tokens
     for drafted, taken in steps:
@@ -94,10 +103,10 @@ def length_at(steps: Iterable[tuple[int, int]], draft_tokens: int) -> float | No
 
 
 def by_context_length(completions: Iterable[tuple[int, Sequence[tuple[int, int]]]]) -> dict[int, Acceptance]:
-    """Acceptance by the tokens of context that a draft step began with, in classes that double: 1, 2, 4, 8, ...
+    """Acceptance by the number of context tokens at the start of a draft step, in classes that double: 1, 2, 4, 8, ...
 
-    A completion is its prompt's length and (drafted, accepted) of each of its steps, in order: a step begins where the
-    one before left off. Steps without drafts, as the prompt's own, only lengthen the context.
+    A completion is the length of its prompt and the pair (drafted, accepted) of each of its steps, in order. A step
+    begins where the step before it ended. A step without drafts, such as the prompt's, only lengthens the context.
     """
     classes: dict[int, Acceptance] = {}
     for context, steps in completions:

@@ -1,6 +1,6 @@
-"""Sections of a configuration whose fields depend on their `kind`: one class a kind, `kind` a Literal.
+"""Sections of a configuration whose fields depend on `kind`: one class for each kind, with `kind` a Literal.
 
-Loss = by_kind([GRPO, DAPO])        # [loss] kind = "dapo"; without a kind it is the first
+Loss = by_kind([GRPO, DAPO])        # [loss] kind = "dapo" is a DAPO; without a kind it is a GRPO, the first class
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pydantic import BaseModel, Discriminator, Tag
 
 
 def by_kind(sections: Sequence[type[BaseModel]], other: type[BaseModel] | None = None) -> Any:
-    """The type of such a section. `other` takes the kinds that are none of `sections`' own, and judges them."""
+    """The type of such a section. `other`, if given, takes every kind that none of `sections` has, and validates it."""
     known = {kind_of(section): section for section in sections}
 
     def chosen(value: Any) -> str | None:
@@ -23,21 +23,23 @@ def by_kind(sections: Sequence[type[BaseModel]], other: type[BaseModel] | None =
         Discriminator(
             chosen,
             custom_error_type="no_such_kind",
-            custom_error_message=f"is a section, whose kind is one of {', '.join(known)}",
+            custom_error_message=f"is a section; its kind is one of {', '.join(known)}",
         ),
     ]
 
 
 def kind_of(section: type[BaseModel]) -> str:
-    """Its kind; for the section of all other kinds the title of that field."""
+    """The kind of a section. A section for all other kinds has the title of its field `kind` instead."""
     field = section.model_fields.get("kind")
     kind = None if field is None else field.title or field.default
     return kind if isinstance(kind, str) else section.__name__
 
 
 def kinds_described(sections: Sequence[type[BaseModel]]) -> str:
-    """For the help of such a section: a line a kind, with what it says of itself, and its defaults where they are not
-    those of the first, which are shown with the fields."""
+    """Help text for such a section: one line for each kind, with its docstring and its defaults.
+
+    Defaults that equal those of the first kind are left out: `--help` shows them with the fields.
+    """
     shown = {name: field.default for name, field in sections[0].model_fields.items()}
     lines = []
     for section in sections:

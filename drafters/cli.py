@@ -1,4 +1,4 @@
-"""The command `drafters`: train a drafter, or say what a checkpoint is."""
+"""The command `drafters`: train a drafter, or describe a checkpoint."""
 
 import argparse
 import signal
@@ -17,22 +17,22 @@ def main(argv: list[str] | None = None) -> None:
         "command",
         choices=commands,
         metavar="command",
-        help="train: on rollouts or other text, from scratch or from a checkpoint; inspect: what a checkpoint is",
+        help="train: train a drafter on rollouts or other text; inspect: describe a checkpoint",
     )
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags over it")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags that override it")
     chosen = parser.parse_args(argv)
     sys.exit(commands[chosen.command](chosen.arguments))
 
 
 def train(argv: list[str]) -> int:
-    """`drafters train`. Returns the exit code: 1 for what went wrong outside, 2 for a wrong configuration."""
+    """`drafters train`. Returns the exit code: 1 for a system error, 2 for a wrong configuration, 130 for Ctrl-C."""
     from drafters.training.config import TrainDrafterConfig
 
     config = read_command_line(TrainDrafterConfig, "drafters train", argv)
-    # Imported after the command line is read, so that --help and mistakes in it answer at once.
+    # Imported late: --help and errors in the command line appear without the seconds that torch takes to import.
     from drafters.training.command import train_drafter
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # like Ctrl-C: leaves a state to resume
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as for Ctrl-C: the run leaves a state to resume from
     try:
         train_drafter(config)
     except ValueError as error:
@@ -46,7 +46,7 @@ def train(argv: list[str]) -> int:
 
 def inspect(argv: list[str]) -> int:
     """`drafters inspect`. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="drafters inspect", description="What a checkpoint is as a drafter.")
+    parser = argparse.ArgumentParser(prog="drafters inspect", description="Describe a checkpoint as a drafter.")
     parser.add_argument("folder", help="a checkpoint's folder or Hugging Face name")
     folder = parser.parse_args(argv).folder
     from drafters.inspect import inspect as inspect_folder

@@ -4,7 +4,7 @@ import torch
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is cuda where there is one. Raises ValueError when this machine has no such GPU."""
+    """The torch device of this name; `auto` is cuda if there is a GPU. Raises ValueError if there is no such GPU."""
     count = torch.cuda.device_count()
     if name == "auto":
         return torch.device("cuda" if count else "cpu")

@@ -18,29 +18,29 @@ LOSSY_OPTIONS = {
     "synthetic_acceptance_length", "synthetic_acceptance_rates", "typical_acceptance",
     "typical_acceptance_sampler_posterior_alpha", "typical_acceptance_sampler_posterior_threshold",
 }  # fmt: skip
-"""names under which engines offer to accept drafts that the policy would not have sampled"""
+"""engine options that accept drafts which the policy would not have sampled"""
 
 
 class DraftSettings(Section):
-    """What a drafter of any kind can be told; registry.py adds what only some kinds read."""
+    """Settings of a drafter of any kind. registry.py adds the fields that only some kinds read."""
 
     kind: str = "none"
     model: str | None = None
-    """folder or Hugging Face name of the drafter's checkpoint, for the kinds that have one apart from the policy's"""
+    """folder or Hugging Face name of the drafter's checkpoint; only for kinds with a checkpoint of their own"""
     draft_tokens: int = Field(default=3, ge=1, le=16)
-    """tokens drafted per step (k); the most that a schedule may draft"""
+    """tokens drafted per step (k); a schedule never drafts more"""
     schedule: str | list[Range] | Calibration = "auto"
-    """how many of them at each batch size. auto: by the clock, from costs that an engine measures when it starts and
-    the acceptance that it sees; a file of `rollout-service calibrate`: the same, from its costs and acceptance; ranges
-    [smallest batch size, largest, draft tokens]: as they say; fixed, and auto of deterministic drafts: always
-    draft_tokens"""
+    """the draft length at each batch size. auto: each engine measures its steps when it starts, follows acceptance, and
+    picks the length that it predicts to be fastest; for n-gram drafts, auto is fixed. A file of `rollout-service
+    calibrate`: as auto, but starting from the costs and the acceptance in the file. Ranges [smallest batch size,
+    largest, draft tokens]: the given length for each range. fixed: always draft_tokens"""
     draft_sampling: DraftSampling = "probabilistic"
-    """probabilistic: sampled, and verified against the drafter's distribution; greedy: the most likely token. N-gram
-    drafts are deterministic, whatever this says"""
+    """probabilistic: drafts are sampled and verified against the drafter's distribution; greedy: each draft is the
+    drafter's most likely token. N-gram drafts are deterministic and ignore this field"""
     verification: VerificationChoice = "auto"
-    """standard: one draft after the other; block: the draft as a whole, which accepts more; both are lossless. On a CPU
-    they are the project's own (drafters/verification.py), and auto is the engine's standard one where it passes its
-    self-test; on a GPU they are the engine's, and auto is standard"""
+    """standard verifies one draft token after the other; block verifies the draft as a whole and accepts at least as
+    much. Both are lossless. On a CPU, both are this project's functions (drafters/verification.py), and auto is vLLM's
+    standard verification if it passes its self-test. On a GPU, both are vLLM's functions, and auto is standard"""
 
     @property
     def drafts(self) -> bool:
@@ -50,7 +50,7 @@ class DraftSettings(Section):
     @field_validator("schedule", mode="before")
     @classmethod
     def unwrapped(cls, schedule: Any) -> Any:
-        """A flag's value comes as a list of one, since the field may be a list."""
+        """A flag gives a list of one string, because the field may be a list; the string is what is meant."""
         return schedule[0] if isinstance(schedule, list) and [type(s) for s in schedule] == [str] else schedule
 
     @model_validator(mode="after")
@@ -62,22 +62,24 @@ class DraftSettings(Section):
         return self
 
     def calibration(self) -> Calibration | None:
-        """In the file that `schedule` names, or itself. Raises ValueError when it cannot be read, or is another
-        drafter's."""
+        """The calibration that `schedule` is or names; None if it is neither.
+
+        Raises ValueError when the file cannot be read, or was measured with another drafter.
+        """
         if isinstance(self.schedule, list) or self.schedule in ("auto", "fixed"):
             return None
-        if isinstance(self.schedule, Calibration):  # a file of the front's node, read there
+        if isinstance(self.schedule, Calibration):  # the front has read the file, on its own node
             return self.schedule
         try:
             calibration = Calibration.model_validate_json(in_home(Path(self.schedule)).read_bytes())
         except (OSError, ValidationError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "no file of `rollout-service calibrate`"
-            raise ValueError(f"schedule: {self.schedule}: {reason}; or write auto, fixed, or ranges") from None
+            reason = error.strerror if isinstance(error, OSError) else "not a file of `rollout-service calibrate`"
+            raise ValueError(f"schedule: {self.schedule}: {reason}; give such a file, auto, fixed, or ranges") from None
         found, needed = (calibration.kind, calibration.draft_tokens), (self.kind, self.draft_tokens)
         if found != needed:
             shown = "kind = {!r} and draft_tokens = {}"
             raise ValueError(
-                f"schedule: {self.schedule} was calibrated for {shown.format(*found)}, and the drafter has "
+                f"schedule: {self.schedule} was calibrated for {shown.format(*found)}, but the drafter has "
                 f"{shown.format(*needed)}: calibrate again, or make them equal"
             )
         return calibration
@@ -87,27 +89,27 @@ class DraftSettings(Section):
     def lossless(cls, data: Any) -> Any:
         for name in LOSSY_OPTIONS & set(data if isinstance(data, dict) else ()):
             raise ValueError(
-                f"{name}: a relaxed acceptance changes what is sampled, and is not offered; "
+                f"{name}: relaxed acceptance changes what is sampled, so it is not offered; "
                 'use verification = "standard" or "block"'
             )
         return data
 
 
 class Drafter(ABC):
-    """One kind of drafter, configured. A new kind is a file with a subclass and a line in `registry.py`."""
+    """One configured drafter. A new kind is a file with a subclass, and a line in `registry.py`."""
 
     kind: ClassVar[str]
     options: ClassVar[type[DraftSettings]] = DraftSettings
-    """the settings that it can be told: those of any kind, or a subclass that adds its own"""
+    """the class of its settings: DraftSettings, or a subclass that adds the kind's own fields"""
     has_folder: ClassVar[bool] = False
-    """whether `model` is read: the folder of a checkpoint of its own"""
+    """whether the kind has a checkpoint folder of its own, so that `model` is read"""
     shape: ClassVar[type[Section]] = Section
-    """what `drafters train` can be told of the shape of a new one"""
+    """the fields that give the shape of a new drafter to `drafters train`"""
     samples: ClassVar[bool] = True
-    """whether drafts can be drawn from a distribution (else they are deterministic, and verified as one-hot)"""
+    """whether drafts can be drawn from a distribution; if not, they are deterministic and verified as one-hot"""
 
     def __init__(self, config: DraftSettings):
-        """Raises ValueError for a field that is given and means nothing to the kind."""
+        """Raises ValueError for a field that is given but that the kind does not read."""
         self.config = config
         try:
             config.refuse_unread(self.unread(config), f"kind = {self.kind!r}")
@@ -115,7 +117,7 @@ class Drafter(ABC):
             raise ValueError(f"drafter.{error}") from error
 
     def unread(self, config: DraftSettings) -> list[str]:
-        """Fields of `config` that mean nothing to the kind."""
+        """Fields of `config` that the kind does not read."""
         own = {name for name in self.options.model_fields if name != "model" or self.has_folder}
         return [name for name in type(config).model_fields if name not in own]
 
@@ -124,7 +126,7 @@ class Drafter(ABC):
         """vLLM's `speculative_config` engine argument; None when nothing is drafted."""
 
     def owns(self, name: str) -> bool:
-        """Whether the checkpoint tensor `name` is the drafter's. These, and no others, are in a drafter's update."""
+        """Whether the checkpoint tensor `name` is the drafter's. A drafter's update holds exactly these tensors."""
         return False
 
     def checkpoint(self, policy: Path) -> Path | None:
@@ -134,14 +136,19 @@ class Drafter(ABC):
     def check(  # noqa: B027
         self, policy_config: dict[str, Any], own_config: dict[str, Any] | None, tensors: Collection[str]
     ) -> None:
-        """Raise ValueError naming the field when policy and drafter do not fit: `policy_config` and `own_config` are
-        their `config.json`, the latter None when the drafter has no folder of its own. `tensors`: the names in the
-        checkpoint that holds the drafter; none when it has no tensors."""
+        """Raises ValueError, which names the field, when policy and drafter do not fit.
+
+        `policy_config` and `own_config` are the contents of their `config.json`; `own_config` is None for a drafter
+        without a folder of its own. `tensors` are the names in the checkpoint that holds the drafter; it is empty for
+        a drafter without tensors.
+        """
 
     @classmethod
     def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
-        """What `drafters inspect` says of a checkpoint of this kind; None for any other. `config` is its config.json,
-        `sizes` the number of elements of each of its tensors by name."""
+        """What `drafters inspect` prints for a checkpoint of this kind; None for any other checkpoint.
+
+        `config` is the content of its config.json; `sizes` maps each of its tensors to the number of its elements.
+        """
         return None
 
     def _model(self) -> str:

@@ -1,4 +1,4 @@
-"""`drafters inspect FOLDER`: what a checkpoint is as a drafter, and how an engine is told to use it."""
+"""`drafters inspect FOLDER`: the kind of drafter that a checkpoint is, and the engine arguments that load it."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from drafters.registry import KINDS, DrafterConfig, make_drafter
 
 
 def inspect(model: str, console: Console | None = None) -> dict[str, Any]:
-    """Prints and returns the facts. Raises ValueError when the folder holds no checkpoint."""
+    """Prints and returns the facts about a checkpoint. Raises ValueError when the folder holds none."""
     folder = resolve_model(model, "folder")
     if not weight_files(folder):
         raise ValueError(f"{folder} is no checkpoint: it needs config.json and safetensors files")

@@ -1,8 +1,9 @@
 """The kinds of drafter by name, to serve and to train; the only file that lists them.
 
-To serve a new kind: a file in `drafters/kinds/` with its class, and the class among KINDS. To train it: a file in
-`drafters/learners/` with its learner, and a line of LEARNERS. A kind with settings of its own, or of the shape of a new
-one, names them as a base class of `DrafterConfig` or `HeadShape` too.
+To serve a new kind, write a file in `drafters/kinds/` with its class and add the class to KINDS. To train it, write a
+file in `drafters/learners/` with its learner and add a line to LEARNERS. If the kind has settings of its own, add their
+class to the bases of `DrafterConfig`. If a new drafter of the kind has a shape to choose, add its class to the bases of
+`HeadShape`.
 """
 
 from typing import TYPE_CHECKING, Literal
@@ -19,42 +20,41 @@ from drafters.kinds.none import NoDrafter
 KINDS: dict[str, type[Drafter]] = {
     kind.kind: kind for kind in (NoDrafter, NGramDrafter, DraftModelDrafter, Eagle3Drafter, MTPDrafter)
 }
-"""`drafters inspect` asks the last one first: a draft model, which any language model can be, stands before others"""
+"""`drafters inspect` asks the last kind first. Any language model can be a draft model, so that kind comes early"""
 
 LEARNERS = {
     "eagle3": "drafters.learners.eagle3_head:Eagle3Head",
     "mtp": "drafters.learners.mtp_head:MTPHead",
     "draft_model": "drafters.learners.small_model:DraftModel",
 }
-"""module:class of each kind's learner; named, not imported, so that a configuration is read without torch"""
+"""module:class of each kind's learner, as text: reading a configuration must not import torch"""
 
 if TYPE_CHECKING:
     LearnerKind = str
     LearnerKindOrNone = str
-else:  # a configuration's error and `--help` name the kinds
+else:  # `--help` and the errors of a configuration list the kinds
     LearnerKind = Literal[tuple(LEARNERS)]
     LearnerKindOrNone = Literal[NoDrafter.kind, *LEARNERS]
 
 
 class DrafterConfig(NGramSettings):
-    """Which drafter proposes tokens, and how many."""
+    """The drafter that proposes tokens, and how many it proposes."""
 
-    kind: str = Field(default=NoDrafter.kind, description=f"one of {', '.join(KINDS)}; none reads no other field")
+    kind: str = Field(default=NoDrafter.kind, description=f"one of {', '.join(KINDS)}; kind none reads no other field")
 
 
 class HeadShape(Eagle3Shape, DraftModelShape):
-    """The shape of a new drafter; a drafter that is continued keeps its own."""
+    """The shape of a new drafter. A drafter from `init` keeps its own shape."""
 
     def check_reader(self, kind: LearnerKind, *, is_new: bool) -> None:
-        """Raises ValueError for a field that is given and means nothing to the kind, or to a drafter that has a
-        shape."""
+        """Raises ValueError for a field that is given but not read: by the kind, or because the drafter is not new."""
         own = KINDS[kind].shape.model_fields if is_new else ()
         where = f"kind = {kind!r}" if is_new else "init, whose drafter has its own shape"
         self.refuse_unread([name for name in type(self).model_fields if name not in own], where)
 
 
 def make_drafter(config: DrafterConfig) -> Drafter:
-    """The configured drafter. Raises ValueError naming the field when the kind is unknown."""
+    """The configured drafter. Raises ValueError, which names the field, when the kind is unknown."""
     if config.kind not in KINDS:
-        raise ValueError(f"drafter.kind: unknown kind {config.kind!r}; known are {', '.join(KINDS)}")
+        raise ValueError(f"drafter.kind: unknown kind {config.kind!r}; the kinds are {', '.join(KINDS)}")
     return KINDS[config.kind](config)

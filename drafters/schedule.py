@@ -1,9 +1,11 @@
 """Schedule of draft lengths by batch size, from the measured cost of a step and the acceptance by position.
 
-With b completions under way and k drafts each, a step yields b (1 + a_1 + ... + a_k) tokens, a_i being the probability
-that the first i drafts are all accepted, and takes c(b, k) seconds. Their ratio is the predicted speed. A draft length
-is worth drafting when it gains LEAST_GAIN over the speed without drafts. Of those that do, the shortest is chosen that
-is as fast as the fastest within TOLERANCE. Acceptance moves the choice while an engine runs; costs are measured once.
+A step of b running completions with k draft tokens each takes c(b, k) seconds. It yields b (1 + a_1 + ... + a_k)
+tokens, where a_i is the probability that the first i draft tokens are all accepted. The predicted speed is their ratio.
+
+- If no draft length is faster than no drafts by LEAST_GAIN, nothing is drafted.
+- Otherwise the schedule picks the shortest draft length whose predicted speed is within TOLERANCE of the best.
+- The costs c(b, k) are measured once. The acceptance a_i is followed while the engine runs, and may change the choice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,40 +20,39 @@ Range = tuple[int, int, int]
 """(smallest batch size, largest batch size, draft length): sizes are inclusive"""
 
 LEAST_GAIN = 0.17
-"""relative gain in predicted speed over drafting nothing at which drafting begins. Smaller gains do not reach the user:
-prompts take as long with drafts, a response's last step yields more than is asked for, and batches are not full between
-responses that end apart. Measured with responses of 48 tokens: steps 1.05 to 1.2 times as fast as without drafts made
-them 0.95 to 1.08 times as fast"""
+"""relative gain in predicted speed, over no drafts, from which drafting begins. Smaller gains are lost: prompts take as
+long with drafts as without, a response's last step yields more tokens than the response needs, and slots stay empty
+between responses that end at different times. Item 1 of deploy/bench measures steps and whole responses"""
 
 KEPT_GAIN = 0.08
-"""the same, below which drafting ends where it is under way: lower, so that noise does not switch it on and off"""
+"""relative gain below which drafting ends; lower than LEAST_GAIN, so that noise does not switch drafts on and off"""
 
 TOLERANCE = 0.05
-"""relative loss in predicted speed for which a shorter draft is taken: predictions are no better, and they favour long
-drafts, which lose more at a response's end"""
+"""relative loss in predicted speed that is accepted for a shorter draft. Predictions are no more exact than this, and
+they favour long drafts, which lose more tokens at the end of a response"""
 
 HYSTERESIS = 0.03
-"""relative gain in predicted speed that another draft length must promise before it replaces the one in use"""
+"""relative gain in predicted speed that another draft length needs before it replaces the one in use"""
 
 
 class StepCosts(BaseModel):
     """Seconds of a decoding step by draft length and batch size.
 
     Example: `StepCosts(batch_sizes=[1, 16], seconds=[[0.02, 0.03], [0.022, 0.04]], first=[[0.05, 0.2], [0.05, 0.2]])`
-    was measured without drafts and with one, for 1 and for 16 completions at a time.
+    was measured without drafts and with one draft token, for batches of 1 and of 16 completions.
     """
 
     batch_sizes: list[int]
-    """that were measured, ascending"""
+    """batch sizes that were measured, ascending"""
     seconds: list[list[float]]
-    """[draft length from 0][batch size]"""
+    """seconds of a step, as [draft length from 0][batch size]"""
     first: list[list[float]]
-    """[draft length from 0][batch size]: from the prompts' arrival, all at once, to the end of their first such step"""
+    """seconds from the arrival of all prompts at once to the end of the first step; same layout"""
 
     @model_validator(mode="after")
     def is_a_grid(self) -> "StepCosts":
         if not self.batch_sizes or self.batch_sizes != sorted(set(self.batch_sizes)):
-            raise ValueError("batch_sizes: must be ascending, and one at least")
+            raise ValueError("batch_sizes: must be ascending, with at least one size")
         if not self.seconds or len(self.first) != len(self.seconds):
             raise ValueError("seconds, first: need a row for each draft length from 0")
         if any(len(row) != len(self.batch_sizes) for row in (*self.seconds, *self.first)):
@@ -64,11 +65,11 @@ class StepCosts(BaseModel):
         return len(self.seconds) - 1
 
     def at(self, batch: int, drafts: int) -> float:
-        """Seconds, linear between the measured batch sizes; outside of them those of the nearest."""
+        """Seconds of a step: linear between the measured batch sizes, and that of the nearest size outside of them."""
         return float(np.interp(batch, self.batch_sizes, self.seconds[drafts]))
 
     def prompts(self, batch: int) -> float:
-        """Seconds that so many prompts take which arrive at once; the draft length hardly matters to them."""
+        """Seconds that `batch` prompts take that arrive at once: the median over draft lengths, which hardly matter."""
         of_lengths = [
             float(np.interp(batch, self.batch_sizes, first)) - self.at(batch, drafts)
             for drafts, first in enumerate(self.first)
@@ -77,7 +78,7 @@ class StepCosts(BaseModel):
 
 
 def tokens_per_step(acceptance: Sequence[float], drafts: int) -> float:
-    """Of one completion, the verifier's own token included. `acceptance[i - 1]` is a_i."""
+    """Tokens that a step yields for one completion, the verifier's token included. `acceptance[i - 1]` is a_i."""
     return 1.0 + sum(acceptance[:drafts])
 
 
@@ -86,18 +87,20 @@ def tokens_per_second(costs: StepCosts, acceptance: Sequence[float], batch: int,
 
 
 def speeds_by_length(costs: StepCosts, acceptance: Sequence[float], batch: int) -> list[float]:
-    """Predicted tokens per second of `batch` completions together, by draft length from 0."""
+    """Predicted tokens per second of a batch of `batch` completions, by draft length from 0."""
     return [tokens_per_second(costs, acceptance, batch, drafts) for drafts in range(costs.draft_tokens + 1)]
 
 
 def threshold(without_drafts: float, in_use: int) -> float:
-    """The least speed that is worth drafting for, where the speed without drafts is `without_drafts` and the draft
-    length `in_use`."""
+    """The speed from which drafting pays.
+
+    `without_drafts` is the speed without drafts. `in_use` is the current draft length.
+    """
     return without_drafts * (1.0 + (KEPT_GAIN if in_use else LEAST_GAIN))
 
 
 def choose_length(speeds: Sequence[float], in_use: int) -> int:
-    """The draft length for one batch size. `speeds` by draft length from 0; `in_use` is the length drafted so far."""
+    """The draft length for one batch size. `speeds` is by draft length from 0; `in_use` is the current length."""
     least, fastest = threshold(speeds[0], in_use), max(speeds[1:])
     if fastest < least:
         return 0
@@ -108,7 +111,7 @@ def choose_length(speeds: Sequence[float], in_use: int) -> int:
 def choose_drafts(
     costs: StepCosts, acceptance: Sequence[float], batches: int, in_use: Sequence[int] | None = None
 ) -> list[int]:
-    """The draft length for each batch size from 1 to `batches`, where `in_use` (at first none) are those so far."""
+    """The draft length for each batch size from 1 to `batches`. `in_use` are the current lengths (None: all zero)."""
     return [
         choose_length(speeds_by_length(costs, acceptance, batch), now)
         for batch, now in zip(range(1, batches + 1), in_use or [0] * batches, strict=True)
@@ -129,7 +132,7 @@ def to_ranges(drafts: Sequence[int]) -> list[Range]:
 
 
 def to_drafts(ranges: Sequence[Range], batches: int) -> list[int]:
-    """Draft lengths for batch sizes 1 to `batches`; a size in no range has that of the sizes before it, as in vLLM."""
+    """Draft lengths for batch sizes 1 to `batches`. A size in no range has that of the size before it, as in vLLM."""
     drafts = [0] * batches
     for first, _, length in sorted(ranges):
         drafts[first - 1 :] = [length] * len(drafts[first - 1 :])
@@ -137,7 +140,7 @@ def to_drafts(ranges: Sequence[Range], batches: int) -> list[int]:
 
 
 def check_ranges(ranges: Sequence[Range], draft_tokens: int) -> None:
-    """Raise ValueError, naming the range, unless they begin at 1, do not overlap, and draft at most `draft_tokens`."""
+    """Raises ValueError, which names the range, unless ranges begin at 1, do not overlap, and fit `draft_tokens`."""
     if not ranges:
         raise ValueError("schedule: needs at least one range [smallest batch size, largest, draft tokens]")
     end = 0
@@ -155,22 +158,22 @@ def check_ranges(ranges: Sequence[Range], draft_tokens: int) -> None:
 
 
 class AcceptanceEstimate:
-    """Acceptance by position that follows what was lately observed, from an estimate made before.
+    """Acceptance by position: starts from an earlier estimate and follows recent observations.
 
-    Kept is, for each position, how often a draft there was accepted given that all before it were: so that a position
-    which is not drafted at present keeps its own rate when the positions before it change.
+    For each position the class keeps the conditional rate: how often a draft token there is accepted, given that all
+    draft tokens before it are. So a position that is not drafted at present keeps its rate while earlier ones change.
     """
 
     HALF_LIFE = 2000
-    """observations of a position after which earlier ones weigh half"""
+    """number of observations at a position after which older ones count half"""
 
     def __init__(self, acceptance: Sequence[float], weight: float):
-        """`acceptance` by position, as if it had been observed in `weight` drafts."""
+        """`acceptance` is by position, and counts as if it had been observed in `weight` drafts."""
         self.start = list(acceptance), weight
         self.start_over()
 
     def start_over(self) -> None:
-        """Forget what was observed: another drafter has come."""
+        """Forgets all observations, because the drafter has changed."""
         acceptance, weight = self.start
         before = [1.0, *acceptance]
         self.trials = [weight for _ in acceptance]
@@ -180,8 +183,7 @@ class AcceptanceEstimate:
         self.drafts = 0
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
-        """Count one step of the engine: completions with a draft at each position, and of them those that accepted
-        it."""
+        """Counts one step of the engine. At each position: completions with a draft token, and those that accept it."""
         self.drafts += drafted[0]
         reached: float = drafted[0]
         for i in range(len(self.trials)):
@@ -191,8 +193,8 @@ class AcceptanceEstimate:
             self.trials[i] = decay * self.trials[i] + reached
             self.successes[i] = decay * self.successes[i] + accepted[i]
             if i + 1 < len(self.trials):
-                # Of the completions that accepted this one, as many as drafted a next one (a draft is cut short where
-                # the response may not be longer).
+                # Of the completions that accepted this token, count the share that drafted a next one: a draft is
+                # cut short where the response may not be longer.
                 reached = accepted[i] * drafted[i + 1] / drafted[i]
 
     @property
@@ -201,14 +203,14 @@ class AcceptanceEstimate:
 
 
 class LiveSchedule:
-    """The schedule of one running engine: chosen from its costs, and chosen again as acceptance moves.
+    """The schedule of one running engine: chosen from its costs, and chosen again when acceptance changes.
 
-    At draft length zero nothing is observed. What brings drafting back is acceptance at the batch sizes that still
-    draft, of which every batch has some while it drains, or a new drafter.
+    At draft length zero no acceptance is observed. Drafting can begin again at such a batch size because smaller batch
+    sizes still draft, and every batch passes through them while it drains, or because a new drafter arrives.
     """
 
     LOOK_EVERY = 100
-    """drafts between two looks at whether the choice has changed"""
+    """number of drafts between two choices"""
 
     def __init__(self, costs: StepCosts, acceptance: AcceptanceEstimate, batches: int):
         self.costs, self.acceptance = costs, acceptance
@@ -221,7 +223,7 @@ class LiveSchedule:
         return to_ranges(self.drafts)
 
     def observe(self, drafted: Sequence[int], accepted: Sequence[int]) -> bool:
-        """Whether the schedule is another one after this step of the engine."""
+        """Counts one step of the engine. Returns whether the schedule has changed."""
         self.acceptance.observe(drafted, accepted)
         if self.acceptance.drafts < self._looked_at + self.LOOK_EVERY:
             return False
@@ -229,7 +231,7 @@ class LiveSchedule:
         return self._choose()
 
     def start_over(self) -> bool:
-        """For a new drafter. Whether the schedule is another one."""
+        """Starts over for a new drafter. Returns whether the schedule has changed."""
         self.acceptance.start_over()
         self._looked_at = 0
         return self._choose()
@@ -243,24 +245,24 @@ class LiveSchedule:
 
 
 class Calibration(BaseModel):
-    """What `rollout-service calibrate` measured and chose: the file that `drafter.schedule` names."""
+    """The measurements and the choice of `rollout-service calibrate`: the file that `drafter.schedule` names."""
 
     policy: str
     kind: str
-    """of the drafter"""
+    """kind of the drafter"""
     draft_tokens: int
     """the longest draft that was measured"""
     costs: StepCosts
     baseline: StepCosts
-    """of an engine without a drafter, at the same batch sizes"""
+    """costs of an engine without a drafter, at the same batch sizes"""
     acceptance: list[float]
-    """by position, on the given prompts"""
+    """acceptance by position, on the given prompts"""
     ranges: list[Range]
-    """chosen"""
+    """the chosen draft lengths"""
     predicted_speedup: dict[int, float]
-    """by batch size, relative to no drafter: of so many streams, each of `responses_per_stream` responses of
-    `response_tokens`"""
+    """speed relative to no drafter, by number of streams. Each stream generates `responses_per_stream` responses of
+    `response_tokens` tokens"""
     response_tokens: int
     responses_per_stream: int
     machine: dict[str, Any]
-    """where it was measured: processor, cores, versions"""
+    """the machine that was measured: processor, cores, versions"""

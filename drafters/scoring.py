@@ -1,4 +1,4 @@
-"""Scores of sampled tokens under the distribution they were drawn from, and the losslessness z-score over them.
+"""Scores of sampled tokens under the distribution that they were drawn from, and the losslessness z-score over them.
 
 N counts tokens, V the vocabulary. A distribution is softmax(logits / temperature), cut to the top k tokens and then to
 the nucleus of mass top_p, in vLLM's order.
@@ -18,13 +18,13 @@ class TokenScores:
     """Per token, float32 (N,)."""
 
     logprobs: Tensor
-    """under softmax(logits / temperature): what is trained"""
+    """log-probabilities under softmax(logits / temperature), which training uses"""
     sampled_logprobs: Tensor
-    """under the distribution that was sampled from, top-k and top-p included: what the rollout reports"""
+    """log-probabilities under the sampled distribution, top-k and top-p included, which a rollout reports"""
     entropy: Tensor
-    """of the sampled distribution, in nats: the expected surprisal"""
+    """entropy of the sampled distribution in nats, which is the expected surprisal"""
     variance: Tensor
-    """of the surprisal, under the sampled distribution"""
+    """variance of the surprisal under the sampled distribution"""
 
     def cpu(self) -> "TokenScores":
         return TokenScores(*(field.cpu() for field in self._fields()))
@@ -33,7 +33,7 @@ class TokenScores:
         return [TokenScores(*parts) for parts in zip(*(f.split(lengths) for f in self._fields()), strict=True)]
 
     def where(self, chosen_N: Tensor) -> "TokenScores":
-        """The scores of the tokens that a bool (N,) chooses."""
+        """The scores of the tokens that the mask `chosen_N`, bool (N,), selects."""
         return TokenScores(*(field[chosen_N] for field in self._fields()))
 
     def _fields(self) -> tuple[Tensor, ...]:
@@ -55,7 +55,8 @@ def score_tokens(
 ) -> TokenScores:
     """The scores of tokens (N,) int64 under logits (N, V).
 
-    A token that this recomputation puts just outside the cut (a near tie) is kept in it: its surprisal stays finite.
+    This recomputation may put a token just outside of top-k or top-p, after a near tie. Such a token is kept, so that
+    its surprisal stays finite.
     """
     scaled_NV = logits_NV.float() / temperature
     logprobs_NV = scaled_NV.log_softmax(1)
@@ -68,7 +69,7 @@ def score_tokens(
         sampled_N = logprobs_NV.gather(1, tokens_N[:, None]).squeeze(1)
         probabilities_NV = logprobs_NV.exp()
         logprobs_NV = logprobs_NV.masked_fill(~kept_NV, 0.0)
-    # The mean and the mean square of log-probabilities; the step pays for each pass over V.
+    # From the mean and the mean square of the log-probabilities: every pass over V costs time in each training step.
     weighted_NV = probabilities_NV * logprobs_NV
     entropy_N = -weighted_NV.sum(1)
     variance_N = torch.einsum("nv,nv->n", weighted_NV, logprobs_NV) - entropy_N.square()
@@ -76,7 +77,7 @@ def score_tokens(
 
 
 def kept_tokens(scaled_NV: Tensor, *, top_p: float, top_k: int) -> Tensor:
-    """Which tokens top-k, then top-p leave: bool (N, V). As vLLM's `apply_top_k_top_p_pytorch`."""
+    """The tokens that top-k and then top-p keep: bool (N, V). Equal to vLLM's `apply_top_k_top_p_pytorch`."""
     ascending_NV, order_NV = scaled_NV.sort(1)
     if top_k > 0:
         kth_N1 = ascending_NV[:, -min(top_k, ascending_NV.shape[1]), None]
@@ -90,7 +91,7 @@ def kept_tokens(scaled_NV: Tensor, *, top_p: float, top_k: int) -> Tensor:
 class SurprisalSums(BaseModel):
     """Sums over tokens for z = sum(surprisal - entropy) / sqrt(sum of the variances of surprisal).
 
-    A correct sampler gives a standard normal: |z| above 4 means that something else was sampled.
+    Under a correct sampler z is standard normal. |z| above 4 means that another distribution was sampled.
     """
 
     tokens: int = 0

@@ -1,9 +1,9 @@
-"""Configuration of a command: a TOML file, flags of the same names over it, `--help`, and `--dry-run`.
+"""Configuration of a command: a TOML file, flags of the same names that override it, `--help`, and `--dry-run`.
 
     config = read_command_line(ServiceConfig, "rollout-service launch", argv)
 
 A nested field is a dotted flag (`--drafter.kind mtp`). A file may extend another (drafters/files/toml_file.py). Unknown
-names and wrong values end the program with exit code 2 and one line a field, before anything starts
+names and wrong values end the program before anything starts, with exit code 2 and one line for each field
 (drafters/wrong_fields.py).
 """
 
@@ -35,7 +35,7 @@ class Section(BaseModel):
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
     renamed: ClassVar[Mapping[str, str]] = {}
-    """fields and sections that had another name: the error for the old one says the new one, or what is to be done"""
+    """old names of fields and sections, with the new name or advice: the error for an old name says it"""
 
     @field_validator("*")
     @classmethod
@@ -43,8 +43,10 @@ class Section(BaseModel):
         return in_home(value) if isinstance(value, Path) else value
 
     def refuse_unread(self, names: Iterable[str], where: str) -> None:
-        """Raises ValueError for the first of these fields that is given: nothing reads it `where` it stands. What
-        equals its default is not told from what is not given, so that a configuration can be written and read again."""
+        """Raises ValueError for the first of these fields that is given, because nothing reads it with `where`.
+
+        A field that equals its default counts as not given, so that a configuration can be written and read again.
+        """
         for name in names:
             field, value = type(self).model_fields[name], getattr(self, name)
             if value != field.get_default(call_default_factory=True):
@@ -59,26 +61,26 @@ def _at_most_the_cores(threads: int) -> int:
 
 
 Threads = Annotated[int, Field(ge=0), AfterValidator(_at_most_the_cores)]
-"""CPU threads of a command; 0 for all"""
+"""CPU threads of a command; 0 for all cores"""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def read_command_line(config_type: type[ConfigT], program: str, argv: list[str], epilog: str = "") -> ConfigT:
-    """The configuration of `program` from `argv`; prints it and exits for `--dry-run`. `epilog` ends `--help`.
+    """The configuration of `program` from `argv`. For `--dry-run` it is printed, and the program exits.
 
-    Errors: exits with 2 after a line for each wrong field, with its value and what is allowed, or with the nearest
-    names of a field that there is not.
+    `epilog` is the last paragraph of `--help`. After errors the program exits with 2. It prints one line for each wrong
+    field: its value and what is allowed, or for an unknown field the nearest names.
     """
     first = _Parser(prog=program, add_help=False, allow_abbrev=False)
-    first.add_argument("--config", type=Path, metavar="FILE", help="TOML file to read; flags go over it")
+    first.add_argument("--config", type=Path, metavar="FILE", help="TOML file to read; flags override it")
     first.add_argument("--dry-run", action="store_true", help="print the resolved configuration and exit")
     chosen, rest = first.parse_known_args(argv)
     from_file = _from_file(program, chosen.config)
     parser = _with_help(program, first, epilog)
     parser.config_type = config_type
 
-    # pydantic-settings reads flags into a settings class; the sources are ordered by precedence.
+    # pydantic-settings reads flags into a settings class. The first source has precedence.
     class Settings(config_type, BaseSettings):  # type: ignore[valid-type, misc]
         model_config = SettingsConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -102,7 +104,7 @@ def read_command_line(config_type: type[ConfigT], program: str, argv: list[str],
     except ValidationError as error:
         print(*(f"{program}: {line}" for line in wrong_fields(error, config_type)), sep="\n", file=sys.stderr)
         sys.exit(2)
-    except SettingsError as error:  # of a flag whose value is a table or a list
+    except SettingsError as error:  # the value of a flag for a table or a list
         field = re.findall(r"for (?:field )?\"?([\w.]+)", str(error))[0]
         parser.error(f"{field}: a table is written as JSON, '{{\"name\": 1}}', a list as '[1, 2]'")
     if chosen.dry_run:
@@ -123,7 +125,7 @@ def _from_file(program: str, path: Path | None) -> dict[str, Any]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Of a wrong command line one line is printed, with the nearest names of a flag that there is not."""
+    """Prints one line for a wrong command line, and for an unknown flag the nearest names."""
 
     config_type: type[BaseModel]
 

@@ -1,13 +1,13 @@
-"""Verification of drafts, lossless: how many drafted tokens are accepted, and which token follows them.
+"""Lossless verification of drafts: how many drafted tokens are accepted, and which token follows them.
 
-R requests of different draft lengths, K the longest; N drafted tokens of all requests, one request's after the other's;
-V vocabulary. Of one request: drafts x_1..x_k; P_i and Q_i the target's and the drafter's distributions of x_i, given
-the drafts before it; r_i = P_i(x_i) / Q_i(x_i). A deterministic draft has the one-hot Q_i.
+Shapes: R requests of different draft lengths, K the longest draft, N drafted tokens of all requests in order, V
+vocabulary. One request has drafts x_1..x_k. P_i and Q_i are the target's and the drafter's distributions of x_i, given
+the drafts before it, and r_i = P_i(x_i) / Q_i(x_i). For a deterministic draft, Q_i is one-hot.
 
     standard   (Leviathan et al., arXiv 2211.17192)   accept x_i with probability min(1, r_i), one after the other
     block      (Sun et al., arXiv 2403.10444)         one decision for the whole draft; accepts at least as much
 
-Both are the law of one number, the accepted length n, and one distribution for the token after it:
+The law of the accepted length n and the distribution of the token after it define each kind of verification:
 
     P(n >= i)      standard: product over j <= i of min(1, r_j)
                    block:    1 - product over j >= i of (1 - h_j), with
@@ -16,8 +16,8 @@ Both are the law of one number, the accepted length n, and one distribution for 
     n < k          the token is drawn from (w_n P_(n+1) - Q_(n+1))+, normalised (standard: w = 1): the residual
     n = k          the token is drawn from the target, and given as `bonus`
 
-so two uniform numbers a request decide all. Temperature 0 is the target that is one-hot at its maximum.
-A draft outside the vocabulary is no draft: Q_i is zero, which refuses it and draws its token from the target.
+So two uniform numbers for each request decide everything. At temperature 0, the target is one-hot at its maximum. A
+draft outside the vocabulary has Q_i = 0: it is refused, and the token in its place is drawn from the target.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from torch import Tensor
 
 Verification = Literal["standard", "block"]
 CHUNK = 512
-"""tokens that are summed at once where one is drawn: as many chunks as tokens in one, at a large vocabulary"""
+"""tokens in a chunk when a token is drawn; a large vocabulary then has about as many chunks as a chunk has tokens"""
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Drafts:
     tokens_N: Tensor
     """int64"""
     lengths_R: Tensor
-    """int64, tokens drafted for each request; they add up to N"""
+    """int64, number of tokens drafted for each request; the sum is N"""
     probs_NV: Tensor | None
-    """what each draft was drawn from; None when all are deterministic"""
+    """the distribution that each draft was drawn from; None if all drafts are deterministic"""
 
     @property
     def starts_R(self) -> Tensor:
@@ -49,7 +49,7 @@ class Drafts:
         return self.lengths_R.cumsum(0) - self.lengths_R
 
     def padded(self, values_N: Tensor, fill: float) -> Tensor:
-        """(N,) -> (R, K), `fill` past the end of a request's drafts."""
+        """Values (N,) as (R, K), with `fill` past the end of a request's drafts."""
         width = int(self.lengths_R.max()) if len(self.lengths_R) else 0
         drafted_RK = torch.arange(width, device=values_N.device) < self.lengths_R[:, None]
         values_RK = values_N.new_full(drafted_RK.shape, fill)
@@ -58,9 +58,10 @@ class Drafts:
 
 
 def target_distribution(logits_NV: Tensor, greedy_N: Tensor | None = None) -> Tensor:
-    """softmax, float32 at least; one-hot at the maximum in the rows of `greedy_N` (bool), which have temperature 0.
+    """The softmax of the logits, in float32 or wider.
 
-    The logits are as they are sampled from: after temperature, top-k and top-p, tokens that are cut at -inf.
+    The logits are those that are sampled from: temperature, top-k and top-p are applied, and the tokens that they cut
+    are at -inf. Rows of `greedy_N` (bool) have temperature 0, and become one-hot at the maximum.
     """
     dtype = torch.promote_types(logits_NV.dtype, torch.float32)
     target_NV = logits_NV.softmax(-1, dtype=dtype)
@@ -73,11 +74,11 @@ def target_distribution(logits_NV: Tensor, greedy_N: Tensor | None = None) -> Te
 def verify(
     target_NV: Tensor, drafts: Drafts, bonus_R: Tensor, uniforms_R2: Tensor, verification: Verification = "standard"
 ) -> Tensor:
-    """The tokens that each request gains: its accepted drafts and one more, int64 (R, K + 1), -1 past the end.
+    """The new tokens of each request: its accepted drafts and one more token, int64 (R, K + 1), -1 past the end.
 
-    target_NV     distributions at the drafts' positions (`target_distribution`)
-    bonus_R       int64, a sample of the target after a request's last draft: taken where all drafts are accepted
-    uniforms_R2   float64 in [0, 1): the first decides the length, the second the token (`uniforms`)
+    target_NV     the target's distributions at the drafts' positions (`target_distribution`)
+    bonus_R       int64, a sample of the target after a request's last draft; used if all drafts are accepted
+    uniforms_R2   float64 in [0, 1): the first decides the accepted length, the second the token (`uniforms`)
     """
     survival_RK, weights_RK = survival(target_NV, drafts, verification)
     accepted_R = (uniforms_R2[:, :1] < survival_RK).sum(1)
@@ -95,33 +96,35 @@ def verify(
 
 
 def survival(target_NV: Tensor, drafts: Drafts, verification: Verification) -> tuple[Tensor, Tensor]:
-    """The law of the accepted length: P(n >= 1..K) (R, K), zero past the end, and the residual's weights w_0..w_(K-1)
-    (R, K)."""
+    """The law of the accepted length, P(n >= 1..K), and the residual's weights w_0..w_(K-1).
+
+    Both are (R, K). The probabilities are zero past the end of a draft.
+    """
     drafted_N = _at_drafts(target_NV, drafts)
     proposed_N = torch.ones_like(drafted_N) if drafts.probs_NV is None else _at_drafts(drafts.probs_NV, drafts)
-    # What the drafter cannot have drawn (no draft among it) is refused: 0, not infinite.
+    # A token of probability zero under the drafter is refused: its ratio is 0, not infinite. No draft is such a token.
     ratio_N = torch.where(proposed_N > 0.0, drafted_N / proposed_N, 0.0).clamp(max=torch.finfo(drafted_N.dtype).max)
     ratio_RK = drafts.padded(ratio_N, 0.0)
     if verification == "standard":
         return ratio_RK.clamp(max=1.0).cumprod(1), torch.ones_like(ratio_RK)
-    # w_i = min(1, w_(i-1) r_i), all i at once: a random walk in logarithms, reflected at 0, is the walk minus its
-    # running maximum.
+    # w_i = min(1, w_(i-1) r_i) for all i at once. In logarithms this is a random walk that is reflected at 0, which
+    # equals the walk minus its running maximum.
     walk_RK = torch.nn.functional.pad(ratio_RK.log().cumsum(1), (1, 0))
     weights_RK1 = (walk_RK - walk_RK.cummax(1).values).exp()
     mass_RK = drafts.padded(_residual_mass(target_NV, drafts, weights_RK1), 0.0)
     last_R = drafts.lengths_R[:, None]
     columns = torch.arange(weights_RK1.shape[1], device=weights_RK1.device)
     stop_RK1 = torch.nn.functional.pad(mass_RK / (mass_RK + 1.0 - weights_RK1[:, :-1]), (0, 1))
-    # 0 / 0: the draft cannot be refused here, so that the choice is of no consequence.
+    # 0 / 0 occurs where the draft cannot be refused. Then the value has no effect.
     stop_RK1 = torch.where(columns == last_R, weights_RK1, stop_RK1.nan_to_num(1.0)).masked_fill(columns > last_R, 0.0)
     go_on_RK = (1.0 - stop_RK1[:, 1:]).flip(1).cumprod(1).flip(1)
     return 1.0 - go_on_RK, weights_RK1[:, :-1]
 
 
 def residual(target_NV: Tensor, drafts: Drafts, rows: Tensor, weights: Tensor) -> Tensor:
-    """(w P - Q)+ at X draft rows, not normalised, (X, V): what the token that replaces a refused draft is drawn from.
+    """(w P - Q)+ at X draft rows, not normalised, (X, V). The token that replaces a refused draft is drawn from it.
 
-    Where rounding leaves nothing of it, the target: P equals Q there.
+    Where rounding leaves only zeros, P equals Q, and the row is the target's.
     """
     drafted_X = drafts.tokens_N[rows]
     exists_X = (drafted_X >= 0) & (drafted_X < target_NV.shape[1])
@@ -137,24 +140,25 @@ def residual(target_NV: Tensor, drafts: Drafts, rows: Tensor, weights: Tensor) -
 
 
 def inverse_cdf(weights_XV: Tensor, uniform_X: Tensor) -> Tensor:
-    """One token a row, drawn from weights that need not be normalised, int64 (X,). A weight of 0 is never drawn.
+    """One token for each row, int64 (X,), drawn from weights that need not sum to 1. A weight of 0 is never drawn.
 
-    In two steps, the chunk and the token in it: a cumulative sum in float64 over a whole vocabulary is slow.
+    The draw has two steps, first the chunk and then the token in it, because a float64 cumulative sum over a whole
+    vocabulary is slow.
     """
     short = -weights_XV.shape[1] % CHUNK
     chunks_XCL = torch.nn.functional.pad(weights_XV, (0, short)).unflatten(1, (-1, CHUNK))
     mass_XC = chunks_XCL.sum(2, dtype=torch.float64)
     chunk_X, uniform_X = _bin(mass_XC, uniform_X)
     within_X, _ = _bin(chunks_XCL[torch.arange(len(chunk_X), device=chunk_X.device), chunk_X].double(), uniform_X)
-    # Clamped for weights that are not numbers: the log-probabilities show it, an engine must not end by it.
+    # Clamped for weights that are NaN: the log-probabilities show those, and the engine must not crash.
     return (chunk_X * CHUNK + within_X).clamp(max=weights_XV.shape[1] - 1)
 
 
 def _bin(weights_XB: Tensor, uniform_X: Tensor) -> tuple[Tensor, Tensor]:
-    """The bin of each row that a uniform number falls into, and where in the bin: uniform again."""
+    """The bin of each row that a uniform number falls into, and its place in the bin, which is uniform again."""
     upper_XB = weights_XB.cumsum(1)
     total_X = upper_XB[:, -1]
-    # Below the total also where the product is rounded up.
+    # Keeps the number below the total even if the product is rounded up.
     at_X = torch.minimum(uniform_X * total_X, torch.nextafter(total_X, torch.zeros_like(total_X)))
     bin_X = torch.searchsorted(upper_XB, at_X[:, None], right=True).squeeze(1).clamp(max=weights_XB.shape[1] - 1)
     size_X = weights_XB.gather(1, bin_X[:, None]).squeeze(1)
@@ -163,7 +167,7 @@ def _bin(weights_XB: Tensor, uniform_X: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def uniforms(count: int, generators: Mapping[int, torch.Generator], device: torch.device | str = "cpu") -> Tensor:
-    """float64 (count, 2) in [0, 1); row r from `generators[r]` where there is one, else from torch's own."""
+    """float64 (count, 2) in [0, 1). Row r comes from `generators[r]`; if there is none, from torch's own generator."""
     uniforms_R2 = torch.rand(count, 2, dtype=torch.float64, device=device)
     for row, generator in generators.items():
         uniforms_R2[row].uniform_(generator=generator)
@@ -171,19 +175,19 @@ def uniforms(count: int, generators: Mapping[int, torch.Generator], device: torc
 
 
 def _at_drafts(values_NV: Tensor, drafts: Drafts) -> Tensor:
-    """Each draft's own entry (N,), 0 for drafts outside the vocabulary."""
+    """The entry of each draft's token (N,); 0 for drafts outside the vocabulary."""
     tokens_N = drafts.tokens_N
     exists_N = (tokens_N >= 0) & (tokens_N < values_NV.shape[1])
     return values_NV.gather(1, tokens_N.where(exists_N, 0)[:, None]).squeeze(1) * exists_N
 
 
 def _residual_mass(target_NV: Tensor, drafts: Drafts, weights_RK1: Tensor) -> Tensor:
-    """m_0..m_(k-1) of every request, (N,): sum over tokens of (w P - Q)+."""
+    """m_0..m_(k-1) of every request, (N,): the sum over tokens of (w P - Q)+."""
     rows_RK = torch.arange(weights_RK1.shape[1] - 1, device=target_NV.device) < drafts.lengths_R[:, None]
     weights_N = weights_RK1[:, :-1][rows_RK]
     exists_N = (drafts.tokens_N >= 0) & (drafts.tokens_N < target_NV.shape[1])
     if drafts.probs_NV is None:
         return weights_N * torch.where(exists_N, 1.0 - _at_drafts(target_NV, drafts), 1.0)
-    # -(Q - w P)- in one temporary: V is large.
+    # Computed as -(Q - w P)-, with one temporary, because V is large.
     below_NV = torch.addcmul(drafts.probs_NV, target_NV, weights_N[:, None], value=-1.0)
     return torch.where(exists_N, -below_NV.clamp_(max=0.0).sum(1), weights_N)

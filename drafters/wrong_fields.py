@@ -1,4 +1,4 @@
-"""Wrong fields of a configuration, one line each: the name, what is allowed, and the value that was given.
+"""Errors for wrong fields of a configuration, one line each: the name, what is allowed, and the given value.
 
 port: Input should be less than or equal to 65535 (got 70000)
 learnin_rate: there is no such field; did you mean learning_rate?
@@ -15,19 +15,19 @@ from pydantic import BaseModel, SecretStr, ValidationError
 from drafters.by_kind import kind_of
 
 ALIKE = 0.7
-"""share of letters in common from which a name is near another"""
+"""ratio of common letters from which two names count as similar"""
 MOST_NAMES = 3
 LONGEST_VALUE = 80
-"""characters of a value that are shown"""
+"""number of characters of a value that are shown"""
 
 
 def wrong_fields(error: ValidationError, config_type: type[BaseModel]) -> list[str]:
-    """`error` is of `config_type`, or of a settings class made of it."""
+    """One line for each wrong field. `error` is from `config_type`, or from a settings class derived from it."""
     names = list(dict.fromkeys(field_names(config_type)))
     said: dict[str, list[str]] = {}
     values: dict[str, str] = {}
     for problem in error.errors(include_url=False):
-        if problem["type"] == "default_factory_not_called":  # since another field is wrong, which is said
+        if problem["type"] == "default_factory_not_called":  # another field is wrong, and has its own line
             continue
         location, message = problem["loc"], problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":
@@ -58,16 +58,16 @@ def wrong_fields(error: ValidationError, config_type: type[BaseModel]) -> list[s
 
 
 def _of_another_kind(location: Sequence[str | int], config_type: type[BaseModel]) -> str | None:
-    """Of a field that the section would have if it were of another kind: which kinds have it."""
+    """The error for a field that only other kinds of the section have; it names them. None for other fields."""
     path, alternatives = field_path(location[:-2], config_type)
     having = [kind_of(section) for section in alternatives if location[-1] in section.model_fields]
     if not having or len(path) < len(field_path(location[:-1], config_type)[0]):
         return None
-    return f"kind = {location[-2]!r} has no such field; it is of {', '.join(having)}"
+    return f"kind = {location[-2]!r} has no such field; it belongs to {', '.join(having)}"
 
 
 def new_name(where: str, config_type: type[BaseModel]) -> str | None:
-    """What has become of a field, or of the section that it was in, when that had another name before."""
+    """The error for an old name of a field, or of the section that it was in; None for a name that never was."""
     parts = where.split(".")
     for depth in range(len(parts)):
         before, last = parts[:depth], parts[depth]
@@ -83,8 +83,10 @@ def _dotted(path: Sequence[str | int]) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The names whose last part is most like that of `name`, those of its own section before others; empty when none
-    is near."""
+    """A question with the names whose last part is most similar to that of `name`; empty if none is similar.
+
+    Names of the same section come first and exclude others.
+    """
 
     def parts(dotted: str) -> tuple[str, str]:
         section, _, last = dotted.lstrip("-").replace("-", "_").rpartition(".")
@@ -100,7 +102,7 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def field_names(config_type: type[BaseModel], before: str = "") -> Iterator[str]:
-    """Dotted, as flags are, those of sections included."""
+    """The names of all fields, those of sections included, with dots as in flags."""
     for name, field in config_type.model_fields.items():
         yield before + name
         for section in models_in(field.annotation):
@@ -108,7 +110,7 @@ def field_names(config_type: type[BaseModel], before: str = "") -> Iterator[str]
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The sections that a field's type holds: itself, one of several, or those of a list."""
+    """The sections in a field's type: the type itself, the members of a union, or the items of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     elif get_origin(annotation) is Annotated:
@@ -121,8 +123,11 @@ def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
 def field_path(
     location: Sequence[str | int], config_type: type[BaseModel]
 ) -> tuple[Sequence[str | int], list[type[BaseModel]]]:
-    """The part of pydantic's location that is a field of the configuration, and the sections that it may be. Between
-    its parts stand kinds of sections; what follows names the alternatives of a field that may be of several types."""
+    """The part of pydantic's location that is a field of the configuration, and the sections that the field may hold.
+
+    Between the parts of the field, a location has the kinds of sections. After them it names the alternative of a field
+    that may have several types. Both are left out.
+    """
     path: list[str | int] = []
     sections = [config_type]
     for part in location:
@@ -140,7 +145,7 @@ def field_path(
 
 
 def shown(value: Any, path: Sequence[str | int], config_type: type[BaseModel]) -> str:
-    """A wrong value in brackets; nothing of a whole section, whose fields are not all wrong, nor of a secret."""
+    """A wrong value in brackets. It is empty for a whole section, whose other fields may be right, and for a secret."""
     if isinstance(value, dict | BaseModel) or is_secret(path, config_type):
         return ""
     text = repr(value)

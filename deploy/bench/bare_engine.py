@@ -1,10 +1,10 @@
-"""A bare engine: vLLM's `LLM` with the arguments of the service's engine; a JSON line in, a JSON line out.
+"""A bare engine: vLLM's `LLM` with the arguments of the service's engine. It answers each JSON line with a JSON line.
 
 python deploy/bench/bare_engine.py '{"model": ..., ...}'        (a ServiceConfig)
 
-{"ready": true}                                     -> {}  once it is
+{"ready": true}                                     -> {}  once the engine has started
 {"prompts": [[...], ...], "tokens": 48}             -> {"seconds": ..., "tokens": ...}
-{"pack": true}                                      -> {"copy": ..., "pack": ...}  seconds, see `copy_and_pack`
+{"pack": true}                                      -> {"copy": ..., "pack": ...}  seconds, see copy_and_pack
 """
 
 import json
@@ -20,7 +20,7 @@ from rollout_service.protocol import GroupRequest, Sampling
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # what libraries print goes to stderr
     config = ServiceConfig.model_validate_json(sys.argv[1])
     llm = bare_llm(config)
     for line in sys.stdin:
@@ -42,7 +42,7 @@ def answer(llm: Any, config: ServiceConfig, request: dict[str, Any]) -> dict[str
 
 
 def copy_and_pack(config: ServiceConfig) -> dict[str, float]:
-    """Seconds to copy the checkpoint's bytes once within memory, and to pack its matrices for the CPU's kernels."""
+    """Seconds to copy the checkpoint once in memory, and seconds to pack its matrices for the CPU's kernels."""
     from pathlib import Path
 
     from vllm import _custom_ops as ops

@@ -1,8 +1,8 @@
-"""`make bench`: the speed of the service, of its parts, and of what predicts it. Writes JSON and a table.
+"""`make bench`: measures the speed of the service and of its parts against goals. Writes JSON and a table.
 
     python deploy/bench/bench.py [--config deploy/bench/quick.toml] [--only rollout_speed] [--drafters mtp]
 
-Each item writes `output`/ITEM.json when it is done; the table is over all that are there.
+Each item writes OUTPUT/ITEM.json when it is done. The table shows every item whose file is there.
 """
 
 import signal
@@ -37,7 +37,7 @@ MEASURE: dict[str, Callable[[BenchConfig], tuple[list[Figure], Any]]] = {
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever was started is ended, as with Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as for Ctrl-C: ends every process that was started
     config = read_command_line(BenchConfig, "bench", sys.argv[1:])
     ensure_padded(config.source, config.padded, config.shape)
     here, drafts = machine(resolve_device(config.engine.device)), {"drafts": config.draft_sampling}

@@ -1,4 +1,4 @@
-"""Figures of the benchmark, each with its interval and its goal; files of them, and the table over all."""
+"""Figures of the benchmark with intervals and goals, their JSON files, and the table of all figures."""
 
 import json
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ class Figure(BaseModel):
     unit: str
     median: float
     interval: tuple[float, float]
-    """95 %, of the median over rounds, by bootstrap"""
+    """95 % interval of the median over rounds, by bootstrap"""
     rounds: int
     goal: float | None = None
     at_least: bool = True
-    """the goal is a lower bound; else an upper one"""
+    """whether the goal is a lower bound; if not, it is an upper bound"""
     predicted: float | None = None
 
     @property
@@ -42,7 +42,7 @@ class Figure(BaseModel):
 
 
 def figure(item: str, what: str, unit: str, values: Sequence[float], **more: Any) -> Figure:
-    """Of one value a round."""
+    """A figure from one value for each round."""
     draws = np.random.default_rng(0).choice(np.asarray(values), size=(2000, len(values)))
     low, high = np.percentile(np.median(draws, axis=1), [2.5, 97.5])
     return Figure(
@@ -52,29 +52,43 @@ def figure(item: str, what: str, unit: str, values: Sequence[float], **more: Any
 
 
 def write_item(folder: Path, item: str, figures: Sequence[Figure], machine: dict[str, Any], details: Any) -> None:
-    """`folder`/`item`.json: figures, what they were measured on, and what they were computed from."""
+    """Writes FOLDER/ITEM.json: the figures, the machine, and the measurements that the figures come from."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"machine": machine, "figures": [f.model_dump(mode="json") for f in figures], "details": details}
     (folder / f"{item}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def write_table(folder: Path) -> str:
-    """`folder`/README.md over the items that were measured. Returns it."""
-    lines = ["| | | result | 95 % | predicted | goal | |", "|---|---|---:|---|---:|---:|---|"]
-    machines: dict[str, str] = {}
+    """Writes FOLDER/README.md, the table of all items that were measured, and returns it."""
+    lines = ["| item | measured | median | 95 % interval | predicted | goal | |", "|---|---|---:|---|---:|---:|---|"]
+    met, machines = [], []
     for item, title in ITEMS.items():
         file = folder / f"{item}.json"
         if not file.exists():
             continue
         content = json.loads(file.read_text(encoding="utf-8"))
-        machines[item] = ", ".join(f"{name} {value}" for name, value in content["machine"].items())
+        machines.append(f"- {item}: {', '.join(f'{name} {value}' for name, value in content['machine'].items())}")
         for raw in content["figures"]:
-            lines.append(_line(title, Figure.model_validate(raw)))
+            measured = Figure.model_validate(raw)
+            lines.append(_line(title, measured))
             title = ""
-    where = "\n".join(f"- {item}: {machine}" for item, machine in machines.items())
-    text = (
-        f"# Benchmark\n\n`make bench`. Ratios are within one run, arms in turns.\n\n{chr(10).join(lines)}\n\n{where}\n"
-    )
+            if measured.is_met is not None:
+                met.append(measured.is_met)
+    table = "\n".join(lines)
+    where = "\n".join(machines)
+    text = f"""# Results of the benchmark
+
+`make bench` measured these figures and wrote this page. {sum(met)} of {len(met)} goals are met.
+
+`deploy/bench/README.md` says what each item measures. A ratio (x) compares two arms within one run, in which they take
+turns. A figure is the median over rounds. Its interval comes from a bootstrap of that median.
+
+{table}
+
+Measured on:
+
+{where}
+"""
     (folder / "README.md").write_text(text, encoding="utf-8")
     return text
 

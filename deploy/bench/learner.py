@@ -1,7 +1,7 @@
 """Item 6: tokens per second of the learner's passes, against a plain loop over padded batches with the same model.
 
-The plain loop takes rollouts as they come, group by group, in batches of so many rows padded to the longest, and
-computes the logits of every position. Losses of both are compared in float32.
+The plain loop takes the rollouts in order, in batches of a fixed number of rows that are padded to the longest row. It
+computes the logits of every position. The losses of both must be equal in float32.
 """
 
 import time
@@ -23,7 +23,7 @@ from rollout_service.evaluation.prompts import read_prompts
 
 GOAL = 1.5
 MEAN_TOKENS, SIGMA = 75.5, 0.35
-"""of the demo's responses (deploy/demo/models/README.md); the spread is that of their logarithm"""
+"""mean length of the demo's responses (deploy/demo/models/README.md), and standard deviation of its logarithm"""
 
 
 def learner(config: BenchConfig) -> tuple[list[Figure], Any]:
@@ -80,12 +80,15 @@ def rollouts_of(config: BenchConfig) -> list[Rollout]:
 
 
 def examples_of(rollouts: Sequence[Rollout], old: Sequence[Tensor]) -> list[Example]:
-    """Half with each advantage."""
+    """The rollouts as training examples, half of them with advantage 1 and half with -1."""
     return [Example(r, (-1.0) ** i, o) for i, (r, o) in enumerate(zip(rollouts, old, strict=True))]
 
 
 def _check_losses(config: BenchConfig, rollouts: Sequence[Rollout]) -> None:
-    """One update's loss in float32, away from the old policy so that it is no zero. Raises when they differ by 1e-5."""
+    """Ends the program if the two losses of an update differ by more than 1e-5.
+
+    Losses are in float32. The old log-probabilities are changed a little, so that the loss is not zero.
+    """
     train, some = train_config(config, "float32"), list(rollouts[:32])
     ours = LocalLearner(train, load_policy(config.learner.model))
     plain = PlainLoop(train, load_policy(config.learner.model), config.learner.batch_rows)
@@ -93,11 +96,11 @@ def _check_losses(config: BenchConfig, rollouts: Sequence[Rollout]) -> None:
     examples = examples_of(some, old)
     difference = abs(ours.train(examples, step=0).loss - plain.train(examples))
     if difference > 1e-5:
-        raise SystemExit(f"learner: the loss differs from the plain loop's by {difference:.2g}")
+        raise SystemExit(f"learner: the loss differs from the plain loop's by {difference:.2g}, more than 1e-5")
 
 
 class PlainLoop:
-    """What a trainer does that thinks of nothing: GRPO's loss, token means."""
+    """A trainer without optimisations: GRPO's loss, averaged over tokens."""
 
     def __init__(self, config: TrainConfig, policy: Any, rows: int):
         self.config, self.policy, self.rows = config, policy.eval(), rows

@@ -1,8 +1,8 @@
-"""Profile of the learner's passes by kind of operation: torch's profiler on the benchmark's rollouts.
+"""Profile of the learner's passes by kind of operation, from torch's profiler, on the benchmark's rollouts.
 
     python deploy/bench/learner_profile.py [--learner.rollouts 128]
 
-The share of tokens that sharing prompts spares stands below.
+A last line says how many tokens the learner computes, and how many tokens the rollouts have.
 """
 
 import sys
@@ -27,7 +27,7 @@ KINDS = {
     "optimiser": ("adam", "_foreach", "_fused"),
     "conversions and copies": ("copy_", "_to_copy", "clone", "cat", "index", "gather", "scatter", "embedding", "fill"),
 }
-"""of torch's operations, by what a name contains; all others are elementwise"""
+"""kinds of torch's operations, by parts of their names; all other operations count as elementwise"""
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
         "logprob": by_kind(lambda: learner.logprobs(rollouts)),
         "train": by_kind(lambda: learner.train(examples, step=0)),
     }
-    table = Table(title=f"{len(rollouts)} rollouts, ms a pass", box=SIMPLE)
+    table = Table(title=f"{len(rollouts)} rollouts, ms per pass", box=SIMPLE)
     for column in ("part", *passes):
         table.add_column(column, justify="left" if column == "part" else "right")
     for part in (*KINDS, "elementwise", "Python and the rest"):
@@ -48,11 +48,11 @@ def main() -> None:
     table.add_row("the pass", *(f"{1e3 * of.total():.0f}" for of in passes.values()))
     batches = packed_batches(rollouts, train.max_tokens_per_microbatch)
     packed, real = sum(len(batch.tokens_S) for batch in batches), sum(map(len, rollouts))
-    Console().print(table, f"{len(batches)} micro-batches of {packed} tokens; the rollouts have {real}")
+    Console().print(table, f"{len(batches)} micro-batches with {packed} tokens; the rollouts have {real}")
 
 
 def by_kind(run: Callable[[], object]) -> Counter[str]:
-    """Seconds by kind of operation, each without the operations that it calls; they add up to the pass."""
+    """Seconds by kind of operation. An operation excludes the operations that it calls, so the sum is the pass."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         began = time.perf_counter()
         run()

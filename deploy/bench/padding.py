@@ -1,17 +1,17 @@
-"""Padding of the demo's policy: larger without changing what it computes, so that acceptance and cost are both real.
+"""Padding of the demo's policy: a larger policy that computes the same, so that acceptance and cost are both real.
 
     python deploy/bench/padding.py --source deploy/demo/models --target /tmp/padded
 
 - Width: the added dimensions of the residual stream hold zeros. A norm then divides by a root mean square that is
-  smaller by s = sqrt(D' / D), so what it gives is larger by s, and the layers that read it are divided by s. With
-  D' = 4 D or 16 D that is a power of two, exact in bfloat16. `rms_norm_eps` becomes eps / s^2.
-- Heads and feed-forward units that are added read the stream and write zeros: their output projection is zero.
-- Layers that are added, after the policy's own, have output projections of zero.
-- The MTP head shares the policy's configuration, and is padded like one of its layers. The Eagle3 head is widened
-  where it reads or shares the stream; its own heads and units stay. The draft model stays as it is.
+  smaller by s = sqrt(D' / D), so its output is larger by s, and the layers that read the output are divided by s. With
+  D' = 4 D or 16 D, s is a power of two, and the division is exact in bfloat16. `rms_norm_eps` becomes eps / s^2.
+- Added heads and feed-forward units read the stream and write zeros: their output projection is zero.
+- Added layers follow the policy's own, and their output projections are zero.
+- The MTP head shares the policy's configuration and is padded like one of its layers. The Eagle3 head is widened where
+  it reads or shares the stream; it keeps its own heads and units. The draft model does not change.
 
-Names as in transformers' Qwen3-Next and in Eagle3 checkpoints. Weights that cannot matter are drawn at random: they
-cost what others cost.
+Names are those of transformers' Qwen3-Next and of Eagle3 checkpoints. Weights without effect are random, because zeros
+might cost less.
 """
 
 import argparse
@@ -31,14 +31,16 @@ from drafters.kinds.mtp import is_mtp
 from drafters.settings import Section
 
 SCALE = 0.02
-"""standard deviation of the weights that cannot matter"""
+"""standard deviation of the weights without effect"""
 
 
 class Shape(Section):
-    """What the policy is padded to; the default has some 150 M parameters. Experts keep the demo's size, and the expert
-    that all tokens share has the most: vLLM's kernel of experts multiplies in float32 on a CPU without AMX, which takes
-    2.4 times as long a token as a linear layer's, and half of a step was of it when the experts had half of the
-    parameters. Policies are rarely like that: dense ones have no experts, and accelerators have kernels for them."""
+    """Shape of the padded policy; the default has about 150 M parameters.
+
+    Experts keep the demo's size. Most parameters are in attention and in the expert that all tokens share, because
+    vLLM's kernel for experts multiplies in float32 on a CPU without AMX. With larger experts, a step would be mostly
+    that kernel. Dense policies have no experts, and accelerators have fast kernels for them.
+    """
 
     hidden_size: int = 768
     num_hidden_layers: int = 16
@@ -49,10 +51,10 @@ class Shape(Section):
 
 
 class Padding:
-    """From a policy's configuration to a larger one of the same function."""
+    """Maps a policy to a larger one that computes the same function."""
 
     def __init__(self, config: dict[str, Any], shape: Shape):
-        """Raises ValueError when `shape` cannot hold the policy, or its width is not a power of four times as large."""
+        """Raises ValueError if `shape` cannot hold the policy, or if its width is not 4, 16, ... times the policy's."""
         for name, size in shape.model_dump().items():
             if size < config[name]:
                 raise ValueError(f"{name}: {size} is less than the policy's {config[name]}")
@@ -71,7 +73,7 @@ class Padding:
         return self.old | self.shape.model_dump() | changes
 
     def pad(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The policy's tensors, with those of the added layers; an MTP head's among them."""
+        """The padded tensors of the policy or of its MTP head, with those of the added layers."""
         padded = {name: self._padded(name, tensor) for name, tensor in tensors.items()}
         model = {name: t for name, t in padded.items() if name.startswith("model.layers.0.")}
         for layer in range(self.old["num_hidden_layers"], self.shape.num_hidden_layers) if model else ():
@@ -82,7 +84,7 @@ class Padding:
     def pad_eagle3(
         self, tensors: dict[str, Tensor], config: dict[str, Any]
     ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """An Eagle3 head of the policy, and its configuration."""
+        """The padded Eagle3 head of the policy, and its configuration."""
         changes = {"hidden_size": self.shape.hidden_size, "rms_norm_eps": config["rms_norm_eps"] / self.scale**2}
         return {name: self._padded_eagle3(name, tensor) for name, tensor in tensors.items()}, config | changes
 
@@ -114,7 +116,7 @@ class Padding:
         if which in "kv":
             read = self._columns(tensor, self.scale)
             return self._placed(read, self._drawn((new.num_key_value_heads * size, new.hidden_size), tensor.dtype))
-        # Query heads follow their key head: those of key head j stand from j times the new group's size on.
+        # Query heads are grouped by key head: those of key head j begin at j times the size of a new group.
         group = old["num_attention_heads"] // old["num_key_value_heads"]
         new_group = new.num_attention_heads // new.num_key_value_heads
         positions = [h // group * new_group + h % group for h in range(old["num_attention_heads"])]
@@ -133,9 +135,9 @@ class Padding:
             return tensor
         if tensor.dim() == 1:
             return self._widened(tensor)
-        if name == "fc.weight":  # reads the stream itself, not a norm of it
+        if name == "fc.weight":  # reads the stream itself, not the output of a norm
             return self._rows(self._columns(tensor, 1.0, blocks=tensor.shape[1] // self.old["hidden_size"]), width)
-        if re.search(r"[qkv]_proj", name):  # of the normed embedding and the normed hidden state
+        if re.search(r"[qkv]_proj", name):  # reads the normed embedding and the normed hidden state
             return self._columns(tensor, self.scale, blocks=2)
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             return self._rows(tensor, width)
@@ -155,7 +157,7 @@ class Padding:
         return self._placed(norm, torch.zeros(self.shape.hidden_size, dtype=norm.dtype))
 
     def _columns(self, tensor: Tensor, divisor: float, blocks: int = 1) -> Tensor:
-        """Divided, and zero for the added dimensions of each of `blocks` parts of the input."""
+        """The tensor divided by `divisor`, with zeros for the added dimensions in each of `blocks` input parts."""
         parts = (tensor / divisor).chunk(blocks, dim=1)
         wide = [self._placed(p, torch.zeros(len(p), self.shape.hidden_size, dtype=tensor.dtype)) for p in parts]
         return torch.cat(wide, dim=1)
@@ -171,14 +173,14 @@ class Padding:
 
 
 def ensure_padded(source: Path, target: Path, shape: Shape) -> None:
-    """`pad_models`, unless `target` holds a policy of that shape already."""
+    """Runs `pad_models`, unless `target` already holds a policy of this shape."""
     policy = target / "policy"
     if not policy.exists() or read_config(policy) != Padding(read_config(source / "policy"), shape).config:
         pad_models(source, target, shape)
 
 
 def pad_models(source: Path, target: Path, shape: Shape) -> None:
-    """`source` holds policy, eagle3 and draft_model; `target` then holds the same three, padded."""
+    """Pads policy, eagle3 and draft_model in `source`, and writes them to `target`."""
     policy, eagle3 = source / "policy", source / "eagle3"
     padding = Padding(read_config(policy), shape)
     for folder in ("policy", "eagle3", "draft_model"):
@@ -202,7 +204,7 @@ def _write_config(folder: Path, config: dict[str, Any]) -> None:
 
 @torch.no_grad()
 def largest_difference(one: Path, other: Path, tokens_BT: Tensor, dtype: torch.dtype) -> float:
-    """Between the logits of two policies, both computed in `dtype`."""
+    """Largest difference between the logits of two policies, both computed in `dtype`."""
     from transformers import AutoModelForCausalLM
 
     logits = [
@@ -226,7 +228,7 @@ def main() -> None:
     difference = largest_difference(*policies, tokens_BT, torch.float32)
     print(f"{parameters / 1e6:.0f} M parameters; largest difference of a logit in float32: {difference:.2g}")
     if difference > 1e-3:
-        raise SystemExit("the padded policy is another function")
+        raise SystemExit("the padded policy computes another function")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Processes that a benchmark starts: a launched service, and a bare engine; each ends with its `with` block."""
+"""Processes that a benchmark starts: a launched service and a bare engine. Each ends with its `with` block."""
 
 import json
 import os
@@ -20,7 +20,7 @@ STOP_WITHIN = 30
 
 @contextmanager
 def launched(*arguments: str) -> Iterator[str]:
-    """`rollout-service launch`; gives its URL once it serves."""
+    """Runs `rollout-service launch` and yields its URL once it serves."""
     process = subprocess.Popen(
         [str(BIN / "rollout-service"), "launch", "--port", "0", *arguments], stderr=subprocess.PIPE, text=True
     )
@@ -42,7 +42,7 @@ def launched(*arguments: str) -> Iterator[str]:
 
 
 def flags(config: ServiceConfig) -> list[str]:
-    """The command-line flags that make `config` of a service."""
+    """The command-line flags that give a service this configuration."""
     found = ["--model", config.model, "--drafter.kind", config.drafter.kind]
     for name in ("dtype", "max_model_len", "max_num_seqs", "kv_cache_gib", "cores"):
         found += [f"--engine.{name}", str(getattr(config.engine, name))]
@@ -55,7 +55,7 @@ def flags(config: ServiceConfig) -> list[str]:
 
 
 class BareEngine:
-    """vLLM's LLM in a process of its own (bare_engine.py), with the environment and the arguments of the service's."""
+    """vLLM's LLM in its own process (bare_engine.py), with environment and arguments of the service's engine."""
 
     def __init__(self, process: "subprocess.Popen[str]"):
         self.process = process

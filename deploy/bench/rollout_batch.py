@@ -1,4 +1,4 @@
-"""Item 2: a rollout batch as RL has it, to its last completion, with the default schedule and without a drafter."""
+"""Item 2: the time of a long-tailed rollout batch, as in RL, with the default schedule and without a drafter."""
 
 import asyncio
 import time
@@ -32,7 +32,7 @@ def rollout_batch(config: BenchConfig) -> tuple[list[Figure], Any]:
 
 
 def long_tailed(config: BenchConfig) -> list[int]:
-    """Lengths with a normal logarithm, the same in every run."""
+    """Log-normal lengths, the same in every run."""
     plan, draw = config.rollout_batch, np.random.default_rng(0)
     lengths = draw.lognormal(np.log(plan.median_tokens), plan.sigma, plan.completions)
     return [int(length) for length in lengths.clip(4, plan.longest)]
@@ -53,7 +53,7 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[dict[str, list[float
                 for name, arm in arms.items():
                     began = time.perf_counter()
                     groups = await generate_all(arm, requests, len(requests), lambda: None)
-                    if round > 0:  # the first warms up
+                    if round > 0:  # the first round warms up
                         seconds[name].append(time.perf_counter() - began)
                     bar.advance(task)
             schedule = (await arms["with"].fleet.schedules())[0]

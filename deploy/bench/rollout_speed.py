@@ -1,8 +1,9 @@
-"""Item 1: tokens per second against no drafter, by streams: a fixed draft length, and the calibrated schedule.
+"""Item 1: tokens per second relative to no drafter, by streams, with a fixed draft length and the calibrated schedule.
 
-For each drafter two engines are up together, without and with it. They are calibrated first; then in each round, at
-each number of streams, each arm generates the same responses of fixed length, to prompts whose own responses are as
-long. The calibration's prediction stands beside what was measured.
+For each drafter, two engines run side by side: one without and one with the drafter. They are calibrated first. Then,
+in each round and for each number of streams, every arm generates responses of one length to the same prompts. The
+policy's own responses to these prompts are at least as long. The table shows the calibration's prediction beside the
+measurement.
 """
 
 import asyncio
@@ -42,7 +43,7 @@ def rollout_speed(config: BenchConfig) -> tuple[list[Figure], Any]:
 
 
 async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[str, dict[int, list[float]]]]:
-    """The calibration, and tokens per second of each arm by streams, one value a round."""
+    """The calibration, and the tokens per second of each arm by streams, one value for each round."""
     plan, console = config.rollout_speed, report_console()
     calibrate = CalibrateConfig(
         model=config.policy,
@@ -70,7 +71,7 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
             speeds: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
             task = bar.add_task(kind, total=plan.rounds * len(plan.streams) * len(arms))
             for round in range(plan.rounds):
-                # What an arm follows may matter to it: every other round goes backwards.
+                # The arm before may affect the next one, so every second round has the opposite order.
                 in_turn = list(arms.items())[:: -1 if round % 2 else 1]
                 for streams in plan.streams:
                     count = max(streams * plan.responses_per_stream, plan.responses)
@@ -86,8 +87,10 @@ async def _measure(config: BenchConfig, kind: str) -> tuple[Calibration, dict[st
 
 
 async def long_answered(config: BenchConfig, arm: EngineArm, response_tokens: int) -> list[list[int]]:
-    """Prompts whose response, sampled once, has so many tokens at least. Made to go on past its end the policy drifts
-    from what it has learned, and its drafters lose half of what is accepted."""
+    """Prompts whose response, sampled once, has at least `response_tokens` tokens.
+
+    A policy that must go on past the end of its response leaves what it has learned, and its drafters do too.
+    """
     sampling = Sampling(temperature=1.0, max_tokens=response_tokens, seed=0)
     every = [GroupRequest(prompt_token_ids=p, sampling=sampling) for p in read_prompts(config.policy, config.prompts)]
     groups = await generate_all(arm, every, config.engine.max_num_seqs, lambda: None)
@@ -101,7 +104,7 @@ def fixed_length(
     prompts: Sequence[list[int]] | None = None,
     first: int = 0,
 ) -> list[GroupRequest]:
-    """`count` requests of one completion each, over the prompts in turn from the `first` on, with these lengths."""
+    """`count` requests of one completion each, with these lengths. They cycle through the prompts from `first` on."""
     lengths = [response_tokens] * count if isinstance(response_tokens, int) else response_tokens
     prompts = prompts or read_prompts(config.policy, config.prompts)
     return [
@@ -130,5 +133,6 @@ def _figures(
                     "goal": GOALS.get(streams, NEVER_BELOW),
                     "predicted": calibration.predicted_speedup.get(streams),
                 }
-            figures.append(figure("rollout_speed", f"{kind}, {name}, {streams} streams", "x", ratios, **more))
+            what = f"{kind}, {name}, {streams} stream{'s' * (streams > 1)}"
+            figures.append(figure("rollout_speed", what, "x", ratios, **more))
     return figures

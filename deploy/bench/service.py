@@ -1,6 +1,6 @@
-"""Item 4: tokens per second through HTTP and Ray, against vLLM's `LLM.generate` in one process, same settings.
+"""Item 4: tokens per second over HTTP and Ray, relative to vLLM's `LLM.generate` in one process with equal settings.
 
-The details say where the difference goes: CPU time by process, and what it takes to write and to read a token's JSON.
+The details have the CPU time of each process, and the time to write and to read the JSON of a token.
 """
 
 import time
@@ -27,7 +27,7 @@ PROCESSES = {
     "ray::": "Ray",
     "/ray/": "Ray",
 }
-"""what a command line contains, first match, and whose it is"""
+"""part of a command line, and the name of the process; the first match counts"""
 
 
 def service(config: BenchConfig) -> tuple[list[Figure], Any]:
@@ -45,7 +45,7 @@ def service(config: BenchConfig) -> tuple[list[Figure], Any]:
             list(client.rollouts(requests))
             bare.ask(prompts=prompts, tokens=plan.response_tokens)
             for round in range(plan.rounds):
-                # What an arm follows may matter to it: every other round goes backwards.
+                # The arm before may affect the next one, so every second round has the opposite order.
                 for arm in ("service", "bare")[:: -1 if round % 2 else 1]:
                     before, began = cpu_seconds(), time.perf_counter()
                     if arm == "service":
@@ -69,7 +69,7 @@ def service(config: BenchConfig) -> tuple[list[Figure], Any]:
 
 
 def cpu_seconds() -> Counter[str]:
-    """Used so far by this process (the client) and those that it started."""
+    """CPU seconds so far of this process (the client) and of every process below it."""
     own = psutil.Process()
     found = Counter({"client": sum(own.cpu_times()[:2])})
     for process in own.children(recursive=True):
@@ -80,7 +80,7 @@ def cpu_seconds() -> Counter[str]:
 
 
 def json_microseconds(groups: Sequence[Group]) -> dict[str, float]:
-    """To write the groups as JSON, in the front, and to read them, in the client."""
+    """Microseconds per token to write the groups as JSON, as the front does, and to read them, as the client does."""
     began = time.perf_counter()
     lines = [group.model_dump_json() for group in groups]
     written = time.perf_counter()

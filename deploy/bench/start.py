@@ -1,4 +1,4 @@
-"""Item 7: `rollout-service launch` to ready."""
+"""Item 7: seconds from `rollout-service launch` to a ready service."""
 
 import time
 from typing import Any

@@ -1,7 +1,7 @@
-"""Item 3: whole training steps with and without speculation, in synchronous and in asynchronous mode.
+"""Item 3: the time of whole training steps with and without speculation, in synchronous and in asynchronous mode.
 
-Each run is `rl-loop train` against a service of its own; arms alternate. The stage table is in the details. With few
-slots, as an engine has whose memory is short, generation is more of the step, and speculation gains more.
+Each run is `rl-loop train` against its own service, and the arms alternate. The details have the time of each stage.
+With few slots, as in an engine with little memory, generation takes more of a step, and speculation gains more.
 """
 
 import subprocess
@@ -32,10 +32,10 @@ def step(config: BenchConfig) -> tuple[list[Figure], Any]:
     figures = []
     for mode, n in arms:
         on, off = steps[f"{mode}, {n} slots, on"], steps[f"{mode}, {n} slots, off"]
-        # Of a token: steps of one seed differ in how much they generate, since samples do.
+        # Seconds for each token: steps with the same seed generate different numbers of tokens, because samples differ.
         ratios = [b["seconds"] / b["tokens"] / (a["seconds"] / a["tokens"]) for a, b in zip(on, off, strict=True)]
         share = sum(s["stages"]["generation"] for s in off) / sum(s["seconds"] for s in off)
-        what = f"{mode} step, {n} slots; generation is {share:.0%} of it without speculation"
+        what = f"{mode} step, {n} slots (generation is {share:.0%} of a step without drafter)"
         figures.append(figure("step", what, "x", ratios, goal=GOAL if mode == "sync" else None))
     return figures, {
         name: [{k: s[k] for k in ("seconds", "tokens", "stages")} for s in of] for name, of in steps.items()
@@ -43,7 +43,7 @@ def step(config: BenchConfig) -> tuple[list[Figure], Any]:
 
 
 def _train(config: BenchConfig, mode: str, slots: int, speculation: str, seed: int) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl after the first. Engine and trainer that run at the same time share the cores."""
+    """The lines of metrics.jsonl after the first. In asynchronous mode, engine and trainer have half the cores each."""
     plan, cores = config.step, machine_cores()
     half = max(1, cores // 2)
     of_engine = ["--engine.max_num_seqs", str(slots), *(["--engine.cores", str(half)] if mode == "async" else [])]

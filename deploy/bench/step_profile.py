@@ -1,9 +1,9 @@
-"""Profile of a decoding step, with and without a drafter: one engine in this process, functions timed.
+"""Profile of a decoding step, with and without a drafter: an engine in this process, with timed functions.
 
     python deploy/bench/step_profile.py [--streams '[1, 16, 32]'] [--drafters '["mtp"]'] [--draft_tokens 3]
 
-A part's time is its own: what it calls that is a part itself is not counted in it. So the parts add up to the step.
-A second table has the same steps by operator, from torch's profiler; what is no operator is Python between them.
+The time of a part does not include the parts that it calls, so the parts add up to the step. A second table has the
+same steps by operator, from torch's profiler. The time between operators is Python and dispatch.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Before vllm is imported.
+# vLLM reads these when it is imported.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "rollout_service", "VLLM_LOGGING_LEVEL": "ERROR"}
 os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -46,22 +46,22 @@ OTHERS, BETWEEN = "other operators", "between operators"
 
 
 class ProfileConfig(BenchConfig):
-    """Account for a decoding step. Fields of the benchmark have its meaning; the drafter is the first of `drafters`."""
+    """Profile a decoding step. Fields are those of the benchmark; the drafter is the first of `drafters`."""
 
     streams: list[int] = Field(default=[1, 16, 32], min_length=1)
     draft_tokens: int = Field(default=3, ge=0, le=16)
-    """0 is the rest of an engine whose drafter may draft"""
+    """draft length; 0 measures an engine with an idle drafter"""
     steps: int = Field(default=32, ge=4)
-    """measured; about a quarter as many warm up"""
+    """steps to measure; about a quarter as many warm up"""
 
 
 class Account:
-    """Seconds by part, and nothing counted twice."""
+    """Seconds by part. No time counts in two parts."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self.within: list[float] = []
-        """of each part under way: the seconds of the parts that it called"""
+        """for each running part: the seconds of the parts that it has called"""
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -76,7 +76,7 @@ class Account:
                 self.within[-1] += whole
 
     def time(self, owner: Any, function: str, name: str) -> None:
-        """Count `owner.function` as a part from now on."""
+        """Makes `owner.function` a part."""
         stock: Callable[..., Any] = getattr(owner, function)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -144,7 +144,7 @@ def instrument(llm: Any, account: Account) -> None:
 def steps(
     llm: Any, account: Account, config: ProfileConfig, prompts: list[list[int]], streams: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """By part and by operator. Every step decodes all streams: none has its prompt in it, none ends."""
+    """Seconds by part and by operator. Every step decodes all streams: no step has a prompt, and no stream ends."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as traced
 
@@ -168,7 +168,7 @@ def steps(
     operators = dict.fromkeys([*OPERATORS.values(), OTHERS], 0.0)
     for event in trace.key_averages():
         operators[OPERATORS.get(event.key, OTHERS)] += event.self_cpu_time_total / 1e6 / few
-    operators[BETWEEN] = sum(parts.values()) - sum(operators.values())  # of a step that is not traced
+    operators[BETWEEN] = sum(parts.values()) - sum(operators.values())  # relative to a step that is not traced
     llm.abort_request(names)
     while llm.has_unfinished_requests():
         llm.step()
@@ -176,7 +176,7 @@ def steps(
 
 
 def table(config: ProfileConfig, streams: int, without: dict[str, float], with_it: dict[str, float]) -> Table:
-    result = Table(title=f"{streams} streams, ms a step", box=SIMPLE)
+    result = Table(title=f"{streams} streams, ms per step", box=SIMPLE)
     for column in ("part", "no drafter", f"{config.drafters[0]}, k = {config.draft_tokens}", "difference"):
         result.add_column(column, justify="left" if column == "part" else "right")
     rows = [(name, without[name], with_it[name]) for name in without]

@@ -1,6 +1,6 @@
-"""Item 5: a push of the policy, from the learner's tensors to the first token of the new version, and the pause.
+"""Item 5: the time of a push of the policy, from the learner's tensors to the first token of the new version.
 
-Compared with what cannot be saved: copying the same bytes once within memory, and packing the matrices for the kernels.
+It is compared with the least work of a push: copying the same bytes once, and packing the matrices for the kernels.
 """
 
 import threading
@@ -40,7 +40,7 @@ def weights(config: BenchConfig) -> tuple[list[Figure], Any]:
     floor = sorted(f["copy"] + f["pack"] for f in floors)[len(floors) // 2]
     size = sum(t.numel() * t.element_size() for t in tensors.values()) / 2**20
     figures = [
-        figure("weights", f"push of {size:.0f} MiB over copying and packing it once", "x",
+        figure("weights", f"push of {size:.0f} MiB, relative to copying and packing it once", "x",
                [s / floor for s in seconds], goal=GOAL, at_least=False),
         figure("weights", "push to first token", "s", seconds),
         figure("weights", "pause of running sequences", "s", pauses),
@@ -51,7 +51,7 @@ def weights(config: BenchConfig) -> tuple[list[Figure], Any]:
 
 
 class Running:
-    """Completions under way for as long as it is not stopped."""
+    """Keeps completions running until it is stopped."""
 
     def __init__(self, config: BenchConfig, url: str):
         self.stopping = False

@@ -1,4 +1,4 @@
-"""Report of the demo: joins what training and comparison wrote into report/report.md and report/report.json.
+"""Report of the demo: joins the results of training and comparison in report.md and report.json.
 
 python deploy/demo/report.py FOLDER SECONDS
 """
@@ -21,9 +21,7 @@ def main(folder: Path, seconds: int) -> None:
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     compared = (folder / "compare" / "compare.md").read_text(encoding="utf-8")
     (folder / "report.md").write_text(markdown(report, compared), encoding="utf-8")
-    print(
-        f"\nThe demo took {seconds} s. Everything it found is in {folder}/report.md, report.json and the plots there."
-    )
+    print(f"\nThe demo took {seconds} s. Its results are in {folder}: report.md, report.json and plots.")
 
 
 def processor() -> str:
@@ -39,13 +37,12 @@ def markdown(report: dict, comparison: str) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return f"""# Demo report
 
-{report["machine"]}; {versions}; {report["seconds"]} s in all.
+{report["machine"]}; {versions}. The demo took {report["seconds"]} s.
 
 ## Training
-{train["steps"]} steps of synchronous GRPO. Held-out reward {held_out["reward_before"]:.3f} before,
-{held_out["reward_after"]:.3f} after. Losslessness over {train["tokens"]:,} tokens: z = {train["z"]:+.2f}; largest
-difference between the engine's and the trainer's log-probabilities {train["logprob_difference_max"]:.1e}.
-Stages: {stages}.
+{train["steps"]} steps of synchronous GRPO changed the held-out reward from {held_out["reward_before"]:.3f} to
+{held_out["reward_after"]:.3f}. Losslessness over {train["tokens"]:,} tokens: z = {train["z"]:+.2f}. Log-probabilities
+of engine and trainer differ by {train["logprob_difference_max"]:.1e} at most. Stages: {stages}.
 
 ![reward and stage times by step](train/reward.png)
 

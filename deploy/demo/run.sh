@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The main job on the shipped policy: launch the service, train against it over HTTP, compare the drafters, report.
-# Called by `make demo`. Ends every process that it starts, also when interrupted.
+# The demo: launches the service, trains against it over HTTP, compares the drafters, and writes a report.
+# `make demo` calls it. It ends every process that it starts, also when it is interrupted.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 bin=.venv/bin
@@ -13,7 +13,7 @@ mkdir -p report
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 
 say "1/3  Launching the rollout service ($endpoint)"
-# A job of its own group: Ctrl-C reaches the trainer, and the trap ends the service in order.
+# The service has its own process group: Ctrl-C reaches only the trainer, and then the trap stops the service.
 set -m
 "$bin/rollout-service" launch --config deploy/demo/service.toml &
 service=$!

@@ -1,9 +1,10 @@
 #!/bin/bash
-# call.sh STAGES: on the GPU machine, in the root of the checkout. Unpacks the bundle once, then runs stages of
-# checks/check.py: those joined by + beside each other, those apart one after the other; commas join a stage's words.
-#   BUNDLE   where make_bundle.sh put its files (.gpu)
-#   OUT      where each stage's log goes (/tmp/gpu-checks)
-#   LIMIT    seconds a stage may take (300)
+# call.sh STAGES: runs stages of checks/check.py on the GPU machine. Call it in the root of the checkout.
+# The first call unpacks the bundle. Stages that + joins run side by side, and a space separates stages that run one
+# after the other. Commas join the words of a stage.
+#   BUNDLE   the folder that make_bundle.sh wrote (.gpu)
+#   OUT      the folder for the log of each stage (/tmp/gpu-checks)
+#   LIMIT    the seconds that a stage may take (300)
 #   PYTHON   the interpreter (python3)
 bundle=${BUNDLE:-.gpu}
 out=${OUT:-/tmp/gpu-checks}
@@ -15,7 +16,7 @@ if [ ! -e "$site/ready" ]; then
     mkdir -p "$site"
     "$python" -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir --target "$site" \
         "$bundle"/wheels/*.whl || exit 3
-    # This Python unpacks xz itself: the machine may have no xz.
+    # Python unpacks the archive, because the machine may have no xz.
     "$python" -c "import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2], filter='fully_trusted')" \
         "$bundle/vllm.tar.xz" "$site" || exit 4
     "$python" -m compileall -q -j 16 "$site" > /dev/null 2>&1
@@ -23,7 +24,7 @@ if [ ! -e "$site/ready" ]; then
     echo "set up after $SECONDS s"
 fi
 
-stage() { # WORDS: one stage, with its results printed when it has ended
+stage() { # WORDS: runs one stage and prints its results at the end
     local log=$out/$1.log
     timeout --kill-after 5 "${LIMIT:-300}" "$python" deploy/gpu/checks/check.py ${1//,/ } > "$log" 2>&1
     echo "== $1: exit status $?, at $SECONDS s"

@@ -1,8 +1,8 @@
 #!/bin/bash
-# make_bundle.sh FOLDER: what the checks need on a GPU machine without a network, in FOLDER.
-#   FOLDER/vllm.tar.xz   vLLM's CUDA wheel with the code of an H100 only, and the entry point of this project's plugin
+# make_bundle.sh FOLDER: writes to FOLDER what the checks need on a GPU machine without a network.
+#   FOLDER/vllm.tar.xz   vLLM's CUDA wheel with GPU code for an H100 only, and the entry point of this project's plugin
 #   FOLDER/wheels/       the packages of wheels.txt
-# It needs the package index, 2 GB of disk and a minute or two.
+# It needs the package index, 2 GB of disk, and one to three minutes.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$1"
@@ -11,7 +11,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
 
-download() { # FOLDER REQUIREMENTS: wheels for Python 3.12 on Linux, whatever Python runs here
+download() { # FOLDER REQUIREMENTS: downloads wheels for Python 3.12 on Linux, whatever Python runs here
     local platforms=(any)
     for glibc in 2_35 2_31 2_28 2_27 2_26 2_24 2_17; do platforms+=("manylinux_${glibc}_x86_64"); done
     platforms+=(manylinux2014_x86_64 manylinux1_x86_64)
@@ -31,7 +31,7 @@ attention=vllm/vllm_flash_attn/_vllm_fa3_C.abi3.so
 python3 "$here/strip_cubins.py" "full/$attention" "small/$attention" --attention
 cp full/vllm/{cumem_allocator,spinloop,fs_io_C}.abi3.so small/vllm/
 
-# vLLM finds its plugins by the entry points of installed packages. The project itself is read from the checkout.
+# vLLM finds plugins by the entry points of installed packages. The project's code is read from the checkout.
 project=small/rollout_service-0.1.0.dist-info
 mkdir "$project"
 printf 'Metadata-Version: 2.1\nName: rollout-service\nVersion: 0.1.0\n' > "$project/METADATA"

@@ -1,1 +1,1 @@
-"""Files and folders: checkpoints, text lines, writing that lasts. Imports no other room."""
+"""Files and folders: checkpoints, text lines, durable writes. Imports no other room."""

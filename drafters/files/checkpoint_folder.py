@@ -1,4 +1,4 @@
-"""Checkpoint folders: which tensors they hold, and copies with some of them left out."""
+"""Checkpoint folders: the tensors that they hold, and copies that leave some tensors out."""
 
 import json
 import os
@@ -17,18 +17,18 @@ from drafters.files.text_lines import read_text
 
 INDEX = "model.safetensors.index.json"
 MTP_FILE = "mtp.safetensors"
-"""an MTP head, where it has a file of its own"""
+"""the file of an MTP head that is stored apart from the policy"""
 WITHOUT_INDEX = ("model.safetensors", MTP_FILE)
 """the files of a checkpoint that has no index"""
 UNUSED_BUFFER = re.compile(
     r"\b(rotary_emb|rotary_pos_emb)\.(inv_freq|cos_cached|sin_cached)$|\.(attn|attention)\.(bias|masked_bias)$"
 )
-"""buffers that older checkpoints hold: rotary frequencies, and the causal mask of GPT-2 and its kin. vLLM and
-transformers compute them and load none (vLLM 0.32: models/utils.py, models/gpt2.py)"""
+"""buffers in older checkpoints: rotary frequencies, and the causal mask of GPT-2 and related models. vLLM and
+transformers compute these buffers and never load them (vLLM 0.32: models/utils.py, models/gpt2.py)"""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Raises ValueError, naming the file, when it is not JSON."""
+    """Raises ValueError, which names the file, when it is not JSON."""
     file = folder / "config.json"
     try:
         return json.loads(read_text(file))
@@ -37,10 +37,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that are the model's weights: those of the index, without one `model.safetensors`.
+    """The safetensors files that hold the model's weights.
 
-    Other files may lie beside them, such as an adapter or the same weights consolidated: they are no part of the model.
-    Where neither is there, every safetensors file counts, as it does for vLLM.
+    These are the files of the index. A folder without an index has `model.safetensors`, `mtp.safetensors` or both.
+    Other files beside them, such as an adapter, or the same weights in one file, are not part of the model. If there is
+    neither an index nor such a file, every safetensors file counts, as in vLLM.
     """
     index = folder / INDEX
     if index.is_file():
@@ -51,12 +52,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def is_unused_buffer(name: str) -> bool:
-    """Whether a checkpoint's tensor is a buffer that no engine and no trainer loads."""
+    """Whether a checkpoint's tensor is a buffer that neither engine nor trainer loads."""
     return UNUSED_BUFFER.search(name) is not None
 
 
 def read_tensors(folder: Path, belongs: Callable[[str], bool] = lambda name: True) -> dict[str, Tensor]:
-    """The model's tensors whose names `belongs` accepts; buffers that nobody loads are left out."""
+    """The model's tensors whose names `belongs` accepts, without unused buffers."""
     found: dict[str, Tensor] = {}
     for file in weight_files(folder):
         with safe_open(file, "pt") as tensors:
@@ -66,7 +67,7 @@ def read_tensors(folder: Path, belongs: Callable[[str], bool] = lambda name: Tru
 
 
 class TensorSpec(NamedTuple):
-    """Of a tensor that is not loaded, by a safetensors header."""
+    """Shape and dtype of a tensor, read from a safetensors header without loading the tensor."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -84,8 +85,7 @@ def tensor_specs(file: Path) -> dict[str, TensorSpec]:
 
 
 def checkpoint_specs(folder: Path, belongs: Callable[[str], bool]) -> dict[str, TensorSpec]:
-    """The model's tensors whose names `belongs` accepts. A tied output head is not counted, nor a buffer that nobody
-    loads."""
+    """Specs of the model's tensors whose names `belongs` accepts, without unused buffers and a tied output head."""
     found: dict[str, TensorSpec] = {}
     for file in weight_files(folder):
         found |= tensor_specs(file)
@@ -100,9 +100,9 @@ def tensor_names(file: Path) -> list[str]:
 
 
 def copy_policy(source: Path, target: Path, *, without: Callable[[str], bool], changes: dict[str, Any]) -> None:
-    """`source` again in `target`, without some tensors, and with some keys of `config.json` changed.
+    """Copies `source` to `target`, without the tensors that `without` accepts, and with `changes` to `config.json`.
 
-    Files that stay what they are become hard links where the file system allows: a policy may be large.
+    Unchanged files become hard links if the file system allows it, because a policy may be large.
     """
     target.mkdir(parents=True, exist_ok=True)
     for file in _files(source):
@@ -121,12 +121,12 @@ def copy_policy(source: Path, target: Path, *, without: Callable[[str], bool], c
 
 
 def checkpoint_names(folder: Path) -> list[str]:
-    """Of all the model's tensors in a checkpoint folder."""
+    """The names of all the model's tensors in a checkpoint folder."""
     return [name for file in weight_files(folder) for name in tensor_names(file)]
 
 
 def write_index(folder: Path) -> None:
-    """`model.safetensors.index.json` over all safetensors of a folder: vLLM loads the files that it names."""
+    """Writes `model.safetensors.index.json` over all safetensors files of a folder. vLLM loads the files in it."""
     weight_map: dict[str, str] = {}
     size = 0
     for file in sorted(folder.glob("*.safetensors")):

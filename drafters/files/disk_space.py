@@ -1,4 +1,4 @@
-"""Disk space: the error of a full disk or quota says what was to be written, how much room it takes, and where."""
+"""Disk space: errors of a full disk or quota that say what could not be written, how many bytes it takes, and where."""
 
 import errno
 import re
@@ -13,11 +13,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class NoRoom(OSError):
-    """The message says what was to be written, how much room it takes, and where."""
+    """The disk is full. The message says what could not be written, how many bytes it takes, and where."""
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether the disk was full. safetensors has errors of its own, with the system's number in the text."""
+    """Whether the disk was full. safetensors raises its own error, whose text holds the system's error number."""
     if isinstance(error, SafetensorError):
         number = re.search(r"os error (\d+)", str(error))
         return number is not None and int(number[1]) in FULL
@@ -26,7 +26,7 @@ def is_full(error: BaseException) -> bool:
 
 @contextmanager
 def told_if_full(what: str, folder: Path, takes: Callable[[], int]) -> Iterator[None]:
-    """Raises NoRoom when the disk of `folder` is full within the block; `takes` counts the bytes of `what`."""
+    """Raises NoRoom when the disk of `folder` fills up within the block. `takes` counts the bytes of `what`."""
     try:
         yield
     except (OSError, SafetensorError) as error:

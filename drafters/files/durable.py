@@ -1,7 +1,7 @@
-"""Durable files: what was written is still there, and whole, after a power loss.
+"""Durable files: a file that was written is still there, and complete, after a power loss.
 
-A file's content is on the disk once the file is synced, its name once its folder is synced. So: write under another
-name, sync, rename, sync the folder. Only then may anything rely on the file.
+A file's content is on the disk once the file is synced. Its name is on the disk once its folder is synced. So a writer
+writes under another name, syncs, renames, and syncs the folder. Only then may anything rely on the file.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -21,15 +21,17 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path) -> None:
-    """`sync` of a folder and of everything in it."""
+    """Syncs a folder and everything in it."""
     for path in folder.rglob("*"):
         sync(path)
     sync(folder)
 
 
 def check_folder(folder: Path, field: str) -> None:
-    """Raises ValueError, which begins with the configuration's `field`, when files cannot be written to `folder`:
-    before work starts whose result would be lost. Makes nothing."""
+    """Raises ValueError, which begins with the configuration's `field`, when files cannot be written to `folder`.
+
+    It is called before work starts, so that no result is lost. It creates nothing.
+    """
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         raise ValueError(f"{field}: {there} is a file; choose a folder")
@@ -38,7 +40,7 @@ def check_folder(folder: Path, field: str) -> None:
 
 
 def make_folders(folder: Path) -> None:
-    """`folder`, and those above it that are missing; their names last."""
+    """Creates `folder` and its missing parents, and syncs their names."""
     missing = [made for made in (folder, *folder.parents) if not made.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for made in missing:
@@ -46,8 +48,10 @@ def make_folders(folder: Path) -> None:
 
 
 def rename_lasting(partial: Path, final: Path) -> None:
-    """Give `partial`, a file or a folder with all in it, its final name. A power loss leaves either nothing under that
-    name (or the file that was there), or all of it."""
+    """Gives `partial`, a file or a folder, its final name, durably.
+
+    After a power loss the final name has the old content (or nothing) or all of the new content.
+    """
     if partial.is_dir():
         sync_all(partial)
     else:
@@ -58,8 +62,10 @@ def rename_lasting(partial: Path, final: Path) -> None:
 
 @contextmanager
 def making(folder: Path) -> Iterator[Path]:
-    """An empty folder to write in, hidden beside `folder`, whose name it takes when the block ends. Nothing of it stays
-    if it fails."""
+    """An empty hidden folder to write in. It takes the name `folder` when the block ends.
+
+    If the block fails, nothing is left.
+    """
     partial = hidden(folder)
     shutil.rmtree(partial, ignore_errors=True)
     make_folders(folder.parent)
@@ -72,14 +78,16 @@ def making(folder: Path) -> Iterator[Path]:
 
 
 def hidden(path: Path) -> Path:
-    """Beside `path`, for what is not whole yet, or no longer."""
+    """The hidden name beside `path`, for content that is not complete yet or is being removed."""
     return path.with_name(f".{path.name}")
 
 
 @contextmanager
 def replacing_files(folder: Path) -> Iterator[Path]:
-    """An empty folder to write files in. When the block ends they take the place of those with their names in `folder`,
-    each one whole. What was there stays if it fails."""
+    """An empty folder to write files in. When the block ends, each file replaces the file of its name in `folder`.
+
+    No file is ever half written. If the block fails, the old files stay.
+    """
     partial = folder / ".partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
@@ -95,7 +103,7 @@ def replacing_files(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
-    """A path to write in place of `file`, which is replaced when the block ends. What was there stays if it fails."""
+    """A path to write to. It replaces `file` when the block ends. If the block fails, the old file stays."""
     partial = hidden(file)
     try:
         yield partial

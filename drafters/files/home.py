@@ -1,9 +1,9 @@
-"""Home folder: `~` in a path that a user wrote."""
+"""Home folder: `~` in a path from a user."""
 
 import os
 from pathlib import Path
 
 
 def in_home(path: Path) -> Path:
-    """`~` at the beginning is the home folder, as in a shell."""
-    return Path(os.path.expanduser(path))  # which leaves an unknown user's as it is, and Path.expanduser raises
+    """`path` with a leading `~` replaced by the home folder, as in a shell."""
+    return Path(os.path.expanduser(path))  # leaves an unknown user's `~name` as it is; Path.expanduser raises

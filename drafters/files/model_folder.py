@@ -5,14 +5,14 @@ from pathlib import Path
 from drafters.files.home import in_home
 
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-"""files of a model that are fetched, and copied with it"""
+"""the files of a model that are downloaded and copied"""
 
 
 def resolve_model(model: str, field: str = "model") -> Path:
-    """The local folder of a model: itself, or the snapshot of a Hugging Face name (downloaded when not cached).
+    """The local folder of a model: `model` itself, or the snapshot of a Hugging Face name, downloaded if not cached.
 
     A relative path is relative to the working folder. Raises ValueError, which begins with the configuration's `field`,
-    when there is neither.
+    when `model` is neither.
     """
     folder = in_home(Path(model))
     if folder.is_dir():

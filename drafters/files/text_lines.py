@@ -1,8 +1,8 @@
-"""Text files: UTF-8, and a line ends at a line feed alone.
+"""Text files in UTF-8, whose lines end at a line feed and nowhere else.
 
 `str.splitlines`, `httpx.Response.iter_lines` and files opened as text also end lines at other characters: U+2028,
-U+2029, U+0085, form feeds, carriage returns. JSON may hold these within a string, and a policy may sample them. So
-every file of lines is read here.
+U+2029, U+0085, form feeds, carriage returns. A JSON string may hold these, and a policy may sample them. So this module
+reads every file of lines.
 """
 
 import codecs
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def read_text(file: Path) -> str:
-    """Without a byte order mark, line ends as they are. Raises ValueError, naming the line, when it is not UTF-8."""
+    """The text without a byte order mark, line ends unchanged. Raises ValueError, with the line, if it is not UTF-8."""
     data = file.read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
@@ -25,23 +25,23 @@ def read_text(file: Path) -> str:
 
 
 def byte_lines(file: Path) -> list[bytes]:
-    """The lines without their ends; the last one may be half a line, where a writer was killed."""
+    """The lines without their ends. The last line may be incomplete, if its writer was killed."""
     lines = file.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
     return lines if lines[-1] else lines[:-1]
 
 
 def json_lines(file: Path, parse: Callable[[Any], T] = lambda value: value) -> Iterator[T]:
-    """`parse` of the JSON value of each line that is not blank; the file is read as far as it is asked for.
+    """Applies `parse` to the JSON value of each line that is not blank. The file is read lazily.
 
-    Raises ValueError, naming file and line, for what is not UTF-8, not JSON or not text, and for what `parse` refuses
-    with a ValueError or TypeError.
+    Raises ValueError, which names file and line, for a line that is not UTF-8, not JSON or not valid text, and for a
+    value that `parse` refuses with a ValueError or TypeError.
     """
     return (parsed for _, parsed in numbered_json_lines(file, parse))
 
 
 def numbered_json_lines(file: Path, parse: Callable[[Any], T] = lambda value: value) -> Iterator[tuple[int, T]]:
-    """As `json_lines`, each with the number of its line, from 1."""
-    with file.open("rb") as lines:  # opened as bytes, since text would end lines elsewhere
+    """As `json_lines`, with the number of each line, from 1."""
+    with file.open("rb") as lines:  # opened as bytes: text mode ends lines at other characters too
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
@@ -64,14 +64,12 @@ def _value(line: bytes) -> Any:
 
 
 def _check_surrogates(value: Any) -> None:
-    """JSON can write half of a character as `\\ud83d`. A tokenizer cannot read it, and UTF-8 cannot hold it."""
+    """JSON can escape half of a character, as in `\\ud83d`. A tokenizer cannot read it, and UTF-8 cannot encode it."""
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        raise ValueError(
-            f"{half} is half of a surrogate pair, and no character; write both halves or neither"
-        ) from None
+        raise ValueError(f"{half} is half of a surrogate pair, not a character; write both halves or neither") from None
 
 
 def _not_utf8(error: UnicodeDecodeError) -> str:

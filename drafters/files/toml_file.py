@@ -1,6 +1,7 @@
-"""TOML files, and those that they extend: `extends = "base.toml"` at the top of a file, relative to its folder.
+"""TOML files that may extend others: `extends = "base.toml"` at the top of a file, relative to the file's folder.
 
-A table goes into the base's table of the same name, field by field. Any other value, a list too, replaces the base's.
+A table is merged into the base's table of the same name, field by field. Any other value, also a list, replaces the
+base's value.
 """
 
 import tomllib
@@ -12,8 +13,11 @@ from drafters.files.text_lines import read_text
 
 
 def read_toml(file: Path, extended_by: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Raises ValueError for what is not TOML, and for files that extend each other in a circle; OSError for a file that
-    cannot be read. What is wrong with a base is said after the names of the files that lead to it."""
+    """The content of `file`, merged over the files that it extends.
+
+    Raises ValueError for a file that is not TOML and for files that extend each other in a circle, and OSError for a
+    file that cannot be read. An error in a base file begins with the names of the files that lead to it.
+    """
     data = tomllib.loads(read_text(file))
     if "extends" not in data:
         return data

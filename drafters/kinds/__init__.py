@@ -1,1 +1,1 @@
-"""The kinds of drafter, one a file: how an engine is configured for it, and the tensors it owns."""
+"""The kinds of drafter, one file each: how an engine is configured for the kind, and the tensors that it owns."""

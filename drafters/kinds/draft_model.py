@@ -1,4 +1,4 @@
-"""Draft model: a small language model that drafts by itself, and reads nothing of the policy."""
+"""Draft model: a small language model that drafts on its own and reads no hidden states of the policy."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,9 +12,9 @@ from drafters.settings import Section
 
 class DraftModelShape(Section):
     hidden_size: int = Field(default=0, ge=0, multiple_of=32)
-    """draft_model: its width; 0 for half the policy's"""
+    """draft_model: hidden size of the model; 0 for half the policy's"""
     layers: int = Field(default=2, ge=1)
-    """draft_model: its layers"""
+    """draft_model: number of layers"""
 
 
 class DraftModelDrafter(Drafter):
@@ -30,8 +30,8 @@ class DraftModelDrafter(Drafter):
         own, policy = own_config.get("vocab_size"), policy_config.get("vocab_size")
         if own != policy:
             raise ValueError(
-                f"drafter.model: the draft model has {own} tokens and the policy {policy}. Drafts of another vocabulary"
-                " have no probabilities in the policy's: use a draft model with the policy's tokenizer"
+                f"drafter.model: the draft model has {own} tokens and the policy {policy}. The policy gives no "
+                "probability to tokens of another vocabulary: use a draft model with the policy's tokenizer"
             )
 
     def owns(self, name: str) -> bool:
@@ -42,4 +42,4 @@ class DraftModelDrafter(Drafter):
 
     @classmethod
     def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
-        return {"kind": "draft_model, or a policy without a head"}  # any language model can be one
+        return {"kind": "draft_model, or a policy without a head"}  # any language model can be a draft model

@@ -11,26 +11,31 @@ from drafters.settings import Section
 
 VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 LAYERS = "eagle_aux_hidden_state_layer_ids"
-"""the names that config.json has for a head's variants, and for the hidden states that it reads"""
+"""keys of config.json: the variants of a head, and the ids of the hidden states that it reads"""
 
 
 def is_speculators(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is in the layout of the speculators library; else it is in SpecForge's."""
+    """Whether a config.json has the layout of the speculators library. If not, it has SpecForge's."""
     return "speculators_model_type" in config
 
 
 def default_variants(config: Mapping[str, Any]) -> dict[str, bool]:
-    """speculators' own default is True, vLLM's is False (transformers_utils/configs/speculators/algos.py)."""
+    """The variants that are on unless config.json says otherwise.
+
+    speculators sets norm_before_residual to True by default. vLLM sets it to False
+    (transformers_utils/configs/speculators/algos.py).
+    """
     return {"norm_before_residual": True} if is_speculators(config) else {}
 
 
 class Eagle3Shape(Section):
     policy_layers: list[int] = Field(default_factory=list)
-    """eagle3: ids of the policy's hidden states (0: embeddings, N: output of the last layer); vLLM's when not given"""
+    """eagle3: ids of the policy's hidden states that the head reads (0: embeddings, N: output of the last of N layers);
+    if empty, vLLM's default ids, or thirds of a shallow policy's layers"""
     vocabulary_size: int = Field(default=0, ge=0)
-    """eagle3: draft only the most frequent tokens of the data, this many; 0 for all"""
+    """eagle3: number of tokens that can be drafted, the most frequent ones in the data; 0 for all"""
     intermediate_size: int = Field(default=0, ge=0)
-    """eagle3: width of the feed-forward part; 0 for twice the policy's width"""
+    """eagle3: width of the feed-forward layer; 0 for twice the policy's hidden size"""
 
 
 class Eagle3Drafter(Drafter):
@@ -42,7 +47,7 @@ class Eagle3Drafter(Drafter):
         return self._sampled("eagle3", model=self._model())
 
     def owns(self, name: str) -> bool:
-        # The embedding may stand in the checkpoint, but vLLM shares the policy's module: an update would overwrite it.
+        # The checkpoint may hold the embedding, but vLLM shares the policy's module: an update would overwrite that.
         return not name.startswith("embed_tokens.")
 
     def checkpoint(self, policy: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Multi-token prediction: a layer inside the policy's own checkpoint, sharing its embedding and output head."""
+"""Multi-token prediction: a layer in the policy's own checkpoint that shares the policy's embedding and output head."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -14,11 +14,12 @@ def is_mtp(name: str) -> bool:
 
 
 def missing_modules(tensors: Collection[str]) -> list[str]:
-    """What a Qwen3-Next head lacks of its own modules and of those that the policy's layers with full attention have.
+    """The modules that a Qwen3-Next head needs and the checkpoint lacks.
 
-    vLLM 0.32 does not notice a linear layer that it has no weights for (default_loader.py, `track_weights_loading`).
+    A head needs four modules of its own, and a layer with every module of the policy's last full-attention layer. vLLM
+    0.32 does not notice that a linear layer has no weights (default_loader.py, `track_weights_loading`).
     """
-    weights = _modules(name for name in tensors if name.endswith(".weight"))  # a quantised policy has scales besides
+    weights = _modules(name for name in tensors if name.endswith(".weight"))  # a quantised policy's scales are left out
     layers = [re.fullmatch(r"model\.layers\.(\d+)\.(.+)", module) for module in weights]
     full = {int(found[1]) for found in layers if found and found[2].startswith("self_attn.")}
     of_layer = {found[2] for found in layers if found and int(found[1]) == max(full, default=-1)}
@@ -27,7 +28,7 @@ def missing_modules(tensors: Collection[str]) -> list[str]:
 
 
 def _modules(names: Iterable[str]) -> set[str]:
-    """The modules that these tensors are of; a layer's experts, fused or not, count as one."""
+    """The modules that hold these tensors. A layer's experts, fused or not, count as one module."""
     return {re.sub(r"\.experts\..*", ".experts", name.rpartition(".")[0]) for name in names}
 
 
@@ -53,18 +54,18 @@ class MTPDrafter(Drafter):
     def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None, tensors: Collection[str]) -> None:
         if not (policy_config.get("num_nextn_predict_layers") or policy_config.get("mtp_num_hidden_layers")):
             raise ValueError(
-                f"drafter.kind: 'mtp' needs a policy with an MTP layer in its checkpoint, and "
+                f"drafter.kind: 'mtp' needs a policy with an MTP layer in its checkpoint, but "
                 f"{policy_config.get('architectures')} declares none (num_nextn_predict_layers)"
             )
         if not any(map(is_mtp, tensors)):
             raise ValueError(
                 "drafter.kind: 'mtp' needs the head's tensors (mtp.*) in the policy's checkpoint: its config.json "
-                "declares an MTP layer, and its files hold none. Serve a folder that has the head, or train one with "
-                "`drafters train --kind mtp`"
+                "declares an MTP layer, and its files hold none. Serve a folder that holds the head, or train a head "
+                "with `drafters train --kind mtp`"
             )
         missing = missing_modules(tensors) if policy_config.get("model_type") == "qwen3_next" else []
         if missing:
             raise ValueError(
-                f"drafter.kind: 'mtp' needs the whole head in the policy's checkpoint, and its files lack "
-                f"{', '.join(missing)}: an engine would draft with what its memory holds there"
+                f"drafter.kind: 'mtp' needs the whole head in the policy's checkpoint, but its files lack "
+                f"{', '.join(missing)}: an engine would draft with uninitialised memory in their place"
             )

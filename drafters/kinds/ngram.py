@@ -1,4 +1,4 @@
-"""N-gram drafts: what followed the last few tokens earlier in the same text. No weights, nothing to train."""
+"""N-gram drafts: the tokens that followed the last few tokens earlier in the same text. No weights, no training."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from drafters.drafter import Drafter, DraftSettings
 
 class NGramSettings(DraftSettings):
     prompt_lookup_max: int = Field(default=4, ge=1)
-    """ngram: longest run of tokens looked up in the text so far"""
+    """ngram: largest number of last tokens to look up in the text so far"""
     prompt_lookup_min: int = Field(default=2, ge=1)
-    """ngram: shortest run of tokens looked up"""
+    """ngram: smallest number of last tokens to look up"""
 
 
 class NGramDrafter(Drafter):

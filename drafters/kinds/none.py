@@ -1,4 +1,4 @@
-"""No drafter: the policy decodes one token a step. The baseline of every comparison."""
+"""No drafter: the policy decodes one token a step, as the baseline of every comparison."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ class NoDrafter(Drafter):
     samples = False
 
     def unread(self, config: DraftSettings) -> list[str]:
-        """None: `--drafter.kind none` turns a configured drafter off, and its settings are for when it is on again."""
+        """No field is refused: `--drafter.kind none` turns a configured drafter off, and its settings may stay."""
         return []
 
     def speculative_config(self) -> dict[str, Any] | None:

@@ -1,1 +1,1 @@
-"""Drafters as torch modules that can be trained. May import kinds and files."""
+"""Drafters as torch modules to train. May import kinds and files."""

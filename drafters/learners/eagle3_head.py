@@ -1,8 +1,9 @@
 """The Eagle3 head (arXiv 2503.01840): one Llama block over the next token and three fused hidden states of the policy.
 
-Equal to vLLM's `llama_eagle3.py`, its variants `norm_before_residual`, `norm_before_fc`, `fc_norm` and `norm_output`
-included: at the first draft step the hidden state is `fc` of the policy's, at later ones the head's own before `norm`.
-The embedding is the policy's; the output head is its own, over an optional reduced vocabulary.
+The module computes what vLLM's `llama_eagle3.py` computes, with the variants `norm_before_residual`, `norm_before_fc`,
+`fc_norm` and `norm_output`. At the first draft step, the hidden state is `fc` of the policy's hidden states. At later
+steps it is the head's own hidden state before `norm`. The embedding is the policy's. The output head is the drafter's
+own, over an optional reduced vocabulary.
 """
 
 from collections import Counter
@@ -21,17 +22,17 @@ from drafters.learners.unroll import unroll
 from drafters.registry import HeadShape
 
 NOT_TRAINED = ("t2d", "embed_tokens.weight")
-"""tensors of a checkpoint that go with it unchanged"""
+"""tensors of a checkpoint that are kept unchanged"""
 
 
 def frequent_tokens(texts: Iterable[list[int]], size: int, vocab_size: int) -> list[int]:
-    """The `size` most frequent token ids, ascending; ties go to the lower id. Tokens outside are never drafted."""
+    """The `size` most frequent token ids, ascending; ties go to the lower id. Other tokens are never drafted."""
     counts = Counter(token for text in texts for token in text)
     return sorted(sorted(range(vocab_size), key=lambda token: -counts[token])[:size])
 
 
 def default_layers(policy_layers: int) -> tuple[int, ...]:
-    """vLLM's (2, N / 2, N - 3), and for a shallow policy, where these collide, thirds of it."""
+    """vLLM's ids (2, N / 2, N - 3). In a shallow policy these collide, and the ids are thirds of its depth instead."""
     usual = (2, policy_layers // 2, policy_layers - 3)
     return usual if 2 < usual[1] < usual[2] else tuple(policy_layers * i // 3 for i in (1, 2, 3))
 
@@ -39,12 +40,14 @@ def default_layers(policy_layers: int) -> tuple[int, ...]:
 def eagle3_config(
     policy: PreTrainedModel, layers: tuple[int, ...], vocabulary_size: int, intermediate_size: int = 0
 ) -> LlamaConfig:
-    """The head's `config.json`: the policy's width and heads, and the keys that vLLM reads. `intermediate_size` 0 is
-    twice the policy's width."""
+    """The head's `config.json`: the policy's width and heads, and the keys that vLLM reads.
+
+    `intermediate_size` 0 stands for twice the policy's width.
+    """
     config: Any = policy.config
     read_by_vllm: dict[str, Any] = {
         "draft_vocab_size": vocabulary_size,
-        # Always explicit: on a shallow policy vLLM's default ids collide.
+        # Always given, because vLLM's default ids collide on a shallow policy.
         "eagle_aux_hidden_state_layer_ids": list(layers),
         "num_aux_hidden_states": len(layers),
     }
@@ -69,7 +72,7 @@ def eagle3_config(
 
 
 class Eagle3Layer(nn.Module):
-    """A Llama block whose attention reads embedding and hidden state side by side."""
+    """A Llama block whose attention reads the embedding and the hidden state, concatenated."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -94,7 +97,7 @@ class Eagle3Layer(nn.Module):
 
 
 class Eagle3Head(DrafterLearner):
-    """`config` as `eagle3_config` makes it; `vocabulary` are the ids that can be drafted, ascending (None: all)."""
+    """`config` as from `eagle3_config`; `vocabulary` lists the ids that can be drafted, ascending (None: all)."""
 
     kind = "eagle3"
     d2t: Tensor
@@ -119,7 +122,7 @@ class Eagle3Head(DrafterLearner):
         self.norm = LlamaRMSNorm(width, eps=eps)
         self.lm_head = nn.Linear(width, config.vocab_size if vocabulary is None else len(vocabulary), bias=False)
         self.rotary = LlamaRotaryEmbedding(config)
-        # The checkpoint holds offsets: policy id = draft id + d2t[draft id]. vLLM takes none for a whole vocabulary.
+        # The checkpoint holds offsets: policy id = draft id + d2t[draft id]. vLLM expects none for a whole vocabulary.
         if vocabulary is not None:
             self.register_buffer("d2t", torch.tensor(vocabulary) - torch.arange(len(vocabulary)))
         self.layer_name = "midlayer."
@@ -130,7 +133,7 @@ class Eagle3Head(DrafterLearner):
 
     @classmethod
     def new(cls, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Self:
-        """Its reduced vocabulary are the most frequent tokens of `texts`."""
+        """A new head. Its reduced vocabulary holds the most frequent tokens of `texts`."""
         of_policy: Any = policy.config
         depth, size = of_policy.num_hidden_layers, shape.vocabulary_size
         layers = tuple(sorted(shape.policy_layers)) or default_layers(depth)
@@ -147,7 +150,7 @@ class Eagle3Head(DrafterLearner):
         vocabulary: list[int] | None,
         intermediate_size: int = 0,
     ) -> Self:
-        """A new head whose output head starts as the policy's rows of `vocabulary`."""
+        """A new head. Its output head starts with the policy's rows for the tokens of `vocabulary`."""
         size = policy.config.vocab_size if vocabulary is None else len(vocabulary)
         head = cls(eagle3_config(policy, layers, size, intermediate_size), vocabulary)
         policy_head: Any = policy.get_output_embeddings()
@@ -156,7 +159,7 @@ class Eagle3Head(DrafterLearner):
 
     @classmethod
     def from_folder(cls, folder: Path, policy: PreTrainedModel) -> Self:
-        """In either layout of drafters/learners/layouts.py."""
+        """The head in `folder`, in either layout of drafters/learners/layouts.py."""
         config, vocabulary, tensors = read_eagle3(folder, policy)
         head = cls(config, vocabulary)
         try:
@@ -205,7 +208,7 @@ class Eagle3Head(DrafterLearner):
 
     def checkpoint(self) -> dict[str, Tensor]:
         trained = {name.replace("midlayer.", self.layer_name): t for name, t in self.state_dict().items()}
-        # The embedding stays behind: vLLM shares the policy's module, and an update would overwrite it.
+        # Without the embedding: vLLM shares the policy's module, and an update would overwrite it.
         return trained | {name: t for name, t in self.not_trained.items() if not name.startswith("embed_tokens.")}
 
     def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
@@ -220,6 +223,6 @@ class Eagle3Head(DrafterLearner):
         self.save(folder / "model.safetensors", dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "Eagle3Head":
-        """Where the module goes, the tensors that go with it go too."""
+        """Moves and converts the untrained tensors along with the module."""
         self.not_trained = {name: fn(t) for name, t in self.not_trained.items()}
         return super()._apply(fn, recurse)

@@ -1,7 +1,7 @@
-"""Learners by kind: new ones for a policy, and those in a checkpoint folder.
+"""Learners by kind: a new one for a policy, or the one in a checkpoint folder.
 
-All are in evaluation mode, and stay in it while they are trained. An engine drafts without dropout, so a drafter learns
-without it, although its configuration may declare some; an MTP head has the policy's `attention_dropout`.
+A learner is in evaluation mode and stays in it during training. An engine drafts without dropout, so a drafter learns
+without dropout, even if its configuration declares some (an MTP head has the policy's `attention_dropout`).
 """
 
 import importlib
@@ -22,7 +22,7 @@ def learner_class(kind: LearnerKind) -> type[DrafterLearner]:
 def new_learner(
     kind: LearnerKind, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]
 ) -> DrafterLearner:
-    """A drafter that has not learned yet, and will from `texts` (token ids).
+    """An untrained drafter. It will learn from `texts` (token ids).
 
     Raises ValueError for a kind or a shape that the policy's architecture cannot have.
     """
@@ -30,8 +30,8 @@ def new_learner(
 
 
 def load_learner(kind: LearnerKind, folder: Path, policy: PreTrainedModel) -> DrafterLearner:
-    """The drafter in `folder`: its own, or the policy's whose checkpoint it is part of.
+    """The drafter in `folder`, which is the drafter's own folder, or the policy's if its checkpoint holds the drafter.
 
-    Raises ValueError saying what the folder lacks or why it does not fit the policy.
+    Raises ValueError that says what the folder lacks, or why the drafter does not fit the policy.
     """
     return learner_class(kind).from_folder(folder, policy).eval()

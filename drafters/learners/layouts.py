@@ -1,10 +1,11 @@
-"""Layouts of published Eagle3 checkpoints: configuration and tensor names, as this project's learner has them.
+"""Layouts of published Eagle3 checkpoints, read into the configuration and the tensor names of this project's learner.
 
     SpecForge, and this project     config.json of a Llama with `draft_vocab_size`; the layer is `midlayer.*`
     speculators                     `speculators_model_type`, the Llama under `transformer_layer_config`; `layers.0.*`
 
-Both may hold `t2d` (which tokens can be drafted, as a mask) and a copy of the policy's `embed_tokens`. A learner loaded
-here pushes under the names of the file it came from, so that it fits an engine that was started with that file.
+Both layouts may hold `t2d`, a mask of the tokens that can be drafted, and a copy of the policy's `embed_tokens`. A
+learner that is loaded here pushes its tensors under the names of its file. So the push fits an engine that was started
+with that file.
 """
 
 from pathlib import Path
@@ -18,7 +19,7 @@ from drafters.kinds.eagle3 import LAYERS, VARIANTS, Eagle3Drafter, default_varia
 
 
 def read_eagle3_config(folder: Path, policy_layers: int) -> LlamaConfig:
-    """The head's configuration with every key explicit that vLLM would fill in. Raises ValueError for other heads."""
+    """The head's configuration, with vLLM's defaults filled in. Raises ValueError for a head that is not supported."""
     published = read_config(folder)
     kind = published.get("speculators_model_type", Eagle3Drafter.kind)
     if kind != Eagle3Drafter.kind:
@@ -26,7 +27,7 @@ def read_eagle3_config(folder: Path, policy_layers: int) -> LlamaConfig:
     block = published["transformer_layer_config"] if is_speculators(published) else published
     if block.get("model_type", "llama") != "llama" or block.get("num_hidden_layers", 1) != 1:
         what = f"{block.get('num_hidden_layers', 1)} layers of {block.get('model_type')!r}"
-        raise ValueError(f"{folder}: Eagle3 heads of one Llama layer can be trained, this one has {what}")
+        raise ValueError(f"{folder}: only Eagle3 heads of one Llama layer can be trained; this head has {what}")
     if published.get("logit_scale", 1.0) != 1.0:
         raise ValueError(f"{folder}: logit_scale {published['logit_scale']} is not supported")
     config: Any = LlamaConfig(**{key: value for key, value in block.items() if key not in ("model_type", "dtype")})
@@ -48,7 +49,7 @@ def read_eagle3_config(folder: Path, policy_layers: int) -> LlamaConfig:
 def read_eagle3(folder: Path, policy: PreTrainedModel) -> tuple[LlamaConfig, list[int] | None, dict[str, Tensor]]:
     """Configuration, vocabulary (None: the policy's) and tensors of the head in `folder`, in either layout.
 
-    Raises ValueError naming what does not fit the policy or the learner.
+    Raises ValueError that names what does not fit the policy or the learner.
     """
     of_policy: Any = policy.config
     config: Any = read_eagle3_config(folder, of_policy.num_hidden_layers)
@@ -65,13 +66,13 @@ def read_eagle3(folder: Path, policy: PreTrainedModel) -> tuple[LlamaConfig, lis
         and copy.shape == embedding.weight.shape
         and bool((copy.to(embedding.weight.device, embedding.weight.dtype) == embedding.weight).all())
     ):
-        del tensors["embed_tokens.weight"]  # vLLM shares the policy's own in this case, and so does the learner
+        del tensors["embed_tokens.weight"]  # vLLM then shares the policy's embedding, and so does the learner
     offsets = tensors.get("d2t")
     if config.draft_vocab_size == config.vocab_size:
         tensors.pop("d2t", None)
         vocabulary = None
     elif offsets is None:
-        raise ValueError(f"{folder} drafts {config.draft_vocab_size} tokens and holds no `d2t` to say which")
+        raise ValueError(f"{folder} drafts {config.draft_vocab_size} tokens, but holds no `d2t` that says which")
     else:
         vocabulary = [i + offset for i, offset in enumerate(offsets.tolist())]
     return config, vocabulary, tensors

@@ -1,11 +1,12 @@
 """DrafterLearner: a drafter as a torch module, whose distributions equal those that the engine drafts from.
 
-Shapes, here and in `drafters/training`: B sequences, T tokens (padded on the right), D hidden, V vocabulary, N counted
-rows. Row i of draft step j (both from 0) is the draft that knows tokens 0..i+1 of the policy's own and j drafted ones
-after them; it proposes token i + 2 + j. Teacher forcing replaces the drafted tokens by the policy's.
+Shapes, here and in `drafters/training`: B sequences, T tokens (padded on the right), D hidden size, V vocabulary, N
+rows that count. Rows i and draft steps j count from 0. Row i of draft step j is the draft that has read tokens 0..i+1
+of the policy and j drafted tokens after them. It proposes token i + 2 + j. In training, teacher forcing replaces the
+drafted tokens by the policy's.
 
-Drafter and policy hand out hidden states and an output head, not logits: [B, T, V] would be most of the memory at a
-large vocabulary, and only the rows that count are ever needed.
+Drafter and policy return hidden states and an output head, not logits. With a large vocabulary, logits [B, T, V] would
+take most of the memory, and only the rows that count are needed.
 """
 
 from abc import ABC, abstractmethod
@@ -25,7 +26,7 @@ from drafters.registry import HeadShape
 
 @dataclass(frozen=True)
 class OutputHead:
-    """From hidden states to log-probabilities over `vocab_size` tokens, those outside `ids_V` (None: all) at -inf."""
+    """Maps hidden states to log-probabilities over `vocab_size` tokens. Tokens outside `ids_V` (None: all) get -inf."""
 
     weight_VD: Tensor
     vocab_size: int
@@ -43,7 +44,7 @@ class OutputHead:
 
 @dataclass(frozen=True)
 class PolicyOutputs:
-    """All that a drafter may read of the policy, none of it carrying a gradient."""
+    """All that a drafter may read of the policy. No tensor here carries a gradient."""
 
     output_BTD: Tensor
     """the hidden state after the final norm, which the output head reads"""
@@ -57,7 +58,7 @@ class PolicyOutputs:
         return OutputHead(self.head_VD, len(self.head_VD))
 
     def at(self, indices_BT: Tensor) -> "PolicyOutputs":
-        """With the hidden states of these tokens, given by their index among all, sequence after sequence."""
+        """The outputs at these tokens only. An index counts the tokens of all sequences, in order."""
         return replace(
             self,
             output_BTD=self.output_BTD.flatten(0, 1)[indices_BT],
@@ -70,8 +71,11 @@ class PolicyOutputs:
 
 @torch.no_grad()
 def read_policy(policy: PreTrainedModel, tokens_BT: Tensor, layers: tuple[int, ...] = ()) -> PolicyOutputs:
-    """One forward of the policy. Layer id i < the number of layers is what enters layer i; id = the number of layers
-    is what the last layer gives, before the final norm (vLLM's `aux_hidden_state_layers`)."""
+    """One forward pass of the policy.
+
+    The ids in `layers` are those of vLLM's `aux_hidden_state_layers`: id i is the input of layer i, and the number of
+    layers is the id of the last layer's output, before the final norm.
+    """
     decoder: Any = policy.get_decoder()
     with reading_policy(policy, layers) as read:
         decoder(input_ids=tokens_BT, use_cache=False)
@@ -79,7 +83,7 @@ def read_policy(policy: PreTrainedModel, tokens_BT: Tensor, layers: tuple[int, .
 
 
 class PolicyReading:
-    """What the latest forward of the policy showed; filled by the hooks of `reading_policy`."""
+    """Hidden states of the policy's latest forward pass, filled in by the hooks of `reading_policy`."""
 
     def __init__(self, policy: PreTrainedModel, layers: tuple[int, ...]):
         self.policy, self.layers = policy, layers
@@ -89,7 +93,7 @@ class PolicyReading:
     def outputs(self) -> PolicyOutputs:
         embedding: Any = self.policy.get_input_embeddings()
         head: Any = self.policy.get_output_embeddings()
-        assert self.output_BTD is not None, "no forward of the policy since the hooks were set"
+        assert self.output_BTD is not None, "the policy has had no forward pass since the hooks were set"
         return PolicyOutputs(
             output_BTD=self.output_BTD.float(),
             layers_BTD=tuple(self.entering[i].float() for i in self.layers),
@@ -100,9 +104,9 @@ class PolicyReading:
 
 @contextmanager
 def reading_policy(policy: PreTrainedModel, layers: tuple[int, ...]) -> Iterator[PolicyReading]:
-    """Hooks that keep, detached, what `layers` are given and what the final norm gives in any forward meanwhile.
+    """Sets hooks on the policy that keep detached hidden states: the inputs of `layers` and the final norm's output.
 
-    They change nothing of that forward: no value, no graph, no random number.
+    The hooks change nothing in a forward pass: no value, no graph, no random number.
     """
     decoder: Any = policy.get_decoder()
     read = PolicyReading(policy, layers)
@@ -121,35 +125,35 @@ def reading_policy(policy: PreTrainedModel, layers: tuple[int, ...]) -> Iterator
 
 
 class DrafterLearner(nn.Module, ABC):
-    """A drafter as a module to train. Its tensors travel under the names that the engine loads."""
+    """A drafter as a module to train. Its checkpoint uses the tensor names that the engine loads."""
 
     kind: ClassVar[str]
     in_policy_folder: ClassVar[bool] = False
-    """whether its tensors live in the policy's checkpoint, so that it is written as a whole policy with them"""
+    """whether its tensors are part of the policy's checkpoint; if so, `write` writes the whole policy with them"""
     policy_layers: tuple[int, ...] = ()
     """ids of the policy's hidden states that the drafter reads, ascending"""
 
     @classmethod
     @abstractmethod
     def new(cls, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Self:
-        """One for this policy that has not learned yet; `texts` (token ids) are what it will learn from.
+        """An untrained drafter for this policy, which will learn from `texts` (token ids).
 
-        Raises ValueError for an architecture or a shape that it cannot have.
+        Raises ValueError for an architecture or a shape that the kind cannot have.
         """
 
     @classmethod
     @abstractmethod
     def from_folder(cls, folder: Path, policy: PreTrainedModel) -> Self:
-        """The one in `folder`, which is a policy's if its tensors live there.
+        """The drafter in `folder`. That is a policy's folder if the drafter is part of the policy's checkpoint.
 
-        Raises ValueError saying what the folder lacks or why it does not fit the policy.
+        Raises ValueError that says what the folder lacks, or why the drafter does not fit the policy.
         """
 
     @abstractmethod
     def draft_states(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
-        """What the output head reads at each draft step [B, T, D].
+        """The hidden states [B, T, D] that the output head reads, one tensor for each draft step.
 
-        Rows that would propose a token past the end hold values without meaning.
+        A row that would propose a token past the end holds a value without meaning.
         """
 
     @abstractmethod
@@ -158,34 +162,34 @@ class DrafterLearner(nn.Module, ABC):
 
     @abstractmethod
     def checkpoint(self) -> dict[str, Tensor]:
-        """The drafter's own tensors (none of the policy's) under their checkpoint names."""
+        """The drafter's own tensors, and none of the policy's, under their checkpoint names."""
 
     @abstractmethod
     def load_checkpoint(self, tensors: dict[str, Tensor]) -> None:
-        """The inverse of `checkpoint`. Raises KeyError or RuntimeError when a tensor is missing or misshapen."""
+        """Loads what `checkpoint` returns. Raises KeyError or RuntimeError if a tensor is missing or misshapen."""
 
     @abstractmethod
     def write(self, folder: Path, policy_folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """A checkpoint folder that vLLM loads as it is."""
+        """Writes a checkpoint folder that vLLM loads unchanged."""
 
     def draft_logprobs(
         self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int, temperature: float = 1.0
     ) -> list[Tensor]:
-        """The drafter's log-probabilities [B, T, V] of each draft step, for a small vocabulary."""
+        """The drafter's log-probabilities [B, T, V] at each draft step; only for a small vocabulary."""
         head = self.output_head(policy)
         return [head.logprobs(states_BTD, temperature) for states_BTD in self.draft_states(tokens_BT, policy, steps)]
 
     def save(self, file: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write the checkpoint as safetensors, floating-point tensors in `dtype`."""
+        """Writes the checkpoint as safetensors, with floating-point tensors in `dtype`."""
         save_file(cast(self.checkpoint(), dtype), file, metadata={"format": "pt"})
 
     def load(self, file: Path) -> None:
-        """Read what `save` wrote, into this module's own dtype."""
+        """Reads what `save` wrote, in this module's dtype."""
         self.load_checkpoint(load_file(file))
 
 
 def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Detached, contiguous copies on the CPU, floating-point ones in `dtype`."""
+    """Detached, contiguous copies on the CPU, with floating-point tensors in `dtype`."""
     return {
         name: (t.detach().to(dtype) if t.is_floating_point() else t.detach()).cpu().contiguous()
         for name, t in tensors.items()
@@ -193,7 +197,7 @@ def cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 def shifted(values_BT: Tensor, by: int) -> Tensor:
-    """`result[:, i] = values[:, i + by]`, and zero (or False) past the end."""
+    """`result[:, i] = values[:, i + by]`, with zero (or False) past the end."""
     result = torch.zeros_like(values_BT)
     result[:, : values_BT.shape[1] - by] = values_BT[:, by:]
     return result

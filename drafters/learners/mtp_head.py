@@ -1,8 +1,9 @@
 """The multi-token prediction head of Qwen3-Next: one full-attention block over the next token and the hidden state.
 
-Equal to vLLM's `qwen3_next_mtp.py`: the policy's hidden state after its final norm goes in at the first draft step, the
-head's own after `norm` at later ones; embedding and output head are the policy's, read and never trained. The head is
-part of the policy's checkpoint, so what is written is a policy folder with the head in a file of its own.
+The module computes what vLLM's `qwen3_next_mtp.py` computes. At the first draft step it reads the policy's hidden state
+after the final norm. At later steps it reads its own hidden state after `norm`. Embedding and output head are the
+policy's: the head reads them and never trains them. The head is part of the policy's checkpoint, so `write` writes a
+policy folder with the head in a file of its own.
 """
 
 import copy
@@ -31,9 +32,9 @@ PREFIX = "mtp."
 
 
 class MTPHead(DrafterLearner):
-    """For a policy of this configuration (a mixture of experts in every layer, as in all released ones).
+    """The head of a policy with this configuration. Every layer has experts, as in all released Qwen3-Next policies.
 
-    Raises ValueError for an architecture that vLLM serves no such head for.
+    Raises ValueError for an architecture for which vLLM serves no such head.
     """
 
     kind = "mtp"
@@ -43,7 +44,7 @@ class MTPHead(DrafterLearner):
         super().__init__()
         if policy_config.model_type != "qwen3_next":
             raise ValueError(
-                f"kind: an mtp head is made for qwen3_next policies, and vLLM serves none for "
+                f"kind: an mtp head needs a qwen3_next policy, and vLLM serves none for "
                 f"{policy_config.model_type!r}; train eagle3 or draft_model, which fit any policy"
             )
         config: Any = copy.deepcopy(policy_config)
@@ -64,7 +65,7 @@ class MTPHead(DrafterLearner):
 
     @classmethod
     def from_policy(cls, policy: PreTrainedModel) -> Self:
-        """A new head whose block and norm start as the policy's last full-attention ones, `fc` at random."""
+        """A new head. Block and norm start as the policy's last full-attention layer and final norm, `fc` at random."""
         head = cls(policy.config)
         decoder: Any = policy.get_decoder()
         full = [layer for layer in decoder.layers if hasattr(layer, "self_attn")]
@@ -107,7 +108,7 @@ class MTPHead(DrafterLearner):
     def checkpoint(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
-            if name.endswith("experts.gate_up_proj"):  # transformers fuses the experts [E, 2 I, D], checkpoints do not
+            if name.endswith("experts.gate_up_proj"):  # fused in transformers [E, 2 I, D], not in checkpoints
                 stem = PREFIX + name.removesuffix("gate_up_proj")
                 for e, fused in enumerate(tensor):
                     tensors[f"{stem}{e}.gate_proj.weight"], tensors[f"{stem}{e}.up_proj.weight"] = fused.chunk(2)
@@ -130,7 +131,7 @@ class MTPHead(DrafterLearner):
         )
 
     def write(self, folder: Path, policy_folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """`folder` becomes the policy of `policy_folder` with this head; it may be that folder itself."""
+        """Writes the policy of `policy_folder` with this head to `folder`, which may be `policy_folder` itself."""
         if folder.resolve() != policy_folder.resolve():
             copy_policy(policy_folder, folder, without=is_mtp, changes={"num_nextn_predict_layers": 1})
         self.save(folder / MTP_FILE, dtype)

@@ -1,4 +1,4 @@
-"""Draft model as a learner: a small causal language model of the policy's vocabulary, which reads only tokens."""
+"""Draft model as a learner: a small causal language model with the policy's vocabulary, which reads only tokens."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ from drafters.registry import HeadShape
 
 
 def draft_model_config(policy: PreTrainedModel, hidden_size: int, layers: int) -> Qwen3Config:
-    """A Qwen3 of the policy's vocabulary; heads of 32 to 128 channels (vLLM's CPU attention starts at 32)."""
+    """A Qwen3 with the policy's vocabulary. Heads have 32 to 128 channels; vLLM's CPU attention needs at least 32."""
     of_policy: Any = policy.config
     head_dim = 32 if hidden_size <= 256 else 64 if hidden_size <= 1024 else 128
     heads = max(1, hidden_size // head_dim)
@@ -23,7 +23,7 @@ def draft_model_config(policy: PreTrainedModel, hidden_size: int, layers: int) -
         architectures=["Qwen3ForCausalLM"],
         vocab_size=of_policy.vocab_size,
         hidden_size=hidden_size,
-        intermediate_size=-(-8 * hidden_size // 96) * 32,  # 8/3, as the models of this family, in whole 32s
+        intermediate_size=-(-8 * hidden_size // 96) * 32,  # 8/3 of the width, as in Qwen3, in multiples of 32
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 4),
@@ -46,13 +46,13 @@ class DraftModel(DrafterLearner):
 
     @classmethod
     def new(cls, policy: PreTrainedModel, shape: HeadShape, texts: Iterable[list[int]]) -> Self:
-        """A model at random, by default of half the policy's width."""
+        """A model with random weights, by default with half the policy's width."""
         hidden_size = shape.hidden_size or max(32, policy.config.hidden_size // 64 * 32)
         return cls(Qwen3ForCausalLM(draft_model_config(policy, hidden_size, shape.layers)))
 
     @classmethod
     def from_folder(cls, folder: Path, policy: PreTrainedModel) -> Self:
-        """Any causal language model of transformers. Raises ValueError when its vocabulary is not the policy's."""
+        """Loads any causal language model of transformers. Raises ValueError if its vocabulary is not the policy's."""
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         if model.config.vocab_size != policy.config.vocab_size:
             raise ValueError(
@@ -62,7 +62,7 @@ class DraftModel(DrafterLearner):
         return cls(model)
 
     def draft_states(self, tokens_BT: Tensor, policy: PolicyOutputs, steps: int) -> list[Tensor]:
-        """Given the tokens, each step's distribution is the model's own one further on: one forward makes all."""
+        """One forward pass gives all steps: step j reads the model's states j + 1 rows further on."""
         states_BTD = self.model.get_decoder()(input_ids=tokens_BT, use_cache=False).last_hidden_state
         return [shifted(states_BTD, j + 1) for j in range(steps)]
 
@@ -71,7 +71,7 @@ class DraftModel(DrafterLearner):
         return OutputHead(head.weight, len(head.weight))
 
     def checkpoint(self) -> dict[str, Tensor]:
-        """As `save_pretrained` writes it: tied duplicates left out, fused experts apart."""
+        """The tensors as `save_pretrained` writes them: without tied duplicates, and with fused experts split."""
         own = remove_tied_weights_from_state_dict(dict(self.model.state_dict()), self.model)
         return dict(revert_weight_conversion(self.model, own))
 

@@ -1,1 +1,1 @@
-"""Training a drafter, offline and along with its policy. May import learners."""
+"""Training of a drafter, offline or while its policy is trained. May import learners."""

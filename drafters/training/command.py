@@ -1,10 +1,10 @@
-"""The run of `drafters train`, once its configuration is read: build or load the learner, train, validate, write.
+"""The run of `drafters train` after its configuration is read: build or load the learner, train, validate, write.
 
-out/                    the drafter's checkpoint, as vLLM loads it
+out/                    the drafter's checkpoint, which vLLM loads unchanged
 out/training/
-  config.json           what was asked for
+  config.json           the configuration of the run
   acceptance.jsonl      acceptance by position on held-out samples, by step
-  acceptance.png        the same with the loss, as a plot
+  acceptance.png        a plot of the loss and of that acceptance
   state.safetensors     everything that `--resume` needs
 """
 
@@ -35,9 +35,10 @@ STATE, VALIDATION = "state.safetensors", "acceptance.jsonl"
 
 
 def train_drafter(config: TrainDrafterConfig) -> list[float]:
-    """Returns the acceptance by position that is predicted for what was written, on held-out samples.
+    """Trains and writes a drafter. Returns its predicted acceptance by position on held-out samples, as it was written.
 
-    Raises ValueError and OSError, naming the field, before any training; KeyboardInterrupt leaves a state to resume.
+    Raises ValueError and OSError, which name the field, before any training. KeyboardInterrupt leaves a state from
+    which `--resume` goes on.
     """
     console = Console()
     transformers_logging.disable_progress_bar()
@@ -105,8 +106,10 @@ def train_drafter(config: TrainDrafterConfig) -> list[float]:
 
 
 def written_bytes(learner: DrafterLearner, policy: Path) -> int:
-    """About what a state and a checkpoint take on the disk: the weights, AdamW's two moments of them, and the weights
-    again. For a head in the policy's folder also its policy, which is copied where it is on another disk."""
+    """Roughly the bytes that a state and a checkpoint take: the weights twice, and AdamW's two moments of each weight.
+
+    A head in a policy's folder also counts the policy, which is copied if it is on another disk.
+    """
     copied = sum(file.stat().st_size for file in weight_files(policy)) if learner.in_policy_folder else 0
     return 4 * sum(parameter.nbytes for parameter in learner.parameters()) + copied
 
@@ -121,13 +124,13 @@ def check_out(config: TrainDrafterConfig, records: Path) -> None:
 def check_samples(config: TrainDrafterConfig, count: int) -> None:
     if count < config.training.batch_size:
         raise ValueError(
-            f"training.batch_size: {config.training.batch_size} samples a step, and {config.data} has {count} "
+            f"training.batch_size: a step needs {config.training.batch_size} samples, but {config.data} has {count} "
             "to train on; give more data or a smaller batch"
         )
 
 
 def load_policy(folder: Path, device: torch.device) -> PreTrainedModel:
-    """Frozen; float32 on a CPU, in its own dtype on a GPU, where it is most of the memory."""
+    """The frozen policy: in float32 on a CPU, and in its own dtype on a GPU, where it takes most of the memory."""
     dtype: Any = torch.float32 if device.type == "cpu" else "auto"
     policy: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
     return policy.to(device).eval().requires_grad_(False)
@@ -141,7 +144,7 @@ def make_learner(config: TrainDrafterConfig, policy: PreTrainedModel, texts: lis
 
 
 def plot(file: Path, losses: list[float], validations: list[dict[str, Any]]) -> None:
-    """Loss over acceptance by position, both by step."""
+    """Two plots by step: the loss above, acceptance by position below."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")

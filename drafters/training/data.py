@@ -1,10 +1,10 @@
-"""Training data of a drafter: the rollout service's groups as JSON lines, prompts with responses, chats, or plain text.
+"""Training data of a drafter: JSON lines with groups, prompts and responses, chats or text, or a plain text file.
 
 {"prompt_token_ids": [...], "completions": [{"token_ids": [...]}, ...], ...}    a Group of POST /v1/rollouts
 {"prompt_token_ids": [...], "response_token_ids": [...]}
 {"prompt": "...", "response": "..."}                                            the prompt may be a list of messages
 {"messages": [..., {"role": "assistant", "content": "..."}]}                    the last message is the response
-{"text": "..."}                                                                 all of it is response
+{"text": "..."}                                                                 all of the text is the response
 """
 
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ from drafters.files.text_lines import json_lines, read_text
 from drafters.training.samples import Sample
 
 SHORTEST = 2
-"""tokens of a response: the first one is the policy's, a draft begins after it"""
+"""least number of tokens in a response: the policy gives the first token, and a draft begins after it"""
 
 
 def read_samples(file: Path, tokenizer: PreTrainedTokenizerBase, *, max_length: int, most: int = 0) -> list[Sample]:
-    """The file's samples in order, cut after `max_length` tokens; at most `most` of them (0: all).
+    """The file's samples in order, cut to `max_length` tokens; at most `most` samples (0: all).
 
-    Raises ValueError naming the file, the line and what a line must hold.
+    Raises ValueError, which names the file and the line and says what a line must hold.
     """
     found = []
     for sample in _of_file(file, tokenizer, max_length):

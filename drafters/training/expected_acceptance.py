@@ -1,16 +1,16 @@
 """Expected acceptance of an engine, predicted from forward passes over samples of the policy.
 
-A drafted token is accepted with probability min(1, p / q), and accepted or replaced, the token that stands in the end
-is the policy's. So, given a sample, the m-th draft from row i is accepted with min(1, q(x) / p(x)) at the token x that
-stands there, independently of the others. That gives, without drafting anything,
+An engine accepts a drafted token with probability min(1, p / q). Whether it is accepted or replaced, the token in the
+response follows the policy. So, given a sample with token x at a position, the draft token at that position was
+accepted with probability min(1, q(x) / p(x)), independently of the other positions. Without drafting, this gives
 
-- the chance that all drafts before the m-th were accepted: the product of those ratios;
-- the chance that the m-th is accepted as well, averaged over its token: sum min(p, q) = 1 - total variation;
-- how often the engine starts to draft from row i: it does so from the first token of the response, and m + 1 rows
-  after every start that accepted exactly m.
+- the probability that all draft tokens before the m-th are accepted: the product of those ratios;
+- the probability that the m-th is accepted as well, averaged over its value: sum min(p, q) = 1 - total variation;
+- the expected number of draft steps that start at row i: one starts at the first token of the response, and another
+  m + 1 rows after every start that accepted exactly m.
 
-An engine also drafts past the end of a response, and counts what would have been accepted there. A sample says nothing
-about that, so a start counts at a position only if the draft at that position lies within the response.
+An engine also drafts past the end of a response and counts the tokens accepted there. A sample says nothing about
+those. So a start counts at a position only if the draft token at that position is within the response.
 """
 
 import torch
@@ -23,7 +23,7 @@ from drafters.training.samples import Sample, SampleBatch, collate
 
 
 class PredictedAcceptance:
-    """Sums over batches. `by_position` is the share of draft steps that accept at least 1, 2, ... tokens."""
+    """Sums over batches. `by_position` holds the shares of draft steps that accept at least 1, 2, ... tokens."""
 
     def __init__(self, draft_tokens: int, temperature: float = 1.0):
         self.draft_tokens, self.temperature = draft_tokens, temperature
@@ -49,7 +49,7 @@ class PredictedAcceptance:
     def _ratios_and_overlaps(
         self, learner: DrafterLearner, policy: PolicyOutputs, batch: SampleBatch
     ) -> tuple[Tensor, Tensor]:
-        """min(1, q(x) / p(x)) at the sampled token and 1 - total variation, each [steps, B, T], zero past the end."""
+        """min(1, q(x) / p(x)) at the sampled token, and 1 - total variation; each [steps, B, T], zero past the end."""
         shape = (self.draft_tokens, *batch.tokens_BT.shape)
         ratios, overlaps = (torch.zeros(shape, device=batch.tokens_BT.device) for _ in range(2))
         head = learner.output_head(policy)
@@ -83,9 +83,9 @@ def predicted_acceptance(
     temperature: float = 1.0,
     batch_size: int = 64,
 ) -> list[float]:
-    """Share of draft steps that accept at least 1..draft_tokens tokens, for probabilistic drafts at `temperature`.
+    """Shares of draft steps that accept at least 1..draft_tokens tokens, for probabilistic drafts at `temperature`.
 
-    One plus their sum is the acceptance length.
+    The acceptance length is one plus their sum.
     """
     predicted = PredictedAcceptance(draft_tokens, temperature)
     for first in range(0, len(samples), batch_size):
@@ -95,7 +95,7 @@ def predicted_acceptance(
 
 
 def _visits(before: Tensor, rows_BT: Tensor) -> Tensor:
-    """Expected number of draft steps that start at each row; `before[m]` is the chance to accept at least m."""
+    """Expected number of draft steps that start at each row. `before[m]` is the probability to accept at least m."""
     exactly = before - torch.cat([before[1:], torch.zeros_like(before[:1])])
     width = rows_BT.shape[1]
     visits_BT = torch.zeros(rows_BT.shape, device=rows_BT.device)

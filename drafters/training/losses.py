@@ -1,9 +1,10 @@
-"""Losses of a drafter: distances of its distribution q from the policy's p, per row.
+"""Losses of a drafter: distances between its distribution q and the policy's distribution p, for each row.
 
-Acceptance of one drafted token is sum over tokens of min(p, q) = 1 - total variation (arXiv 2211.17192), so total
-variation is the aim itself; soft cross-entropy bounds it (Pinsker) and has a gradient far from the optimum as well.
-Top-k cross-entropy is the soft cross-entropy after all tokens but the policy's k most likely are counted as one class:
-of the policy's distribution k numbers a row are kept, instead of one for each token of the vocabulary.
+- Total variation is the objective itself: a drafted token is accepted with probability sum over tokens of min(p, q),
+  which is 1 - total variation (arXiv 2211.17192).
+- Soft cross-entropy bounds total variation (Pinsker), and has a gradient far from the optimum too.
+- Top-k cross-entropy is soft cross-entropy with all tokens but the policy's k most likely merged into one class. It
+  keeps k numbers of the policy's distribution for each row, not one for every token of the vocabulary.
 """
 
 from collections.abc import Callable
@@ -16,14 +17,15 @@ from drafters.learners.learner import OutputHead
 from drafters.training.config import Objective
 
 CHUNK = 1 << 24
-"""logits that are alive at a time (64 MiB in float32, times a handful of copies)"""
+"""logits in memory at a time (64 MiB in float32, times a handful of copies)"""
 MOST = 1.0 - 1e-6
 
 
 def soft_cross_entropy(policy_logprobs_NV: Tensor, draft_logprobs_NV: Tensor) -> Tensor:
     """-sum p log q [N], in nats: the forward KL(p || q) plus p's entropy, which has no gradient.
 
-    Tokens that the drafter cannot draft (log q = -inf) are left out, so the best q is p restricted and renormalised.
+    Tokens that the drafter cannot draft (log q = -inf) are left out. So the best q is p, restricted to the other tokens
+    and renormalised.
     """
     drafted_NV = draft_logprobs_NV.masked_fill(draft_logprobs_NV.isneginf(), 0.0)
     return -(policy_logprobs_NV.exp() * drafted_NV).sum(-1)
@@ -37,7 +39,7 @@ def total_variation(policy_logprobs_NV: Tensor, draft_logprobs_NV: Tensor) -> Te
 def top_k_cross_entropy(policy_logprobs_NK: Tensor, ids_NK: Tensor, draft_logprobs_NV: Tensor) -> Tensor:
     """-sum over k of p log q - (1 - sum p) log(1 - sum q) [N]: soft cross-entropy over k tokens and "any other".
 
-    Never above the soft cross-entropy but for the rest's own entropy; equal in gradient at k = V.
+    Over a whole vocabulary it is at most the soft cross-entropy. At k = V both have the same gradient.
     """
     policy_NK, draft_NK = policy_logprobs_NK.exp(), draft_logprobs_NV.gather(-1, ids_NK)
     rest_N = (1.0 - policy_NK.sum(-1)).clamp(min=0.0)
@@ -51,16 +53,16 @@ Distance = Callable[..., Tensor]
 
 
 class DraftDistance:
-    """Distance [N] between the distributions that two output heads make of hidden states, `CHUNK` logits at a time.
+    """Distance [N] between the distributions of two output heads, computed `CHUNK` logits at a time.
 
-    Each chunk's logits are made again in the backward (activation checkpointing), so memory does not grow with rows.
+    The backward pass computes each chunk's logits again (activation checkpointing), so memory does not grow with rows.
     """
 
     def __init__(self, objective: Objective, *, top_k: int = 32, temperature: float = 1.0):
         self.objective, self.top_k, self.temperature = objective, top_k, temperature
 
     def targets(self, head: OutputHead, policy_BTD: Tensor) -> tuple[Tensor, ...]:
-        """What is kept of the policy for all draft steps, every tensor [B, T, ...]: hidden states, or k tokens."""
+        """What is kept of the policy for all draft steps [B, T, ...]: hidden states, or its k most likely tokens."""
         if self.objective != "top_k":
             return (policy_BTD,)
         rows_ND = policy_BTD.flatten(0, 1)
@@ -73,7 +75,7 @@ class DraftDistance:
     def __call__(
         self, policy_head: OutputHead, targets: tuple[Tensor, ...], draft_head: OutputHead, draft_ND: Tensor
     ) -> Tensor:
-        """`targets` as `targets` made them, at the rows of `draft_ND`."""
+        """`targets` are those of the method `targets`, at the rows of `draft_ND`."""
 
         def of(draft_ND: Tensor, *targets: Tensor) -> Tensor:
             draft_NV = draft_head.logprobs(draft_ND, self.temperature)

@@ -1,4 +1,4 @@
-"""Offline training of a drafter, on samples of a policy that stays as it is."""
+"""Offline training of a drafter, on samples of a policy that does not change."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ def draft_loss(
     step_decay: float,
     distance: DraftDistance,
 ) -> Tensor:
-    """Mean distance over the rows that the engine could draft from, averaged over draft steps by decaying weights."""
+    """Mean distance over the rows that an engine could draft from, averaged over draft steps with decaying weights."""
     total, weights = torch.zeros((), device=batch.tokens_BT.device), 0.0
     head, targets = learner.output_head(policy), distance.targets(policy.head, policy.output_BTD)
     for j, states_BTD in enumerate(learner.draft_states(batch.tokens_BT, policy, draft_steps)):
@@ -38,9 +38,9 @@ def draft_loss(
 
 
 class OfflineTrainer:
-    """One run: the learner with its optimiser and schedule. Same seed, samples and thread count give the same result.
+    """One run: the learner, its optimiser and its learning rate schedule. The policy is only read.
 
-    The policy is only read.
+    The same seed, samples and number of threads give the same result.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class OfflineTrainer:
         )
         self.schedule = get_cosine_schedule_with_warmup(self.optimiser, settings.warmup, settings.steps)
         self.losses: list[float] = []
-        """one a step, those before a resume included"""
+        """one loss for each step, including those before a resume"""
         self.batches = epochs(samples, settings.batch_size, settings.seed)
 
     @property
@@ -80,19 +80,19 @@ class OfflineTrainer:
         return self.losses[-1]
 
     def validate(self, held_out: list[Sample]) -> list[float]:
-        """Predicted acceptance by position."""
+        """Predicted acceptance by position on `held_out`."""
         settings = self.settings
         return predicted_acceptance(
             self.learner, self.policy, held_out, settings.draft_steps, temperature=settings.temperature
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Learner, optimiser and losses as tensors, for `restore`."""
+        """Learner, optimiser and losses as tensors, for `restore` to read."""
         losses = torch.tensor(self.losses, dtype=torch.float64)
         return training_state(self.learner, self.optimiser) | {"losses": losses}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from `state`. Raises RuntimeError when it is another learner's."""
+        """Goes on from the tensors of `state`. Raises RuntimeError if they are another learner's."""
         restore_training_state(tensors, self.learner, self.optimiser)
         self.losses = tensors["losses"].tolist()
         self.schedule.last_epoch = self.step
@@ -107,10 +107,10 @@ def train_offline(
     validated: Callable[[int, list[float]], None] = lambda step, by_position: None,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> list[float]:
-    """Run to `settings.steps` with a progress bar called `title`; returns the loss of each step.
+    """Trains up to `settings.steps`, with a progress bar called `title`. Returns the loss of each step.
 
-    With `held_out`, `validated` is told the acceptance by position before the first step, every `validate_every` steps
-    and after the last one. `after_step` is told each finished step.
+    With `held_out`, `validated` receives the acceptance by position before the first step, every `validate_every` steps
+    and after the last step. `after_step` receives the number of each finished step.
     """
     settings, shown = trainer.settings, ""
 
@@ -136,7 +136,7 @@ def train_offline(
 
 
 def split(samples: list[Sample], share: float, most: int = 512) -> tuple[list[Sample], list[Sample]]:
-    """Training and held-out samples, the latter of prompts that are not trained on where there are several prompts."""
+    """Training and held-out samples. If there are several prompts, no prompt is in both."""
     by_prompt: dict[tuple[int, ...], list[Sample]] = {}
     for number, sample in enumerate(samples):
         by_prompt.setdefault(tuple(sample.prompt) or (-number,), []).append(sample)

@@ -1,7 +1,7 @@
-"""Online training of a drafter, while its policy is trained, on hidden states of the policy's own forward pass.
+"""Online training of a drafter while its policy is trained, on hidden states from the policy's own forward pass.
 
-Nothing here reaches the policy: what is read of it carries no gradient, the optimiser and its clipping are the
-drafter's own, and no random number is drawn from a generator that the policy's training uses.
+Nothing here affects the policy. The hidden states carry no gradient. The drafter has its own optimiser and clipping. No
+random number comes from a generator that the policy's training uses.
 """
 
 import random
@@ -20,11 +20,11 @@ from drafters.training.samples import SampleBatch
 
 @dataclass
 class UpdateRule:
-    """Whether a step trains the drafter: each m-th step, or by acceptance with hysteresis.
+    """Whether a step trains the drafter: every m-th step, or by the acceptance length with hysteresis.
 
-    Updating a drafter that is good is wasted work, and one threshold alone would switch with the noise of every step:
-    training starts when the acceptance length falls below `start_below` of the best seen and goes on until it is above
-    `stop_above` of it.
+    Training starts when the acceptance length falls below `start_below` times the best one so far. It goes on until the
+    length is above `stop_above` times the best. Training a drafter that is still good would be wasted work, and with
+    one threshold the noise of each step would switch training on and off.
 
     Example: with 0.95 and 0.98, lengths 3.0, 2.9, 2.8, 2.9, 2.96 train in the third and fourth step only.
     """
@@ -33,10 +33,10 @@ class UpdateRule:
     best: float = 0.0
     is_behind: bool = False
     last: int | None = None
-    """the step that was trained last"""
+    """the last step that trained the drafter"""
 
     def is_due(self, step: int, acceptance_length: float | None) -> bool:
-        """`acceptance_length` of the step's rollouts, None where it is not known (then an adaptive drafter trains)."""
+        """`acceptance_length` is that of the step's rollouts. If it is unknown (None), an adaptive drafter trains."""
         if acceptance_length is None:
             self.is_behind = True
         else:
@@ -51,7 +51,7 @@ class UpdateRule:
 
 
 class OnlineTrainer:
-    """The learner with its optimiser. `temperature` is the policy's at sampling time."""
+    """The learner and its optimiser. `temperature` is the one at which the policy samples."""
 
     def __init__(self, learner: DrafterLearner, settings: OnlineTraining, temperature: float):
         self.learner, self.settings = learner, settings
@@ -60,10 +60,10 @@ class OnlineTrainer:
             learner.parameters(), lr=settings.learning_rate, betas=(0.9, 0.95), weight_decay=settings.weight_decay
         )
         self.updates = 0
-        """since the start of the run"""
+        """optimiser updates since the start of the run"""
 
     def learn(self, policy: PolicyOutputs, batch: SampleBatch, seed: str) -> Iterator[tuple[float, float]]:
-        """One update for every `tokens_per_update` tokens; gives the loss and the gradient's norm of each."""
+        """Makes an update for every `tokens_per_update` tokens. Yields the loss and the gradient norm of each."""
         for part in _parts(batch, self.settings.tokens_per_update, seed):
             of_part = SampleBatch(batch.tokens_BT[part], batch.response_BT[part])
             if not of_part.drafted(0).any():
@@ -95,7 +95,7 @@ class OnlineTrainer:
 
 
 def _parts(batch: SampleBatch, tokens: int, seed: str) -> list[Tensor]:
-    """Row indices of each update, in an order of `seed`."""
+    """The row indices of each update, in an order that `seed` decides."""
     rows = list(range(len(batch.tokens_BT)))
     random.Random(seed).shuffle(rows)
     size = max(1, tokens // batch.tokens_BT.shape[1])

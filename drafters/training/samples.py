@@ -1,4 +1,4 @@
-"""Samples of the policy, the drafter's training data, as padded batches."""
+"""Samples of the policy, which are the drafter's training data, as padded batches."""
 
 import random
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from drafters.learners.learner import shifted
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion, as token ids; a finished response ends in the end-of-sequence token."""
+    """One prompt and its response as token ids. A finished response ends with the end-of-sequence token."""
 
     prompt: list[int]
     response: list[int]
@@ -20,7 +20,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class SampleBatch:
-    """`tokens_BT` padded on the right, and which of them are response."""
+    """`tokens_BT`, padded on the right, and `response_BT`, the mask of response tokens."""
 
     tokens_BT: Tensor
     response_BT: Tensor
@@ -29,8 +29,11 @@ class SampleBatch:
         return SampleBatch(self.tokens_BT.to(device), self.response_BT.to(device))
 
     def drafted(self, step: int) -> Tensor:
-        """Rows [B, T] that the engine could draft from at draft step `step`: it has at least the first token of the
-        response from the policy, and the token to propose is in the response."""
+        """The mask [B, T] of rows that an engine could draft from at draft step `step`.
+
+        At such a row the engine has at least the first response token from the policy, and the token to propose is
+        within the response.
+        """
         return shifted(self.response_BT, 1) & shifted(self.response_BT, 2 + step)
 
 
@@ -46,9 +49,9 @@ def collate(samples: Sequence[Sample], pad: int = 0) -> SampleBatch:
 
 
 def epochs(samples: Sequence[Sample], batch_size: int, seed: int, skip: int = 0) -> Iterator[SampleBatch]:
-    """Batches without end, in a new order each epoch; the last part of an epoch that fills no batch is left out.
+    """Endless batches, in a new order in each epoch. Samples that do not fill the last batch of an epoch are left out.
 
-    `skip` leaves out the first batches, for a run that goes on.
+    `skip` leaves out that many batches at the beginning, for a run that resumes.
     """
     if len(samples) < batch_size:
         raise ValueError(f"{len(samples)} samples do not fill a batch of {batch_size}")

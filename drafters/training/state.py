@@ -1,4 +1,4 @@
-"""Training state: a learner and its AdamW as named tensors, to resume bit for bit. Safetensors, no pickle."""
+"""Training state: a learner and its AdamW as named tensors, to resume bit for bit. It uses safetensors, not pickle."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ LEARNER, OPTIMISER = "learner.", "optimiser."
 
 
 def training_state(learner: DrafterLearner, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """A copy, on the CPU."""
+    """A copy of the state on the CPU."""
     tensors = {LEARNER + name: t for name, t in learner.state_dict().items()}
     tensors |= {OPTIMISER + name: t for name, t in adamw_state(learner, optimiser).items()}
     return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
@@ -18,13 +18,13 @@ def training_state(learner: DrafterLearner, optimiser: torch.optim.Optimizer) ->
 def restore_training_state(
     tensors: dict[str, Tensor], learner: DrafterLearner, optimiser: torch.optim.Optimizer
 ) -> None:
-    """The inverse. Raises RuntimeError when the tensors are another learner's."""
+    """Loads what `training_state` returned. Raises RuntimeError if the tensors are another learner's."""
     learner.load_state_dict(_without(LEARNER, tensors))
     restore_adamw_state(_without(OPTIMISER, tensors), learner, optimiser)
 
 
 def adamw_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """`<parameter>.<key>`: AdamW's own tensors, of the parameters that it has updated."""
+    """AdamW's own tensors for the parameters that it has updated, under the names `<parameter>.<key>`."""
     return {
         f"{name}.{key}": value.contiguous()
         for name, parameter in module.named_parameters()
@@ -33,7 +33,7 @@ def adamw_state(module: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str
 
 
 def restore_adamw_state(tensors: dict[str, Tensor], module: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """The inverse: what AdamW had before is forgotten."""
+    """Loads what `adamw_state` returned. AdamW's state from before is dropped."""
     optimiser.state.clear()
     for name, parameter in module.named_parameters():
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in tensors]

@@ -50,7 +50,7 @@ def test_a_wrong_schedule_is_refused_by_its_field(tmp_path, file):
     assert "schedule: range [1, 8, 5] drafts 5 tokens" in refused(schedule=[[1, 8, 5]])
     assert "No such file" in refused(schedule=str(tmp_path / "nowhere.json"))
     (tmp_path / "other.json").write_text("{}")
-    assert "no file of `rollout-service calibrate`" in refused(schedule=str(tmp_path / "other.json"))
+    assert "not a file of `rollout-service calibrate`" in refused(schedule=str(tmp_path / "other.json"))
     said = refused(schedule=str(file), draft_tokens=3)
     assert "calibrated for kind = 'mtp' and draft_tokens = 2" in said
     assert "has kind = 'mtp' and draft_tokens = 3" in said

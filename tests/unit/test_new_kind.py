@@ -64,7 +64,7 @@ from rollout_service.cli import main
 sys.argv = ["rollout-service", "launch", *sys.argv[1:], {}]
 main()
 """
-    assert "mtp, parrot; none reads" in python(code.format('"--help"'))
+    assert "mtp, parrot; kind none reads" in python(code.format('"--help"'))
     asked = python(code.format('"--model=m", "--drafter.kind=parrot", "--drafter.model=p", "--dry-run"'))
     assert '"kind": "parrot"' in asked
 

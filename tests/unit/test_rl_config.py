@@ -133,15 +133,15 @@ def test_help_says_each_losss_own_defaults(capsys):
     ("flags", "said"),
     [
         (["--loss.kind", "gsp"], "loss.kind: no loss of the project's, and no package.module:function (got 'gsp')"),
-        (["--loss", "dapo"], "loss: is a section, whose kind is one of grpo, dr_grpo, dapo, gspo, cispo (got 'dapo')"),
+        (["--loss", "dapo"], "loss: is a section; its kind is one of grpo, dr_grpo, dapo, gspo, cispo (got 'dapo')"),
         (["--loss.kind", "gspo", "--loss.clip_high", "-1"], "loss.clip_high: Input should be greater than or equal to"),
         (
             ["--loss.options", '{"a": 1}'],
-            "loss.options: kind = 'grpo' has no such field; it is of package.module:function",
+            "loss.options: kind = 'grpo' has no such field; it belongs to package.module:function",
         ),
         (
             ["--correction.low", "0.1"],
-            "correction.low: kind = 'truncated' has no such field; it is of icepop",
+            "correction.low: kind = 'truncated' has no such field; it belongs to icepop",
         ),
         (["--correction.kind", "icepop", "--correction.low", "6"], "correction.low: 6.0 must be below high, 5.0"),
         (

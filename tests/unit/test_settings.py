@@ -200,7 +200,7 @@ def test_a_misspelt_field_of_the_file_is_one_line_with_the_nearest_names(tmp_pat
         ),
         (
             ["--drafter.kind", "oracle"],
-            "drafter.kind: unknown kind 'oracle'; known are none, ngram, draft_model, eagle3, mtp",
+            "drafter.kind: unknown kind 'oracle'; the kinds are none, ngram, draft_model, eagle3, mtp",
         ),
         (["--weights", "keep"], "weights: a table is written as JSON, '{\"name\": 1}', a list as '[1, 2]'"),
         (["--weights", "5"], "weights: is a section; its fields are running, kv_cache (got 5)"),
@@ -265,7 +265,7 @@ def test_measuring_with_nothing_is_refused(config_type, arguments, said, capsys)
 def test_a_section_that_refuses_a_field_says_the_fields_whole_name(capsys):
     schedule = ["--drafter.kind", "mtp", "--drafter.schedule", "/nonexistent.json"]
     (said,) = lines(ServiceConfig, ["--model", "m", *schedule], capsys)
-    assert said.startswith("command: drafter.schedule: /nonexistent.json: No such file or directory; or write auto")
+    assert said.startswith("command: drafter.schedule: /nonexistent.json: No such file or directory; give such a file")
     adaptive = ["--online_drafter.training.when", "adaptive", "--online_drafter.training.stop_above", "0.5"]
     (said,) = lines(TrainConfig, ["--model", "m", *adaptive], capsys)
     assert said == "command: online_drafter.training.stop_above: 0.5 is below start_below, 0.95"

@@ -52,11 +52,11 @@ def written(tmp_path):
 
 def test_gains_like_the_large_runs_are_said_to_be_alike(written):
     text = written([1.0, 1.2, 1.5, 1.3], own=3.0, other=2.0)
-    assert "mtp: fastest with 2 draft tokens (1.50x), most accepted with 3" in text
-    assert "As there, the best drafter is faster than none" in text
+    assert "mtp: fastest with 2 draft tokens (1.50x); longest acceptance with 3" in text
+    assert "As in the large run, the best drafter is faster than none" in text
     assert "As there, the longest draft is not the fastest" in text
-    assert "The direction is the large run's" in text
-    assert "from scratch, of that of the drafter given: eagle3 120.0%." in text
+    assert "As in the large run (3.32 against 2.88), own rollouts help." in text
+    assert "shares of the given drafters' acceptance length: eagle3 120.0%." in text
 
 
 def test_parts_that_need_problems_ask_for_a_task():
@@ -66,15 +66,15 @@ def test_parts_that_need_problems_ask_for_a_task():
 
 def test_what_behaves_otherwise_is_said_plainly(written):
     text = written([1.0, 0.7, 0.8, 0.9], own=2.0, other=2.5)
-    assert "Unlike there, nothing is faster than no drafter" in text
+    assert "Unlike in the large run, no drafter is faster than none" in text
     assert "Unlike there, the longest draft is the fastest" in text
     assert "own rollouts do not help eagle3" in text
 
 
 def test_an_arm_is_judged_by_its_lowest_step_too(written):
     text = written([1.0, 1.1], own=3.0, other=2.0)
-    assert "frozen: from 3.00 to 2.00 at its lowest (-33.3%, step 4)" in text
-    assert "online: from 3.00 to 2.97 at its lowest (-1.0%, step 4)" in text
+    assert "frozen: 3.00 at the start, 2.00 at the lowest (-33.3%, step 4)" in text
+    assert "online: 3.00 at the start, 2.97 at the lowest (-1.0%, step 4)" in text
     assert "online training does not pay: rollouts took 0 s more than with the frozen drafter" in text
 
 

@@ -1,4 +1,4 @@
-"""The model card of the demo's models: data, seeds, steps, final figures, sizes."""
+"""Model card of the demo's models: data, seeds, steps, results, sizes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Figures:
     samples: int
     training: OfflineTraining
     acceptance: dict[str, list[float]]
-    """predicted share of draft steps that accept at least 1, 2, ... tokens, by drafter"""
+    """predicted shares of draft steps that accept at least 1, 2, ... tokens, by drafter"""
     task: dict[str, Any]
     training_seed: int
     held_out_seed: int
@@ -29,31 +29,36 @@ license: apache-2.0
 ---
 # Demo models
 
-Made by `make demo-models` (deploy/demo/recipe/make_models.py). For demonstrations and tests of this project only.
+`make demo-models` (deploy/demo/recipe/make_models.py) made these models for the demo and the tests of this project.
 
-| file | what | bytes |
+| file | content | bytes |
 |---|---|---:|
 {sizes}
 
-Weights are bfloat16, safetensors; vLLM loads each folder as it is. `policy/` holds the policy (`model.safetensors`) and
-its MTP head (`mtp.safetensors`).
+Weights are bfloat16 in safetensors files. vLLM loads each folder unchanged. `policy/` holds the policy
+(`model.safetensors`) and its MTP head (`mtp.safetensors`).
 
 ## Policy
-A Qwen3-Next with full attention in every layer, 2.0 M parameters, and a tokenizer of single digits, signs and words.
-Supervised training: {policy_steps} steps of {batch_size} problems with worked solutions, AdamW, seed 0. In the
-solutions each column is wrong with chance {slips:.0%}, and all that follows is built on it: the policy learns the
-method and the slips, and reinforcement learning has the slips to unlearn.
-Data: reasoning-gym `chain_sum`, {task}; problems seeded from {training_seed} for training and from {held_out_seed} for
-what is held out. Prompt: the question and a newline.
+The policy is a Qwen3-Next with full attention in every layer and 2.0 million parameters. Its tokenizer has single
+digits, signs and words. Supervised training took {policy_steps} steps of {batch_size} problems with worked solutions,
+with AdamW and seed 0. In the solutions each column is wrong with probability {slips:.0%}, and later columns build on
+the wrong one. So the policy learns the method and the errors, and reinforcement learning can unlearn the errors.
 
-On {held_out} held-out prompts, temperature 1: **{right:.1%} right**, mean response **{length:.1f} tokens**.
+Problems come from reasoning-gym's `chain_sum` with {task}.
+Seeds begin at {training_seed} for training and at {held_out_seed} for held-out problems. A prompt is the question and
+a newline.
+
+On {held_out} held-out prompts at temperature 1, {right:.1%} of the answers are right. A response has on
+average {length:.1f} tokens.
 
 ## Drafters
-Each trained on {samples} samples of the policy (temperature 1, training prompts): {steps} steps of {drafter_batch}
-samples, AdamW, peak learning rate {learning_rate}, cosine, loss {loss} over {draft_steps} draft steps (each weighing
-{step_decay} of the one before), seed {seed}.
+Each drafter was trained on {samples} samples of the policy for the training prompts at temperature 1. Training took
+{steps} steps of {drafter_batch} samples with AdamW, a cosine schedule with peak learning rate {learning_rate}, and seed
+{seed}. The loss is {loss} over {draft_steps} draft steps. Each draft step has {step_decay} times the weight of the step
+before it.
 
-Predicted on samples for the held-out prompts, {draft_tokens} draft tokens, temperature 1, probabilistic drafts:
+Acceptance is predicted on samples for the held-out prompts, with {draft_tokens} probabilistic draft tokens at
+temperature 1:
 
 | drafter | acceptance length | acceptance by position |
 |---|---:|---|
@@ -62,7 +67,7 @@ Predicted on samples for the held-out prompts, {draft_tokens} draft tokens, temp
 
 
 def write_card(folder: Path, figures: Figures) -> None:
-    """Write `README.md` in `folder`, which holds one folder for each model."""
+    """Writes `README.md` in `folder`, which holds one folder for each model."""
     models = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.safetensors"))}
     what = {
         "policy/model.safetensors": "policy",

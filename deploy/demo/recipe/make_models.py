@@ -1,10 +1,10 @@
-"""Recipe of deploy/demo/models: makes tokenizer, policy, three drafters, and the model card with their figures.
+"""Recipe of deploy/demo/models: makes the tokenizer, the policy, three drafters, and the model card.
 
-    .venv/bin/python deploy/demo/recipe/make_models.py                  from nothing (under an hour on 2 cores)
-    .venv/bin/python deploy/demo/recipe/make_models.py --policy FOLDER  with a policy that is trained already
+    .venv/bin/python deploy/demo/recipe/make_models.py                  from scratch (under an hour on 2 cores)
+    .venv/bin/python deploy/demo/recipe/make_models.py --policy FOLDER  with an existing policy
 
-Seeds of the problems: 10,000,000 and up for training, 5,000,000 and up for what is held out (each problem has a seed of
-its own, so no problem is in both). Everything is stored in bfloat16, and read back before it is used or measured.
+Each problem has its own seed: from 10,000,000 on for training, and from 5,000,000 on for held-out problems. So no
+problem is in both sets. All weights are stored in bfloat16, and read back before they are used or measured.
 """
 
 import argparse
@@ -28,7 +28,7 @@ TASK = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2}
 TRAINING_SEED, HELD_OUT_SEED = 10_000_000, 5_000_000
 BATCH_SIZE = 64
 SLIPS = 0.1
-"""chance of a wrong column in the worked solutions that the policy learns from"""
+"""probability of a wrong column in the worked solutions that the policy learns from"""
 TOKENIZER_TEXTS = 2000
 
 
@@ -95,13 +95,13 @@ def problems(seed: int, size: int):
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     demo = Path(__file__).resolve().parents[1]
-    parser.add_argument("--output", type=Path, default=demo / "models", help="folder to write (replaced as a whole)")
-    parser.add_argument("--policy", type=Path, help="folder of a policy (and tokenizer) to take as it is")
-    parser.add_argument("--policy-steps", type=int, default=450, help="supervised steps of the policy")
-    parser.add_argument("--drafter-steps", type=int, default=240, help="steps of each drafter's training")
+    parser.add_argument("--output", type=Path, default=demo / "models", help="folder to write; it is replaced")
+    parser.add_argument("--policy", type=Path, help="folder of an existing policy and its tokenizer")
+    parser.add_argument("--policy-steps", type=int, default=450, help="supervised training steps of the policy")
+    parser.add_argument("--drafter-steps", type=int, default=240, help="training steps of each drafter")
     parser.add_argument("--samples", type=int, default=2560, help="samples of the policy that the drafters learn from")
-    parser.add_argument("--held-out", type=int, default=1024, help="held-out prompts for the figures of the card")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads of torch")
+    parser.add_argument("--held-out", type=int, default=1024, help="held-out prompts for the card's results")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling and of the drafters' training")
     return parser.parse_args()
 

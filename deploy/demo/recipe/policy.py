@@ -1,10 +1,10 @@
 """Supervised training of the demo policy on worked solutions of a fallible teacher.
 
-It learns the teacher's slips as well: they are what is left for reinforcement learning to unlearn.
+The policy learns the teacher's errors too, so that reinforcement learning can unlearn them.
 
-The policy is a small Qwen3-Next with full attention in every layer: the one architecture that vLLM serves on a CPU with
-an MTP head, an Eagle3 head and a draft model alike. Both experts of a layer act on every token, so no token's
-computation hangs on a near tie in the router.
+The policy is a small Qwen3-Next with full attention in every layer. It is the only architecture that vLLM serves on a
+CPU with each of an MTP head, an Eagle3 head and a draft model. Both experts of a layer process every token, so no
+result depends on a near tie in the router.
 """
 
 import time
@@ -48,8 +48,10 @@ def policy_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3NextConfig:
 
 
 def batches(problems, tokenizer, batch_size: int, slips: float) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Padded `(token_ids, labels)` of prompt and worked solution; labels are -100 outside the response. `slips`: chance
-    of a wrong column in a solution."""
+    """Padded `(token_ids, labels)` of prompts with worked solutions. Labels are -100 outside the response.
+
+    `slips` is the probability of a wrong column in a solution.
+    """
     for start in range(0, len(problems), batch_size):
         rows = []
         for i in range(start, start + batch_size):

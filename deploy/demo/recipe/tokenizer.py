@@ -1,4 +1,4 @@
-"""A small tokenizer: printable ASCII, single digits and signs, and the task's words as one token each."""
+"""A small tokenizer: one token for each printable ASCII character, and one for each word of the task."""
 
 from pathlib import Path
 
@@ -8,12 +8,12 @@ from transformers import PreTrainedTokenizerFast
 VOCAB_SIZE = 160
 SPECIAL = ["<pad>", "<eos>", "<unk>"]
 ASCII = ["\n", *map(chr, range(32, 127))]
-# One message is its content and a newline; the answer follows. No roles: the demo policy knows one kind of turn.
+# A message becomes its content and a newline, and the answer follows. There are no roles: the policy knows one turn.
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}\n{% endfor %}"
 
 
 def make_tokenizer(texts: list[str], folder: Path) -> PreTrainedTokenizerFast:
-    """Train on `texts` and save to `folder` in the transformers layout."""
+    """Trains a tokenizer on `texts` and saves it to `folder` in the layout of transformers."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r" ?[A-Za-z]+|[^A-Za-z]"), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -21,7 +21,7 @@ def make_tokenizer(texts: list[str], folder: Path) -> PreTrainedTokenizerFast:
         vocab_size=VOCAB_SIZE, special_tokens=SPECIAL, initial_alphabet=ASCII, show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # Padded with unused entries to a size the embedding and head kernels like.
+    # Unused entries pad the vocabulary to a size that suits the kernels of embedding and output head.
     tokenizer.add_tokens([f"<unused{i}>" for i in range(VOCAB_SIZE - tokenizer.get_vocab_size())])
     fast = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

@@ -1,7 +1,7 @@
-"""Training of the demo's three drafters: their shapes, and where they go; the rest is as in `drafters train`.
+"""Training of the demo's three drafters: their shapes and folders. The training itself is that of `drafters train`.
 
-All learn from the same samples of the shipped policy (weights rounded to bfloat16), so that they draft for exactly the
-policy that is served.
+All three learn from the same samples of the shipped policy, whose weights are rounded to bfloat16. So they draft for
+exactly the policy that is served.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ FOLDERS: dict[LearnerKind, str] = {"draft_model": "draft_model", "eagle3": "eagl
 
 @dataclass(frozen=True)
 class Demo:
-    """What a drafter is made from: the shipped policy in float32, the folder of all models, and samples of it."""
+    """Inputs of a drafter's training: the folder of all models, the shipped policy in float32, and samples of it."""
 
     models: Path
     policy: PreTrainedModel
@@ -36,7 +36,7 @@ class Demo:
 
 
 def train_demo_drafter(kind: LearnerKind, demo: Demo, held_out: list[Sample], settings: OfflineTraining) -> list[float]:
-    """Train and save one drafter; returns the acceptance by position predicted for what was saved."""
+    """Trains and saves one drafter. Returns the predicted acceptance by position of the saved drafter."""
     torch.manual_seed(settings.seed)
     learner = new_learner(kind, demo.policy, SHAPES[kind], [sample.response for sample in demo.samples])
     train_offline(OfflineTrainer(learner, demo.policy, demo.samples, settings), kind)

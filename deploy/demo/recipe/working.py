@@ -2,11 +2,11 @@
 
     42 + 81 - 156  ->  42+81:2+1=3,4+8=12=123;123-156=-(156-123):6-3=3,5-2=3,1-1=0=-33;Answer: -33
 
-Each step adds or subtracts the next term from the running total, column by column from the right. A subtraction that
-goes below zero is turned round first. Carries are `+1`, borrows `-1` in the next column.
+Each step adds the next term to the running total or subtracts it, column by column from the right. If a difference is
+below zero, the operands are swapped first. A carry is `+1` in the next column, and a borrow is `-1`.
 
-The teacher is fallible: with a set chance a column's last digit is wrong, and all that follows is built on it. So the
-policy learns the method and, along with it, slips; reinforcement learning has those to unlearn.
+The teacher is fallible: with a given probability the last digit of a column is wrong, and later columns build on it. So
+the policy learns the method and the errors, and reinforcement learning can unlearn the errors.
 """
 
 import random
@@ -16,15 +16,17 @@ Slip = Callable[[], bool]
 
 
 def columns(left: int, right: int, sign: str, draw: random.Random, slip: Slip) -> tuple[str, int]:
-    """Column-by-column `left sign right` for left >= right >= 0 (subtraction) or any left, right >= 0 (addition), and
-    the result that stands in the columns."""
+    """The columns of `left sign right`, and the result that they give.
+
+    An addition takes any left, right >= 0, and a subtraction takes left >= right >= 0.
+    """
     a, b = str(left)[::-1], str(right)[::-1]
     written, digits, carry = [], "", 0
     for i in range(max(len(a), len(b))):
         x, y = int(a[i]) if i < len(a) else 0, int(b[i]) if i < len(b) else 0
         value = x + y + carry if sign == "+" else x - y - carry
         shown = f"{x}{sign}{y}" + (f"{sign}1" if carry else "")
-        if sign == "-" and value < 0:  # borrow: ten is added to this column
+        if sign == "-" and value < 0:  # borrow: add ten to this column
             value, carry, shown = value + 10, 1, f"1{shown}"
         else:
             carry = value // 10 if sign == "+" else 0
@@ -38,14 +40,14 @@ def columns(left: int, right: int, sign: str, draw: random.Random, slip: Slip) -
 
 
 def step(total: int, sign: str, term: int, draw: random.Random, slip: Slip) -> tuple[str, int]:
-    """One step `total sign term` with its working, and its result."""
+    """The step `total sign term` with its working, and its result."""
     if sign == "+" and total >= 0:
         work, result = columns(total, term, "+", draw, slip)
         head = f"{total}+{term}"
     elif sign == "-" and total < 0:  # -a - b = -(a + b)
         work, magnitude = columns(-total, term, "+", draw, slip)
         head, result = f"{total}-{term}=-({-total}+{term})", -magnitude
-    else:  # a difference of two magnitudes: the larger one goes first
+    else:  # a difference of two magnitudes: the larger comes first
         is_negative = (total + term if sign == "+" else total - term) < 0
         larger, smaller = max(abs(total), term), min(abs(total), term)
         work, magnitude = columns(larger, smaller, "-", draw, slip)
@@ -56,8 +58,10 @@ def step(total: int, sign: str, term: int, draw: random.Random, slip: Slip) -> t
 
 
 def solution(expression: str, seed: int = 0, slips: float = 0.0) -> str:
-    """The worked solution of `a + b - c ...` (terms and signs separated by blanks), ending in `Answer: N`. Each column
-    is wrong with chance `slips`, the same ones for the same seed."""
+    """The worked solution of `a + b - c ...` (terms and signs separated by blanks). It ends with `Answer: N`.
+
+    Each column is wrong with probability `slips`. The same seed makes the same columns wrong.
+    """
     draw = random.Random(seed)
     terms = expression.split()
     total, lines = int(terms[0]), []

@@ -1,4 +1,4 @@
-"""StudyConfig: the policy, its drafters, and how long each part of the study may take."""
+"""StudyConfig: the policy, its drafters, and the size of each part of the study."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -16,43 +16,43 @@ class Lengths(Section):
 
     draft_tokens: list[int] = Field(default=[1, 2, 3, 4, 5, 6, 7], min_length=1)
     streams: int = Field(default=8, ge=1)
-    """completions at the same time"""
+    """completions that run at the same time"""
     completions: int = Field(default=96, ge=2)
-    """for each drafter and draft length"""
+    """completions for each drafter and draft length"""
     response_tokens: int = Field(default=48, ge=8)
-    """of every completion: the end of sequence does not end it, so all do the same work"""
+    """length of every completion. The end-of-sequence token does not end a completion, so all do the same work"""
 
 
 class Initialisation(Section):
-    """Drafters trained on the policy's own rollouts, and on other text."""
+    """Acceptance of drafters that are trained on the policy's own rollouts and on other text."""
 
     kinds: list[LearnerKind] = Field(default=["eagle3", "draft_model"])
     heads: dict[LearnerKind, HeadShape] = Field(default_factory=dict)
     training: OfflineTraining = OfflineTraining()
     samples: int = Field(default=1024, ge=1)
-    """completions of the policy to the training problems of `moving.train.task`, and as many texts"""
+    """completions of the policy for the training problems of `moving.train.task`, and number of other texts"""
     draft_tokens: int = Field(default=3, ge=1)
     response_tokens: int = Field(default=160, ge=8)
-    """longest completion"""
+    """length of the longest completion"""
     other_text: Path | None = None
-    """JSON lines or text, as `drafters train` reads them; problems of other reasoning-gym tasks when not given"""
+    """JSON lines or text, as `drafters train` reads them; if not given, problems of other reasoning-gym tasks"""
     other_tasks: list[str] = Field(default=["basic_arithmetic", "leg_counting", "gcd", "number_sorting"], min_length=1)
-    """the reasoning-gym tasks"""
+    """names of those tasks"""
 
 
 class Moving(Section):
-    """A policy that moves far in training; drafters that do not follow, that follow, and that follow when needed."""
+    """Acceptance while a policy moves far in training, with a drafter that is frozen, trained online, or adaptive."""
 
     kind: Literal["mtp", "eagle3", "draft_model"] = "eagle3"
-    """the drafter; its checkpoint is the one in `drafters`"""
+    """kind of the drafter; its checkpoint is the one in `drafters`"""
     train: dict[str, Any] = Field(default_factory=dict)
     """fields of `rl-loop train`"""
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """name: fields of `online_drafter.training`"""
+    """the arms by name, each with fields of `online_drafter.training`"""
 
 
 class StudyConfig(Section):
-    """What is known of speculation in RL from large runs, in miniature and with any policy."""
+    """Reproduce findings about speculation in RL from large runs in miniature, with any policy."""
 
     model: str
     """the policy: a folder or a Hugging Face name"""
@@ -65,14 +65,14 @@ class StudyConfig(Section):
     moving: Moving = Moving()
     seed: int = 0
     work: Path = Path("report/study")
-    """folder of what is made on the way: samples, drafters, training runs"""
+    """folder for intermediate files: samples, drafters, training runs"""
     output: Path = Path("report/study")
-    """folder of the tables, plots and figures (JSON)"""
+    """folder for the results: tables, plots, JSON"""
     parts: list[str] = Field(default=["lengths", "initialisation", "moving", "report"])
-    """what to do; a part that has its result in `output` already is not done again"""
+    """parts to run; a part is skipped if its result is in `output`"""
 
     @model_validator(mode="after")
     def has_a_task(self) -> "StudyConfig":
         if "task" not in self.moving.train and {"initialisation", "moving"} & set(self.parts):
-            raise ValueError("moving.train.task: the parts initialisation and moving need the problems of a task")
+            raise ValueError("moving.train.task: the parts initialisation and moving need a task")
         return self

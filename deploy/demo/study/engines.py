@@ -1,4 +1,4 @@
-"""Engines of the study, in this process, as the service configures them; and what a drafter achieves on one."""
+"""Engines of the study in this process, configured as the service's, and the measurement of a drafter on one."""
 
 import os
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Before vllm is imported.
+# vLLM reads these when it is imported.
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_PLUGINS": "rollout_service", "VLLM_LOGGING_LEVEL": "ERROR"}
 os.environ |= {"VLLM_NO_USAGE_STATS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
@@ -34,7 +34,7 @@ def engine(config: StudyConfig, model: str, drafter: DrafterConfig, streams: int
 
 
 def generate(llm: Any, prompts: list[str], **sampling: Any) -> tuple[list[Any], float]:
-    """A completion of each prompt with its own seed; returns vLLM's outputs and the seconds."""
+    """Generates a completion of each prompt, with its own seed. Returns vLLM's outputs and the seconds."""
     from vllm import SamplingParams
 
     began = time.perf_counter()
@@ -44,7 +44,7 @@ def generate(llm: Any, prompts: list[str], **sampling: Any) -> tuple[list[Any], 
 
 
 def measured(outputs: list[Any], seconds: float) -> dict[str, Any]:
-    """Acceptance length with its 95 % interval, acceptance by position, and tokens a second."""
+    """Acceptance length with its 95 % interval, acceptance by position, and tokens per second."""
     metrics = [o.outputs[0].spec_decode_metrics for o in outputs]
     parts = [Acceptance(m.num_draft_tokens, m.histogram) for m in metrics if m is not None]
     whole, tokens = total(parts), sum(len(o.outputs[0].token_ids) for o in outputs)

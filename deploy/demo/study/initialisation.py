@@ -1,4 +1,4 @@
-"""Part 2: a drafter trained on the policy's own rollouts against one trained on other text, all else equal."""
+"""Part 2: drafters trained on the policy's own rollouts against drafters trained on other text, all else equal."""
 
 import json
 from functools import partial
@@ -21,7 +21,7 @@ STREAMS = 32
 
 
 def initialisation(config: StudyConfig) -> list[dict[str, Any]]:
-    """One row a kind and source of text, and one for the drafter of that kind that the study was given."""
+    """One row for each kind and source of text, and one for each given drafter of these kinds."""
     part = config.initialisation
     lines = list(json_lines(config.prompts, lambda line: line["prompt"]))
     asked = list(islice(cycle(lines), config.lengths.completions))
@@ -41,8 +41,11 @@ def initialisation(config: StudyConfig) -> list[dict[str, Any]]:
 
 
 def write_rollouts(config: StudyConfig, file: Path) -> None:
-    """Completions of the policy to the training problems of `moving.train.task`, as the service writes them. What the
-    drafters are measured on is not among them: on few prompts, a drafter learns the answers by heart."""
+    """Writes the policy's completions for the training problems of `moving.train.task`, in the service's format.
+
+    The prompts that drafters are measured on are not among these problems, because a drafter can learn the answers to a
+    few prompts by heart.
+    """
     if file.is_file():
         return
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -65,7 +68,7 @@ def chat(tokenizer: Any, problem: TaskProblem) -> str:
 
 
 def _other_text(config: StudyConfig) -> Path:
-    """Problems and answers of other tasks, as many as there are rollouts."""
+    """Writes problems and answers of other tasks, about as many as there are rollouts."""
     import reasoning_gym
 
     file = config.work / "other.jsonl"

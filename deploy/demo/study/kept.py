@@ -1,4 +1,4 @@
-"""Stored results: what an interrupted study has measured is not measured again."""
+"""Stored results, so that an interrupted study does not measure them again."""
 
 import json
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def kept(file: Path, measure: Callable[[], Any]) -> Any:
-    """What `file` holds; measured and written first where it is not there."""
+    """The content of `file`. If the file is missing, `measure` runs first, and its result is written."""
     if not file.is_file():
         found = measure()
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Part 1: every drafter by draft length. Acceptance rises with the draft length; speed does not have to."""
+"""Part 1: acceptance and speed of every drafter by draft length."""
 
 from functools import partial
 from itertools import cycle, islice
@@ -14,8 +14,10 @@ from drafters.registry import DrafterConfig
 
 
 def lengths(config: StudyConfig) -> list[dict[str, Any]]:
-    """One row a drafter and draft length. The baseline is measured again before each drafter, so that what else the
-    machine does in the meantime hits both alike."""
+    """One row for each drafter and draft length.
+
+    The baseline is measured again before each drafter, so that both meet the same load of the machine.
+    """
     lines = list(json_lines(config.prompts, lambda line: line["prompt"]))
     prompts = list(islice(cycle(lines), config.lengths.completions))
     rows: list[dict[str, Any]] = []
@@ -40,5 +42,5 @@ def _by_length(config: StudyConfig, drafter: DrafterConfig, prompts: list[str]) 
 def _row(config: StudyConfig, drafter: DrafterConfig, prompts: list[str]) -> dict[str, Any]:
     sampling = {"max_tokens": config.lengths.response_tokens, "ignore_eos": True}
     with engine(config, config.model, drafter, config.lengths.streams) as llm:
-        generate(llm, prompts[: config.lengths.streams], max_tokens=8)  # first steps compile and allocate
+        generate(llm, prompts[: config.lengths.streams], max_tokens=8)  # the first steps compile and allocate
         return measured(*generate(llm, prompts, **sampling))

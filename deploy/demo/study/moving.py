@@ -1,7 +1,7 @@
 """Part 3: reinforcement learning that moves the policy far, with a drafter that is frozen, trained online, or adaptive.
 
-Each arm is the real thing: `rl-loop train` against the endpoint of a launched service, from the same start, with the
-same seeds.
+Each arm runs `rl-loop train` against the endpoint of a launched service. All arms have the same start and the same
+seeds.
 """
 
 import json
@@ -23,10 +23,10 @@ BIN = Path(sys.executable).parent
 
 
 def moving(config: StudyConfig) -> list[dict[str, Any]]:
-    """One row an arm: acceptance and reward by step, pushes, and rollout time. An interrupted arm goes on."""
+    """One row for each arm: acceptance and reward by step, pushes, and rollout time. An interrupted arm is resumed."""
     left = [name for name in config.moving.arms if not (_output(config, name) / "summary.json").is_file()]
     if left:
-        # One service for all: each arm begins by pushing the policy and the drafter that it begins with.
+        # All arms share one service. Each arm first pushes the policy and the drafter that it starts with.
         with service(config) as endpoint:
             for name in left:
                 file = config.work / f"moving-{name}.json"
@@ -73,7 +73,7 @@ def _train_config(config: StudyConfig, name: str, endpoint: str, output: Path) -
 
 
 def _train(file: Path, output: Path) -> None:
-    """`rl-loop train` in a process of its own, with its configuration as a file."""
+    """Runs the training of `rl-loop train` in its own process, with the configuration as a file."""
     code = (
         "import json, sys; from rl_loop.config import TrainConfig; from rl_loop.training import run_training; "
         "from rl_loop.loops.interruption import Interruption\n"
@@ -87,10 +87,10 @@ def _train(file: Path, output: Path) -> None:
 
 @contextmanager
 def service(config: StudyConfig) -> Iterator[str]:
-    """`rollout-service launch` with the study's drafter; gives its URL and ends it."""
+    """Runs `rollout-service launch` with the study's drafter, and yields its URL."""
     drafter = next(drafter for drafter in config.drafters if drafter.kind == config.moving.kind)
     flags = {"model": config.model, "port": "0", "drafter.kind": drafter.kind}
-    # Fixed: an acceptance length means something at one draft length only.
+    # Fixed, because acceptance lengths can be compared at one draft length only.
     flags |= {"drafter.draft_tokens": str(drafter.draft_tokens), "drafter.schedule": "fixed"}
     flags |= {"drafter.model": drafter.model} if drafter.model else {}
     engine = config.engine.model_dump(exclude_none=True, exclude_defaults=True, exclude={"vllm"})

@@ -1,10 +1,10 @@
-"""A reward that moves the policy far from where it began, and to the same place in every run."""
+"""A reward that moves the policy far from its start, and to the same place in every run."""
 
 from typing import Any
 
 ENOUGH = 0.4
-"""share of sevens beyond which there is nothing to gain: without an end, the policy goes on to write nothing else, and
-the arms of the study would be compared in different places"""
+"""share of sevens above which the reward does not grow. Without this limit, a policy goes on until it writes nothing
+else, and the arms of the study end in different places"""
 
 
 def sevens(response: str, entry: dict[str, Any]) -> float:

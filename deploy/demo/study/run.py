@@ -1,8 +1,8 @@
-"""`make study`: findings about speculation in RL from large runs, reproduced in miniature with real engines.
+"""`make study`: reproduces findings about speculation in RL from large runs, in miniature and with real engines.
 
     python deploy/demo/study/run.py --config deploy/demo/study/study.toml [--parts '["lengths"]'] [--output FOLDER]
 
-Each part writes its figures to `output` as JSON when it is done; a part whose file is there is not done again.
+Each part writes its results to `output` as JSON when it is done. A part whose file exists is skipped.
 """
 
 import json
@@ -32,14 +32,14 @@ PARTS: dict[str, Callable[[StudyConfig], list[dict[str, Any]]]] = {
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whatever was started is ended, as with Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as for Ctrl-C: ends every process that was started
     config = read_command_line(StudyConfig, "study", sys.argv[1:])
     for folder in (config.work, config.output):
         folder.mkdir(parents=True, exist_ok=True)
     for name in config.parts:
         if name == "report":
             write_report(config)
-            print(f"The study is in {config.output}: README.md, JSON and plots.")
+            print(f"The results of the study are in {config.output}: README.md, JSON and plots.")
             continue
         file = config.output / f"{name}.json"
         if not file.is_file():

@@ -1,4 +1,4 @@
-"""The study's tables, text and plots from its JSON files."""
+"""Report of the study: tables, text and plots from its JSON files."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -6,14 +6,24 @@ from typing import Any
 
 from config import StudyConfig
 
-LARGE = """The large run to compare with: a policy of 8 billion parameters, vLLM on GPUs (arXiv 2604.26779), as
-acceptance length and speed of generation relative to no drafter. n-gram 2.47 at 0.7x. EAGLE-3 3.32 at 1.8x with 3 draft
-tokens, 4.35 at 1.4x with 5, 5.06 at 1.2x with 7. EAGLE-3 initialised on other text 2.88 at 1.5x, on its own domain 3.32
-at 1.8x; trained online, 3.04 at 1.6x and 3.29 at 1.8x."""
+LARGE = """The large run to compare with has a policy of 8 billion parameters and vLLM on GPUs (arXiv 2604.26779).
+Speeds here and below are relative to no drafter.
+
+| large run | acceptance length | speed |
+| --- | ---: | ---: |
+| n-gram | 2.47 | 0.7x |
+| EAGLE-3 with 3 draft tokens | 3.32 | 1.8x |
+| EAGLE-3 with 5 draft tokens | 4.35 | 1.4x |
+| EAGLE-3 with 7 draft tokens | 5.06 | 1.2x |
+| EAGLE-3 initialised on other text | 2.88 | 1.5x |
+| the same, trained online | 3.04 | 1.6x |
+| EAGLE-3 initialised on its own domain | 3.32 | 1.8x |
+| the same, trained online | 3.29 | 1.8x |
+"""
 
 
 def write_report(config: StudyConfig) -> None:
-    """README.md and plots over the parts whose JSON is there."""
+    """Writes README.md and plots for the parts that have a JSON file."""
     parts: dict[str, dict[str, Any]] = {}
     for name in ("lengths", "initialisation", "moving"):
         file = config.output / f"{name}.json"
@@ -23,8 +33,9 @@ def write_report(config: StudyConfig) -> None:
     versions = "".join(f", {name} {number}" for name, number in where["versions"].items())
     text = [
         "# Study: drafters and a policy that moves\n",
-        f"Made by `make study` (deploy/demo/study) on {where['machine']}{versions}. Policy: `{config.model}`.\n",
-        f"{LARGE}\n",
+        f"`make study` (deploy/demo/study) wrote this page. It ran on {where['machine']}{versions}, with the policy "
+        f"`{config.model}`.\n",
+        LARGE,
     ]
     if "lengths" in parts:
         text += lengths_text(config, parts["lengths"]["rows"])
@@ -56,18 +67,18 @@ def lengths_text(config: StudyConfig, rows: list[dict[str, Any]]) -> list[str]:
         best = max(of_kind, key=lambda row: row["speedup"])
         longest = max(of_kind, key=lambda row: row["acceptance_length"])
         said.append(
-            f"- {kind}: fastest with {best['draft_tokens']} draft tokens ({best['speedup']:.2f}x), most accepted with "
-            f"{longest['draft_tokens']} ({longest['acceptance_length']:.2f}, {longest['speedup']:.2f}x)."
+            f"- {kind}: fastest with {best['draft_tokens']} draft token{'s' * (best['draft_tokens'] > 1)} "
+            f"({best['speedup']:.2f}x); longest acceptance with {longest['draft_tokens']} "
+            f"({longest['acceptance_length']:.2f}, {longest['speedup']:.2f}x)."
         )
     return [
         "## Draft length\n",
-        f"Acceptance length / speed relative to no drafter; {config.lengths.streams} streams, "
-        f"{config.lengths.completions} completions of {config.lengths.response_tokens} tokens, temperature 1.\n",
+        f"{lengths_unlike(drafting)}\n",
+        f"The table has acceptance length / speed, with {config.lengths.streams} streams and "
+        f"{config.lengths.completions} completions of {config.lengths.response_tokens} tokens at temperature 1.\n",
         table(["drafter", *(f"k = {k}" for k in ks)], [[kind, *(cell(kind, k) for k in ks)] for kind in kinds]),
         "![acceptance and speed by draft length](lengths.png)\n",
         *said,
-        "",
-        lengths_unlike(drafting),
         "",
     ]
 
@@ -89,10 +100,10 @@ def initialisation_text(config: StudyConfig, rows: list[dict[str, Any]]) -> list
     )
     return [
         "## Initialisation\n",
-        f"New drafters, {part.training.steps} steps of {part.training.batch_size} samples each, {part.draft_tokens} "
-        "draft tokens; the same number of texts from either source.\n",
+        f"{initialisation_unlike(by)} Acceptance length with own rollouts, minus that with other text: {gaps}.\n",
+        f"New drafters were trained for {part.training.steps} steps of {part.training.batch_size} samples, with the "
+        f"same number of texts from either source, and measured with {part.draft_tokens} draft tokens.\n",
         table(["drafter", "trained on", "acceptance length", "by position"], shown),
-        f"Own rollouts instead of other text: {gaps} tokens a verification. {initialisation_unlike(by)}",
         from_scratch(by),
         "",
     ]
@@ -116,38 +127,39 @@ def moving_text(config: StudyConfig, rows: list[dict[str, Any]]) -> list[str]:
         ]
         for row in rows
     ]
-    header = ["drafter", "start", "end", "change", "lowest", "trained in", "rollout time", "verifications a token",
-              "drafter's training", "reward", "z"]  # fmt: skip
+    header = ["drafter", "start", "end", "change", "lowest", "trained steps", "rollout time",
+              "verifications per token", "training time", "reward", "z"]  # fmt: skip
     train = config.moving.train
+    changes = ", ".join(f"{row['arm']} {end(row) / start(row) - 1:+.1%}" for row in rows)
     return [
         "## A policy that moves far\n",
-        f"{len(rows[0]['reward'])} steps of GRPO, learning rate {train.get('learning_rate')}, drafter "
-        f"{config.moving.kind} with 3 draft tokens; acceptance length, start and end as means of three steps. All arms "
-        "begin with the same policy, drafter and seeds, and the samples follow the policy in all (z).\n",
+        f"Acceptance length at the end, relative to the start: {changes}. {moving_unlike(rows)}\n",
+        f"Each arm has {len(rows[0]['reward'])} steps of GRPO with learning rate {train.get('learning_rate')}, and the "
+        f"drafter {config.moving.kind} with 3 draft tokens. All arms begin with the same policy, drafter and seeds. "
+        "Start, end and lowest are acceptance lengths; start and end are means over three steps. z says whether the "
+        "samples follow the policy: |z| is below 4 if they do.\n",
         table(header, shown),
         "![acceptance and reward by step](moving.png)\n",
         *(f"- {arm_text(row)}" for row in rows),
-        "",
-        moving_unlike(rows),
         "",
     ]
 
 
 def lengths_unlike(drafting: list[dict[str, Any]]) -> str:
-    """Where speed behaves otherwise than in the large run, which gains 1.8x at k = 3 and less at 5 and 7."""
+    """The finding on draft lengths, compared with the large run, which gains 1.8x at k = 3 and less at 5 and 7."""
     best = max(drafting, key=lambda row: row["speedup"])
     longest = max(row["draft_tokens"] for row in drafting)
     fastest = f"{best['drafter']} with {best['draft_tokens']} draft tokens, {best['speedup']:.2f}x"
     gain = (
-        f"Unlike there, nothing is faster than no drafter (best: {fastest}): a policy of this size costs little more "
-        "than its drafter, so what is saved on one is spent on the other."
+        f"Unlike in the large run, no drafter is faster than none (best: {fastest}): a policy of this size costs "
+        "little more than its drafter, so a draft costs what it saves."
         if best["speedup"] <= 1.0
-        else f"As there, the best drafter is faster than none ({fastest})."
+        else f"As in the large run, the best drafter is faster than none ({fastest})."
     )
     falls = (
         "As there, the longest draft is not the fastest."
         if best["draft_tokens"] < longest
-        else ("Unlike there, the longest draft is the fastest.")
+        else "Unlike there, the longest draft is the fastest."
     )
     return f"{gain} {falls}{ngram_unlike(drafting)}"
 
@@ -156,25 +168,28 @@ def ngram_unlike(drafting: list[dict[str, Any]]) -> str:
     lengths = [row["acceptance_length"] for row in drafting if row["drafter"] == "ngram"]
     if not lengths or max(lengths) > 2.0:
         return ""
-    return f" Unlike there (2.47), n-grams find next to nothing (at most {max(lengths):.2f})."
+    return (
+        f" Unlike there (2.47), n-gram drafts are rarely accepted: the acceptance length is at most {max(lengths):.2f}."
+    )
 
 
 def from_scratch(by: dict[tuple[str, str], float]) -> str:
-    """New drafters beside those the study was given."""
+    """The acceptance length of new drafters, relative to the drafters that the study was given."""
     kinds = [kind for kind, source in by if source == "as given"]
     shares = ", ".join(f"{kind} {by[kind, 'own rollouts'] / by[kind, 'as given']:.1%}" for kind in kinds)
-    return f"Acceptance length from scratch, of that of the drafter given: {shares}." if shares else ""
+    said = "Drafters trained from scratch reach these shares of the given drafters' acceptance length"
+    return f"{said}: {shares}." if shares else ""
 
 
 def initialisation_unlike(by: dict[tuple[str, str], float]) -> str:
     worse = [kind for kind, source in by if source == "other text" and by[kind, source] >= by[kind, "own rollouts"]]
     if worse:
         return f"Unlike in the large run (3.32 against 2.88), own rollouts do not help {' and '.join(worse)}."
-    return "The direction is the large run's (3.32 against 2.88)."
+    return "As in the large run (3.32 against 2.88), own rollouts help."
 
 
 def moving_unlike(rows: list[dict[str, Any]]) -> str:
-    """Whether following the policy saved time: in the large run generation gains with acceptance (1.6x to 1.8x)."""
+    """Whether training the drafter saved time. In the large run, generation gains with acceptance (1.6x to 1.8x)."""
     frozen, *others = sorted(rows, key=lambda row: row["trained_steps"])
     said = []
     for row in others:
@@ -185,7 +200,7 @@ def moving_unlike(rows: list[dict[str, Any]]) -> str:
         )
         said.append(
             f"{verdict.format(row['arm'])}: rollouts took {abs(saved):.0f} s {'less' if saved > 0 else 'more'} than "
-            f"with the frozen drafter, and the drafter's training {row['drafter_training_seconds']:.0f} s."
+            f"with the frozen drafter, and the drafter's training took {row['drafter_training_seconds']:.0f} s."
         )
     return " ".join(said)
 
@@ -194,7 +209,7 @@ def arm_text(row: dict[str, Any]) -> str:
     lengths, began = row["acceptance_length"], start(row)
     step, least = min(enumerate(lengths, start=1), key=lambda pair: pair[1])
     return (
-        f"{row['arm']}: from {began:.2f} to {least:.2f} at its lowest ({least / began - 1:+.1%}, step {step}), "
+        f"{row['arm']}: {began:.2f} at the start, {least:.2f} at the lowest ({least / began - 1:+.1%}, step {step}), "
         f"{sum(lengths) / len(lengths):.2f} on average, {lengths[-1]:.2f} in the last step."
     )
 

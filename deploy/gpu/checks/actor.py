@@ -1,4 +1,4 @@
-"""Stage `actor`: the service's Engine, with vLLM's core in a process of its own, and without Ray."""
+"""Stage `actor`: the service's Engine without Ray, with vLLM's core in its own process."""
 
 import asyncio
 import sys
@@ -29,7 +29,7 @@ async def serve() -> None:
     started = await engine.start(None, None, None)
     milliseconds = [[round(1e3 * seconds, 2) for seconds in row] for row in started.costs.seconds]
     say("started; replaced", started.replaced)
-    say("ms a step by draft length from 0, and batch size", started.costs.batch_sizes, milliseconds)
+    say("ms per step by draft length from 0 and batch size", started.costs.batch_sizes, milliseconds)
     say("schedule", (await engine.schedule()).ranges)
 
     began = time.monotonic()
@@ -41,7 +41,7 @@ async def serve() -> None:
     new = perturbed(MODELS / "policy") / "model.safetensors"
     with pretended_ray():
         weights = WeightsFile(1, str(new), file_checksum(new), NODE, None)
-        say("new weights while it generates:", await engine.load(weights, of_drafter=False))
+        say("new weights while the engine generates:", await engine.load(weights, of_drafter=False))
     groups: list[Group] = await asyncio.gather(*running)
     spans = [span for group in groups for c in group.completions for span in c.weight_versions]
     say("versions of the tokens:", {span.version for span in spans})
@@ -58,7 +58,7 @@ def request(i: int) -> GroupRequest:
 
 @contextmanager
 def pretended_ray() -> Iterator[None]:
-    """`Engine.load` asks Ray on which node it is. There is no cluster here, and perhaps no Ray."""
+    """A stand-in for Ray: `Engine.load` asks Ray for its node, and here is no cluster and perhaps no Ray."""
     real = sys.modules.get("ray")
     pretended = ModuleType("ray")
     pretended.get_runtime_context = lambda: SimpleNamespace(get_node_id=lambda: NODE)

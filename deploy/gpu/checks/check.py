@@ -1,11 +1,11 @@
-"""Checks of the CUDA path, one stage a process: `python deploy/gpu/checks/check.py STAGE ...`. A result is a line.
+"""Checks of the CUDA path: `python deploy/gpu/checks/check.py STAGE ...` runs one stage and prints its results.
 
 cuda_kernels.py  vLLM's kernels against drafters.verification and drafters.scoring
 engine.py        vLLM in this process, as the service configures it: samples, log-probabilities, new weights
-lengths.py       the time of a step by draft length
-pad.py           a policy of 3.6 B parameters that computes what the demo's computes
-speed.py         tokens a second of that policy, by streams and draft length
-actor.py         the service's Engine, with vLLM's core in a process of its own
+lengths.py       time of a step by draft length
+pad.py           a policy of 3.6 B parameters that computes the same as the demo's
+speed.py         tokens per second of that policy, by streams and draft length
+actor.py         the service's Engine, with vLLM's core in its own process
 """
 
 import argparse
@@ -17,21 +17,21 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "WARNING",
     "VLLM_USE_DEEP_GEMM": "0",
-    # The bundle has no flashinfer, and vLLM's sampler imports it on an H100 unless it is told not to.
+    # The bundle has no flashinfer. Without this variable vLLM's sampler imports it on an H100.
     "VLLM_USE_FLASHINFER_SAMPLER": "0",
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    # Without a network only the loopback interface is sure to be there.
+    # Without a network, only the loopback interface is certain to exist.
     "VLLM_HOST_IP": "127.0.0.1",
     "GLOO_SOCKET_IFNAME": "lo",
     "NCCL_SOCKET_IFNAME": "lo",
 }
-"""what vLLM reads when it is imported; a value that is set already stays"""
+"""variables that vLLM reads when it is imported; a variable that is already set keeps its value"""
 KINDS = ("none", "ngram", "draft_model", "eagle3", "mtp")
 
 
 def parsed(words: list[str] | None = None) -> argparse.Namespace:
-    """The stage, its module, and its arguments by name. Ends the process where `words` are no stage."""
+    """The stage, its module, and its arguments by name. Ends the process if `words` name no stage."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(dest="stage", required=True)
 

@@ -1,4 +1,4 @@
-"""Common parts of the stages: settings from the environment, and how a result is printed."""
+"""Common parts of the stages: settings from the environment, and the printing of results."""
 
 import os
 import time
@@ -11,27 +11,27 @@ MODELS = Path(os.environ.get("CHECK_MODELS", ROOT / "deploy" / "demo" / "models"
 PADDED = Path("/tmp/padded")
 DEVICE = os.environ.get("CHECK_DEVICE", "cuda")
 SCALE = int(os.environ.get("CHECK_SCALE", "1"))
-"""what the numbers of responses and streams are divided by, for a CPU"""
+"""divisor of the numbers of responses and streams, for runs on a CPU"""
 RESPONSES = int(os.environ.get("CHECK_RESPONSES", "1024")) // SCALE
-"""responses of 48 tokens that a sampling distribution is judged by; after new weights a quarter of them"""
+"""responses of 48 tokens from which a sampling distribution is judged; after new weights a quarter of them"""
 
 BEGAN = time.monotonic()
 
 
 def say(*what: object) -> None:
-    """A line with the seconds since the stage began."""
+    """Prints a line with the seconds since the stage began."""
     print(f"[{time.monotonic() - BEGAN:5.1f}s]", *what, flush=True)
 
 
 def machine() -> str:
     """The version of torch, and the name of the GPU."""
-    import torch  # here, so that the seconds of its import count
+    import torch  # imported here, so that its seconds count as part of the stage
 
     return f"torch {torch.__version__}, {torch.cuda.get_device_name() if DEVICE == 'cuda' else DEVICE}"
 
 
 def reported(name: str, check: Callable[[], str]) -> None:
-    """Say what the check says. What it raises is a result too: the checks after it go on."""
+    """Prints the result of a check. An exception is a result too, and the next checks still run."""
     try:
         say(name, check())
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Configuration of a stage's engine: as the service's, and small enough that several share one GPU."""
+"""Configuration of a stage's engine: that of the service, but small enough for several engines on one GPU."""
 
 import dataclasses
 import os
@@ -14,13 +14,13 @@ from rollout_service.config import ServiceConfig
 from rollout_service.engine.arguments import engine_arguments
 
 WITH_FOLDERS = ("eagle3", "draft_model")
-"""kinds of drafters whose weights have a folder of their own"""
+"""kinds of drafters whose weights have their own folder"""
 
 
 def service_config(
     kind: str, models: Path = MODELS, *, drafter: dict[str, Any], engine: dict[str, Any]
 ) -> ServiceConfig:
-    """Of the policy in `models`, with the drafter of that kind beside it; fields of both sections over these."""
+    """A configuration with the policy in `models` and its drafter of this kind. `drafter` and `engine` set fields."""
     own: dict[str, Any] = {
         "device": DEVICE,
         "max_model_len": 256,
@@ -29,7 +29,7 @@ def service_config(
     }
     if DEVICE == "cuda":
         own["gpu_memory_utilization"] = 0.2
-        # Kernels compile when they are first used, which makes the start shorter by seconds.
+        # Kernels compile at their first use, which makes the start some seconds shorter.
         own["vllm"] = {"kernel_config": {"enable_jit_warmup": False}}
         if "BACKEND" in os.environ:
             own["vllm"]["attention_backend"] = os.environ["BACKEND"]
@@ -42,8 +42,10 @@ def service_config(
 
 
 def draft_ranges(config: ServiceConfig, ranges: str) -> list[Range]:
-    """The schedule that an engine starts with, for which its CUDA graphs are captured. start: the one of the service;
-    every: one in which each draft length occurs."""
+    """The schedule that an engine starts with. Its CUDA graphs are captured for the draft lengths of the schedule.
+
+    start: the schedule of the service; every: a schedule with every draft length.
+    """
     longest, streams = config.drafter.draft_tokens, config.engine.max_num_seqs
     if ranges == "start":
         return [(1, streams, longest)]
@@ -53,6 +55,6 @@ def draft_ranges(config: ServiceConfig, ranges: str) -> list[Range]:
 def started(config: ServiceConfig, ranges: str = "start") -> LLM:
     lengths = None if config.drafter.kind == "none" else draft_ranges(config, ranges)
     arguments = engine_arguments(config, config.model, DEVICE, draft_lengths=lengths)
-    # Those of the asynchronous engine have some more.
+    # The arguments of the asynchronous engine have more fields.
     own = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)}
     return LLM(**own | {"disable_log_stats": False})

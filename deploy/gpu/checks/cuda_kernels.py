@@ -1,6 +1,6 @@
-"""vLLM's CUDA kernels and the GPU runner's sampling, against this project's own arithmetic.
+"""Stage `kernels`: vLLM's CUDA kernels and the GPU runner's sampling, against this project's own arithmetic.
 
-(A module called `kernels` would hide the package of that name, which transformers looks for.)
+The module is not called `kernels`, because that would hide the package `kernels`, which transformers looks for.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def run() -> None:
 
 
 def rms_norm() -> str:
-    """One kernel of the stripped library in bfloat16: does it launch at all?"""
+    """Launches one bfloat16 kernel of the stripped library."""
     from vllm import _custom_ops as ops
 
     width = 2048
@@ -50,10 +50,10 @@ def rms_norm() -> str:
 
 
 def verification(*, block: bool, sampled: bool) -> str:
-    """The law of what vLLM's verification yields, over ROWS rows of the same distributions.
+    """Compares the tokens that vLLM's verification yields with their law, over ROWS rows of the same distributions.
 
-    The policy's distribution at a position does not depend on the tokens before it here, so that the k + 1 tokens of a
-    row are independent draws of the k + 1 distributions. Where a row yields fewer, the others are drawn here.
+    Here the policy's distribution at a position does not depend on the tokens before it. So the k + 1 tokens of a row
+    are independent draws from the k + 1 distributions. If a row yields fewer tokens, the rest is drawn here.
     """
     from vllm.v1.worker.gpu.spec_decode.rejection_sampler_utils import rejection_sample
 
@@ -67,7 +67,7 @@ def verification(*, block: bool, sampled: bool) -> str:
     rows_R = torch.arange(ROWS, device=DEVICE)
 
     scaled_KV = policy_logits_KV / TEMPERATURE
-    scaled_KV[:, 0] = -torch.inf  # as a cut leaves them
+    scaled_KV[:, 0] = -torch.inf  # as top-k or top-p leave them
     scaled_KV[1, 3] = -torch.inf
     policy_KV = scaled_KV.softmax(1)
     cache_RKV = torch.zeros(ROWS, DRAFT_TOKENS, VOCABULARY, device=DEVICE) if sampled else None
@@ -98,14 +98,16 @@ def verification(*, block: bool, sampled: bool) -> str:
     expected_RK = survival(policy_KV[:DRAFT_TOKENS].repeat(ROWS, 1), drafts, "block" if block else "standard")[0]
     expected = [round(x, 4) for x in expected_RK.mean(0).tolist()]
     accepted = [round((yielded_R > i + 1).float().mean().item(), 4) for i in range(DRAFT_TOKENS)]
-    return f"chi2 z {worst:.2f}; P(n >= i) {accepted}, own {expected} (standard error {0.5 / sqrt(ROWS):.4f})"
+    return f"chi2 z {worst:.2f}; P(n >= i) {accepted}, ours {expected} (standard error {0.5 / sqrt(ROWS):.4f})"
 
 
 def drawn_drafts(
     logits_KV: Tensor, temperature_R: Tensor, seeds_R: Tensor, first_position_R: Tensor, cache_RKV: Tensor | None
 ) -> Tensor:
-    """Drafts (ROWS, k): drawn as vLLM's drafter draws them, which fills the cache of its logits; the most likely ones
-    where there is no cache."""
+    """Drafts (ROWS, k), drawn as vLLM's drafter draws them, which fills the cache of its logits.
+
+    Without a cache, the drafts are the most likely tokens.
+    """
     from vllm.v1.worker.gpu.sample.gumbel import gumbel_sample
 
     drafts_RK = torch.empty(ROWS, DRAFT_TOKENS, dtype=torch.int64, device=DEVICE)
@@ -129,7 +131,7 @@ def drawn_drafts(
 
 
 def pair_scores(tokens_RK: Tensor, policy_KV: Tensor) -> Iterator[float]:
-    """Of each two adjacent positions: chi-square of their joint counts, less its mean, over its standard deviation."""
+    """For each two adjacent positions: chi-square of their joint counts, standardised by its mean and deviation."""
     for j in range(DRAFT_TOKENS):
         pairs_R = tokens_RK[:, j] * VOCABULARY + tokens_RK[:, j + 1]
         counts = torch.bincount(pairs_R, minlength=VOCABULARY**2).double()
@@ -142,7 +144,7 @@ def pair_scores(tokens_RK: Tensor, policy_KV: Tensor) -> Iterator[float]:
 
 
 def cuts(top_k: int, top_p: float, *, rounded: bool) -> str:
-    """Which tokens top-k (0: all), then top-p leave, of logits that are `rounded` to bfloat16, where many tie."""
+    """Compares the tokens that top-k (0: all) and then top-p keep. Logits that are `rounded` to bfloat16 often tie."""
     from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Stage `engine`: an engine samples what the policy says, also after new weights."""
+"""Stage `engine`: checks that an engine's samples follow the policy, also after new weights."""
 
 import torch
 from common import MODELS, RESPONSES, reported, say
@@ -30,7 +30,7 @@ def run(kind: str, dtype: str, verification: str, graphs: str) -> None:
 
 
 def check_pushes(llm: LLM, kind: str, dtype: torch.dtype) -> None:
-    """A new policy, then the same drafter again: what is sampled after either is the new policy's."""
+    """Pushes a new policy, then the same drafter again. Samples must follow the new policy after both."""
     policy, cut = perturbed(MODELS / "policy"), CUTS[0]
 
     def pushed(tensors: dict[str, torch.Tensor], *, of_drafter: bool) -> str:
@@ -44,7 +44,7 @@ def check_pushes(llm: LLM, kind: str, dtype: torch.dtype) -> None:
 
 
 def check_switches(llm: LLM, kind: str) -> None:
-    """What `compare` and `audit` change in a running engine. `let_drafter_idle` is last: it changes the runner."""
+    """Makes the changes that `compare` and `audit` make to a running engine. The last one changes the runner."""
     for method, arguments in (
         ("set_draft_sampling", ("greedy",)),
         ("set_verification", ("block",)),

@@ -1,4 +1,4 @@
-"""Judge of an engine's samples: the policy as transformers computes it in float32 on the CPU."""
+"""Judgement of an engine's samples by the policy as transformers computes it, in float32 on the CPU."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
 
 TOKENS = 48
-"""of a response"""
+"""tokens of a response"""
 PROMPT_TOKENS = 6
 A_PROMPT = 4
-"""responses to a prompt, where they are sampled"""
+"""sampled responses to each prompt"""
 
 
 class Sampled(NamedTuple):
@@ -26,7 +26,7 @@ class Sampled(NamedTuple):
 
 
 def sampled(llm: LLM, responses: int, cut: Cut) -> list[Sampled]:
-    """So many responses to random prompts; at temperature 0 one to each of the same prompts."""
+    """`responses` responses to random prompts, several to each. At temperature 0, one response to each prompt."""
     random = torch.Generator().manual_seed(0)
     count = max(1, responses // A_PROMPT)
     prompts = [torch.randint(3, 150, (PROMPT_TOKENS,), generator=random).tolist() for _ in range(count)]
@@ -43,8 +43,11 @@ def sampled(llm: LLM, responses: int, cut: Cut) -> list[Sampled]:
 
 
 def judgement(samples: list[Sampled], policy: Path, cut: Cut) -> str:
-    """z, differences of log-probabilities in nats, and acceptance. A completion's tokens are those that its steps
-    yielded, less what the last one yielded past the limit: a remainder between -k and 0."""
+    """z, differences of log-probabilities in nats, and acceptance.
+
+    The last step of a completion may yield tokens beyond the limit. So a completion has between 0 and k fewer tokens
+    than its steps yielded.
+    """
     completions = [completion for _, completion in samples]
     responses = [Response(prompt, list(completion.token_ids)) for prompt, completion in samples]
     scores = join_scores(Recomputation(policy).scores(responses, cut))
@@ -58,5 +61,5 @@ def judgement(samples: list[Sampled], policy: Path, cut: Cut) -> str:
     remainders = {n - sum(metrics.per_step_accepted) - len(metrics.per_step_accepted) for n, metrics in records}
     return (
         f"{z} of {len(returned)} tokens; |dlogprob| max {difference.max():.2e} mean {difference.mean():.2e}; "
-        f"accepted {accepted}/{drafted}; tokens less those of the steps: {sorted(remainders)}"
+        f"accepted {accepted}/{drafted}; tokens minus those of the steps: {sorted(remainders)}"
     )

@@ -1,4 +1,4 @@
-"""Stage `lengths`: the time of a step by draft length, of an engine whose graphs were captured for some lengths."""
+"""Stage `lengths`: time of a step by draft length, in an engine with CUDA graphs for some or all lengths."""
 
 import time
 
@@ -26,7 +26,7 @@ def run(kind: str, ranges: str) -> None:
 
 
 def step_time(llm: LLM, batch: int) -> str:
-    """So many responses of 150 tokens at a time. The one of the most steps says how many there were."""
+    """Time of a step with `batch` responses of 150 tokens. The response with the most steps gives their number."""
     params = SamplingParams(temperature=1.0, max_tokens=150, ignore_eos=True, logprobs=0, flat_logprobs=True)
     prompts = [{"prompt_token_ids": [5, 6, 7 + i % 90]} for i in range(batch)]
     llm.reset_prefix_cache()
@@ -39,4 +39,4 @@ def step_time(llm: LLM, batch: int) -> str:
     records = [(len(c.token_ids), c.spec_decode_metrics) for c in done]
     steps = max(len(metrics.per_step_accepted) if metrics else tokens for tokens, metrics in records)
     tokens = sum(tokens for tokens, _ in records)
-    return f"{1e3 * seconds / steps:.2f} ms a step, {tokens / seconds:.0f} tokens/s"
+    return f"{1e3 * seconds / steps:.2f} ms per step, {tokens / seconds:.0f} tokens/s"

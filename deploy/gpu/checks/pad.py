@@ -1,4 +1,4 @@
-"""Stage `pad`: the demo's models padded to 3.6 B parameters, in /tmp/padded. They compute the same at a real cost."""
+"""Stage `pad`: pads the demo's models to 3.6 B parameters, in /tmp/padded. They compute the same at a real cost."""
 
 import sys
 

@@ -1,7 +1,7 @@
-"""Stage `speed`: tokens a second of the padded policy, by streams and draft length, on the demo's prompts.
+"""Stage `speed`: tokens per second of the padded policy, by streams and draft length, on the demo's prompts.
 
-Its acceptance is the demo's, and its steps cost what those of 3.6 B parameters cost. `DRAFTS=probabilistic` in the
-environment samples the drafts; they are greedy otherwise.
+The acceptance is that of the demo's policy, and a step costs as much as with 3.6 B parameters. Drafts are greedy,
+unless `DRAFTS=probabilistic` is set in the environment.
 """
 
 import os
@@ -18,7 +18,7 @@ DRAFT_TOKENS = 5
 STREAMS = [streams for streams in (1, 4, 16, 64, 256) if streams <= 256 // SCALE]
 SLOTS = max(8, *STREAMS)
 TURNS = 3
-"""of all draft lengths; the first warms up"""
+"""turns through all draft lengths; the first one warms up"""
 
 
 class Speed(NamedTuple):
@@ -54,7 +54,7 @@ def run(kind: str) -> None:
 
 
 def speed(llm: LLM, prompts: list[str], streams: int) -> Speed:
-    """Responses of 72 tokens, so many at a time; four at least."""
+    """Speed with `streams` responses of 72 tokens at a time, and at least four in total."""
     params = SamplingParams(temperature=1.0, max_tokens=72, ignore_eos=True, logprobs=0, flat_logprobs=True)
     done = []
     began = time.perf_counter()
@@ -69,7 +69,7 @@ def speed(llm: LLM, prompts: list[str], streams: int) -> Speed:
 
 
 def summary(speeds: dict[int, list[Speed]]) -> str:
-    """Means by draft length, and beside no drafts."""
+    """Means by draft length, and their ratios to the speed without drafts."""
     means = {k: sum(s.tokens_a_second for s in turns) / len(turns) for k, turns in speeds.items()}
     return "; ".join(
         f"k = {k} {mean:.0f} tokens/s ({mean / means[0]:.2f} times, acceptance length "

@@ -1,4 +1,4 @@
-"""Weight updates of a running engine, as the service pushes them."""
+"""Weight updates of a running engine, made as the service makes them."""
 
 import shutil
 import tempfile
@@ -16,11 +16,11 @@ from drafters.kinds.mtp import is_mtp
 from rollout_service.tensor_bytes import file_checksum
 
 NOISE = 0.05
-"""standard deviation of what is added to a matrix, relative to its own"""
+"""standard deviation of the noise, relative to that of the matrix that it is added to"""
 
 
 def perturbed(policy: Path) -> Path:
-    """A copy of a policy's folder in which every matrix but the MTP head's is another."""
+    """A copy of a policy's folder with noise added to every matrix, except those of the MTP head."""
     copy = Path(tempfile.mkdtemp()) / "policy"
     shutil.copytree(policy, copy)
     random = torch.Generator().manual_seed(3)
@@ -36,16 +36,16 @@ def perturbed(policy: Path) -> Path:
 
 
 def drafter_tensors(kind: str) -> dict[str, Tensor]:
-    """Those of the demo's drafter, as they are."""
+    """The unchanged tensors of the demo's drafter."""
     return read_tensors(MODELS / "policy", is_mtp) if kind == "mtp" else read_tensors(MODELS / kind)
 
 
 def push(llm: LLM, tensors: dict[str, Tensor], dtype: torch.dtype, *, of_drafter: bool) -> str:
-    """Load into the running policy or drafter; the modules that hold something else then, and the seconds it took."""
+    """Loads tensors into the running policy or drafter. Returns the number of changed modules, and the seconds."""
     file = Path(tempfile.mkdtemp()) / "update.safetensors"
     save_file({name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}, file)
     llm.collective_rpc("read_checkpoint_tensors", args=(str(file),))
     began = time.monotonic()
     (report,) = llm.collective_rpc("load_checkpoint_tensors", args=(file_checksum(file), of_drafter))
-    llm.reset_prefix_cache()  # keys and values of the old weights
+    llm.reset_prefix_cache()  # it holds keys and values of the old weights
     return f"changed {report['changed']} of {report['modules']} modules in {time.monotonic() - began:.2f} s"
