@@ -54,7 +54,7 @@ demo-models: venv
 # What Material prints about the next MkDocs is no news of this site.
 docs: venv
 	PYTHONPATH=docs $(BIN)/python -m generate
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 study: venv
 	$(BIN)/python deploy/demo/study/run.py --config deploy/demo/study/study.toml

@@ -62,7 +62,7 @@ def _page(name: str, shown: dict[str, str]) -> str:
     parts = [
         marked(schema["description"]),
         fill(
-            f"A field of a section is a dotted flag (`{command.program} --section.field VALUE`). A flag overrides the "
+            "Each field is also a flag: `--field VALUE`, or `--section.field VALUE` in a section. A flag overrides the "
             "file. `--dry-run` prints the resolved configuration and exits. A file may extend another: "
             '`extends = "base.toml"`, relative to its own folder.'
         ),

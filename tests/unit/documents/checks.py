@@ -73,22 +73,25 @@ def python_blocks(page: Page) -> Iterator[str]:
         except SyntaxError as error:
             yield f"{page.name}:{block.line + (error.lineno or 1) - 1}: {error.msg}"
             continue
-        for node in ast.walk(tree):
-            for module, name in _imported(node):
-                if module not in own and not _is_there(module, name):
-                    yield f"{page.name}:{block.line + node.lineno - 1}: there is no {module}{name and '.'}{name}"
+        for line, module, name in _imported(tree):
+            if module not in own and not _is_there(module, name):
+                full = ".".join(filter(None, (module, name)))
+                yield f"{page.name}:{block.line + line - 1}: there is no {full}"
 
 
-def _imported(node: ast.AST) -> Iterator[tuple[str, str]]:
-    if isinstance(node, ast.Import):
-        yield from ((alias.name, "") for alias in node.names)
-    elif isinstance(node, ast.ImportFrom):
-        yield from ((node.module or "", alias.name) for alias in node.names)
+def _imported(tree: ast.AST) -> Iterator[tuple[int, str, str]]:
+    """(line, module, name in it)"""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from ((node.lineno, node.module or "", alias.name) for alias in node.names)
 
 
 def _is_there(module: str, name: str) -> bool:
     try:
-        return not name or hasattr(importlib.import_module(module), name) or _is_there(f"{module}.{name}", "")
+        found = importlib.import_module(module)
+        return not name or hasattr(found, name) or _is_there(f"{module}.{name}", "")
     except ImportError:
         return False
 
@@ -109,10 +112,10 @@ def links(page: Page) -> Iterator[str]:
         if re.match(r"[a-z]+:", target):
             continue
         path, _, anchor = target.partition("#")
-        file = (page.file.parent / path).resolve() if path else page.file
-        if not file.exists():
+        file = (page.file.parent / path).resolve()
+        if path and not file.exists():
             yield f"{page.name}:{line}: {target} leads nowhere"
-        elif anchor and anchor not in Page.read(file).anchors:
+        elif anchor and anchor not in (Page.read(file) if path else page).anchors:
             yield f"{page.name}:{line}: {target}: there is no such heading"
 
 
@@ -146,14 +149,17 @@ def _names(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def routes_and_metrics(page: Page) -> Iterator[str]:
-    paths = document()["paths"]
+    """A metric that the page's own code adds is known too."""
+    paths, code_of_page = document()["paths"], "".join(block.text for block in page.blocks_of("python"))
+    added = re.findall(r"\"(rollout_\w+)\"", code_of_page)
+    known = scraped_names().union(*({f"{name}{end}" for end in ("", "_total", "_bucket")} for name in added))
     for line, code in page.inline_code:
         if route := ROUTE.fullmatch(code):
             methods = {method.upper() for path in paths if same_path(route[2], path) for method in paths[path]}
             methods |= {"GET"} if route[2] in ("/docs", "/openapi.json") else set()
             if route[1] not in methods:
                 yield f"{page.name}:{line}: {code}: there is no such route"
-        elif METRIC.fullmatch(code) and code.partition("{")[0] not in scraped_names():
+        elif METRIC.fullmatch(code) and code.partition("{")[0] not in known:
             yield f"{page.name}:{line}: {code}: there is no such metric"
 
 

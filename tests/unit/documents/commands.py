@@ -82,8 +82,12 @@ def commands_of(script: str) -> Iterator[tuple[int, list[str]]]:
         while line.endswith("\\"):
             line = line.removesuffix("\\") + next(lines)[1]
         here_document = re.search(r"<<-?\s*['\"]?(\w+)['\"]?", line)
-        words = shlex.shlex(line.partition("<<")[0] if here_document else line, posix=True, punctuation_chars=True)
-        words.whitespace_split = True
+        line = re.sub(r"(?<=\s)\d(?=>)", "", line.partition("<<")[0] if here_document else line)  # 2>&1
+        while (words := _words(line)) is None:
+            try:
+                line += "\n" + next(lines)[1]
+            except StopIteration:
+                raise ValueError("a quotation does not end") from None
         command: list[str] = []
         for word in words:
             if word in OPERATORS:
@@ -97,6 +101,16 @@ def commands_of(script: str) -> Iterator[tuple[int, list[str]]]:
         if here_document:
             while next(lines)[1].strip() != here_document[1]:
                 pass
+
+
+def _words(line: str) -> Iterator[str] | None:
+    """None where a quotation goes on in the next line."""
+    words = shlex.shlex(line, posix=True, punctuation_chars=True)
+    words.whitespace_split = True
+    try:
+        return iter(list(words))
+    except ValueError:
+        return None
 
 
 def wrong_command(words: list[str], files: Mapping[str, str]) -> Iterator[str]:
@@ -141,13 +155,7 @@ def _ours(program: str, arguments: list[str], files: Mapping[str, str]) -> Itera
 def _configured(command: Command, flags: list[str], files: Mapping[str, str]) -> Iterator[str]:
     if "--help" in flags:
         return
-    flags, names = list(flags), {*field_names(command.config), "config"}
-    for i in reversed(range(len(flags))):
-        if STAND_IN.fullmatch(flags[i]):
-            name = flags[i - 1].removeprefix("--") if i else ""
-            if flags[i] != "..." and name not in names and not STAND_IN.fullmatch(name):
-                yield f"{flags[i - 1] if i else flags[i]}: there is no such flag"
-            del flags[max(0, i - (flags[i] != "...")) : i + 1]
+    yield from _without_stand_ins(flags := list(flags), {*field_names(command.config), "config"})
     with contextlib.ExitStack() as stack:
         given, known = _configuration(flags, files, stack)
         names = {flag.removeprefix("--").partition("=")[0].partition(".")[0] for flag in flags if flag.startswith("--")}
@@ -162,6 +170,20 @@ def _configured(command: Command, flags: list[str], files: Mapping[str, str]) ->
             if end.code == 0:
                 return
     yield from (line for line in printed.getvalue().splitlines() if known or not OF_THE_REST.search(line))
+
+
+def _without_stand_ins(flags: list[str], names: set[str]) -> list[str]:
+    """Takes flags away whose value the reader is to choose. Returns what is wrong with their names."""
+    wrong = []
+    for i, word in reversed(list(enumerate(flags))):
+        if word == "...":
+            del flags[i]
+        elif STAND_IN.fullmatch(word):
+            flag = flags[i - 1] if i else word
+            if flag.removeprefix("--") not in names and not STAND_IN.fullmatch(flag.removeprefix("--")):
+                wrong.append(f"{flag}: there is no such flag")
+            del flags[max(0, i - 1) : i + 1]
+    return wrong
 
 
 def _configuration(
