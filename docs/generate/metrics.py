@@ -23,11 +23,10 @@ ACCEPTANCE_LENGTH = """
 
 
 def page() -> str:
-    rows = [
-        (f"`{name}`", metric.describe()[0].type, _labels(metric), metric.describe()[0].documentation)
-        for metric in _metrics()
-        for name in _scraped(metric)
-    ]
+    rows = []
+    for metric in _metrics():
+        (family,) = metric.describe()
+        rows += [(f"`{name}`", family.type, _labels(metric), family.documentation) for name in _scraped(metric)]
     return compose(
         "Metrics of the service",
         "Every metric of `GET /metrics`, by the name that Prometheus stores, with its type and labels.",

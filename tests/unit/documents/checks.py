@@ -35,7 +35,7 @@ def first_sentence(page: Page) -> Iterator[str]:
     """A page of docs/ begins with its title and with one sentence, which the list of pages shows."""
     if page.name.startswith("docs/"):
         title, gloss, *_ = [*page.text.split("\n\n"), ""]
-        if not re.fullmatch(r"# .+", title) or len(re.findall(r"[.?!](?=\s|$)", gloss)) != 1 or gloss[-1] != ".":
+        if not re.fullmatch(r"# .+", title) or not re.fullmatch(r"[^.?!]*(?:[.?!]\S[^.?!]*)*\.\n?", gloss):
             yield f"{page.name}:1: a title and one sentence are to be its first paragraphs"
 
 
