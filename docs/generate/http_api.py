@@ -125,7 +125,7 @@ def _index(routes: dict[str, list[tuple[str, str, dict[str, Any]]]], types: Type
     ]
     statuses = [(str(status), HTTPStatus(status).phrase, said) for status, said in MEANINGS.items()]
     return compose(
-        "HTTP interface",
+        "HTTP routes, statuses and errors",
         "Every route of the service, what each status means, and the body of an error.",
         "the OpenAPI document of the service",
         fill(

@@ -52,7 +52,7 @@ def _list(schema: Schema, link: Link) -> str:
 def _string(schema: Schema) -> str:
     plain = {"path": "path", "file-path": "path", "binary": "bytes"}.get(schema.get("format", ""), "string")
     if "pattern" in schema:
-        return f"{plain} like {code(schema['pattern'])}"
+        return f"{plain} that matches {code(schema['pattern'])}"
     return f"{plain} (at most {schema['maxLength']} characters)" if "maxLength" in schema else plain
 
 
