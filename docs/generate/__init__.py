@@ -2,5 +2,5 @@
 
     PYTHONPATH=docs python -m generate      # part of `make docs`
 
-Each page is a file here, and says in its first line what the page shows. `site_hooks.py` is the site's part.
+Each page has a file here, whose first line says what the page shows. `site_hooks.py` has the hooks of the site.
 """

@@ -1,4 +1,4 @@
-"""All generated files by their path, with what they have to hold."""
+"""All generated files by path, each with its text."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from generate.tree import DOCS
 
 
 def generated() -> dict[Path, str]:
-    """The list of pages comes last: it shows the first sentence of each page, the generated ones included."""
+    """The list of pages comes last, since it shows the first sentence of each page."""
     pages = {
         **configuration.pages(),
         **http_api.pages(),

@@ -1,4 +1,4 @@
-"""The documents are true: commands, configurations, code, links and names in them are those of the tree."""
+"""The documents are true: their commands, configurations, code, links and names fit the tree."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ from generate.everything import generated  # noqa: E402
 from mkdocs.commands.build import build  # noqa: E402
 from mkdocs.config import load_config  # noqa: E402
 
-NOT_YET = {"README.md": pytest.mark.xfail(strict=True, reason="is to be written anew, in 80 to 120 lines")}
+NOT_YET = {"README.md": pytest.mark.xfail(strict=True, reason="the README is not yet rewritten in 80 to 120 lines")}
 TRACKED = subprocess.run(
     ["git", "ls-files", "-co", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
 )
@@ -32,7 +32,7 @@ def test_a_page_is_true(file):
 
 def test_generated_pages_are_current():
     stale = [str(file) for file, text in generated().items() if not file.is_file() or file.read_text() != text]
-    assert stale == [], "make docs writes them anew"
+    assert stale == [], "run make docs"
 
 
 def test_the_list_of_pages_has_all_of_them():

@@ -1,4 +1,4 @@
-"""Checks of a Markdown page against the tree: each yields what is wrong, with the line."""
+"""Checks of a Markdown page against the tree. Each yields its errors, with their lines."""
 
 import ast
 import importlib
@@ -8,8 +8,9 @@ import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from documents.commands import CONFIGURED, OURS, commands_of, same_path, wrong_command, wrong_toml
+from documents.commands import CONFIGURED, OURS, same_path, wrong_command, wrong_toml
 from documents.pages import ROOT, Block, Page
+from documents.shell import commands_of
 from generate.http_api import document
 from generate.metrics import scraped_names
 from generate.site_hooks import formula
@@ -36,7 +37,7 @@ def first_sentence(page: Page) -> Iterator[str]:
     if page.name.startswith("docs/"):
         title, gloss, *_ = [*page.text.split("\n\n"), ""]
         if not re.fullmatch(r"# .+", title) or not re.fullmatch(r"[^.?!]*(?:[.?!]\S[^.?!]*)*\.\n?", gloss):
-            yield f"{page.name}:1: a title and one sentence are to be its first paragraphs"
+            yield f"{page.name}:1: the page must begin with a title and one sentence"
 
 
 def toml_blocks(page: Page) -> Iterator[str]:
@@ -64,7 +65,7 @@ def command_lines(page: Page) -> Iterator[str]:
 
 
 def python_blocks(page: Page) -> Iterator[str]:
-    """They compile, and what they import is there."""
+    """Each block compiles, and its imports exist."""
     own = {block.title.removesuffix(".py").replace("/", ".") for block in page.blocks if block.title}
     for block in page.blocks_of("python"):
         try:
@@ -120,7 +121,7 @@ def links(page: Page) -> Iterator[str]:
 
 
 def named_files(page: Page) -> Iterator[str]:
-    """`path/to/file.py` is in the tree, seen from its root or from the page, or in vLLM; `file.py: Name` is in it."""
+    """A file in inline code exists: under the root, beside the page, or in vLLM. `file.py: Name` is defined in it."""
     own = {block.title for block in page.blocks}
     for line, code in page.inline_code:
         if not (named := NAMED_FILE.fullmatch(code)) or named[1] in own:
@@ -149,7 +150,7 @@ def _names(body: list[ast.stmt]) -> Iterator[str]:
 
 
 def routes_and_metrics(page: Page) -> Iterator[str]:
-    """A metric that the page's own code adds is known too."""
+    """Routes and metrics in inline code exist. A page may add a metric of its own in an example."""
     paths, code_of_page = document()["paths"], "".join(block.text for block in page.blocks_of("python"))
     added = re.findall(r"\"(rollout_\w+)\"", code_of_page)
     known = scraped_names().union(*({f"{name}{end}" for end in ("", "_total", "_bucket")} for name in added))

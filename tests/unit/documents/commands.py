@@ -1,10 +1,9 @@
-"""Command lines of the documents, parsed by the commands' own parsers; what they name is to be there."""
+"""Command lines in documents: the command's own parser accepts each, and each file that it names exists."""
 
 import contextlib
 import io
 import os
 import re
-import shlex
 import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -28,23 +27,21 @@ OTHERS = {"rollout-service": {"patches"}, "drafters": {"inspect"}, "rl-loop": se
 OURS = (*OTHERS, "make", "python")
 NEEDED = {"model": "m", "policy": "m", "prompts": "p", "data": "d", "out": "o", "kind": "eagle3",
           "drafter": {"kind": "mtp"}}  # fmt: skip
-"""for required fields that a document leaves out"""
+"""values of required fields that a document leaves out"""
 STAND_IN = re.compile(r"[A-Z][A-Z_]*|\.\.\.|.*\$.*|<.*>")
-"""a value that the reader is to replace"""
+"""a value that the reader replaces"""
 OF_THE_REST = re.compile(r"has no effect with|is needed|needs ")
-"""errors that a file which is not there might prevent"""
-OPERATORS = {"&&", "||", "|", "&", ";"}
-REDIRECTIONS = {">", ">>", "<", ">&", "&>"}
+"""errors that depend on a configuration file, so that they mean nothing if the file is not known"""
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TOPICS = re.findall(r"^TOPICS := (.*)", MAKEFILE, re.MULTILINE)[0].split()
 TARGETS = {*re.findall(r"^([\w-]+):", MAKEFILE, re.MULTILINE), *(f"test-{topic}" for topic in TOPICS)}
 VARIABLES = {*re.findall(r"^(\w+) [?:]?=", MAKEFILE, re.MULTILINE)}
-FOLDERS = ("deploy", "docs", "drafters", "rl_loop", "rollout_service", "tests")
+FOLDERS = ("deploy/", "docs/", "drafters/", "rl_loop/", "rollout_service/", "tests/")
 
 
 @contextlib.contextmanager
 def another_machine() -> Iterator[None]:
-    """Documents are written for other machines: files that a field names are there, and cores without number."""
+    """A reader's machine, on which every file that a field names exists, and which has many cores."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Path, "is_file", lambda _: True)
         patch.setattr(Path, "is_dir", lambda _: True)
@@ -56,7 +53,7 @@ def another_machine() -> Iterator[None]:
 
 
 def wrong_toml(command: Command, text: str) -> list[str]:
-    """What is wrong with a configuration, of which required fields may be missing."""
+    """What is wrong with a configuration. Required fields may be missing."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -75,70 +72,35 @@ def _needed(command: Command, given: Mapping[str, object]) -> dict[str, object]:
     return {name: NEEDED[name] for name, field in fields if field.is_required() and name not in given}
 
 
-def commands_of(script: str) -> Iterator[tuple[int, list[str]]]:
-    """(line, words) of each command of a shell script. Raises ValueError for a quote that does not end."""
-    lines = iter(enumerate(script.splitlines()))
-    for number, line in lines:
-        while line.endswith("\\"):
-            line = line.removesuffix("\\") + next(lines)[1]
-        here_document = re.search(r"<<-?\s*['\"]?(\w+)['\"]?", line)
-        line = re.sub(r"(?<=\s)\d(?=>)", "", line.partition("<<")[0] if here_document else line)  # 2>&1
-        while (words := _words(line)) is None:
-            try:
-                line += "\n" + next(lines)[1]
-            except StopIteration:
-                raise ValueError("a quotation does not end") from None
-        command: list[str] = []
-        for word in words:
-            if word in OPERATORS:
-                yield number, command
-                command = []
-            elif word in REDIRECTIONS:
-                next(words, None)
-            else:
-                command.append(word)
-        yield number, command
-        if here_document:
-            while next(lines)[1].strip() != here_document[1]:
-                pass
-
-
-def _words(line: str) -> Iterator[str] | None:
-    """None where a quotation goes on in the next line."""
-    words = shlex.shlex(line, posix=True, punctuation_chars=True)
-    words.whitespace_split = True
-    try:
-        return iter(list(words))
-    except ValueError:
-        return None
-
-
 def wrong_command(words: list[str], files: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with a command; nothing with one that is not the project's. `files`: the page's own, by name."""
+    """What is wrong with a command of the project's. `files`: the titled blocks of the page, by title."""
     while words and re.fullmatch(r"\w+=.*", words[0]):
         words = words[1:]
-    if not words:
-        return
-    program, arguments = words[0].rsplit("/", 1)[-1], words[1:]
-    for word in words:
-        path = word.partition("::")[0]
-        if path.partition("/")[0] in FOLDERS and "/" in path and not (ROOT / path).exists():
+    for path in (word.partition("::")[0] for word in words):
+        if path.startswith(FOLDERS) and not (ROOT / path).exists():
             yield f"{path}: there is no such file"
+    program, *arguments = [words[0].rsplit("/", 1)[-1], *words[1:]] if words else [""]
     if program in OTHERS:
         yield from _ours(program, arguments, files)
     elif program == "make":
-        for word in arguments:
-            name, given, _ = word.partition("=")
-            if not word.startswith("-") and not STAND_IN.fullmatch(word.removeprefix("test-")):
-                if given and name not in VARIABLES:
-                    yield f"make {name}=: the Makefile has no such variable"
-                elif not given and name not in TARGETS:
-                    yield f"make {name}: there is no such target"
+        yield from _make(arguments)
     elif re.fullmatch(r"(python|bash|sh)[\d.]*", program) and arguments and not arguments[0].startswith("-"):
-        if not (ROOT / arguments[0]).is_file() and arguments[0] not in files and not STAND_IN.fullmatch(arguments[0]):
-            yield f"{arguments[0]}: there is no such script"
+        script = arguments[0]
+        if not (ROOT / script).is_file() and script not in files and not STAND_IN.fullmatch(script):
+            yield f"{script}: there is no such script"
     elif program == "curl":
         yield from _curl(arguments)
+
+
+def _make(words: list[str]) -> Iterator[str]:
+    for word in words:
+        name, given, _ = word.partition("=")
+        if word.startswith("-") or STAND_IN.fullmatch(word.removeprefix("test-")):
+            continue
+        if given and name not in VARIABLES:
+            yield f"make {name}=: the Makefile has no such variable"
+        elif not given and name not in TARGETS:
+            yield f"make {name}: there is no such target"
 
 
 def _ours(program: str, arguments: list[str], files: Mapping[str, str]) -> Iterator[str]:
@@ -146,9 +108,7 @@ def _ours(program: str, arguments: list[str], files: Mapping[str, str]) -> Itera
     command = CONFIGURED.get(f"{program} {subcommand}")
     if command is not None:
         yield from _configured(command, arguments[1:], files)
-    elif (
-        subcommand not in OTHERS[program] and subcommand not in ("--help", "-h") and not STAND_IN.fullmatch(subcommand)
-    ):
+    elif subcommand not in OTHERS[program] | {"--help", "-h"} and not STAND_IN.fullmatch(subcommand):
         yield f"{program} {subcommand}: there is no such command"
 
 
@@ -173,7 +133,7 @@ def _configured(command: Command, flags: list[str], files: Mapping[str, str]) ->
 
 
 def _without_stand_ins(flags: list[str], names: set[str]) -> list[str]:
-    """Takes flags away whose value the reader is to choose. Returns what is wrong with their names."""
+    """Removes the flags whose value is a stand-in. Returns an error for each that is no flag."""
     wrong = []
     for i, word in reversed(list(enumerate(flags))):
         if word == "...":
@@ -189,8 +149,10 @@ def _without_stand_ins(flags: list[str], names: set[str]) -> list[str]:
 def _configuration(
     flags: list[str], files: Mapping[str, str], stack: contextlib.ExitStack
 ) -> tuple[Mapping[str, object], bool]:
-    """What the file of `--config` holds, and whether it is known: in the tree, or a block of the page. The flag of
-    another file is taken away, and that of a block names a file that holds it, as long as `stack` lasts."""
+    """What the file of `--config` holds, and whether the file is known: it is in the tree or a block of the page.
+
+    A block is written into a temporary file, which lives as long as `stack`. The flag of an unknown file is removed.
+    """
     if "--config" not in flags:
         return {}, False
     at = flags.index("--config") + 1
@@ -214,7 +176,7 @@ def _curl(arguments: list[str]) -> Iterator[str]:
 
 
 def same_path(written: str, template: str) -> bool:
-    """A part in braces, or in capital letters, is any."""
+    """A part in braces or in capital letters stands for any other."""
     pairs = list(zip(written.split("/"), template.split("/"), strict=False))
     alike = all(a == b or b.startswith("{") or a.startswith("{") or STAND_IN.fullmatch(a) for a, b in pairs)
     return alike and written.count("/") == template.count("/")
