@@ -31,7 +31,7 @@ COMMANDS = {
     "audit": Command("rollout-service audit", AuditConfig, "audit.toml"),
     "drafters-train": Command("drafters train", TrainDrafterConfig, "drafters.toml"),
 }
-"""by the name of their page; a section of several commands stands on the first one's"""
+"""by the name of their page; a section that several commands have stands on the first page of them"""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def pages() -> dict[str, str]:
 
 
 def _page(name: str, shown: dict[str, str]) -> str:
-    """`shown`: the links to the sections of the pages before, by their type; this page's are added."""
+    """`shown`: links to the sections of earlier pages, by type. This page's sections are added to it."""
     command = COMMANDS[name]
     schema = command.config.model_json_schema()
     parts = [
@@ -121,5 +121,5 @@ def _by_kind(kinds: list[Schema]) -> list[str]:
         type_ = type_of(having[0]["properties"][name], lambda _: "")
         rows.append((code(name), type_, *defaults, marked(next(filter(None, descriptions), ""))))
     head = ("field", "type", *(code(name) for name in names), "what it says")
-    first = f"`kind` chooses among these; without it the kind is `{names[0]}`."
+    first = f"The field `kind` chooses one of these. The default is `{names[0]}`."
     return [first, table(("kind", "what it says"), said), "The fields, with each kind's default:", table(head, rows)]

@@ -15,7 +15,7 @@ from rollout_service.http.routes import batches, openai, rollouts, status, weigh
 from rollout_service.protocol import INTERFACE_VERSION, VERSION_HEADER
 
 UNLIMITED = 2**31
-"""context and vocabulary of no policy: the interface's own limits show"""
+"""more than any policy's context or vocabulary, so that the interface's own limits show"""
 ROUTERS = {"rollouts": rollouts, "batches": batches, "weights": weights, "openai": openai, "status": status}
 """by the name of their page"""
 GLOSSES = {
@@ -49,7 +49,7 @@ def document() -> dict[str, Any]:
         for content in operation.get("requestBody", {}).get("content", {}).values():
             if (name := content["schema"].get("title")) and "properties" in content["schema"]:
                 schemas[name], content["schema"] = content["schema"], _reference(name)
-    # A line of the stream, which OpenAPI has no word for.
+    # OpenAPI cannot describe a stream of lines: a list comes nearest.
     lines = found["paths"]["/v1/rollouts"]["post"]["responses"]["200"]["content"][rollouts.NDJSON]
     lines["schema"] = {"type": "array", "items": {"anyOf": [_reference("Group"), _reference("ErrorBody")]}}
     return found
@@ -129,8 +129,9 @@ def _index(routes: dict[str, list[tuple[str, str, dict[str, Any]]]], types: Type
         "Every route of the service, what each status means, and the body of an error.",
         "the OpenAPI document of the service",
         fill(
-            "A running service answers `GET /openapi.json` with this document, and shows it at `/docs`. Its limits are "
-            "those of the served policy, with its vocabulary and its context; on these pages they are the interface's."
+            "A running service answers `GET /openapi.json` with this document, and shows it at `/docs`. There the "
+            "limits are those of the served policy, which has a context and a vocabulary. These pages show the "
+            "interface's own limits."
         ),
         fill(
             "A service that has a token asks for it (`Authorization: Bearer TOKEN`) on every route but `/health`. A "

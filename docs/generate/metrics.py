@@ -34,8 +34,9 @@ def page() -> str:
         "## The service's own",
         table(("metric", "type", "labels", "what it says"), rows),
         fill(
-            "Each counter and each histogram has a series more, whose name ends in `_created`: the Unix time at which "
-            "it began. Counters start at 0 with the service. A series that has a label appears with its first value."
+            "Each counter and histogram has one more series, whose name ends in `_created`. It holds the Unix time at "
+            "which the series began. Counters start at 0 when the service starts. A series with labels appears once "
+            "it has a value."
         ),
         "## vLLM's own",
         fill(

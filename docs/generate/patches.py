@@ -16,8 +16,8 @@ GROUPS = {
 def page() -> str:
     parts = [
         fill(
-            "`rollout-service patches` prints the same, and runs each self-test on the machine that it is called on. A "
-            "vLLM that a patch was not written for is refused when an engine starts, by the name of the function."
+            "`rollout-service patches` prints the same and runs each self-test on your machine. An engine does not "
+            "start with a vLLM that a patch was not written for, and the error names the function."
         )
     ]
     for group, patches in GROUPS.items():
@@ -37,7 +37,7 @@ def _section(patch: Patch) -> str:
     if patch.shown_by:
         file, test = patch.shown_by.split("::")
         facts["Test"] = f"`{test}` in [{file}]({TO_ROOT}/{file})"
-    facts["Goes when"] = marked(patch.unneeded)
+    facts["Unneeded when"] = marked(patch.unneeded)
     facts["File"] = f"[{patch.file}]({TO_ROOT}/{patch.file})"
     heading = ".".join(patch.name.split(".")[-2:])
     return "\n".join([f"### {heading}", "", *(f"- {name}: {said}" for name, said in facts.items())])
