@@ -19,7 +19,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
 # One process: an engine keeps two cores busy by itself.
 INTEGRATION := $(BIN)/python -m pytest tests/integration -q --durations 12
 
-.PHONY: help venv picture demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
+.PHONY: help venv docs demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
 .PHONY: lint format clean
 
 help:
@@ -32,7 +32,7 @@ help:
 	@echo "make demo-models  train the demo's policy and drafters from nothing (under an hour)"
 	@echo "make study        drafters by draft length and by training data, and with a policy that moves; writes report/study"
 	@echo "make bench        speed of the service and its parts against goals (over an hour); writes deploy/bench/results"
-	@echo "make picture      draw docs/rooms.svg from the imports, and write docs/modules.md"
+	@echo "make docs         write docs/reference, docs/rooms.svg and docs/llms.txt, and build the site into site/"
 	@echo "make venv         only install, into $(VENV)"
 
 venv: $(VENV)/.installed
@@ -51,9 +51,10 @@ demo: venv
 demo-models: venv
 	$(BIN)/python deploy/demo/recipe/make_models.py
 
-picture: venv
-	$(BIN)/python docs/rooms.py
-	$(BIN)/python docs/modules.py
+# What Material prints about the next MkDocs is no news of this site.
+docs: venv
+	PYTHONPATH=docs $(BIN)/python -m generate
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 study: venv
 	$(BIN)/python deploy/demo/study/run.py --config deploy/demo/study/study.toml
@@ -95,4 +96,4 @@ format: venv
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) report runs
+	rm -rf $(VENV) report runs site

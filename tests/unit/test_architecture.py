@@ -1,6 +1,5 @@
-"""The picture of the rooms, the list of modules, the walks through the code and the glossary are those of the code."""
+"""The picture of the rooms, the first line of each module and the glossary are those of the code."""
 
-import ast
 import re
 import sys
 from pathlib import Path
@@ -8,13 +7,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "docs"))
 
-import modules  # noqa: E402
-import rooms  # noqa: E402
-
-
-def test_the_picture_shows_the_imports_as_they_are():
-    drawn = (ROOT / "docs" / "rooms.svg").read_text(encoding="utf-8")
-    assert drawn == rooms.svg(), "make picture draws it anew"
+from generate import rooms  # noqa: E402
+from generate.tree import PACKAGES, subject  # noqa: E402
 
 
 def test_an_import_shows_as_an_arrow_or_a_way_along_arrows(monkeypatch):
@@ -26,36 +20,13 @@ def test_an_import_shows_as_an_arrow_or_a_way_along_arrows(monkeypatch):
     assert rooms.arrows(drawn) == [("a", "b"), ("b", "c")]
 
 
-def test_the_page_of_modules_says_what_each_says_of_itself():
-    written = (ROOT / "docs" / "modules.md").read_text(encoding="utf-8")
-    assert written == modules.page(), "make picture writes it anew"
-
-
 def test_every_module_says_its_subject_in_a_sentence_on_its_first_line():
-    folders = [*rooms.PACKAGES, "deploy", "docs"]
+    folders = [*PACKAGES, "deploy", "docs"]
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     assert len(files) > 200
     assert [file for file in files if not re.match(r'"""\S', file.read_text(encoding="utf-8"))] == []
-    said = {file: modules.subject(file).partition(". ")[0] for file in files}
+    said = {file: subject(file).partition(". ")[0] for file in files}
     assert [file for file, sentence in said.items() if not 0 < len(sentence.split()) <= 25] == []
-
-
-def names_in(file):
-    """Functions and classes, methods as Class.method."""
-    for node in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name
-        if isinstance(node, ast.ClassDef):
-            yield from (f"{node.name}.{inner.name}" for inner in node.body if hasattr(inner, "name"))
-
-
-def test_what_the_walks_name_is_there():
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    named = re.findall(r"`([\w/]+\.py)(?:: ([\w.]+))?`", text)
-    assert len(named) > 40
-    for path, name in named:
-        assert (ROOT / path).is_file(), path
-        assert not name or name in names_in(ROOT / path), f"{path}: {name}"
 
 
 def test_the_glossary_is_sorted_and_names_files_that_are_there():

@@ -1,20 +1,16 @@
 """Picture of the rooms, docs/rooms.svg: the three packages' rooms, on floors, with the imports between them.
 
-    make picture
-
 A room is a folder or a file of a package's first level. It stands one floor below the lowest room that imports it. An
 arrow that others imply is left out: a > c, where a > b > c.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from xml.sax.saxutils import escape
 
 import grimp
 
-ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("rl_loop", "rollout_service", "drafters")
-"""from the top"""
+from generate.tree import PACKAGES, ROOT
+
 WIDTH, BOX, GAP, FLOOR = 1180, 26, 14, 58
 """pixels: of the picture, a box's height, between boxes, between floors"""
 STYLE = """<style>
@@ -137,9 +133,3 @@ def svg() -> str:
     size = f'width="{WIDTH}" height="{top:.0f}"'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="0 0 {WIDTH} {top:.0f}">'
     return "\n".join([head, STYLE, ARROW_HEAD, f'<rect {size} fill="#fff"/>', *parts, "</svg>\n"])
-
-
-if __name__ == "__main__":
-    file = ROOT / "docs" / "rooms.svg"
-    file.write_text(svg(), encoding="utf-8")
-    print(f"wrote {file}")
