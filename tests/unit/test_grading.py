@@ -91,10 +91,10 @@ def test_a_grader_that_is_named_is_the_one_that_grades():
 @pytest.mark.parametrize(
     ("grader", "answer", "message"),
     [
-        ("math", "C++", "`answer` 'C\\+\\+' is no number or formula"),
-        ("math", "東京", "is no number or formula"),
-        ("math", "Paris", "is no number or formula"),
-        ("math", "New York", "is no number or formula"),
+        ("math", "C++", "`answer` 'C\\+\\+' is not a number or a formula"),
+        ("math", "東京", "is not a number or a formula"),
+        ("math", "Paris", "is not a number or a formula"),
+        ("math", "New York", "is not a number or a formula"),
         ("choice", "Paris", "`answer` 'Paris' is not the letter of a choice"),
         ("choice", "1", "is not the letter of a choice"),
         ("text", " ", "`answer` is empty"),

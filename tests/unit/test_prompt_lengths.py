@@ -97,7 +97,7 @@ def test_one_that_is_drawn_late_is_named_and_skipping_it_goes_on(mode, tmp_path,
         running.run()
         return running
 
-    with pytest.raises(TaskError, match=r"task\.overlong: train 7 has 21 tokens, and 20 fit; go on with --resume and"):
+    with pytest.raises(TaskError, match=r"task\.overlong: train 7 has 21 tokens, but only 20 fit; continue with --res"):
         run("refuse")
     service.owner = None  # as the command leaves it
     assert run("skip").state.step == 3

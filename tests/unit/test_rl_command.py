@@ -136,7 +136,7 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
     assert {f.name for f in (output / "rollouts").iterdir()} == {"recording.json", *(f"{name}.jsonl" for name in names)}
     assert service.source.version == 3
     printed = capsys.readouterr().out
-    assert "alarm of the service, acceptance_fell: the acceptance rate fell" in printed
+    assert "the service raised alarm acceptance_fell: the acceptance rate fell" in printed
     assert "step 2" in printed
     assert "losslessness" in printed
     assert json.loads((output / "config.json").read_text())["token"] == "**********"
@@ -226,7 +226,7 @@ def test_a_checkpoint_that_cannot_be_left_does_not_hide_what_ended_the_run(servi
     service.on_rollouts = third_fails
     with pytest.raises(ZeroDivisionError):
         train(flags)
-    assert "no checkpoint of step 1 could be left: no such layout" in capsys.readouterr().out
+    assert "the checkpoint of step 1 was not written: no such layout" in capsys.readouterr().out
 
 
 def test_a_step_that_fails_between_two_updates_is_told_with_the_checkpoint(
@@ -319,8 +319,8 @@ def test_rewards_that_all_fail_leave_a_checkpoint_and_say_why(processes, service
     assert train([*flags, *more]) == 1
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000000"]
     said = capsys.readouterr().err
-    assert "rl-loop train: rewards failed until the last 16 groups had fewer than two left" in said
-    assert "LookupError: no such table. Mend the reward, and go on with --resume" in said
+    assert "rl-loop train: the last 16 groups had fewer than two rewards left, since rewards failed" in said
+    assert "LookupError: no such table. Correct the reward, and continue with --resume" in said
     (tmp_path / "failing_rewards.py").write_text("def fail(response, entry):\n    return len(response)\n")
     monkeypatch.delitem(sys.modules, "failing_rewards")
     assert train([*flags, *more, "--resume"]) == 0
@@ -339,9 +339,9 @@ def test_one_overlong_prompt_anywhere_in_the_file_is_refused_before_work_starts(
         assert train(flags) == 1
         [line] = capsys.readouterr().err.splitlines()
         assert line == (
-            "rl-loop train: task.overlong: 1 of 10 prompts are too long: of the served policy's max_model_len of 64, "
-            f"sampling.max_tokens of 8 leaves 56 tokens: {tmp_path / 'prompts.jsonl'}, line {place + 1} (81 tokens); "
-            "shorten the prompts, or leave them out with --task.overlong skip"
+            f"rl-loop train: task.overlong: 1 of 10 prompts are too long: {tmp_path / 'prompts.jsonl'}, "
+            f"line {place + 1} (81 tokens). The served policy's max_model_len is 64, and sampling.max_tokens is 8, so a "
+            "prompt may have 56 tokens; shorten the prompts, or leave them out with --task.overlong skip"
         )
         assert not (tmp_path / "run").exists()
 
@@ -363,7 +363,7 @@ def test_overlong_prompts_are_skipped_and_counted_and_a_run_goes_on_past_them(se
     with_overlong(tmp_path, places=(1, 4, 8))
     assert train([*flags, "--task.overlong", "skip", "--steps", "9", "--record_rollouts"]) == 0  # three epochs
     printed = capsys.readouterr().out
-    assert "task.overlong: skipping 3 of 9 prompts of train and 0 of 1 prompts of held_out: " in printed
+    assert "task.overlong: the run skips 3 of 9 prompts of train and 0 of 1 prompts of held_out: " in printed
     assert "line 9 (81 tokens)" in printed
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["prompts_skipped"] == 3
     replayed = ["--replay", str(tmp_path / "run" / "rollouts"), "--output", str(tmp_path / "replayed"), "--steps", "9"]
@@ -380,7 +380,7 @@ NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exceptio
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (NO_SYSTEM, "chat template refuses the messages: no system role (its roles are system, user; see task.chat"),
+        (NO_SYSTEM, "no system role (the roles of its messages are system, user; see task.chat"),
         (None, "messages need a chat template, and the policy's tokenizer has none; give the prompt as text"),
     ],
 )

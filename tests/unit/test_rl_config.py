@@ -132,7 +132,7 @@ def test_help_says_each_losss_own_defaults(capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--loss.kind", "gsp"], "loss.kind: no loss of the project's, and no package.module:function (got 'gsp')"),
+        (["--loss.kind", "gsp"], "loss.kind: must be a built-in loss or a package.module:function (got 'gsp')"),
         (["--loss", "dapo"], "loss: is a section, whose kind is one of grpo, dr_grpo, dapo, gspo, cispo (got 'dapo')"),
         (["--loss.kind", "gspo", "--loss.clip_high", "-1"], "loss.clip_high: Input should be greater than or equal to"),
         (
@@ -146,11 +146,11 @@ def test_help_says_each_losss_own_defaults(capsys):
         (["--correction.kind", "icepop", "--correction.low", "6"], "correction.low: 6.0 must be below high, 5.0"),
         (
             ["--correction.proximal", "sampling"],
-            "correction.proximal: the sampling policy leaves this kind nothing to weigh: choo",
+            'correction.proximal: this kind has no effect with proximal = "sampling": choose another kind',
         ),
         (["--loss_average", "token"], "--loss_average: its name is loss.average now"),
         (["--drafter.kind", "mtp"], "--drafter.kind: its name is online_drafter.kind now"),
-        (["--mode", "async", "--reward_processes", "0"], "reward_processes: asynchronous training grades in processes"),
+        (["--mode", "async", "--reward_processes", "0"], "reward_processes: asynchronous training needs at least 1"),
         (["--reward_timeout", "5"], "reward_timeout: has no effect with reward_processes = 0"),
         (
             ["--dynamic_sampling_rounds", "5"],

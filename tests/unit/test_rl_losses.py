@@ -128,7 +128,7 @@ def test_a_loss_of_ones_own_is_a_function_with_its_options():
     [
         ("no_such_module:f", {}, "loss.kind: no_such_module:f: No module named 'no_such_module'"),
         (f"{__name__}:f", {}, f"loss.kind: {__name__}:f: module '{__name__}' has no attribute 'f'"),
-        (f"{__name__}:reinforce", {}, "is called with a batch and loss.options: missing a required argument: 'scale'"),
+        (f"{__name__}:reinforce", {}, "must take a batch and loss.options: missing a required argument: 'scale'"),
     ],
 )
 def test_a_loss_of_ones_own_that_cannot_be_called_is_named(kind, options, said):

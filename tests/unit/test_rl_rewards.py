@@ -107,7 +107,7 @@ def test_what_is_no_finite_number_fails_and_leaves_the_other_rewards(how, caplog
     rewards = RewardsHere(FailingAt([(0, 1)], how))
     values = [future.result() for future in rewards.submit(TaskProblem(entry={}), ["0.0", "0.1", "0.2"])]
     assert values == [0.0, None, 2.0]
-    assert "a reward raised and costs its completion" in caplog.text
+    assert "a reward raised, so its completion is left out" in caplog.text
     with RewardsPool(partial(FailingAt, [(0, 1)], how), processes=1, timeout=30.0) as pool:
         assert [f.result() for f in pool.submit(TaskProblem(entry={}), ["0.0", "0.1", "0.2"])] == [0.0, None, 2.0]
         assert pool.last_failure

@@ -110,7 +110,7 @@ def test_an_answer_that_its_grader_cannot_read_is_refused_with_its_line(held_out
     good.write_text('{"prompt": "2 / 4?", "answer": "1/2"}\n' * 2)
     bad.write_text('{"prompt": "1?", "answer": 1}\n{"prompt": "What is the capital?", "answer": "Paris"}\n')
     paths = {"path": good, "held_out_path": bad} if held_out else {"path": bad}
-    with pytest.raises(TaskError, match=r"bad\.jsonl, line 2: `answer` 'Paris' is no number or formula; task\.grader"):
+    with pytest.raises(TaskError, match=r"bad\.jsonl, line 2: `answer` 'Paris' is not a number or a formula; task\."):
         make_task(TaskConfig(kind="jsonl", grader="math", **paths))
 
 
@@ -172,7 +172,7 @@ def test_a_custom_reward_that_cannot_be_loaded_is_named(path):
         ("import no_such_module\n", r"No module named 'no_such_module' \(.*{module}\.py, line 1\)"),
         ("import sys\n\nsys.exit('usage: ...')\n", r"SystemExit: usage: \.\.\. \(.*{module}\.py, line 3\)"),
         ("def other(): ...\n", "has no attribute 'reward'"),
-        ("def reward(response): ...\n", "is called with the response and the problem's entry: too many positional"),
+        ("def reward(response): ...\n", "must take the response and the problem's entry: too many positional"),
     ],
 )
 def test_a_reward_module_that_fails_when_it_is_imported_is_named_in_one_line(code, message, tmp_path, monkeypatch):
