@@ -188,8 +188,7 @@ class TrainConfig(WithToken, Section):
     """completions in a group; at least 2, since each reward is compared with the others of its group"""
     loss: AnyLoss = Field(
         default=GRPO(),
-        description="The loss, by kind; each has the defaults of its paper.\n"
-        + kinds_described([*LOSSES, CustomLoss]),
+        description="The loss, by kind; each has the defaults of its paper.\n" + kinds_described([*LOSSES, CustomLoss]),
     )
     dynamic_sampling_rounds: int = Field(default=10, ge=1)
     """sync, with loss.dynamic_sampling: a step trains on what it has after this many rounds of prompts"""

@@ -1,4 +1,4 @@
-"""The command line: what is wrong is named before anything loads."""
+"""The command line of `rl-loop train`: errors are named before anything loads."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_a_misspelt_name_in_the_file_is_an_error(tmp_path, capsys):
     assert "task.nmae" in capsys.readouterr().err
 
 
-def test_flags_go_over_the_demos_file():
+def test_flags_override_the_demos_file():
     flags = ["--config", str(DEMO), "--endpoint", "http://node:9000", "--steps", "3", "--tensorboard"]
     config = read_command_line(TrainConfig, "rl-loop train", flags)
     assert (config.endpoint, config.steps, config.tensorboard) == ("http://node:9000", 3, True)
@@ -105,7 +105,7 @@ def dry_run(capsys, *flags):
     return json.loads(capsys.readouterr().out)
 
 
-def test_dry_run_shows_what_the_loss_the_correction_and_the_mode_take(capsys):
+def test_dry_run_shows_the_defaults_of_the_loss_the_correction_and_the_mode(capsys):
     printed = dry_run(capsys)
     assert printed["loss"] == GRPO().model_dump()
     assert (printed["correction"]["kind"], printed["reward_processes"]) == ("truncated", 0)
@@ -118,7 +118,7 @@ def test_dry_run_shows_what_the_loss_the_correction_and_the_mode_take(capsys):
     assert (printed["correction"]["low"], printed["correction"]["high"]) == (0.5, 3.0)
 
 
-def test_help_says_each_losss_own_defaults(capsys):
+def test_help_lists_each_losss_own_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     printed = capsys.readouterr().out
