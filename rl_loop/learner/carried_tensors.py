@@ -1,4 +1,4 @@
-"""Carried files: what a run's checkpoints copy from the policy's checkpoint, since it is not trained."""
+"""Carried tensors and sampling defaults: what a run's checkpoints copy from the policy's, since it is not trained."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
