@@ -54,7 +54,7 @@ class Ownership:
         in_service = status.policy if of == "policy" else status.drafter
         if in_service is None:
             raise RolloutError(
-                409, ErrorBody(error="the service has no drafter with its own weights; start it with one")
+                409, ErrorBody(error="there is no drafter with its own weights; start the service with one")
             )
         tensors = export(getattr(torch, status.dtype))
         if not is_new and tensors_checksum(tensors) == in_service.checksum:

@@ -21,7 +21,7 @@ def write_summary(
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     plot(output / "reward.png", steps, evaluations)
     console.print(summary_table(summary))
-    console.print(f"metrics.jsonl, summary.json, reward.png and checkpoints/ are in {output}", soft_wrap=True)
+    console.print(f"written to {output}: metrics.jsonl, summary.json, reward.png, checkpoints/", soft_wrap=True)
 
 
 def summarise(steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetrics]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
     length = summary["acceptance_length"]
     overall = {
         f"losslessness z, {summary['tokens']} tokens": f"{summary['z']:+.2f}",
-        "largest difference of log-probabilities": f"{summary['logprob_difference_max']:.1e}",
+        "largest log-probability difference": f"{summary['logprob_difference_max']:.1e}",
         "KL between trainer and rollouts": f"{summary['kl']:.1e}",
         "acceptance length": "no drafter" if length is None else f"{length:.2f}",
         "tokens per second of generation": f"{summary['tokens_per_second']:.0f}",
