@@ -205,9 +205,11 @@ class TrainConfig(WithToken, Section):
     again"""
 
     learning_rate: float = Field(default=1e-6, gt=0.0)
+    """AdamW's learning rate, after the warm-up"""
     warmup_steps: int = Field(default=0, ge=0)
     """steps over which the learning rate rises linearly; then it is constant"""
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's weight decay"""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
