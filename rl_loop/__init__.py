@@ -1,1 +1,1 @@
-"""The learner: tasks, rewards, losses, two training loops. Imports drafters, and the server's client and protocol."""
+"""The trainer: tasks, rewards, losses, two training loops. It imports drafters and the server's client and protocol."""

@@ -1,10 +1,11 @@
-"""Rollouts as micro-batches: what one forward computes, and where each rollout's tokens are in it.
+"""Micro-batches of rollouts: the input of one forward pass, and where each rollout's tokens are in it.
 
-Padded micro-batches (rl_loop/learner/padding.py) have a row for each rollout: any model takes them. Packed ones
-(learner/packing.py) have all tokens in one row and each prompt once: for models whose every layer is full attention.
+Padded micro-batches (rl_loop/learner/padding.py) have a row for each rollout, and any model takes them. Packed ones
+(learner/packing.py) have all tokens in one row and each prompt once. Only models with full attention in every layer
+take these.
 
 B rows, T columns, N response tokens, V vocabulary. Rows are padded on the right, so position ids count from 0 in every
-row and nothing real attends to padding. A token's index is counted through the tokens of the forward, row after row.
+row, and no token of a rollout attends to padding. A token's index is its place in the forward pass, row after row.
 """
 
 import math
@@ -18,8 +19,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 BATCH_COST = 256
-"""tokens of padding that take as long as one more forward and backward does, whatever is in it; measured so for padded
-micro-batches, and good enough for the blocks of packed ones, where only attention sees padding"""
+"""padding tokens that take as long as the fixed cost of one more forward and backward pass. Measured for padded
+micro-batches; it also serves for the blocks of packed ones, where only attention sees padding"""
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Rollout:
     prompt_ids: list[int]
     response_ids: list[int]
     logprobs: list[float]
-    """of the response's tokens, as the service reported them"""
+    """log-probabilities of the response's tokens, as the service reported them"""
     versions: list[int] = field(default_factory=list)
-    """weight version that sampled each token of the response; empty when not known"""
+    """the weight version that sampled each token of the response; empty when not known"""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
@@ -39,7 +40,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Block:
-    """Rollouts of similar length, one a row."""
+    """Rollouts of similar length, one per row."""
 
     tokens_BT: Tensor
     """int64"""
@@ -48,11 +49,11 @@ class Block:
     response_BT: Tensor
     """bool: which tokens are response"""
     indices_BT: Tensor
-    """int64: each token's index in the forward; 0 for padding"""
+    """int64: each token's index in the forward pass; 0 for padding"""
 
     @property
     def predicts_BT(self) -> Tensor:
-        """bool: after which tokens a response token comes"""
+        """bool: True where the next token is a response token"""
         return torch.nn.functional.pad(self.response_BT[:, 1:], (0, 1))
 
     def to(self, device: torch.device) -> "Block":
@@ -62,16 +63,16 @@ class Block:
 @dataclass(frozen=True)
 class MicroBatch(ABC):
     rows: list[int]
-    """indices into the rollouts, those of the blocks in turn; per-token tensors (N,) are in this order"""
+    """indices into the rollouts, block after block; per-token tensors (N,) are in this order"""
     lengths: list[int]
-    """response tokens of each row"""
+    """number of response tokens of each row"""
     responses_N: Tensor
     """int64"""
     blocks: list[Block]
 
     @abstractmethod
     def logits(self, model: PreTrainedModel) -> Tensor:
-        """(N, V), those that predict the response tokens."""
+        """The logits (N, V) that predict the response tokens."""
 
     def to(self, device: torch.device) -> Self:
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}
@@ -80,7 +81,7 @@ class MicroBatch(ABC):
 
 def by_length(rollouts: Sequence[Rollout], rows: Sequence[int], max_tokens: float = math.inf) -> list[list[int]]:
     """The rows, longest first, in parts of at most `max_tokens` padded tokens (or of one row). A row begins a new part
-    where it would bring the padding in the old one above BATCH_COST."""
+    if it would bring the padding in the current one above BATCH_COST."""
     parts: list[list[int]] = []
     width = padding = 0
     for row in sorted(rows, key=lambda row: (-len(rollouts[row]), row)):
@@ -95,7 +96,7 @@ def by_length(rollouts: Sequence[Rollout], rows: Sequence[int], max_tokens: floa
 
 
 def block_of(rollouts: Sequence[Rollout], starts: Sequence[tuple[int, int]]) -> Block:
-    """The rollouts as rows. `starts`: the indices of each one's first token and of its response's first."""
+    """The rollouts as rows. `starts`: the indices of each rollout's first token and of its first response token."""
     tokens_BT = torch.zeros(len(rollouts), max(map(len, rollouts)), dtype=torch.long)
     real_BT, response_BT = (torch.zeros_like(tokens_BT, dtype=torch.bool) for _ in range(2))
     indices_BT = torch.zeros_like(tokens_BT)

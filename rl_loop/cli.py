@@ -19,17 +19,18 @@ def main(argv: list[str] | None = None) -> None:
     )
     commands: dict[str, Callable[[list[str]], int]] = {"train": train}
     parser.add_argument(
-        "command", choices=commands, metavar="command", help="train: synchronous or asynchronous, by mode"
+        "command", choices=commands, metavar="command", help="train: synchronous or asynchronous training, by --mode"
     )
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags over it")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags that override it")
     chosen = parser.parse_args(argv)
     sys.exit(commands[chosen.command](chosen.arguments))
 
 
 def train(argv: list[str]) -> int:
-    """`rl-loop train`. Returns the exit code: 1 for what went wrong outside, 2 for a wrong configuration."""
+    """`rl-loop train`. Returns the exit code: 2 for a wrong configuration, 1 for any other failure, and SIGNALLED plus
+    the signal's number after a signal."""
     config = read_command_line(TrainConfig, "rl-loop train", argv)
-    # Imported after the command line is read, so that --help and mistakes in it answer at once.
+    # These imports follow the reading of the command line, so that --help and its errors come at once.
     import httpx
 
     from drafters.files.disk_space import NoRoom, is_full

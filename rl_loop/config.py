@@ -1,4 +1,4 @@
-"""TrainConfig: everything `rl-loop train` can be told. Imports no torch, so that `--help` and errors are immediate."""
+"""TrainConfig: the configuration of `rl-loop train`. It imports no torch, so that `--help` and errors come at once."""
 
 import re
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ Grader = Literal["auto", "math", "text", "choice"]
 
 
 class TaskConfig(Section):
-    """Where prompts come from and how responses are graded."""
+    """Where prompts come from, and how responses are graded."""
 
     kind: TaskKind = "reasoning_gym"
     name: str = "chain_sum"
@@ -42,31 +42,34 @@ class TaskConfig(Section):
     params: dict[str, Any] = Field(default_factory=dict)
     """reasoning_gym: the dataset's own parameters"""
     size: int = Field(default=1_000_000, ge=1)
-    """reasoning_gym: problems of each split; training repeats after them"""
+    """reasoning_gym: problems in each split; training starts over after the last one"""
     path: Path | None = None
-    """jsonl: file of prompts, one JSON object a line with `answer` and `prompt` (text or messages) or `messages`"""
+    """jsonl: the file of prompts; each line is a JSON object with `answer`, and with `prompt` (text or messages) or
+    `messages`"""
     held_out_path: Path | None = None
-    """jsonl: file of held-out prompts; without it the last tenth of `path` is held out"""
+    """jsonl: the file of held-out prompts; if it is not set, the last tenth of `path` is held out"""
     seed: int = Field(default=0, ge=0)
-    """which problems (reasoning_gym), or their order (jsonl)"""
+    """reasoning_gym: selects the problems; jsonl: selects their order"""
     prompt_suffix: str = "\n"
-    """appended to a prompt that is text"""
+    """appended to every prompt that is text"""
     chat: CliImplicitFlag[bool] = False
     """send the prompt as a chat message through the policy's chat template, instead of as text"""
     system_prompt: str | None = None
-    """first message of a chat"""
+    """the system message that begins each chat"""
     overlong: Literal["refuse", "skip"] = "refuse"
-    """what becomes of a prompt that leaves no room for sampling.max_tokens in the served context: the run does not
-    start, or goes without it; skipped ones are counted"""
+    """what happens if a prompt leaves no room for sampling.max_tokens in the served context. refuse: the run does not
+    start; skip: the run leaves the prompt out and counts it"""
     answer_pattern: str = r"Answer:\s*(.*)"
-    """regular expression with one group; its last match in a response is the answer, else the whole response is"""
+    """regular expression with one group; its last match in a response is the answer; if nothing matches, the whole
+    response is the answer"""
     grader: Grader = "auto"
-    """jsonl: how an answer is compared: math (numbers and formulas, by their value), text (without case and punctuation
-    around it), choice (by its letter); auto decides for each problem by its `answer`"""
+    """jsonl: how answers are compared. math: numbers and formulas, by value; text: ignoring case and the punctuation
+    around it; choice: by letter; auto: chooses one of these for each problem, by its `answer`"""
     reward: str | None = None
-    """own reward `package.module:function`, called with the response and the problem's entry; replaces the grading"""
+    """your own reward, `package.module:function`; it is called with the response and the problem's entry, and replaces
+    the grading"""
     pass_threshold: float = 1.0
-    """a response is right when its reward is at least this"""
+    """a response is right if its reward is at least this"""
 
     @field_validator("answer_pattern")
     @classmethod
@@ -76,7 +79,7 @@ class TaskConfig(Section):
         except re.error as error:
             raise ValueError(f"not a regular expression: {error}") from None
         if groups != 1:
-            raise ValueError(f"must have exactly one group, has {groups}")
+            raise ValueError(f"must have exactly one group, but has {groups}")
         return pattern
 
     @field_validator("reward")
@@ -113,14 +116,14 @@ class TaskConfig(Section):
 
 
 class SamplingConfig(Section):
-    """How rollouts are drawn, in training and in evaluation."""
+    """How rollouts are sampled, in training and in evaluation."""
 
     temperature: Temperature = Field(default=1.0, gt=0.0)
-    """above 0: a policy gradient needs samples"""
+    """must be above 0, since a policy gradient needs samples"""
     top_p: TopP = 1.0
-    """smallest set of tokens whose probabilities reach this"""
+    """sample from the smallest set of tokens whose probabilities add up to this"""
     top_k: TopK = 0
-    """the k most likely tokens; 0 for all"""
+    """sample from the k most likely tokens; 0 for all"""
     max_tokens: ResponseTokens = 256
     """longest response, in tokens"""
 
@@ -129,13 +132,13 @@ class SamplingConfig(Section):
 
 
 class OnlineDrafterConfig(Section):
-    """The service's drafter, trained along with the policy."""
+    """Training of the service's drafter along with the policy."""
 
     kind: LearnerKindOrNone = "none"
-    """the kind that the service drafts with; none leaves its drafter alone"""
+    """the kind of drafter that the service runs; none: the drafter is not trained"""
     model: str | None = None
-    """the checkpoint that the service started with: a folder or a Hugging Face name; for a kind whose tensors live in
-    the policy's checkpoint, that one when not given"""
+    """the drafter's checkpoint that the service started with: a folder or a Hugging Face name; a kind whose tensors are
+    in the policy's checkpoint takes that one by default"""
     training: OnlineTraining = Field(default_factory=OnlineTraining)
 
     @model_validator(mode="after")
@@ -146,7 +149,7 @@ class OnlineDrafterConfig(Section):
 
 
 def one_with_async(fields: dict[str, Any]) -> int:
-    """Its name is what `--help` shows of the default."""
+    """`--help` shows the name of this function as the default."""
     return int(fields["mode"] == "async")
 
 
@@ -166,104 +169,104 @@ class TrainConfig(WithToken, Section):
     model: str
     """the policy: a folder or a Hugging Face name; the service must serve the same architecture"""
     mode: Literal["sync", "async"] = "sync"
-    """sync: each step samples with the policy it trains; async: generation goes on while the policy is trained"""
+    """sync: each step samples with the policy that it then trains; async: generation goes on during training"""
     endpoint: Endpoint = "http://127.0.0.1:8000"
     """the rollout service"""
     ready_timeout: float = Field(default=600.0, ge=0.0)
-    """seconds to wait until the service is ready"""
+    """seconds to wait for the service to be ready"""
     take_over: CliImplicitFlag[bool] = False
-    """take the service over from the run that its weights belong to; that run then ends with an error"""
+    """take over the service from the run that owns its weights; that run then ends with an error"""
     task: TaskConfig = Field(default_factory=TaskConfig)
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     online_drafter: OnlineDrafterConfig = Field(default_factory=OnlineDrafterConfig)
 
     steps: int = Field(default=100, ge=1)
-    """steps of the whole run, those before a resume included"""
+    """steps of the whole run, including those before a resume"""
     prompts_per_step: int = Field(default=32, ge=1, le=MAX_GROUPS)
     """groups in a step"""
     completions: int = Field(default=8, ge=2, le=MAX_COMPLETIONS)
-    """completions of a group; at least 2, since a reward counts relative to its group's others"""
+    """completions in a group; at least 2, since each reward is compared with the others of its group"""
     loss: AnyLoss = Field(
         default=GRPO(),
-        description="The objective, by kind, with the defaults of its paper.\n"
-        + kinds_described([*LOSSES, CustomLoss]),
+        description="The loss, by kind; each has the defaults of its paper.\n" + kinds_described([*LOSSES, CustomLoss]),
     )
     dynamic_sampling_rounds: int = Field(default=10, ge=1)
-    """with loss.dynamic_sampling, sync: a step that is not full after so many rounds is trained as it is"""
+    """sync, with loss.dynamic_sampling: a step trains on what it has after this many rounds of prompts"""
     correction: AnyCorrection = Field(
         default=Truncated(),
-        description="For tokens that an older policy sampled than the one that is trained on them, by kind.\n"
-        + kinds_described(CORRECTIONS),
+        description="The correction for tokens that an older policy sampled, by kind.\n" + kinds_described(CORRECTIONS),
     )
 
     max_staleness: int = Field(default=1, ge=0)
-    """async: updates that a trained token's policy may be behind the one that is trained; older groups are generated
-    again"""
+    """async: how many updates the policy that sampled a token may be behind the policy that trains on it; older groups
+    are generated again"""
     lease_seconds: float = Field(default=120.0, gt=1.0, le=86400.0)
-    """async: a trainer that has not been heard of for so long loses its groups to the next one"""
+    """async: if the service hears nothing from the trainer for this many seconds, it hands the trainer's groups out
+    again"""
 
     learning_rate: float = Field(default=1e-6, gt=0.0)
+    """AdamW's learning rate, after the warm-up"""
     warmup_steps: int = Field(default=0, ge=0)
-    """steps over which the learning rate rises linearly; constant after them"""
+    """steps over which the learning rate rises linearly; then it is constant"""
     weight_decay: float = Field(default=0.0, ge=0.0)
+    """AdamW's weight decay"""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's decay rates"""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     """gradients are scaled down to this norm"""
     kl_coefficient: float = Field(default=0.0, ge=0.0)
-    """weight of the KL divergence (k3 estimate) to the initial policy; 0 keeps no reference"""
+    """weight of the KL divergence (k3 estimate) to the initial policy; with 0 the learner keeps no reference policy"""
     minibatches: int = Field(default=1, ge=1)
-    """optimiser updates an epoch"""
+    """optimiser updates per epoch"""
     epochs: int = Field(default=1, ge=1)
-    """times that a step's rollouts are trained on"""
+    """passes over each step's rollouts"""
     max_tokens_per_microbatch: int = Field(default=16384, ge=1)
-    """padded tokens in one forward; changes memory and speed, not the gradient"""
+    """tokens in one forward pass, padding included; it changes memory and speed, not the gradient"""
     gradient_checkpointing: CliImplicitFlag[bool] = False
-    """recompute activations in the backward, for memory; dropout and whatever else training mode turns on stay off, as
-    they do without it"""
+    """save memory by computing activations again in the backward pass; dropout stays off, as it does without this"""
 
     seed: int = Field(default=0, ge=0)
-    """of sampling and of the order of minibatches"""
+    """seed of sampling and of the order of minibatches"""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """of the learner's matrix products; weights and optimiser state are float32 always"""
+    """dtype of the learner's matrix products; weights and optimiser state are always float32"""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """auto is cuda where there is one"""
+    """the learner's device; auto: cuda if there is one, else cpu"""
     threads: Threads = 0
     """CPU threads of the learner; 0 for all"""
 
     reward_processes: int = Field(default_factory=one_with_async, ge=0)
-    """processes that grade responses; 0 grades in the trainer's own, without a time limit; when not given 1 with async,
-    else 0"""
+    """processes that grade responses; with 0 the trainer's own process grades them, without a time limit; default: 1
+    with async, 0 with sync"""
     reward_timeout: float = Field(default=60.0, gt=0.0)
-    """seconds one reward may take in such a process; a longer one costs its completion"""
+    """seconds that a reward process may take for one reward; if it takes longer, the completion is left out"""
 
     evaluate_every: int = Field(default=10, ge=0)
-    """steps between held-out evaluations; also before the first and after the last step; 0 for none"""
+    """steps between held-out evaluations, which also run before the first step and after the last; 0 for none"""
     evaluation_prompts: int = Field(default=64, ge=1, le=MAX_GROUPS)
-    """held-out problems, the same at every evaluation"""
+    """number of held-out problems; every evaluation uses the same ones"""
     evaluation_completions: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
-    """completions of each"""
+    """completions of each held-out problem"""
 
     losslessness_limit: float = Field(default=5.0, gt=0.0)
-    """alarm when the running z of all sampled tokens is this far from 0: what is sampled is not the policy then"""
+    """raise an alarm if the running z of all sampled tokens is this far from 0: the samples do not follow the policy"""
     losslessness_alarm: Literal["warn", "stop"] = "warn"
-    """warn: say so after every such step; stop: leave a checkpoint and end with exit code 1"""
+    """warn: print the alarm after every such step; stop: leave a checkpoint and end with exit code 1"""
 
     output: Path = Path("runs/rl")
     """folder of checkpoints, metrics, rollouts and plots"""
     resume: CliImplicitFlag[bool] = False
-    """go on from the latest checkpoint in the output folder; start where there is none"""
+    """continue from the latest checkpoint in the output folder; if there is none, start a new run"""
     checkpoint_every: int = Field(default=10, ge=0)
-    """steps between checkpoints; also before the first step, after the last one and when a run is ended; 0 for only
-    those"""
+    """steps between checkpoints; one is also written before the first step, after the last, and whenever the run ends;
+    with 0 only these"""
     keep_checkpoints: int = Field(default=2, ge=1)
-    """the latest ones"""
+    """how many of the latest checkpoints are kept"""
     tensorboard: CliImplicitFlag[bool] = False
     """also write TensorBoard events"""
     record_rollouts: CliImplicitFlag[bool] = False
     """write every group to output/rollouts, for `replay`"""
     replay: Path | None = None
-    """train on the groups recorded in this folder, instead of asking the endpoint"""
+    """train on the groups recorded in this folder, without an endpoint"""
 
     @field_validator("betas")
     @classmethod
@@ -291,9 +294,9 @@ class TrainConfig(WithToken, Section):
     def _what_the_mode_takes(self) -> "TrainConfig":
         if self.mode == "async":
             if self.replay is not None:
-                raise ValueError('replay: a recording holds no staleness; use mode = "sync"')
+                raise ValueError('replay: a recording cannot be replayed in mode "async"; use mode = "sync"')
             if self.reward_processes == 0:
-                raise ValueError("reward_processes: asynchronous training grades in processes of their own; at least 1")
+                raise ValueError("reward_processes: asynchronous training needs at least 1")
         return self
 
     @model_validator(mode="after")
@@ -307,5 +310,5 @@ class TrainConfig(WithToken, Section):
     @model_validator(mode="after")
     def _not_over_itself(self) -> "TrainConfig":
         if self.replay is not None and self.replay.resolve() == (self.output / "rollouts").resolve():
-            raise ValueError("replay reads output/rollouts: choose another output folder")
+            raise ValueError("replay: this is the run's own output/rollouts; choose another output folder")
         return self

@@ -1,4 +1,7 @@
-"""Checks before training starts, of the output folder and the endpoint. Prompts: rl_loop/prompt_lengths.py."""
+"""Checks before training starts: the output folder, the device, the loss, and the endpoint.
+
+rl_loop/prompt_lengths.py checks the prompts.
+"""
 
 import time
 from pathlib import Path
@@ -17,13 +20,13 @@ from rollout_service.client import RolloutClient, RolloutError
 
 POLL_SECONDS = 1.0
 SHORTEST_TRY = 1.0
-"""seconds for an answer, however little is left of `ready_timeout`"""
+"""seconds that each try waits for an answer, even if less is left of `ready_timeout`"""
 READY_WITHIN = 10.0
-"""seconds for the answer whether every engine is in service"""
+"""seconds to wait for the answer whether every engine is in service"""
 
 
 class PreflightError(RuntimeError):
-    """What is wrong, and what to do."""
+    """A check failed before training. The message says what is wrong and what to do."""
 
 
 def check_output(config: TrainConfig) -> None:
@@ -33,12 +36,12 @@ def check_output(config: TrainConfig) -> None:
         raise PreflightError(str(error)) from error
     found = checkpoints(config.output)
     if not config.resume and (found or (config.output / STEPS_FILE).exists()):
-        raise PreflightError(f"output: {config.output} holds a run: go on with --resume, or choose another folder")
+        raise PreflightError(f"output: {config.output} has a run: continue it with --resume, or choose another folder")
 
 
 def model_folder(config: TrainConfig) -> Path:
-    """The policy's folder, downloaded when it is a Hugging Face name that is not cached. Raises PreflightError when
-    there is none, or no drafter where `online_drafter.model` says."""
+    """The policy's folder. A Hugging Face name that is not cached is downloaded. Raises PreflightError when there is no
+    such policy, or no drafter at `online_drafter.model`."""
     try:
         if config.online_drafter.kind != "none" and config.online_drafter.model is not None:
             resolve_model(config.online_drafter.model, "online_drafter.model")
@@ -55,14 +58,14 @@ def check_device(config: TrainConfig) -> None:
 
 
 def check_loss(config: TrainConfig) -> None:
-    """Raises CustomFunctionError for a loss of the user's that cannot be loaded."""
+    """Raises CustomFunctionError when the user's own loss cannot be loaded."""
     if isinstance(config.loss, CustomLoss):
         _ = config.loss.function
 
 
 def wait_until_ready(client: RolloutClient, config: TrainConfig, console: Console) -> None:
-    """Returns when every engine answers. Raises RolloutError when refused, PreflightError after `ready_timeout`, also
-    when something listens there that never answers; a try has SHORTEST_TRY at least."""
+    """Returns when every engine answers. Raises RolloutError when the service refuses the request, and PreflightError
+    after `ready_timeout`, also when something listens there and never answers."""
     deadline = time.monotonic() + config.ready_timeout
     with console.status(f"waiting for {config.endpoint} to be ready (at most {config.ready_timeout:.0f} s)"):
         while (reason := _why_not_ready(client, deadline)) is not None:
@@ -83,14 +86,14 @@ def _why_not_ready(client: RolloutClient, deadline: float) -> str | None:
     except httpx.TransportError as error:
         return str(error) or type(error).__name__
     except RolloutError as error:
-        if error.status < 500:  # a wrong token, or another kind of server: waiting does not help
+        if error.status < 500:  # the token is wrong, or this is another kind of server: waiting does not help
             raise
         return str(error)
     return None if client.ready(within=min(READY_WITHIN, left())) else "not every engine answers"
 
 
 def check_owner(client: RolloutClient, config: TrainConfig, run: str) -> None:
-    """The service's weights must not belong to another run, unless this one is to take over."""
+    """Raises PreflightError when the service's weights belong to another run, unless `take_over` is set."""
     status = client.weights()
     weights = {"policy": status.policy}
     if config.online_drafter.kind != "none" and status.drafter is not None:
@@ -99,28 +102,29 @@ def check_owner(client: RolloutClient, config: TrainConfig, run: str) -> None:
         if in_service.run not in (None, run) and not config.take_over:
             raise PreflightError(
                 f"endpoint: {config.endpoint} serves {of} version {in_service.version} of the run {in_service.run!r}, "
-                f"and this is the run {run!r}. Wait for its end, go on with it if it was killed (--resume, with its "
-                "output folder), or take the service over from it (--take_over)"
+                f"and this is the run {run!r}. Wait until that run ends; or, if it was killed, resume it (--resume, "
+                "with its output folder); or take over the service from it (--take_over)"
             )
 
 
 def warn_of_memory_queue(client: RolloutClient, config: TrainConfig, console: Console) -> None:
-    """An asynchronous run whose groups would die with the service is told so; it can do with that."""
+    """Warn an asynchronous run if the service keeps its queue in memory only. The run goes on."""
     if config.mode == "async" and not client.batches().persistent:
         console.print(
-            f"{config.endpoint} keeps its queue and weights in memory: what it has generated is lost if it dies. "
-            "Launch it with `--state FOLDER` to keep them.",
+            f"{config.endpoint} keeps its queue and weights in memory and loses them if it dies. "
+            "Launch it with `--state FOLDER` to keep them on disk.",
             style="yellow", soft_wrap=True,
         )  # fmt: skip
 
 
 def check_drafter(client: RolloutClient, config: TrainConfig) -> None:
-    """A drafter that is trained must be the kind that the service drafts with."""
+    """Raises PreflightError when the service does not draft with the kind of drafter that is to be trained."""
     if config.online_drafter.kind == "none":
         return
     served = [drafter.drafter for drafter in client.speculation().drafters]
     if served != [config.online_drafter.kind]:
         raise PreflightError(
             f"online_drafter.kind: {config.endpoint} drafts with {' and '.join(served) or 'none'}, not "
-            f"{config.online_drafter.kind}; start it with that drafter, or train the one it has"
+            f"{config.online_drafter.kind}; start the service with that drafter, or set online_drafter.kind to the "
+            "one that it has"
         )

@@ -1,7 +1,7 @@
 """Prompt lengths: prompts that leave no room for a response in the served context are found before training starts.
 
-Each prompt of a file is measured, and each that the run is to draw of a dataset without end. What a run draws beyond
-these (in place of groups that were left out) is measured when it is drawn.
+All prompts of a file are measured before the start. Of a generated dataset, those that the run is expected to draw are
+measured, up to MEASURED. A run that draws more (to replace groups that were left out) measures them as it draws them.
 """
 
 import threading
@@ -15,26 +15,26 @@ from rl_loop.preflight import PreflightError
 from rl_loop.tasks import Split, Task, TaskError, TaskProblem
 
 MEASURED = 10_000
-"""problems of a dataset that are measured at the start at most: some seconds"""
+"""most problems of a generated dataset that are measured at the start; this takes some seconds"""
 NAMED = 5
-"""overlong prompts that a message names"""
+"""most overlong prompts that a message names"""
 
 
 class PromptLengths:
-    """Tokens of the task's prompts, as the service will count them; each is counted once."""
+    """The number of tokens of each of the task's prompts, as the service will count them. Each is counted once."""
 
     def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase):
         self.task, self.tokenizer = task, tokenizer
         self.known: dict[str, int] = {}
 
     def of(self, problem: TaskProblem) -> int:
-        """Raises PreflightError when the policy's chat template refuses the messages."""
+        """The prompt's tokens. Raises PreflightError when the policy's chat template refuses the messages."""
         if problem.origin not in self.known:
             self.known[problem.origin] = prompt_tokens(self.tokenizer, problem)
         return self.known[problem.origin]
 
     def measure(self, config: TrainConfig) -> dict[Split, dict[str, int]]:
-        """Tokens by origin, of each split that the run uses. Raises PreflightError."""
+        """The tokens of each prompt, by its origin, for each split that the run uses. Raises PreflightError."""
         drawn: dict[Split, int] = {"train": config.steps * config.prompts_per_step}
         if config.evaluate_every:
             drawn["held_out"] = config.evaluation_prompts
@@ -48,20 +48,21 @@ class PromptLengths:
 
 
 class FittingTask:
-    """The task without its overlong prompts: problem i of a split is the i-th that fits, so each epoch has all that do.
+    """The task without its overlong prompts. Problem i of a split is the i-th one that fits, so each epoch has all that
+    fit.
 
-    With `overlong` = "refuse" there are none of which it is known; TaskError is raised when another one is drawn.
+    With `overlong` = "refuse", none of the measured prompts is overlong; TaskError is raised when a later one is.
     """
 
     def __init__(self, task: Task, lengths: PromptLengths, longest: int, overlong: str):
-        """`longest`: the tokens that a prompt may have."""
+        """`longest`: the most tokens that a prompt may have."""
         self.task, self.lengths, self.longest, self.overlong = task, lengths, longest, overlong
-        self.lock = threading.Lock()  # training and held-out evaluation may draw at once
+        self.lock = threading.Lock()  # training and held-out evaluation may draw at the same time
         self.fitting: dict[Split, list[int]] = {"train": [], "held_out": []}
-        """indices in the task's own order of those that fit"""
+        """the task's own indices of the problems that fit"""
         self.looked_at: dict[Split, int] = {"train": 0, "held_out": 0}
         self.skipped: set[str] = set()
-        """origins"""
+        """origins of the skipped prompts"""
 
     def size(self, split: Split) -> int:
         return self.task.size(split)
@@ -84,8 +85,8 @@ class FittingTask:
             return True
         if self.overlong == "refuse":
             raise TaskError(
-                f"task.overlong: {problem.origin} has {tokens} tokens, and {self.longest} fit; go on with --resume and "
-                "--task.overlong skip"
+                f"task.overlong: {problem.origin} has {tokens} tokens, but only {self.longest} fit; continue with "
+                "--resume --task.overlong skip"
             )
         self.skipped.add(problem.origin)
         return False
@@ -95,9 +96,9 @@ def fitting_task(
     config: TrainConfig, lengths: PromptLengths, measured: dict[Split, dict[str, int]], limit: int | None,
     console: Console,
 ) -> Task:  # fmt: skip
-    """The task as it is trained on, in a context of `limit` tokens (None: not known). Says what is skipped.
+    """The task to train on, for a context of `limit` tokens (None: not known). Prints which prompts are skipped.
 
-    Raises PreflightError when prompts are overlong and not to be skipped, and when a split has no other.
+    Raises PreflightError when a prompt is overlong and may not be skipped, and when no prompt of a split fits.
     """
     if limit is None:
         return lengths.task
@@ -113,25 +114,27 @@ def fitting_task(
         left = limit - max(every.values())
         lower = f"lower sampling.max_tokens to {left}, " if left > 0 else ""
         raise PreflightError(
-            f"task.overlong: {len(every)} of {sum(map(len, measured.values()))} prompts are too long: of the served "
-            f"policy's max_model_len of {limit}, sampling.max_tokens of {config.sampling.max_tokens} leaves "
-            f"{max(0, room)} tokens: {named}; {lower}shorten the prompts, or leave them out with --task.overlong skip"
+            f"task.overlong: {len(every)} of {sum(map(len, measured.values()))} prompts are too long: {named}. The "
+            f"served policy's max_model_len is {limit}, and sampling.max_tokens is {config.sampling.max_tokens}, so a "
+            f"prompt may have {max(0, room)} tokens; {lower}shorten the prompts, or leave them out with "
+            "--task.overlong skip"
         )
     if every:
         counts = " and ".join(f"{len(overlong[s])} of {len(measured[s])} prompts of {s}" for s in measured)
-        console.print(f"task.overlong: skipping {counts}: {named}", style="yellow", soft_wrap=True)
+        console.print(f"task.overlong: the run skips {counts}: {named}", style="yellow", soft_wrap=True)
     return FittingTask(lengths.task, lengths, room, config.task.overlong)
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, problem: TaskProblem) -> int:
-    """How many tokens the service will make of the prompt. Raises PreflightError when it would refuse the messages."""
+    """The number of tokens that the prompt has for the service. Raises PreflightError when the chat template refuses
+    the messages."""
     if problem.messages is None:
         return len(tokenizer.encode(problem.prompt or ""))
     try:
         text = chat_text(tokenizer, [message.model_dump() for message in problem.messages])
     except ValueError as error:
         raise PreflightError(
-            f"task: {problem.origin}: {error} (its roles are {', '.join(m.role for m in problem.messages)}; see "
-            "task.chat and task.system_prompt)"
+            f"task: {problem.origin}: {error} (the roles of its messages are "
+            f"{', '.join(m.role for m in problem.messages)}; see task.chat and task.system_prompt)"
         ) from error
     return len(tokenizer.encode(text, add_special_tokens=False))

@@ -1,7 +1,7 @@
-"""The run of `rl-loop train`, once its configuration is read: checks, builds the parts, runs the loop.
+"""The run of `rl-loop train`, after its configuration is read: it checks, builds the parts and runs the loop.
 
-However the loop ends (its last step, a signal, the endpoint's failure, an error of any kind), a checkpoint of the last
-finished step is left, if the disk allows, and the service's weights are nobody's.
+The loop may end by its last step, a signal, a failure of the endpoint or any other error. In each case the run leaves a
+checkpoint of the last finished step, if the disk has room, and releases the service's weights.
 """
 
 from collections.abc import Iterator
@@ -51,10 +51,10 @@ from rollout_service.client import RolloutClient
 
 
 def run_training(config: TrainConfig, interruption: Interruption) -> None:
-    """Raises PreflightError, CustomFunctionError and TaskError before the first step. What is raised after it,
-    Interrupted or any error, comes when a checkpoint has been left, or it was said why there is none."""
+    """Raises PreflightError, CustomFunctionError and TaskError before the first step. Interrupted and every later error
+    are raised after a checkpoint is written, or after a message says why it could not be."""
     console = Console()
-    transformers_logging.disable_progress_bar()  # its bars would run through the live table
+    transformers_logging.disable_progress_bar()  # its progress bars would break the live table
     check_output(config)
     check_device(config)
     check_loss(config)
@@ -80,7 +80,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             )
             try:
                 loop.run()
-            except NoRoom:  # for a checkpoint: those before it are there
+            except NoRoom:  # no room for another checkpoint: the earlier ones stay
                 raise
             except BaseException:
                 leave_checkpoint(loop, console)
@@ -88,7 +88,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
             finally:
                 source.publisher.release()
         for alarm in source.alarms():
-            console.print(f"alarm of the service, {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
+            console.print(f"the service raised alarm {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
     skipped = len(task.skipped) if isinstance(task, FittingTask) else 0
     write_summary(config.output, log.steps, log.evaluations, console, prompts_skipped=skipped)
     if log.drafter:
@@ -96,15 +96,16 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
 
 
 def leave_checkpoint(loop: TrainingLoop, console: Console) -> None:
-    """What the run has learned, when something ends it. An error of the writing is told, and hides no cause."""
+    """Write a checkpoint when something ends the run. An error in this is printed, so that it does not hide why the run
+    ended."""
     step = loop.state.step
     try:
         folder = loop.save()
     except Exception as error:
-        console.print(f"no checkpoint of step {step} could be left: {error}", style="bold red", soft_wrap=True)
+        console.print(f"the checkpoint of step {step} was not written: {error}", style="bold red", soft_wrap=True)
         return
     more = f", with some updates of step {step + 1}," if loop.learner.holds_part_of_a_step else ""
-    console.print(f"state after step {step}{more} is in {folder}; go on with --resume", soft_wrap=True)
+    console.print(f"the state after step {step}{more} is in {folder}; continue with --resume", soft_wrap=True)
 
 
 def make_loop(
@@ -128,7 +129,7 @@ def load_tokenizer(config: TrainConfig) -> PreTrainedTokenizerBase:
 
 
 def begin_state(config: TrainConfig) -> RunState:
-    """The state of a new run, or as the latest checkpoint has it."""
+    """The state of a new run, or that of the latest checkpoint."""
     latest = checkpoint_to_resume(config)
     try:
         state = RunState() if latest is None else read_state(latest)
@@ -139,8 +140,8 @@ def begin_state(config: TrainConfig) -> RunState:
 
 
 def make_learners(config: TrainConfig) -> tuple[PolicyLearner, OnlineDrafter | None]:
-    """The policy's and the drafter's, new or as the latest checkpoint left them; then the generators are as it left
-    them, too."""
+    """The learners of the policy and the drafter, new or restored from the latest checkpoint. Restoring also sets the
+    random generators."""
     folder, latest = model_folder(config), checkpoint_to_resume(config)
     try:
         policy = load_policy(folder)
@@ -149,7 +150,8 @@ def make_learners(config: TrainConfig) -> tuple[PolicyLearner, OnlineDrafter | N
     except (OSError, ValueError) as error:
         raise PreflightError(f"model: {config.model}: {error}") from error
     try:
-        # Compared with the policy that the service started with, as the engines did: not with the latest checkpoint's.
+        # The drafter is checked against the policy that the service started with, as the engines checked it, and not
+        # against the latest checkpoint's.
         drafter = None if config.online_drafter.kind == "none" else OnlineDrafter.load(config, policy)
     except (OSError, ValueError, RuntimeError) as error:
         raise PreflightError(f"online_drafter.model: {error}") from error
@@ -157,13 +159,13 @@ def make_learners(config: TrainConfig) -> tuple[PolicyLearner, OnlineDrafter | N
         try:
             restore_checkpoint(latest, learner, drafter)
         except (OSError, ValueError, RuntimeError) as error:
-            raise PreflightError(f"output: cannot go on from {latest}: {error}") from error
+            raise PreflightError(f"output: cannot resume from {latest}: {error}") from error
     return learner, drafter
 
 
 @contextmanager
 def open_rewards(config: TrainConfig, task: Task) -> Iterator[Rewards]:
-    """In processes of their own, or in this one."""
+    """Rewards in worker processes, or in this process."""
     if config.reward_processes == 0:
         yield RewardsHere(task)
         return
@@ -182,7 +184,7 @@ def open_recording(config: TrainConfig, context_limit: int | None) -> Recording 
 
 @contextmanager
 def open_source(config: TrainConfig, state: RunState, console: Console) -> Iterator[EndpointSource | ReplaySource]:
-    """The recording, or the endpoint once it is ready and found to fit the run that is in `state`."""
+    """The recording, or the endpoint after it is ready and has passed the checks for the run of `state`."""
     if config.replay is not None:
         try:
             recorded = ReplaySource(config.replay)

@@ -1,1 +1,1 @@
-"""The policy that is trained: forward and backward over rollouts, optimiser. May import losses; knows no service."""
+"""The learner: forward and backward over rollouts, the optimiser, and the online drafter. It knows no service."""

@@ -1,4 +1,4 @@
-"""Carried tensors: those that a run's checkpoints copy from the policy's own, since the trainer does not train them."""
+"""Carried tensors and sampling defaults: what a run's checkpoints copy from the policy's, since it is not trained."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,22 +14,22 @@ GENERATION_CONFIG = "generation_config.json"
 
 @dataclass(frozen=True)
 class Carried:
-    """Nothing, for a policy that comes from no folder."""
+    """What is copied. It is empty for a policy that does not come from a folder."""
 
     generation_config: bytes | None = None
-    """the policy's sampling defaults; the trainer asks the service for its own"""
+    """the policy's sampling defaults, which the trainer does not use"""
     head: dict[str, Tensor] = field(default_factory=dict)
-    """the policy's MTP head, which transformers does not load; a run that trains it writes its own in its place"""
+    """the policy's MTP head, which transformers does not load; a run that trains the head overwrites this copy"""
 
     @classmethod
     def read(cls, folder: Path) -> "Carried":
-        """Of the checkpoint in `folder`."""
+        """What a checkpoint in `folder` has."""
         file = folder / GENERATION_CONFIG
         return cls(file.read_bytes() if file.is_file() else None, read_tensors(folder, is_mtp))
 
     def write(self, folder: Path) -> None:
-        """Into a checkpoint that transformers has written."""
-        if self.generation_config is None:  # transformers writes one of its own
+        """Add it to a checkpoint that transformers has written."""
+        if self.generation_config is None:  # remove the one that transformers wrote
             (folder / GENERATION_CONFIG).unlink(missing_ok=True)
         else:
             (folder / GENERATION_CONFIG).write_bytes(self.generation_config)

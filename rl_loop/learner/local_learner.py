@@ -1,10 +1,10 @@
-"""LocalLearner: the policy and its optimiser on one device, and the forward and backward over rollouts.
+"""LocalLearner: the policy and its optimiser on one device, and the forward and backward passes over rollouts.
 
-- The weights and the optimiser state are float32; `dtype` is that of the matrix products.
-- The policy stays in evaluation mode, with gradient checkpointing too: no dropout, and nothing else that training mode
-  turns on. What is trained is what the service samples from.
-- Completions of a group share the computation of their prompt, where the policy can be packed (learner/packing.py).
-- Logits are computed where they predict response tokens; padding apart, nowhere else.
+- The weights and the optimiser state are float32. `dtype` is the dtype of matrix products.
+- The policy stays in evaluation mode, also with gradient checkpointing. So there is no dropout, and the distribution
+  that is trained is the one that the service samples from.
+- The completions of a group share the computation of their prompt, if the policy can be packed (learner/packing.py).
+- Apart from padding, logits are computed only where they predict response tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,13 +40,13 @@ OPTIMISER = "trainer/optimiser.safetensors"
 def load_policy(model: str | Path) -> PreTrainedModel:
     """Any causal LM of transformers, in float32, from a folder or by its Hugging Face name."""
     policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    # Nothing is generated with it. transformers would refuse to save sampling defaults that it finds inconsistent.
+    # The trainer does not generate, and transformers refuses to save sampling defaults that it finds inconsistent.
     policy.generation_config = GenerationConfig()
     return policy
 
 
 class LocalLearner(PolicyLearner):
-    """Owns `policy`; `reference` is the frozen initial policy, for the KL term."""
+    """Owns and trains `policy`. `reference` is the frozen initial policy, for the KL term."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class LocalLearner(PolicyLearner):
         reference: PreTrainedModel | None = None,
         carried: Carried | None = None,
     ):
-        """`carried`: what checkpoints take over from the policy's own."""
+        """`carried`: what the run's checkpoints copy from the policy's."""
         super().__init__(config)
         self.carried = carried or Carried()
         self.device = choose_device(config.device)
@@ -108,7 +108,7 @@ class LocalLearner(PolicyLearner):
     def forward_backward(self, examples: Sequence[Example]) -> LossMetrics:
         tokens = sum(len(example.rollout.response_ids) for example in examples)
         totals = Totals(tokens, len(examples), self.config.sampling.max_tokens)
-        # Without advantage or reference there is no gradient: such an example counts in the means, and is not computed.
+        # An example without advantage and reference has no gradient: it counts in the means, but is not computed.
         trained = [e for e in examples if e.advantage != 0.0 or e.reference_logprobs is not None]
         left_out = tokens - sum(len(example.rollout.response_ids) for example in trained)
         sums = {
@@ -132,7 +132,7 @@ class LocalLearner(PolicyLearner):
         return norm.item()
 
     def _backward(self, batch: MicroBatch, examples: Sequence[Example], totals: Totals) -> dict[str, float]:
-        """Adds the micro-batch's gradient; `examples` are its rows. Returns its part of the whole batch's means."""
+        """Add the micro-batch's gradient. `examples` are its rows. Returns its part of the whole batch's means."""
         advantages_N = torch.tensor([e.advantage for e in examples]).repeat_interleave(torch.tensor(batch.lengths))
         old_logprobs_N = torch.cat([example.old_logprobs for example in examples])
         references = [e.reference_logprobs for e in examples if e.reference_logprobs is not None]
@@ -160,7 +160,7 @@ class LocalLearner(PolicyLearner):
         return packed_attention(model) if self.packs else nullcontext()
 
     def _logits(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        """(N, V), those that predict the response tokens."""
+        """The logits (N, V) that predict the response tokens."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
             return batch.logits(model)
 
@@ -170,8 +170,8 @@ class LocalLearner(PolicyLearner):
             yield batch.to(self.device)
 
     def export(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """As `save_pretrained` writes it: tied duplicates left out, experts that transformers holds fused as one tensor
-        an expert."""
+        """The policy as `save_pretrained` writes it: without tied duplicates, and with one tensor per expert where
+        transformers holds experts fused."""
         own = remove_tied_weights_from_state_dict(dict(self.policy.state_dict()), self.policy)
         tensors = revert_weight_conversion(self.policy, own)
         return {name: t.detach().to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
@@ -188,6 +188,6 @@ class LocalLearner(PolicyLearner):
         self.holds_part_of_a_step = False
 
     def checkpoint_bytes(self) -> int:
-        """The weights, AdamW's two moments of them, and an MTP head as it is. One of step 0 has no moments."""
+        """The size of the weights, AdamW's two moments, and an MTP head. A checkpoint of step 0 has no moments."""
         weights = sum(parameter.nbytes for parameter in self.policy.parameters())
         return 3 * weights + sum(tensor.nbytes for tensor in self.carried.head.values())

@@ -1,14 +1,14 @@
-"""The online drafter: trained on the policy's own forward passes, with versions and checkpoints of its own.
+"""OnlineDrafter: a drafter trained on the policy's own forward passes, with separate versions and checkpoints.
 
-    generation     rollouts of policy N with drafter D, and what their drafts came to
+    generation     policy N samples rollouts with drafter D, and the acceptance of D's drafts is recorded
     logprob        the learner scores every rollout once with policy N and keeps the hidden states: after each
-                   micro-batch the drafter makes its own updates on them
-    train          the policy's update; the drafter has no part in it
+                   micro-batch the drafter is updated on them
+    train          the policy is updated, and the drafter is not
     prepare        policy N+1 is pushed, then the drafter if it has learned
 
-The forward that is listened to is the one that scores: every rollout passes it exactly once, whatever its advantage,
-under the policy that sampled it. (The forward that trains leaves out rollouts without advantage, and runs twice with
-gradient checkpointing.) So the drafter costs no further forward of the policy.
+The drafter learns from the forward pass that scores rollouts. Every rollout passes it exactly once, whatever its
+advantage. (The forward pass that trains leaves out rollouts without advantage, and runs twice with gradient
+checkpointing.) So the drafter needs no additional forward pass of the policy.
 """
 
 import json
@@ -44,13 +44,13 @@ class DrafterUpdate:
     """What a step did to the drafter."""
 
     losses: list[float] = field(default_factory=list)
-    """of each optimiser update; empty in a step that did not train it"""
+    """loss of each optimiser update; empty in a step that did not train the drafter"""
     grad_norms: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
 
 class OnlineDrafter:
-    """`learner` starts as the checkpoint that the service was started with."""
+    """`learner` starts from the checkpoint that the service was started with."""
 
     def __init__(self, config: TrainConfig, learner: DrafterLearner):
         self.config, self.learner = config, learner
@@ -59,17 +59,17 @@ class OnlineDrafter:
         self.version = 0
         self.trained_steps = 0
         self.unfinished: tuple[dict[str, Tensor], dict[str, Any]] | None = None
-        """state and facts from before the step in progress: what a checkpoint of the last finished step holds"""
+        """state and facts from before the current step, which a checkpoint of the last finished step holds"""
         self.has_learned = False
-        """since it was loaded or restored"""
+        """whether it has learned since it was loaded or restored"""
         self.is_published = False
-        """whether the engines hold what `learner` holds; False at first: what the service holds is not known"""
+        """whether the engines hold what `learner` holds; False at first, since what they hold is not known"""
 
     @classmethod
     def load(cls, config: TrainConfig, policy: PreTrainedModel) -> "OnlineDrafter":
         """Raises ValueError and OSError when the checkpoint is missing or does not fit the policy."""
         folder = resolve_model(config.online_drafter.model or config.model, "online_drafter.model")
-        # The policy's run must not notice, not even by the random numbers that initial weights use up.
+        # The policy's training must not change, so the random numbers for initial weights come from a fork.
         with torch.random.fork_rng(devices=[]):
             learner = load_learner(config.online_drafter.kind, folder, policy)
         return cls(config, learner.to(policy.device))
@@ -78,9 +78,9 @@ class OnlineDrafter:
     def learning(
         self, step: int, acceptance_length: float | None
     ) -> Iterator[tuple[DrafterUpdate, HiddenStateReader | None]]:
-        """Within it, have the policy score the step's rollouts with the reader: the drafter learns from what it reads.
+        """Within this context, the policy scores the step's rollouts with the reader, from which the drafter learns.
 
-        There is no reader in a step that is not due; a `DrafterUpdate` says what was done.
+        In a step that does not train the drafter, there is no reader. The `DrafterUpdate` says what was done.
         """
         update, facts = DrafterUpdate(), self._facts()
         if not self.rule.is_due(step, acceptance_length):
@@ -106,27 +106,27 @@ class OnlineDrafter:
             self.is_published, self.has_learned = False, True
 
     def finish_step(self) -> None:
-        """What was learned counts from here on."""
+        """Keep what was learned: from now on a checkpoint holds it."""
         self.unfinished = None
 
     def publish(self, publish: Callable[..., int]) -> None:
-        """By a Publisher's `publish` (rl_loop/loops/publishing.py), unless the engines hold it."""
+        """Push the drafter with a Publisher's `publish` (rl_loop/loops/publishing.py), unless the engines hold it."""
         if not self.is_published:
             self.version = publish("drafter", self.export, self.version, is_new=self.has_learned)
             self.is_published = True
 
     def export(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The drafter's own, under the names that the engines loaded."""
+        """The drafter's own tensors, under the names that the engines loaded."""
         return cast(self.learner.checkpoint(), dtype)
 
     def checkpoint_bytes(self) -> int:
-        """About what `save` writes: the weights, AdamW's two moments of them, and a copy for the engines."""
+        """The approximate size of what `save` writes: the weights, AdamW's two moments, and a copy for the engines."""
         return 4 * sum(parameter.nbytes for parameter in self.learner.parameters())
 
     def save(self, folder: Path) -> None:
-        """Into a checkpoint of the run: the state to resume from, and the drafter as an engine loads it.
+        """Write into a checkpoint of the run: the state to resume from, and the drafter as an engine loads it.
 
-        An interrupted step is undone first: the checkpoint is that of the last finished one.
+        An unfinished step is undone first, since the checkpoint is that of the last finished step.
         """
         if self.unfinished is not None:
             self._restore(*self.unfinished)
@@ -135,7 +135,7 @@ class OnlineDrafter:
         self.learner.write(folder if self.learner.in_policy_folder else folder / "drafter", folder, torch.float32)
 
     def restore(self, folder: Path) -> None:
-        """Raises OSError when the checkpoint has no drafter."""
+        """Restore the state that `save` wrote. Raises OSError when the checkpoint has no drafter."""
         facts = json.loads((folder / "trainer" / FACTS).read_text(encoding="utf-8"))
         self._restore(load_file(folder / "trainer" / STATE), facts)
 
@@ -160,8 +160,8 @@ class OnlineDrafter:
 def learning_drafter(
     drafter: OnlineDrafter | None, step: int, completions: Sequence[Completion]
 ) -> Iterator[tuple[DrafterUpdate, HiddenStateReader | None]]:
-    """`OnlineDrafter.learning` by the acceptance of the step's own rollouts, at the draft length that is trained;
-    nothing without a drafter."""
+    """`OnlineDrafter.learning` with the acceptance length of the step's rollouts, at the draft length that is trained.
+    Without a drafter it does nothing."""
     if drafter is None:
         yield DrafterUpdate(), None
         return

@@ -16,7 +16,7 @@ NAME = "packed"
 
 
 def can_pack(model: PreTrainedModel) -> bool:
-    """Whether attention is all that the model's tokens see each other by, and is all of it full and exchangeable."""
+    """Whether the model's tokens see each other only by attention, in full, and by a function that can be replaced."""
     config: Any = model.config.get_text_config()
     layers = getattr(config, "layer_types", None)
     if layers is None:
@@ -28,9 +28,9 @@ def can_pack(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def packed_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Within it, `model` takes packed micro-batches and nothing else.
+    """Within this context, `model` takes packed micro-batches and nothing else.
 
-    Gradient checkpointing computes the forward again in the backward: that must be within it, too.
+    The backward pass must also run within it, since gradient checkpointing computes the forward pass again.
     """
     usual = model.config._attn_implementation
     model.config._attn_implementation = NAME
@@ -51,11 +51,12 @@ def _attend(
     block_indices_S: Tensor,
     **settings: Any,
 ) -> tuple[Tensor, None]:
-    """What each token attends to in its rollout (1, S, H, D). Rows are causal and padded on the right: no mask."""
+    """The attention output (1, S, H, D) of each token over its rollout. Rows are causal and padded on the right, so
+    they need no mask."""
     assert attention_mask is None, (
-        "the model makes a mask of its own, which would say more than causal: cannot be packed"
+        "the model cannot be packed: it makes an attention mask, which may hide more than a causal one"
     )
-    # Queries are float32, by their rotary embedding, and stay so on a CPU whatever the autocast: there the backward in
+    # The rotary embedding makes queries float32, and on a CPU they stay float32 despite autocast: the backward pass in
     # bfloat16 takes 2.5 times as long (torch 2.13, AVX512_BF16: 16 ms against 6.5 ms for 32 rows of 100 tokens).
     projections = query_1HSD, key_1HSD.type_as(query_1HSD), value_1HSD.type_as(query_1HSD)
     attended = []
@@ -68,7 +69,8 @@ def _attend(
 
 
 def _look_up(states_1HSD: Tensor, indices_BT: Tensor) -> Tensor:
-    """(B, H, T, D). By `index_select`, whose backward on a CPU is 20 times as fast as that of indexing."""
+    """The states at the indices (B, H, T, D). On a CPU, the backward pass of `index_select` is 20 times as fast as that
+    of indexing."""
     states_SHD = states_1HSD[0].transpose(0, 1)
     return states_SHD.index_select(0, indices_BT.flatten()).unflatten(0, indices_BT.shape).transpose(1, 2)
 

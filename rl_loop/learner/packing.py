@@ -1,16 +1,16 @@
 """Packed micro-batches: the tokens of all rollouts in one row, without padding, and each prompt once.
 
-    rollouts   P P a a a     P P b     Q c c        two of a group with prompt P, and one of another
+    rollouts   P P a a a     P P b     Q c c        two of a group with prompt P, and one of another group
     forward    P P a a a b Q c c                    S tokens; indices 0 to 8
     positions  0 1 2 3 4 2 0 1 2
-    blocks     P P a a a                            what a token attends to: its own rollout, up to itself
+    blocks     P P a a a                            a token attends to its own rollout, up to itself
                P P b
                Q c c
 
-A token's hidden states depend on what comes before it in its rollout, and on nothing else: a prompt has the same ones
-in every completion of its group. So all of the model is computed on the S tokens; only attention sees rollouts, as
-padded blocks of queries, keys and values that are looked up (rl_loop/learner/packed_attention.py). In the backward, the
-gradients of a group's completions meet in its prompt.
+A token's hidden states depend only on what comes before it in its rollout. So a prompt has the same hidden states in
+every completion of its group. The whole model is therefore computed on the S tokens. Only attention sees rollouts: it
+looks up padded blocks of queries, keys and values (rl_loop/learner/packed_attention.py). In the backward pass, the
+gradients of a group's completions add up in its prompt.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ class PackedBatch(MicroBatch):
     positions_S: Tensor
     """int64"""
     predicts_N: Tensor
-    """int64: indices of the tokens whose logits predict the response; a prompt's last one, of each completion"""
+    """int64: indices of the tokens whose logits predict the response; a prompt's last token once per completion"""
     block_indices_S: Tensor
-    """int64: each token's index in the flattened blocks; a prompt's tokens are taken from the first of its rows"""
+    """int64: each token's index in the flattened blocks; for a prompt's tokens, in the first of its rows"""
 
     def logits(self, model: PreTrainedModel) -> Tensor:
-        """`model` is to be within `packed_attention`."""
+        """The logits (N, V). Call this within `packed_attention(model)`."""
         output = model(
             input_ids=self.tokens_S[None],
             position_ids=self.positions_S[None],
@@ -48,7 +48,7 @@ class PackedBatch(MicroBatch):
 
 
 def packed_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PackedBatch]:
-    """Each of at most `max_tokens` tokens (or of one row), prompt by prompt."""
+    """Batches of at most `max_tokens` tokens each (or of one row), prompt by prompt."""
     first: dict[tuple[int, ...], int] = {}
     prompts = [tuple(rollout.prompt_ids) for rollout in rollouts]
     order = sorted(range(len(rollouts)), key=lambda row: first.setdefault(prompts[row], row))

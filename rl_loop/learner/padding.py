@@ -1,6 +1,6 @@
 """Padded micro-batches: a row for each rollout, sorted by length, under a token budget, with little padding.
 
-For models that need the rows apart: those with linear attention or a sliding window.
+Models with linear attention or a sliding window need them, since their rows must be separate.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from rl_loop.batching import MicroBatch, Rollout, block_of, by_length
 
 
 class PaddedBatch(MicroBatch):
-    """Of one block."""
+    """A micro-batch of one block."""
 
     def logits(self, model: PreTrainedModel) -> Tensor:
         block = self.blocks[0]
@@ -31,7 +31,7 @@ class PaddedBatch(MicroBatch):
 
 
 def padded_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PaddedBatch]:
-    """Each of at most `max_tokens` tokens, padding included (or of one row)."""
+    """Batches of at most `max_tokens` tokens each, padding included (or of one row)."""
     return [_pad(rollouts, rows) for rows in by_length(rollouts, range(len(rollouts)), max_tokens)]
 
 

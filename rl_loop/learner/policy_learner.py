@@ -1,14 +1,14 @@
-"""PolicyLearner: the interface between the training loops and whatever trains the policy.
+"""PolicyLearner: the interface between the training loops and what trains the policy.
 
-    logprobs, reference_logprobs    every rollout, scored before the step
-    train                           the step: epochs of minibatches, each one
-      forward_backward                the minibatch's gradient
-      optimiser_step                  one update by it
-    export                          the policy, as the service loads it
-    save, load                      the learner's part of a checkpoint
+    logprobs, reference_logprobs    score every rollout before the step
+    train                           train the step: epochs of minibatches, and for each minibatch
+      forward_backward                compute its gradient
+      optimiser_step                  make one update by it
+    export                          give the policy as the service loads it
+    save, load                      write and read the learner's part of a checkpoint
 
-The model, its parameters and the optimiser are the learner's own: nothing here hands them out, so that a learner may be
-spread over devices and processes. LocalLearner (local_learner.py) has them on one device.
+No method hands out the model, its parameters or the optimiser, so a learner may be spread over devices and processes.
+LocalLearner (local_learner.py) has them on one device.
 """
 
 import random
@@ -29,16 +29,17 @@ from rl_loop.config import TrainConfig
 
 @dataclass(frozen=True)
 class Example:
-    """A rollout as it is trained on. Log-probabilities are of its response tokens, at the sampling temperature."""
+    """A rollout to train on. Log-probabilities are of its response tokens, at the sampling temperature."""
 
     rollout: Rollout
     advantage: float
     old_logprobs: Tensor
-    """under the policy that the clipped ratio is taken to: the one before the step's first update"""
+    """under the policy in the denominator of the clipped ratio: the one before the step's first update, or with
+    `proximal = "sampling"` the one that sampled"""
     reference_logprobs: Tensor | None = None
-    """all examples of a step have them, or none"""
+    """under the reference policy; either all examples of a step have them, or none"""
     weights: Tensor | None = None
-    """of its tokens' loss terms, for tokens of another policy; all examples of a step have them, or none"""
+    """weights of its tokens' loss terms, from the correction; either all examples of a step have them, or none"""
 
 
 class LossMetrics(BaseModel):
@@ -47,11 +48,11 @@ class LossMetrics(BaseModel):
     loss: float
     clip_fraction: float
     policy_ratio: float
-    """new policy to old, while training on the step"""
+    """mean ratio of the new policy to the old one, during training on the step"""
     policy_kl: float
-    """from the old policy to the new"""
+    """KL divergence from the old policy to the new"""
     reference_kl: float
-    """from the policy to the reference; 0 without one"""
+    """KL divergence from the policy to the reference; 0 without a reference"""
 
 
 class UpdateMetrics(LossMetrics):
@@ -67,7 +68,7 @@ class HiddenStateReader:
     """What a drafter sees of the policy while it scores rollouts."""
 
     layers: tuple[int, ...]
-    """ids of the hidden states that are kept, as `DrafterLearner.policy_layers`"""
+    """ids of the hidden states to keep, as in `DrafterLearner.policy_layers`"""
     read: Callable[[MicroBatch, PolicyOutputs], None]
     """called after each micro-batch's forward"""
 
@@ -76,44 +77,45 @@ class PolicyLearner(ABC):
     def __init__(self, config: TrainConfig):
         self.config = config
         self.holds_part_of_a_step = False
-        """whether some updates of a step are made, and the others are not"""
+        """whether only some updates of a step were made"""
 
     @abstractmethod
     def logprobs(self, rollouts: Sequence[Rollout], reader: HiddenStateReader | None = None) -> list[TokenScores]:
-        """Of each rollout's response tokens under the policy as it samples. No gradient, on the CPU."""
+        """Scores of each rollout's response tokens under the policy as it samples, without gradient, on the CPU."""
 
     @abstractmethod
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Sequence[Tensor | None]:
-        """Of each rollout's response tokens under the reference, at the sampling temperature; Nones without one."""
+        """Log-probabilities of each rollout's response tokens under the reference, at the sampling temperature. Without
+        a reference, None for each rollout."""
 
     @abstractmethod
     def forward_backward(self, examples: Sequence[Example]) -> LossMetrics:
-        """The gradient of the mean loss over the examples takes the place of the one before."""
+        """Compute the gradient of the mean loss over the examples. It replaces the previous gradient."""
 
     @abstractmethod
     def optimiser_step(self, learning_rate: float) -> float:
-        """One update by the gradient, clipped to `max_grad_norm`. Returns its norm before that."""
+        """Make one update by the gradient, clipped to `max_grad_norm`. Returns the norm before clipping."""
 
     @abstractmethod
     def export(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The policy under its checkpoint's names, whole, floating-point tensors in `dtype`. They may share memory with
-        the learner: the next update may change them."""
+        """All tensors of the policy under their checkpoint names, floating-point ones in `dtype`. They may share memory
+        with the learner, so the next update may change them."""
 
     @abstractmethod
     def save(self, folder: Path) -> None:
-        """Into a checkpoint that is being written: the policy as any Hugging Face model, and trainer/."""
+        """Write into a checkpoint folder: the policy as a Hugging Face model, and the optimiser in trainer/."""
 
     @abstractmethod
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote. Raises OSError, ValueError and RuntimeError when that is no such policy."""
+        """Continue from what `save` wrote. Raises OSError, ValueError and RuntimeError when it does not fit."""
 
     @abstractmethod
     def checkpoint_bytes(self) -> int:
-        """About what `save` writes."""
+        """The approximate size of what `save` writes."""
 
     def train(self, examples: Sequence[Example], *, step: int) -> UpdateMetrics:
-        """`epochs` times `minibatches` updates on one step's examples. `step`, from 0, sets the learning rate and the
-        order of minibatches."""
+        """Make `epochs` times `minibatches` updates on one step's examples. `step`, counted from 0, sets the learning
+        rate and the order of minibatches."""
         learning_rate, updates = self._learning_rate(step), []
         for epoch in range(self.config.epochs):
             for minibatch in self._minibatches(examples, step, epoch):
@@ -125,7 +127,7 @@ class PolicyLearner(ABC):
         return UpdateMetrics(**means, learning_rate=learning_rate)
 
     def _minibatches(self, examples: Sequence[Example], step: int, epoch: int) -> list[list[Example]]:
-        """Examples of each update: all of them, or equal random parts."""
+        """The examples of each update: all of them, or equal random parts."""
         order, parts = list(examples), self.config.minibatches
         if parts > 1:
             random.Random(f"{self.config.seed} {step} {epoch}").shuffle(order)

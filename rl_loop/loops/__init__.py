@@ -1,1 +1,1 @@
-"""The two training loops and what they share: pulling rollouts, pushing weights. May import every other room."""
+"""The two training loops, and what they share: pulling rollouts and pushing weights. May import every other room."""

@@ -1,4 +1,4 @@
-"""The asynchronous loop: generation never waits for training, as far as bounded staleness allows.
+"""The asynchronous loop: generation does not wait for training, as far as the staleness bound allows.
 
       puller (thread)              main thread                    pusher (thread)        evaluation (thread)
         prompts, leases  ----->      waits for a batch              newest policy          held-out groups, while
@@ -10,14 +10,15 @@
 |------------|--------------------------------|----------------------------------|-----------------------|
 | puller     | leases of the service's queue  | prompts_per_step finished groups | a group that finishes |
 | main       | a batch of graded groups       | the puller                       | the batch             |
-| pusher     | the newest policy, no other    | an update                        | the learner           |
+| pusher     | only the newest policy         | an update                        | the learner           |
 | evaluation | the policy of its step, or newer | that version's publication     | the pusher            |
 
-- Policy versions are those of updates: the batch of step s is trained by version `first + s`. Versions that could not
-  be pushed in time are skipped. Tokens carry the version that sampled them, and decide what is corrected.
-- A batch is trained on once the pushes of its tokens' versions are answered: then each is known to be this run's.
-- A group is trained on once: its training, its name in groups.jsonl and the step's metrics happen in one section that a
-  signal does not cut; it is acknowledged when a checkpoint holds all that.
+- Every update makes a new policy version: step s trains version `first + s`. The pusher skips a version if a newer one
+  exists before its push begins. Each token carries the version that sampled it, which decides whether it is corrected.
+- A batch is trained on after the service has answered the pushes of all versions in it. The answers say whether these
+  versions are this run's.
+- A group is trained on once. Its training, its name in groups.jsonl and the step's metrics happen in one section that
+  no signal interrupts. It is acknowledged when a checkpoint holds all of that.
 """
 
 import threading
@@ -52,16 +53,17 @@ from rollout_service.protocol import BatchesStatus, Group, GroupRequest, WeightS
 T = TypeVar("T")
 
 ENDS_WITHIN = 10.0
-"""seconds that the threads have to end"""
+"""seconds to wait for each thread to end"""
 
 
 @dataclass(eq=False)
 class AsynchronousLoop(TrainingLoop):
-    """Of a live service. `rewards` is a RewardsPool: what a thread grades must not hold up the others."""
+    """Trains against a live service. `rewards` is a RewardsPool, so that one thread's grading does not delay the
+    others."""
 
     source: EndpointSource
     recording: Recording | None = None
-    """where the groups are written that are trained on"""
+    """where to write the groups that were trained on"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,8 +75,8 @@ class AsynchronousLoop(TrainingLoop):
         self.engines_idle_before: float | None = None
 
     def run(self) -> None:
-        """It leaves no lease. The checkpoint of step 0 is there before the first prompt is sent: it holds the run's
-        name, under which the service keeps the groups."""
+        """Train to the last step. It leaves no lease. The checkpoint of step 0 is written before the first prompt is
+        sent, since it holds the run's name, under which the service keeps the groups."""
         self.save()
         status = self._with_retries(self.client.weights)
         self.dtype = getattr(torch, status.dtype)
@@ -98,7 +100,7 @@ class AsynchronousLoop(TrainingLoop):
                 self._evaluate()
                 self._finish_evaluation(wait=True)
             self.save()
-            # What is left of the run is trained on, but for its acknowledgement, or was more than it needed.
+            # The run's remaining groups were trained on and await acknowledgement, or were more than it needed.
             self._with_retries(lambda: self.client.cancel_prompts(self.state.run))
         finally:
             if self.evaluation is not None:
@@ -109,10 +111,10 @@ class AsynchronousLoop(TrainingLoop):
                 thread.join(ENDS_WITHIN)
 
     def _first_version(self, in_service: WeightStatus) -> int:
-        """Of the run's first step, so that this one's is above all that were in service.
+        """The version of step 0, counted back so that the next step's version is above all that were in service.
 
-        Other weights may have sampled the groups that wait since the run was interrupted: then it is so far above that
-        the service finds these too old, and generates them again.
+        If the run was interrupted, other weights may have sampled its waiting groups. Then the version is raised so far
+        that the service considers these groups too old and generates them again.
         """
         above = max(in_service.version, self.state.version)
         if self.ownership.holds(in_service):
@@ -122,21 +124,23 @@ class AsynchronousLoop(TrainingLoop):
         return above + 1 - self.state.step
 
     def _version(self, step: int) -> int:
-        """The policy's that is trained in a step, from 0."""
+        """The version of the policy that `step`, counted from 0, trains."""
         return self.first + step
 
     def _with_retries(self, call: Callable[[], T]) -> T:
         return with_retries(call, self.config.ready_timeout)
 
     def save(self) -> Path:
-        """As in either mode; then what the checkpoint holds is acknowledged."""
+        """Write the checkpoint, then acknowledge the groups whose training it holds."""
         self.state.pushed = self.ownership.recent(self.config.max_staleness)
         folder = super().save()
         with self.interruption.deferred():
             try:
                 acknowledge(self.client, self.ledger, set(self.state.trained))
-            except (httpx.TransportError, RolloutError) as error:  # they come again, and are acknowledged then
-                self.reporter.console.print(f"groups of step {self.state.step} are not acknowledged yet: {error}")
+            except (httpx.TransportError, RolloutError) as error:  # a later checkpoint acknowledges them
+                self.reporter.console.print(
+                    f"the groups trained up to step {self.state.step} are not acknowledged yet: {error}"
+                )
         return folder
 
     # --- a step ---
@@ -163,10 +167,11 @@ class AsynchronousLoop(TrainingLoop):
                 self.pusher.restore()
 
     def check_versions(self, groups: Sequence[Group]) -> None:
-        """Raises ForeignWeights when weights that this run did not push sampled a token, and what ended the pusher."""
+        """Raises ForeignWeights when weights that this run did not push sampled a token, and the error that ended the
+        pusher."""
         newest = max((version for group in groups for version in versions_of(group)), default=0)
         if newest <= self.pusher.offered:
-            # Engines sample by a version before its push is answered; the answer says whether it is ours.
+            # Engines sample with a version before its push is answered; the answer says whether it is ours.
             self.pusher.wait_for(newest)
             if self.pusher.failure is not None:
                 raise self.pusher.failure
@@ -187,7 +192,7 @@ class AsynchronousLoop(TrainingLoop):
                 file.writelines(graded.group.model_dump_json() + "\n" for graded in batch.graded)
 
     def _exported(self) -> Mapping[str, Tensor]:
-        """A copy: the learner goes on."""
+        """A copy of the policy's tensors, since the learner goes on changing its own."""
         return {name: tensor.clone() for name, tensor in self.learner.export(self.dtype).items()}
 
     def _offer(self, tensors: Mapping[str, Tensor]) -> None:
@@ -198,13 +203,13 @@ class AsynchronousLoop(TrainingLoop):
         self._finish_evaluation(wait=False)
 
     def _publish_drafter(self) -> None:
-        """It is small, so the loop waits; a service that is being started again gets it after the next step."""
+        """Push the drafter and wait, since it is small. A service that is restarting gets it after the next step."""
         try:
             super()._publish_drafter()
         except (httpx.TransportError, RolloutError) as error:
             if not is_transient(error):
                 raise
-            self.reporter.console.print(f"the drafter could not be pushed yet: {error}")
+            self.reporter.console.print(f"the drafter was not pushed, and will be after the next step: {error}")
 
     # --- measures ---
 
@@ -219,7 +224,7 @@ class AsynchronousLoop(TrainingLoop):
         return overlap
 
     def _queue_status(self) -> BatchesStatus | None:
-        """None while the service does not answer: it is only measured with."""
+        """The queue's status, or None if the service does not answer: it is needed only for metrics."""
         try:
             return self.client.batches()
         except (httpx.TransportError, RolloutError):
@@ -228,7 +233,7 @@ class AsynchronousLoop(TrainingLoop):
     # --- held-out evaluation ---
 
     def _evaluate(self) -> None:
-        """Begin one of this step's policy, beside training."""
+        """Begin an evaluation of this step's policy, which runs beside training."""
         self._finish_evaluation(wait=True)
         version = self._version(self.state.step)
         measure = partial(self._measure, self.state.step, version)
@@ -247,7 +252,7 @@ class AsynchronousLoop(TrainingLoop):
         return evaluate(self.config, self.task, generate, self.rewards, step, version)
 
     def _finish_evaluation(self, wait: bool) -> None:
-        """Report the evaluation that has ended, if any."""
+        """Report the evaluation if it has ended. With `wait`, first wait for its end."""
         if self.evaluation is None or (self.evaluation.is_alive() and not wait):
             return
         self.evaluation.join()

@@ -17,15 +17,15 @@ from rl_loop.tasks.rewards import Rewards, check_evaluation
 from rollout_service.protocol import Group, GroupRequest
 
 Generate = Callable[[str, Sequence[GroupRequest], Sequence[TaskProblem]], list[GradedGroup]]
-"""the batch's name, its requests and their problems -> its graded groups"""
+"""from a batch's name, its requests and their problems to its graded groups"""
 
 
 def generate_graded(
     source: RolloutSource, rewards: Rewards, batch: str, requests: Sequence[GroupRequest],
     problems: Sequence[TaskProblem], advance: Callable[[], None] = lambda: None,
 ) -> list[GradedGroup]:  # fmt: skip
-    """The groups without those that failed, in the order of the requests. Each is graded when it arrives, and `advance`
-    is called."""
+    """The graded groups in the order of the requests, without those that failed. Each group is graded when it arrives,
+    and then `advance` is called."""
     problem_of = {request.id: problem for request, problem in zip(requests, problems, strict=True)}
     arrived: dict[str, tuple[Group, list[Future[float | None]]]] = {}
     with closing(source.rollouts(batch, requests)) as groups:
@@ -40,7 +40,8 @@ def generate_graded(
 def evaluate(
     config: TrainConfig, task: Task, generate: Generate, rewards: Rewards, step: int, version: int
 ) -> EvaluationMetrics:
-    """After so many finished steps, of the policy of that version. Raises RewardsFailed when no response has one."""
+    """Evaluate the policy of `version`, after `step` finished steps. Raises RewardsFailed when no response has a
+    reward."""
     started = time.perf_counter()
     problems = {index: task.prompt("held_out", index) for index in range(config.evaluation_prompts)}
     batch = f"held_out-{step:06d}"
@@ -56,10 +57,10 @@ def evaluate(
 
 
 class BackgroundEvaluation(threading.Thread):
-    """One that waits for its version to be in service, and runs beside training."""
+    """An evaluation that waits until its version is in service, and runs beside training."""
 
     def __init__(self, pusher: Pusher, version: int, measure: Callable[[threading.Event], EvaluationMetrics]):
-        """`measure` is given an event that says when to give up."""
+        """`measure` receives an event that tells it to give up."""
         super().__init__(name="evaluation", daemon=True)
         self.pusher, self.version, self.measure = pusher, version, measure
         self.stopping = threading.Event()

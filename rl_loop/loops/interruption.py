@@ -1,4 +1,4 @@
-"""Interruption: Ctrl-C and SIGTERM raise an exception, but only at a moment when the run's state is consistent."""
+"""Interruption: Ctrl-C and SIGTERM raise an exception, but only when the run's state is consistent."""
 
 import signal
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(BaseException):
-    """Not an Exception: nothing on the way but the command itself may catch it."""
+    """A signal ended the run. It is not an Exception, so that only the command itself catches it."""
 
     def __init__(self, signum: int):
         self.signum = signum
@@ -17,8 +17,8 @@ class Interrupted(BaseException):
 
 
 class Interruption:
-    """Within `with interruption:` the first signal raises Interrupted, at once or after the `deferred()` section in
-    progress. The second one does what it does by default."""
+    """Within `with interruption:` the first signal raises Interrupted, at once or at the end of a `deferred()` section.
+    A second signal has its default effect."""
 
     def __init__(self) -> None:
         self.pending: int | None = None
@@ -40,7 +40,7 @@ class Interruption:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """A section that is left whole: an update with its bookkeeping, or a checkpoint."""
+        """A section that a signal does not interrupt: an update with its bookkeeping, or a checkpoint."""
         self.is_deferred = True
         try:
             yield

@@ -1,10 +1,10 @@
 """TrainingLoop: a training step in either mode, and the checkpoint after it.
 
-before the batch      what the mode does first: sync publishes the policy, both evaluate
+before the batch      sync publishes the policy; both modes evaluate when it is due
 batch                 graded groups
 prepare               scores, advantages, examples; the drafter learns
-train, count, report  in one section that a signal does not cut: policy, optimiser, state and metrics change together
-after the step        what the mode does then; the alarm, and the checkpoint that is due
+train, count, report  no signal interrupts these: policy, optimiser, state and metrics change together
+after the step        async publishes the drafter and reports an evaluation; then the alarm and a checkpoint, if due
 """
 
 from abc import ABC, abstractmethod
@@ -42,14 +42,14 @@ class TrainingLoop(ABC):
 
     def __post_init__(self) -> None:
         self.version = self.state.version
-        """the policy's that the step in progress trains"""
+        """version of the policy that the current step trains"""
 
     @abstractmethod
     def run(self) -> None:
-        """From the state's step to the last one; leaves a checkpoint of it, and before the first step one of step 0."""
+        """Train from the state's step to the last one. Write a checkpoint before the first step and after the last."""
 
     def save(self) -> Path:
-        """The checkpoint of the last finished step; written unless it is there."""
+        """Write the checkpoint of the last finished step, unless it exists. Returns its folder."""
         folder = checkpoint_folder(self.config.output, self.state.step)
         if not folder.exists():
             with self.interruption.deferred():
@@ -89,17 +89,17 @@ class TrainingLoop(ABC):
         return bool(self.config.evaluate_every) and self.state.step % self.config.evaluate_every == 0
 
     def _publish_drafter(self) -> None:
-        """Unless the engines hold it."""
+        """Push the drafter, unless the engines hold it."""
         if self.drafter is not None:
             self.drafter.publish(self.source.publisher.publish)
 
     @abstractmethod
     def _before_batch(self, clock: StageClock) -> None:
-        """Sets `version`."""
+        """Set `version`, and do what the mode does first."""
 
     @abstractmethod
     def _next_batch(self, clock: StageClock) -> StepBatch:
-        """The step's groups: at least one."""
+        """The step's groups. There is at least one."""
 
     def _overlap(self, waited: float) -> Overlap:
         """`waited`: seconds that the learner waited for the batch."""
@@ -107,12 +107,12 @@ class TrainingLoop(ABC):
 
     @abstractmethod
     def _count(self, batch: StepBatch, after: RunState) -> None:
-        """Writes into the state after the step what the run has drawn and pushed."""
+        """Write into `after`, the state after the step, what the run has drawn and pushed."""
 
     @abstractmethod
     def _after_update(self, batch: StepBatch, clock: StageClock) -> None:
-        """What must happen together with the update."""
+        """Do what must happen together with the update."""
 
     @abstractmethod
     def _after_step(self) -> None:
-        """What may be cut off by a signal."""
+        """Do what a signal may interrupt."""

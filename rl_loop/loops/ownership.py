@@ -1,9 +1,9 @@
-"""Ownership: which run a service's weights belong to, and the check that no other sampled what a run trains on.
+"""Ownership: which run a service's weights belong to, and the check that no other run's weights sampled a batch.
 
-- The service refuses a push of another run than the one that its weights belong to. A run that begins takes over only
-  if it is told to; the other one's next push, or its next rollout, then ends it.
-- A run that ends in order, by its last step, a signal or an error, releases its weights: they stay in service, and
-  the next run may push. One that was killed holds them until it goes on, or another takes over.
+- The service accepts a push only from the run that owns its weights. A new run takes over only with `take_over`. The
+  previous owner then ends with an error at its next push or its next rollout.
+- A run that ends by its last step, a signal or an error releases its weights: they stay in service, and the next run
+  may push. A killed run keeps its ownership until it is resumed and ends, or another run takes over.
 """
 
 import logging
@@ -24,28 +24,28 @@ from rollout_service.protocol import ErrorBody, Group, WeightsOf, WeightStatus
 logger = logging.getLogger("rl_loop")
 
 LONGEST_FOLDER = 64
-"""characters of the output folder's name in a run's"""
+"""most characters of the output folder's name in the run's name"""
 
 
 class ForeignWeights(RuntimeError):
-    """Tokens were sampled by weights that this run did not push."""
+    """Weights that this run did not push sampled some of its tokens."""
 
 
 class Ownership:
-    """The Publisher of a live service. `check(groups)` is to be called for all that comes back."""
+    """The Publisher of a live service. Call `check` on all groups that the service returns."""
 
     def __init__(self, client: RolloutClient, run: str, take_over: bool = False, pushed: Iterable[int] = ()):
         """`pushed`: versions of the policy that the run pushed before it was resumed."""
         self.client, self.run = client, run
         self.lock = threading.Lock()
         self.to_take_over: set[WeightsOf] = {"policy", "drafter"} if take_over else set()
-        """weight sets whose first push is to take over; once they are ours, whoever comes later is not driven out"""
+        """weight sets whose first push takes over; later pushes do not, so that a later owner is not driven out"""
         self.pushed = set(pushed)
-        """versions of the policy, those included whose push is not answered yet"""
+        """versions of the policy, including those whose push is not answered yet"""
 
     def publish(self, of: WeightsOf, export: Export, version: int, *, is_new: bool = True) -> int:
-        """The service's versions only grow: the new one is above its own and ours, whichever was restarted. What is not
-        new is pushed unless the service holds the same bytes.
+        """Push the export under a version above both the service's version and `version`, since versions only grow.
+        Unless `is_new`, the export is pushed only if the service holds other bytes.
 
         Raises RolloutError (409) when the weights in service belong to another run, and when the service's drafter has
         no weights of its own.
@@ -53,7 +53,9 @@ class Ownership:
         status = self.client.weights()
         in_service = status.policy if of == "policy" else status.drafter
         if in_service is None:
-            raise RolloutError(409, ErrorBody(error="no drafter with weights of its own; start the service with one"))
+            raise RolloutError(
+                409, ErrorBody(error="there is no drafter with its own weights; start the service with one")
+            )
         tensors = export(getattr(torch, status.dtype))
         if not is_new and tensors_checksum(tensors) == in_service.checksum:
             return in_service.version
@@ -62,8 +64,8 @@ class Ownership:
         return version
 
     def push(self, of: WeightsOf, tensors: Mapping[str, Tensor], version: int) -> WeightStatus:
-        """As this very version. Raises RolloutError (409) when it is not above the one in service, and when the weights
-        in service belong to another run."""
+        """Push under exactly this version. Raises RolloutError (409) when it is not above the version in service, and
+        when the weights in service belong to another run."""
         if of == "policy":
             with self.lock:
                 self.pushed.add(version)
@@ -72,24 +74,24 @@ class Ownership:
         return status
 
     def holds(self, policy: WeightStatus) -> bool:
-        """Whether the policy in service is one that this run pushed."""
+        """Whether this run pushed the policy in service."""
         return policy.run == self.run or (policy.run is None and policy.version in self.pushed)
 
     def go_on_from(self, policy: WeightStatus, max_staleness: int) -> None:
-        """Count as pushed what the run pushed after its checkpoint: `policy`, which it holds, and those before it that
-        tokens may have."""
+        """Count as pushed what the run pushed after its checkpoint: `policy`, and the versions before it that may have
+        sampled tokens."""
         with self.lock:
             self.pushed |= set(range(max(1, policy.version - max_staleness), policy.version + 1))
 
     def recent(self, max_staleness: int) -> list[int]:
-        """The pushed versions that tokens trained on from here on may have."""
+        """The pushed versions that may have sampled tokens not yet trained on."""
         with self.lock:
             newest = max(self.pushed, default=0)
             return sorted(version for version in self.pushed if version >= newest - max_staleness)
 
     def check(self, groups: Iterable[Group]) -> None:
-        """Raises ForeignWeights when a token was sampled by a version that this run did not push. A version counts
-        whose push is still under way: who checks then has to await how it ends."""
+        """Raises ForeignWeights when a version that this run did not push sampled a token. A version whose push is not
+        answered yet counts as pushed: the caller must then wait for the answer."""
         with self.lock:
             foreign = {v: group.id for group in groups for v in versions_of(group) if v not in self.pushed}
             newest = max(self.pushed, default=0)
@@ -99,19 +101,19 @@ class Ownership:
         in_service = self.client.weights().policy
         owner = f"the run {in_service.run!r}" if in_service.run else "no run"
         raise ForeignWeights(
-            f"version {version} of the policy sampled tokens of {group}, and this run, {self.run!r}, did not push it: "
-            f"its newest is version {newest}. In service is version {in_service.version} of {owner}. "
-            "None of these tokens was trained on. Go on with --resume, and with --take_over if the service still "
+            f"version {version} of the policy sampled tokens of {group}, but this run, {self.run!r}, did not push it: "
+            f"its newest is version {newest}. The service now has version {in_service.version} of {owner}. "
+            "None of these tokens was trained on. Continue with --resume, and with --take_over if the service still "
             "belongs to another run"
         )
 
     def release(self) -> None:
-        """The run ends: its weights stay in service, and the next run may push."""
+        """Give up ownership at the end of the run. Its weights stay in service, and the next run may push."""
         try:
             self.client.release_weights(self.run)
         except (httpx.TransportError, RolloutError) as error:
             logger.warning(
-                "the service did not hear that run %r ended; the next needs --take_over: %s", self.run, error
+                "the service was not told that run %r ended; the next run needs --take_over: %s", self.run, error
             )
 
 
@@ -121,6 +123,6 @@ def versions_of(group: Group) -> set[int]:
 
 
 def new_run(output: Path) -> str:
-    """A run's name, which no other run has: the output folder's, for people, and some random digits."""
+    """A unique name for a run: the output folder's name, for people, and random digits."""
     folder = re.sub(r"[^\w.-]", "_", output.resolve().name)[:LONGEST_FOLDER]
     return f"{folder}-{uuid.uuid4().hex[:12]}"

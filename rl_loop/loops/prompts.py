@@ -1,4 +1,4 @@
-"""Prompts: problems as requests for groups, with their names, seeds and metadata."""
+"""Prompts: requests for groups, made from problems, with their names, seeds and metadata."""
 
 import hashlib
 
@@ -8,7 +8,7 @@ from rollout_service.protocol import MAX_COMPLETIONS, GroupRequest
 
 
 def sampling_seed(seed: int, what: str, index: int) -> int:
-    """A group's seed; its completions draw with this and the numbers after it, all below 2^31."""
+    """A group's seed. Its completions use this number and those after it, which are all below 2^31."""
     digest = hashlib.blake2b(f"{seed} {what} {index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % (2**31 - MAX_COMPLETIONS)
 
@@ -16,7 +16,7 @@ def sampling_seed(seed: int, what: str, index: int) -> int:
 def group_requests(
     config: TrainConfig, batch: str, split: Split, problems: dict[int, TaskProblem], completions: int, *, seed_by: str
 ) -> list[GroupRequest]:
-    """One request for each problem, by its index in the split; ids are the batch's name and a number."""
+    """One request for each problem. `problems`: by index in the split. Ids are the batch's name and a number."""
     return [
         GroupRequest(
             id=f"{batch}-{number:05d}",

@@ -1,7 +1,7 @@
-"""Publisher: the interface by which a loop brings weights into service, the policy's and the drafter's.
+"""Publisher: the interface by which a loop puts weights in service, the policy's and the drafter's.
 
-A live service's publisher is the run's Ownership (ownership.py), which an asynchronous run calls in a thread of its own
-(pushing.py). A recording's (recording.py) changes nothing but the versions.
+The publisher for a live service is the run's Ownership (ownership.py). An asynchronous run pushes the policy by it in a
+separate thread (pushing.py). The publisher for a recording (recording.py) only counts versions.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,9 @@ Export = Callable[[torch.dtype], Mapping[str, Tensor]]
 
 class Publisher(Protocol):
     def publish(self, of: WeightsOf, export: Export, version: int, *, is_new: bool = True) -> int:
-        """Let later rollouts be sampled, or drafted, by these tensors. `version` is the last one known; returns the new
-        one. Policy and drafter have versions of their own. Unless `is_new`, these very tensors may be in service."""
+        """Let these tensors sample later rollouts, or draft them. `version` is the last version known, and the new one
+        is returned. Policy and drafter have separate versions. Without `is_new`, the same tensors may already be in
+        service."""
 
     def release(self) -> None:
-        """The run ends: what it published stays in service, and the next run may publish."""
+        """Give up the service at the end of the run. Its weights stay in service, and the next run may publish."""

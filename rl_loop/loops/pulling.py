@@ -1,16 +1,18 @@
-"""Puller: keeps prompts in the service's queue, leases what is finished, grades it, and hands over whole batches.
+"""Puller: keeps prompts in the service's queue, leases finished groups, grades them, and hands over whole batches.
 
     indices -> prompts --(queue)--> leased groups -> reward processes -> batch of prompts_per_step groups -> learner
 
-- A training problem is named by its index in the run, so sending it again (after a resume, or when the service was
-  started again) changes nothing.
-- A group is acknowledged when a checkpoint holds its training: until then a trainer that dies gets it again. One that
-  is handed out again although it was trained on (its lease had ended) is acknowledged, not trained on a second time.
-- A group that the service hands out as failed is told, left out, and replaced by another problem's. It is acknowledged
-  with the batch. A run whose groups all fail ends. So does one whose rewards all fail (rl_loop/tasks/rewards.py).
-- Prompts for step s are sent when the policy of step s - max_staleness is in service, and a group's oldest token says
-  until which step it may be used. So the bound holds for training, and nothing is generated in vain for it. None are
-  sent before a policy of this run is in service: what another sampled is not trained on.
+- A training problem is named by its index in the run. So sending it again, after a resume or after a restart of the
+  service, changes nothing.
+- A group is acknowledged when a checkpoint holds its training. If the trainer dies before that, the group comes again.
+  If a lease ends and a group comes again after it was trained on, it is acknowledged and not trained on a second time.
+- If the service hands out a group as failed, the group is logged, left out, and replaced by another problem's. It is
+  acknowledged with the batch. A run whose groups all fail ends, and so does a run whose rewards all fail
+  (rl_loop/tasks/rewards.py).
+- Prompts for step s are sent when the policy of step s - max_staleness is in service. A group's oldest token decides up
+  to which step the group may be used. So the staleness bound holds in training, and no group is generated only to
+  become too old. No prompts are sent before a policy of this run is in service: another run's samples are not trained
+  on.
 """
 
 import logging
@@ -34,24 +36,25 @@ logger = logging.getLogger("rl_loop")
 T = TypeVar("T")
 
 LEASE_WAIT = 0.2
-"""seconds that one request for a batch waits in the service; between two, prompts are sent"""
+"""seconds that a request for a batch may wait in the service; the puller sends prompts between two requests"""
 FAILED_IN_A_ROW = 16
-"""groups that fail with none finished between them, after which a run ends; a batch's number, where that is more"""
+"""a run ends after this many failed groups in a row, or after prompts_per_step of them if that is more"""
 
 
 class EveryGroupFailed(RuntimeError):
-    """The service could generate nothing that this run asked for."""
+    """The service could not generate any of the last groups that this run asked for."""
 
 
 class Puller(threading.Thread):
-    """Runs until the last step's batch is there, or `stop`. Batches come out of `batches`; `failure` says why not."""
+    """Runs until the last step's batch is complete, or until `stop`. It puts batches in `batches`. If it fails,
+    `failure` is the error."""
 
     def __init__(
         self, config: TrainConfig, task: Task, client: RolloutClient, rewards: Rewards, run: str, ledger: Ledger,
         versions: Callable[[int], int], published: Callable[[], int], first_step: int,
     ):  # fmt: skip
-        """`versions`: step (from 0) -> the policy version that is trained in it; `published`: that in service, 0 when
-        none of this run's is."""
+        """`versions`: from a step, counted from 0, to the policy version that it trains. `published`: the version in
+        service, or 0 when none of this run's is."""
         super().__init__(name="puller", daemon=True)
         self.config, self.task, self.client, self.rewards = config, task, client, rewards
         self.run_name, self.ledger, self.step = run, ledger, first_step
@@ -59,17 +62,17 @@ class Puller(threading.Thread):
         self.batches: queue.Queue[StepBatch] = queue.Queue(maxsize=1)
         self.stopping = threading.Event()
         self.failure: BaseException | None = None
-        self.ready: list[GradedGroup] = []  # graded, and in no batch yet
-        self.due: dict[int, int] = {}  # the last step that may use a problem's group, if it is begun when it is sent
+        self.ready: list[GradedGroup] = []  # graded, but not in a batch yet
+        self.due: dict[int, int] = {}  # the last step that may use a problem's group, if its generation begins at once
         self.spent: list[str] = []
         self.replaced = self.failed = self.rewards_failed = self.failed_in_a_row = 0
         self.lost = LostGroups(config.prompts_per_step)
-        self.arrived: set[int] = set()  # indices leased, and not trained on yet
+        self.arrived: set[int] = set()  # indices leased, but not trained on yet
         self.resend = True
 
     def run(self) -> None:
         try:
-            self._with_retries(lambda: self.client.return_leases(self.run_name))  # of a trainer before this one
+            self._with_retries(lambda: self.client.return_leases(self.run_name))  # those of an earlier trainer
             while self.step < self.config.steps and not self.stopping.is_set():
                 batch = StepBatch(
                     self._collect(), spent=self.spent, replaced=self.replaced, failed=self.failed,
@@ -94,10 +97,10 @@ class Puller(threading.Thread):
                 continue
 
     def _collect(self) -> list[GradedGroup]:
-        """The step's batch: complete when it is full and nothing is on its way that a later step could not use.
+        """The step's batch. It is complete when it is full and no group is on its way that only this step could use.
 
-        So a long response is waited for, where the bound leaves no other way, and never generated in vain because
-        shorter ones overtook it.
+        So the batch waits for a long response that would be too old for the next step. Otherwise shorter responses
+        would overtake it, and it would be generated in vain.
         """
         wanted = self.config.prompts_per_step
         while True:
@@ -116,25 +119,25 @@ class Puller(threading.Thread):
                 self._take(batch.lease, batch)
 
     def _is_awaited(self) -> bool:
-        """Whether a problem is on its way whose group this step is the last to use."""
+        """Whether a group is on its way that this step is the last to use."""
         with self.ledger.lock:
             return any(self.due.get(i, self.step) <= self.step for i in self.ledger.outstanding - self.arrived)
 
     def _last_step(self, graded: GradedGroup) -> int:
-        """The last step that the bound lets train on the group: by its oldest token."""
+        """The last step that may train on the group by the staleness bound, which counts from its oldest token."""
         spans = [span.version for c in graded.group.completions for span in c.weight_versions]
         return min(spans, default=self.versions(self.step)) - self.versions(0) + self.config.max_staleness
 
     def _return_too_old(self) -> None:
-        """Groups leased for an earlier step than they could be used in; after a resume alone."""
+        """Return groups that are too old for this step. This happens only after a resume."""
         for graded in [g for g in self.ready if self._last_step(g) < self.step]:
             self.ready.remove(graded)
             self.arrived.discard(index_of(graded.group.id))
             self._with_retries(lambda name=graded.group.id: release(self.client, self.ledger, name))  # type: ignore[misc]
 
     def _send_prompts(self) -> None:
-        """As many as bounded staleness can use: the policy of step p in service samples for the steps up to
-        p + max_staleness, and for none after them. What it sampled for a later one would be too old by then."""
+        """Send as many prompts as the staleness bound can use. The policy of step p samples for steps up to
+        p + max_staleness. Samples for a later step would be too old by then."""
         config, ledger, published = self.config, self.ledger, self.published()
         if published == 0:
             return
@@ -145,7 +148,7 @@ class Puller(threading.Thread):
             last = min(published - self.versions(0) + config.max_staleness, config.steps - 1)
             wanted = (last + 1 - self.step) * config.prompts_per_step - len(self.ready) - len(to_come)
             new = range(ledger.position, ledger.position + max(0, wanted))
-            # Of those sent before a resume it is not known when; they are used in their order.
+            # For prompts sent before a resume, the step is not known; they are used in their order.
             unknown = [index for index in to_come if index not in self.due]
             self.due |= {index: self.step + i // config.prompts_per_step for i, index in enumerate(unknown)}
             self.due |= dict.fromkeys(new, last)
@@ -161,7 +164,7 @@ class Puller(threading.Thread):
                 ledger.outstanding = (ledger.outstanding | set(part)) - set(gone)
                 ledger.position = max(ledger.position, part[-1] + 1)
             if gone:
-                logger.warning("%d problems were trained on after this checkpoint; they are left out", len(gone))
+                logger.warning("%d problems were trained on after this checkpoint and are left out", len(gone))
         self.resend = False
 
     def _request(self, index: int) -> GroupRequest:
@@ -177,14 +180,14 @@ class Puller(threading.Thread):
         with ledger.lock:
             ledger.held[lease] = {g.id for g in batch.groups} | {failed.id for failed in batch.failed}
             trained = ledger.held[lease] & ledger.trained
-            # Sent by a trainer that went further than the checkpoint this one goes on from.
+            # An earlier trainer may have sent prompts beyond the checkpoint that this one resumes from.
             ahead = max(map(index_of, ledger.held[lease]))
             self.resend |= ahead >= ledger.position
             while ledger.position <= ahead:
                 ledger.outstanding.add(ledger.position)
                 ledger.position += 1
-            # One whose lease was over while it was in our hands is in them still, under this lease now; and one that
-            # was trained on is acknowledged with the next checkpoint, not before one holds its training.
+            # A group that we hold may come again because its lease ended: we now hold it under this lease. A group that
+            # was trained on is acknowledged with the next checkpoint, which holds its training.
             mine = {name for name in ledger.held[lease] - trained if index_of(name) not in self.arrived}
         self.arrived |= set(map(index_of, mine))
         new = [group for group in batch.groups if group.id in mine]
@@ -204,25 +207,25 @@ class Puller(threading.Thread):
                 self.replaced += kept
 
     def _leave_out(self, failed: list[FailedGroup], *, beside_finished: bool) -> None:
-        """Groups that the service could not generate. Raises EveryGroupFailed."""
+        """Log and leave out groups that the service could not generate. Raises EveryGroupFailed."""
         for group in failed:
             logger.error("group %s failed and is left out: %s", group.id, group.error)
         self.spent += [group.id for group in failed]
         self.failed += len(failed)
         self.failed_in_a_row = 0 if beside_finished else self.failed_in_a_row + len(failed)
         if self.failed_in_a_row >= max(FAILED_IN_A_ROW, self.config.prompts_per_step):
-            # They are generated anew when the cause is fixed and the run goes on.
+            # The run sends them again when it is resumed, and by then the cause may be fixed.
             self._with_retries(lambda: self.client.cancel_prompts(self.run_name))
             raise EveryGroupFailed(
-                f"the last {self.failed_in_a_row} groups failed, and none was finished between them; the last one, "
+                f"the last {self.failed_in_a_row} groups failed, and no group finished between them; the last one, "
                 f"{failed[-1].id}: {failed[-1].error}"
             )
 
     def _with_retries(self, call: Callable[[], T]) -> T:
-        """Through a service that is full, or is being started again: for `ready_timeout` seconds."""
+        """The answer of `call`, repeated for `ready_timeout` seconds while the service is full or restarting."""
         return with_retries(call, self.config.ready_timeout, self.stopping, self._noticed)
 
     def _noticed(self, error: Exception) -> None:
-        """What a service without a state folder had in memory is gone when it starts again. While it starts it answers
-        503, or not at all. To send prompts again changes nothing for any other."""
+        """Send the prompts again after an error that may mean a restart: no answer at all, or a 503. A service without
+        a state folder has lost them then. For any other service, sending them again changes nothing."""
         self.resend |= not isinstance(error, RolloutError) or error.status == 503

@@ -1,4 +1,4 @@
-"""Pusher: pushes the newest policy while the next one is trained; versions that are overtaken are skipped."""
+"""Pusher: pushes the newest policy while the next one is trained. It skips versions that a newer one has replaced."""
 
 import logging
 import threading
@@ -19,23 +19,23 @@ PAUSE = 1.0
 
 
 class Pusher(threading.Thread):
-    """`offer` replaces what is not yet on its way. `published` is the newest version known to be in service, and 0 when
-    none of this run's is."""
+    """`offer` replaces a version whose push has not begun. `published` is the newest version known to be in service, or
+    0 when none of this run's is."""
 
     def __init__(self, ownership: Ownership, timeout: float):
-        """`timeout`: seconds that pushes may fail before `failure` says so."""
+        """`timeout`: seconds that pushes may fail, after which `failure` is set and the pusher ends."""
         super().__init__(name="pusher", daemon=True)
         self.ownership, self.client, self.timeout = ownership, ownership.client, timeout
         self.change = threading.Condition()
         self.newest: tuple[int, Mapping[str, Tensor]] | None = None
         self.published = 0
         self.pauses: list[float] = []
-        """of the engines, at each push"""
+        """seconds that the engines paused at each push"""
         self.stopping = False
         self.failure: BaseException | None = None
 
     def offer(self, version: int, tensors: Mapping[str, Tensor]) -> None:
-        """`tensors` must not change any more."""
+        """Push this version next. `tensors` must not change any more."""
         with self.change:
             self.newest = (version, tensors)
             self.change.notify_all()
@@ -47,7 +47,7 @@ class Pusher(threading.Thread):
             return max(self.published, self.newest[0] if self.newest else 0)
 
     def wait_for(self, version: int) -> None:
-        """Until that version, or a newer one, is in service; or the pusher has failed or been stopped."""
+        """Wait until that version, or a newer one, is in service, or the pusher has failed or was stopped."""
         with self.change:
             self.change.wait_for(lambda: self.published >= version or self.failure is not None or self.stopping)
 
@@ -74,7 +74,7 @@ class Pusher(threading.Thread):
                         self.failure = error
                         self.change.notify_all()
                     return
-                logger.warning("version %d could not be pushed, trying again: %s", version, error)
+                logger.warning("version %d was not pushed; the trainer tries again: %s", version, error)
                 time.sleep(PAUSE)
                 continue
             failing_since = None
@@ -84,7 +84,7 @@ class Pusher(threading.Thread):
                 self.change.notify_all()
 
     def _push(self, version: int, tensors: Mapping[str, Tensor]) -> float:
-        """Seconds that the engines paused."""
+        """Push, and return the seconds that the engines paused."""
         try:
             return self.ownership.push("policy", tensors, version).pause
         except RolloutError as error:
@@ -93,14 +93,14 @@ class Pusher(threading.Thread):
         return 0.0
 
     def _is_in_service(self, version: int, tensors: Mapping[str, Tensor]) -> bool:
-        """Whether the version was pushed by an earlier try, whose answer was lost, and not by somebody else."""
+        """Whether an earlier try pushed the version and its answer was lost, rather than another run pushing it."""
         status = self.client.weights().policy
         ours = (self.ownership.run, version)
         return (status.run, status.version) == ours and status.checksum == tensors_checksum(tensors)
 
     def restore(self) -> None:
-        """Push the newest again if the service has an older version: it was started again without a state folder."""
-        known = self.published  # before the service is asked: a push may end while it answers
+        """Push the newest version again if the service has an older one, since it restarted without a state folder."""
+        known = self.published  # read before the service is asked, since a push may end while it answers
         try:
             in_service = self.client.weights().policy.version
         except (httpx.TransportError, RolloutError):

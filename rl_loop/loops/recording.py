@@ -2,9 +2,9 @@
 
 rollouts/
   recording.json              the format's number; a folder without it has format 1
-  train-000001.jsonl, ...     a batch each, as the service streams it: one JSON line a group, and an ErrorBody for
-                              each that failed
-  context.json                max_model_len, where it decided which prompts are skipped
+  train-000001.jsonl, ...     one batch each, as the service streams it: a JSON line per group, and an ErrorBody for
+                              each group that failed
+  context.json                max_model_len, if it decided which prompts were skipped
 """
 
 import json
@@ -19,19 +19,19 @@ from rollout_service.client import GroupStream, RolloutError
 from rollout_service.protocol import ErrorBody, Group, GroupRequest, SpeculationAlarm, WeightsOf
 
 FORMAT = 1
-"""of recordings; to be raised when those of before can no longer be read"""
+"""format number of recordings; raise it when older recordings can no longer be read"""
 FORMAT_FILE, CONTEXT_FILE = "recording.json", "context.json"
 
 
 class ReplayError(RuntimeError):
-    """The recording does not hold what was asked for."""
+    """The recording does not hold the groups that the run asks for."""
 
 
 class Recording:
     """A folder to record in."""
 
     def __init__(self, folder: Path, context_limit: int | None = None):
-        """`context_limit`: max_model_len, where a replay is to skip the prompts that it leaves no room for. Raises
+        """`context_limit`: max_model_len, if overlong prompts are skipped, so that a replay skips the same ones. Raises
         OtherFormat when the folder holds a recording of another format."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,12 +41,12 @@ class Recording:
             _write(folder / CONTEXT_FILE, {"max_model_len": context_limit})
 
     def open(self, batch: str) -> TextIO:
-        """The batch's file, for its lines."""
+        """Open the batch's file for writing."""
         return (self.folder / f"{batch}.jsonl").open("w", encoding="utf-8")
 
 
 class Recorder:
-    """Another source, whose groups are recorded as they arrive."""
+    """A source that records the groups of another source as they arrive."""
 
     def __init__(self, source: RolloutSource, recording: Recording):
         self.source, self.recording = source, recording
@@ -67,7 +67,7 @@ class Recorder:
 
 
 class ReplaySource:
-    """The groups of a recording, in the order they arrived in."""
+    """The groups of a recording, in the order in which they arrived."""
 
     def __init__(self, folder: Path):
         """Raises OtherFormat."""
@@ -77,7 +77,7 @@ class ReplaySource:
     def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
         file = self.folder / f"{batch}.jsonl"
         if not file.is_file():
-            raise ReplayError(f"no recorded batch {file}")
+            raise ReplayError(f"replay: there is no recorded batch {file}")
         wanted = {request.id: request for request in requests}
         recorded = GroupStream(requested=0)
         try:
@@ -90,13 +90,15 @@ class ReplaySource:
             if group.metadata != request.metadata or len(group.completions) != request.n:
                 raise ReplayError(f"{file}: {group.id} was recorded for another prompt or number of completions")
         if len(groups) + len(failed) < len(wanted):
-            raise ReplayError(f"{file}: {len(groups)} of the {len(wanted)} groups of this batch")
+            raise ReplayError(f"{file}: has only {len(groups)} of the {len(wanted)} groups of this batch")
         yield from groups
         if failed:
-            raise RolloutError(422, ErrorBody(error=f"{len(failed)} groups failed when it was recorded"), failed=failed)
+            raise RolloutError(
+                422, ErrorBody(error=f"{len(failed)} groups had failed when the batch was recorded"), failed=failed
+            )
 
     def context_limit(self) -> int | None:
-        """Tokens of prompt and response together, as they were when the rollouts were recorded; None if not known."""
+        """The context length when the rollouts were recorded, in tokens of prompt and response; None if not known."""
         file = self.folder / CONTEXT_FILE
         return _read(file)["max_model_len"] if file.is_file() else None
 
@@ -105,7 +107,7 @@ class ReplaySource:
 
 
 class ReplayPublisher:
-    """Nothing samples: only the versions go on."""
+    """A recording samples nothing, so this only counts versions."""
 
     def publish(self, of: WeightsOf, export: Export, version: int, *, is_new: bool = True) -> int:
         return version + 1
@@ -115,7 +117,7 @@ class ReplayPublisher:
 
 
 def check_recording(folder: Path) -> None:
-    """Raises OtherFormat."""
+    """Raises OtherFormat when the recording has another format."""
     file = folder / FORMAT_FILE
     check_format(file, _read(file).get("format") if file.is_file() else 1, FORMAT)
 

@@ -1,4 +1,4 @@
-"""Retries: calls to a service that is full or is restarting are repeated until it answers."""
+"""Retries: a call to a service that is full or restarting is repeated until the service answers."""
 
 import threading
 import time
@@ -12,13 +12,13 @@ from rollout_service.client import RolloutError
 T = TypeVar("T")
 
 PAUSE = 1.0
-"""seconds between tries, unless the service says a shorter time"""
+"""seconds between tries, unless the service asks for a shorter wait"""
 TRANSIENT = (429, 500, 502, 503, 504, 507)
-"""statuses of the service after which the same call may succeed later"""
+"""statuses after which the same call may succeed later"""
 
 
 class Stopped(Exception):
-    """The call was given up because its caller is to end."""
+    """The call was given up because its caller was told to end."""
 
 
 def is_transient(error: BaseException) -> bool:
@@ -32,9 +32,10 @@ def with_retries(
     stopping: threading.Event | None = None,
     failed: Callable[[Exception], None] = lambda error: None,
 ) -> T:
-    """The answer of `call`, tried for so many seconds while its error is a passing one; `failed` is told each of them.
+    """The answer of `call`. While its error is transient, the call is tried again, for up to `seconds`. `failed` is
+    called with each transient error.
 
-    Raises the last error, and Stopped once `stopping` is set.
+    Raises the last error, or Stopped once `stopping` is set.
     """
     deadline, stopping = time.monotonic() + seconds, stopping or threading.Event()
     while not stopping.is_set():

@@ -1,7 +1,7 @@
-"""RolloutSource: where both loops get their rollouts from, the service or a recording (recording.py).
+"""RolloutSource: where a loop gets rollouts from, the service or a recording (recording.py).
 
-A batch is the groups of one step or evaluation; its groups' ids are its name and a number: `train-000003-00017`. An
-asynchronous run asks here for held-out groups alone: those that it trains on come by the service's queue (pulling.py).
+A batch is the groups of one step or evaluation. Its groups' ids are its name and a number: `train-000003-00017`. An
+asynchronous run gets only its held-out groups here. Those that it trains on come from the service's queue (pulling.py).
 """
 
 import logging
@@ -20,40 +20,40 @@ logger = logging.getLogger("rl_loop")
 class RolloutSource(Protocol):
     @property
     def publisher(self) -> Publisher:
-        """Of the weights that sample its groups."""
+        """The publisher of the weights that sample its groups."""
 
     def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
         """The finished groups of a batch, in any order. Closing the generator ends the generation of the rest.
 
-        Raises RolloutError at the end when some failed; `failed` says which.
+        Raises RolloutError at the end when some groups failed; its `failed` lists them.
         """
 
 
 class EndpointSource:
-    """The rollout service, whose weights are the run's own."""
+    """The rollout service, with weights that the run pushes."""
 
     def __init__(self, publisher: Ownership):
         self.publisher, self.client = publisher, publisher.client
 
     def rollouts(self, batch: str, requests: Sequence[GroupRequest]) -> Generator[Group]:
-        """Raises ForeignWeights for a group that other weights sampled than those published."""
+        """Raises ForeignWeights when weights that this run did not push sampled a group."""
         with closing(self.client.rollouts(requests)) as groups:
             for group in groups:
                 self.publisher.check([group])
                 yield group
 
     def context_limit(self) -> int | None:
-        """Tokens of prompt and response together; None when the service does not say."""
+        """The context length, in tokens of prompt and response together; None if the service does not say."""
         return self.client.model().get("max_model_len")
 
     def alarms(self) -> list[SpeculationAlarm]:
-        """What the service has noticed of its drafters."""
+        """The alarms that the service has raised about its drafters."""
         return self.client.speculation().alarms
 
 
 def delivered(groups: Iterable[Group]) -> Generator[Group]:
-    """The groups of a batch, without those that failed, which are told. Raises RolloutError when all failed, or the
-    stream did: a step goes on with fewer groups, but not with none."""
+    """The groups of a batch without those that failed, which are logged. Raises RolloutError when all groups failed, or
+    the stream itself failed: a step goes on with fewer groups, but not with none."""
     count = 0
     try:
         for group in groups:
@@ -62,4 +62,4 @@ def delivered(groups: Iterable[Group]) -> Generator[Group]:
     except RolloutError as error:
         if not error.failed or count == 0:
             raise
-        logger.warning("going on with the other %d groups: %s", count, error)
+        logger.warning("the batch goes on with the other %d groups: %s", count, error)

@@ -1,4 +1,4 @@
-"""The training step on a batch of graded groups: score it, weigh it, report it.
+"""The training step on a batch of graded groups: it scores the batch, weighs it, and reports it.
 
 graded groups -> shaped rewards -> advantages -> examples (old log-probabilities, corrections) -> learner -> metrics
 """
@@ -25,7 +25,7 @@ from rl_loop.run.checkpoint import RunState
 
 
 class StageClock:
-    """Seconds of a step, by stage and in all. `announce` is told each stage that begins."""
+    """The seconds of a step, by stage and in total. `announce` is called with each stage that begins."""
 
     def __init__(self, announce: Callable[[str], None]):
         self.announce = announce
@@ -37,7 +37,7 @@ class StageClock:
         return time.perf_counter() - self.began
 
     def leave_out(self, seconds: float) -> None:
-        """What has just been done, for so long, is no part of the step."""
+        """Do not count the last `seconds` as part of the step."""
         self.began += seconds
 
     @contextmanager
@@ -50,20 +50,20 @@ class StageClock:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """What a step trains on, and what became of the other groups that were asked for."""
+    """The groups that a step trains on, and what happened to the other groups that were requested."""
 
     graded: list[GradedGroup]
     rounds: int = 1
-    """synchronous training: times that `prompts_per_step` problems were drawn"""
+    """synchronous training: rounds in which `prompts_per_step` problems were drawn"""
     spent: list[str] = field(default_factory=list)
-    """asynchronous training: names of groups that are not trained on, and are acknowledged with the others: their
-    rewards are all equal, they lost too many completions, or they failed"""
+    """asynchronous training: names of groups that are acknowledged with the others, but not trained on. Their rewards
+    are all equal, they lost too many completions, or they failed"""
     replaced: int = 0
     """groups that dynamic sampling left out"""
     failed: int = 0
     """groups that the service could not generate"""
     rewards_failed: int = 0
-    """completions left out, of all these groups"""
+    """completions of all these groups that were left out because their reward failed"""
 
     @property
     def names(self) -> list[str]:
@@ -72,24 +72,24 @@ class StepBatch:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch that is ready to be trained on by the policy of `version`."""
+    """A batch that is ready for training the policy of `version`."""
 
     graded: list[GradedGroup]
     version: int
     rollouts: list[Rollout]
     scores: TokenScores
-    """of all tokens, under the policy before the step"""
+    """scores of all tokens under the policy before the step"""
     on_policy: SurprisalSums
-    """of the tokens that the policy of `version` samples: in asynchronous training, those that say so; else all"""
+    """sums over the tokens that the policy of `version` sampled; in synchronous training these are all tokens"""
     advantages: Advantages
     correction: CorrectionMetrics
     examples: list[Example]
     learned: DrafterUpdate
-    """what the drafter made of the batch"""
+    """what the drafter learned from the batch"""
 
 
 def shaped_rewards(config: TrainConfig, graded: GradedGroup) -> list[float]:
-    """The group's rewards as advantages are taken of them: with the penalty of overlong responses."""
+    """The group's rewards from which advantages are computed: they include the penalty for overlong responses."""
     pairs = zip(graded.rewards, graded.group.completions, strict=True)
     limit = config.sampling.max_tokens
     buffer = int(config.loss.overlong_share * limit)
@@ -97,7 +97,7 @@ def shaped_rewards(config: TrainConfig, graded: GradedGroup) -> list[float]:
 
 
 def rewards_differ(graded: GradedGroup) -> bool:
-    """Before shaping: what dynamic sampling keeps."""
+    """Whether dynamic sampling keeps the group: its rewards, before shaping, are not all equal."""
     return len(set(graded.rewards)) > 1
 
 
@@ -105,7 +105,8 @@ def prepare(
     config: TrainConfig, learner: PolicyLearner, graded: Sequence[GradedGroup], version: int, clock: StageClock,
     drafter: OnlineDrafter | None, step: int,
 ) -> Prepared:  # fmt: skip
-    """The batch of `step`, from 0, for the policy of `version`; the drafter learns from the forward that scores it."""
+    """The batch of `step`, counted from 0, for the policy of `version`. The drafter learns from the forward pass that
+    scores the batch."""
     with clock("logprob"):
         rollouts = [rollout for g in graded for rollout in g.rollouts]
         completions = [completion for g in graded for completion in g.group.completions]
@@ -150,7 +151,7 @@ def step_metrics(
     overlap: Overlap,
     state: RunState,
 ) -> StepMetrics:
-    """`state`: after the step."""
+    """The metrics of the step. `state` is the state after it."""
     seconds = clock.elapsed
     of_rollouts = rollout_metrics(prepared.graded, config.task.pass_threshold)
     ages = prepared.correction.staleness
@@ -177,7 +178,7 @@ def step_metrics(
 
 
 def report_drafter(drafter: OnlineDrafter | None, prepared: Prepared, step: int, reporter: Reporter) -> None:
-    """What the drafter learned counts from here on. `step`: the finished one, from 1."""
+    """Keep what the drafter learned, and report it. `step`: the finished step, counted from 1."""
     if drafter is not None:
         drafter.finish_step()
     earlier = reporter.log.drafter

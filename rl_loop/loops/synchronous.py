@@ -1,4 +1,4 @@
-"""The synchronous loop: every step samples with the policy it then trains.
+"""The synchronous loop: every step samples with the policy that it then trains.
 
       task                      source, publisher (the rollout service)     learner
        |                              |                                        |
@@ -12,11 +12,11 @@
        |  data        advantages                                               |
        |  train       clipped loss, AdamW  ------------------------------------> policy N+1
 
-- A policy is published before it samples: at the start of a step, of the first one too, and after a resume. So what
-  the service started with, and whether it was restarted, does not matter.
-- Held-out evaluation comes before a step's generation, with the same policy; so a checkpoint, which is written at the
-  end of a step, never lies between an evaluation and what follows from it.
-- What a step changes (policy, optimiser, state, metrics) changes within one section that a signal does not cut.
+- A policy is published before it samples: at the start of every step, including the first and the first after a resume.
+  So it does not matter which weights the service started with, or whether it was restarted.
+- Held-out evaluation comes before a step's generation and uses the same policy. A checkpoint is written at the end of a
+  step, so none lies between an evaluation and the generation that follows it.
+- A step changes the policy, the optimiser, the state and the metrics in one section that no signal interrupts.
 """
 
 from collections.abc import Sequence
@@ -54,22 +54,22 @@ class SynchronousLoop(TrainingLoop):
             clock.leave_out(self._evaluate())
 
     def _publish(self) -> None:
-        """Let the source sample from the learner's policy, unless it does."""
+        """Let the source sample from the learner's policy, unless it already does."""
         if not self.is_published:
             self.version = self.source.publisher.publish("policy", self.learner.export, self.version)
             self.is_published = True
         self._publish_drafter()
 
     def _evaluate(self) -> float:
-        """Returns the seconds that it took."""
+        """Evaluate, and return the seconds that it took."""
         self.reporter.stage("evaluation")
         metrics = evaluate(self.config, self.task, self._generate, self.rewards, self.state.step, self.version)
         self.reporter.evaluation(metrics)
         return metrics.seconds
 
     def _next_batch(self, clock: StageClock) -> StepBatch:
-        """Further rounds of prompts are drawn until there is a group, and with dynamic sampling until the rewards of
-        enough of them differ. Raises RewardsFailed."""
+        """Draw rounds of prompts until there is a group, and with dynamic sampling until the rewards of enough groups
+        differ. Raises RewardsFailed."""
         config, state = self.config, self.state
         graded: list[GradedGroup] = []
         latest: list[GradedGroup] = []
@@ -112,4 +112,4 @@ class SynchronousLoop(TrainingLoop):
         self.is_published = False
 
     def _after_step(self) -> None:
-        """The next step publishes."""
+        """Nothing: the next step publishes."""

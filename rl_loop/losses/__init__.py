@@ -1,1 +1,1 @@
-"""Policy losses, and what weighs their terms: advantages, corrections, shaping. Imports no other room."""
+"""Policy losses, and what weighs their terms: advantages, corrections and reward shaping. Imports no other room."""

@@ -1,4 +1,4 @@
-"""Group-relative advantages (GRPO, arXiv 2402.03300, section 4.1): a reward counts relative to its group's others."""
+"""Group-relative advantages (GRPO, arXiv 2402.03300, section 4.1): each reward is compared with those of its group."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ class Advantages:
     """Example: rewards [[1, 0], [1, 1]] give values [[1, -1], [0, 0]] and one group of zero variance."""
 
     values: list[list[float]]
-    """one list a group, in the order of its rewards"""
+    """one list per group, in the order of its rewards"""
     zero_variance_groups: int
-    """groups whose rewards are all equal: they teach nothing"""
+    """groups whose rewards are all equal, so that they give no gradient"""
 
 
 def group_advantages(rewards: Sequence[Sequence[float]], normalise: bool = True) -> Advantages:
-    """(r - mean) / (std + 1e-6) within each group, std over the group as a whole population.
+    """(r - mean) / (std + 1e-6) within each group, with the population standard deviation.
 
-    Without `normalise`, r - mean (Dr. GRPO, arXiv 2503.20783): hard and easy prompts then weigh less.
+    Without `normalise`, it is r - mean (Dr. GRPO, arXiv 2503.20783); very hard and very easy prompts then weigh less.
     """
     values, zero_variance = [], 0
     for group in rewards:

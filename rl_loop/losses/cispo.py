@@ -1,7 +1,7 @@
 """CISPO (MiniMax-M1, arXiv 2506.13585, equations 4 and 5): -sg(clip(ratio)) A log pi.
 
-The weight is clipped, not the term: every token keeps a gradient, that of REINFORCE under a bounded weight. The paper
-leaves the lower side open (clip_low = 1).
+The weight is clipped, not the term, so every token keeps a gradient: that of REINFORCE times a bounded weight. The
+paper does not clip from below (clip_low = 1).
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from rl_loop.losses.terms import LossInput, LossTerms
 
 
 class CISPO(ClippedLoss):
-    """the ratio is clipped as a weight; every token keeps a gradient"""
+    """clips each token's ratio as a constant weight, so that every token keeps a gradient"""
 
     kind: Literal["cispo"] = "cispo"
     clip_low: BelowOne = 1.0

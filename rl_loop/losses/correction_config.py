@@ -1,6 +1,6 @@
-"""Configuration of corrections for tokens of an older policy, one class a kind. Imports no torch.
+"""Configuration of corrections for tokens of an older policy, one class per kind. Imports no torch.
 
-losses/corrections.py applies them, and names their papers.
+losses/corrections.py applies them and names their papers.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
@@ -15,16 +15,18 @@ Highest = Annotated[float, Field(gt=0.0)]
 
 
 class CorrectionConfig(Section):
-    """For the difference between the policy that sampled a token and the one that is trained on it."""
+    """How training corrects for tokens that another policy sampled than the one that trains on them."""
 
     kind: str
     proximal: Literal["recomputed", "sampling"] = "recomputed"
-    """what the clipped ratio is taken to: the policy before the step (the decoupled objective), or the sampling one"""
+    """the denominator of the clipped ratio. recomputed: the policy before the step, as in the decoupled objective;
+    sampling: the policy that sampled the token"""
 
 
 class Weighing(CorrectionConfig):
     tokens: Literal["off_policy", "all"] = "off_policy"
-    """off_policy: only tokens of older weight versions; all: also for the engine's and the trainer's numerics"""
+    """which tokens are corrected. off_policy: those of older weight versions; all: also the others, for differences
+    between the engine's and the trainer's numerics"""
 
 
 class WholeRatio(Weighing):
@@ -32,12 +34,14 @@ class WholeRatio(Weighing):
     @classmethod
     def _is_not_the_ratio(cls, proximal: str) -> str:
         if proximal == "sampling":
-            raise ValueError("the sampling policy leaves this kind nothing to weigh: choose another kind")
+            raise ValueError(
+                'this kind has no effect with proximal = "sampling": choose another kind, or proximal = "recomputed"'
+            )
         return proximal
 
 
 class Truncated(WholeRatio):
-    """weigh by trained over sampling policy, up to `high`"""
+    """weighs a token by the ratio of the policy before the step to the sampling policy, but by at most `high`"""
 
     kind: Literal["truncated"] = "truncated"
     high: Highest = 2.0
@@ -45,7 +49,7 @@ class Truncated(WholeRatio):
 
 
 class Decoupled(WholeRatio):
-    """weigh by the whole ratio"""
+    """weighs a token by that ratio, without a limit"""
 
     kind: Literal["decoupled"] = "decoupled"
 
@@ -63,7 +67,7 @@ class Bounded(Weighing):
 
 
 class IcePop(Bounded):
-    """weigh by the ratio, and by 0 where it is outside of `low` to `high`"""
+    """weighs a token by the ratio, or by 0 if the ratio is below `low` or above `high`"""
 
     kind: Literal["icepop"] = "icepop"
     low: Lowest = 0.5
@@ -72,7 +76,7 @@ class IcePop(Bounded):
 
 
 class SequenceMask(Bounded):
-    """the same for whole responses, by their geometric mean ratio"""
+    """weighs a token by the ratio, or by 0 if the response's geometric mean ratio is below `low` or above `high`"""
 
     kind: Literal["sequence_mask"] = "sequence_mask"
     low: Lowest = 0.9
@@ -80,7 +84,7 @@ class SequenceMask(Bounded):
 
 
 class NoCorrection(CorrectionConfig):
-    """all tokens alike"""
+    """weighs all tokens alike"""
 
     kind: Literal["none"] = "none"
 

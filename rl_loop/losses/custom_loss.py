@@ -1,4 +1,4 @@
-"""CustomLoss: a loss of the user's, `kind = "package.module:function"`, called as `function(batch, **options)`.
+"""CustomLoss: the user's own loss, `kind = "package.module:function"`, called as `function(batch, **options)`.
 
 def reinforce(batch: LossInput, scale: float = 1.0) -> LossTerms:
     terms_N = -scale * batch.advantages_N * batch.logprobs_N
@@ -17,22 +17,23 @@ from rl_loop.losses.terms import LossInput, LossTerms
 
 
 class CustomLoss(Loss):
-    """your own, called with a batch and `options`"""
+    """your own function, called with a batch and `options`"""
 
     kind: str = Field(title="package.module:function")
     options: dict[str, Any] = Field(default_factory=dict)
-    """of a loss of your own: the function's further arguments, by name"""
+    """further arguments of your own loss function, by name"""
 
     @field_validator("kind")
     @classmethod
     def _is_a_function(cls, kind: str) -> str:
         if not PATH.fullmatch(kind):
-            raise ValueError("no loss of the project's, and no package.module:function")
+            raise ValueError("must be a built-in loss or a package.module:function")
         return kind
 
     @cached_property
     def function(self) -> Callable[..., LossTerms]:
-        """Raises CustomFunctionError where it cannot be imported, or does not take a batch and the options."""
+        """The loss function. Raises CustomFunctionError if it cannot be imported, or does not take a batch and the
+        options."""
         return load_function(self.kind, "loss.kind", "a batch and loss.options", None, **self.options)
 
     def terms(self, batch: LossInput) -> LossTerms:

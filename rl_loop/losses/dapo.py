@@ -1,7 +1,7 @@
-"""DAPO (arXiv 2503.14476): GRPO's term, clipped higher above than below ("clip-higher", equation 10), a token mean.
+"""DAPO (arXiv 2503.14476): GRPO's term with a wider clip range above than below ("clip-higher", equation 10).
 
-Its other two parts choose what is trained on: groups whose rewards are all equal are replaced (dynamic sampling,
-equation 11), and overlong responses lose reward over the last fifth of max_tokens, as over the paper's 4,096 of 20,480
+The terms are averaged over tokens. Groups whose rewards are all equal are replaced (dynamic sampling, equation 11).
+Overlong responses lose reward over the last fifth of max_tokens, as over 4,096 of 20,480 tokens in the paper
 (equation 13, losses/shaping.py).
 """
 
@@ -12,7 +12,7 @@ from rl_loop.losses.loss import AboveZero, BelowOne, Flag
 
 
 class DAPO(GRPO):
-    """grpo, clipped higher above, on groups and rewards that are chosen so"""
+    """grpo with a higher upper clip, dynamic sampling, and a penalty for overlong responses"""
 
     kind: Literal["dapo"] = "dapo"  # type: ignore[assignment]
     clip_high: AboveZero = 0.28

@@ -1,9 +1,9 @@
 """Dr. GRPO (arXiv 2503.20783): GRPO's term without its two biases.
 
-- A response's terms are summed and divided by a constant, max_tokens, so that long wrong responses are not punished
-  less.
-- Advantages are not divided by the group's standard deviation, so that very easy and very hard prompts do not weigh
-  more.
+- A response's terms are summed and divided by the constant max_tokens. A mean over the response's own length would
+  punish long wrong responses less.
+- Advantages are not divided by the group's standard deviation, which would give more weight to very easy and very hard
+  prompts.
 """
 
 from typing import Literal
@@ -13,7 +13,7 @@ from rl_loop.losses.loss import Average, Flag
 
 
 class DrGRPO(GRPO):
-    """grpo without its biases"""
+    """grpo without its biases of length and of difficulty"""
 
     kind: Literal["dr_grpo"] = "dr_grpo"  # type: ignore[assignment]
     average: Average = "constant"

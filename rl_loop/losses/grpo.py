@@ -1,7 +1,7 @@
-"""GRPO (arXiv 2402.03300, equation 3): -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), PPO's clipped term
-(arXiv 1707.06347, equation 7) with group-relative advantages.
+"""GRPO (arXiv 2402.03300, equation 3): PPO's clipped term with group-relative advantages.
 
-Averaged over all tokens of a batch alike, as is common since DAPO; the paper's own is `average = "sequence"`.
+The term is -min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) (arXiv 1707.06347, equation 7). By default it is
+averaged over all tokens of a batch, as is common since DAPO. The paper averages by sequence: `average = "sequence"`.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from rl_loop.losses.terms import LossInput, LossTerms
 
 
 class GRPO(ClippedLoss):
-    """each token's ratio is clipped"""
+    """clips each token's ratio"""
 
     kind: Literal["grpo"] = "grpo"
 

@@ -1,7 +1,7 @@
 """GSPO (arXiv 2507.18071, equations 5 and 7): the ratio of a whole response, clipped as a whole.
 
-s_i = (pi(y_i) / pi_old(y_i)) ^ (1 / |y_i|), the geometric mean of its tokens' ratios; so the clip range is much
-narrower than a token's. A sequence mean of the terms is the paper's objective.
+The ratio is s_i = (pi(y_i) / pi_old(y_i)) ^ (1 / |y_i|), the geometric mean of the response's token ratios. Its clip
+range is therefore much narrower than a token's. The paper's objective averages the terms by sequence.
 """
 
 from typing import Literal
@@ -11,7 +11,7 @@ from rl_loop.losses.terms import LossInput, LossTerms
 
 
 class GSPO(ClippedLoss):
-    """the ratio of a whole response is clipped"""
+    """clips the ratio of each whole response"""
 
     kind: Literal["gspo"] = "gspo"
     average: Average = "sequence"

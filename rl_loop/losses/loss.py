@@ -1,6 +1,6 @@
 """Loss: the configuration that every policy loss shares, and the method that gives its per-token terms.
 
-Configurations are made of these classes, so this room imports torch where it computes and not before.
+These classes are part of the configuration, so this room imports torch only when it computes.
 """
 
 from abc import abstractmethod
@@ -21,28 +21,29 @@ Flag = CliImplicitFlag[bool]
 
 
 class Loss(Section):
-    """One loss. A new one is a file with a subclass (`kind`, the defaults that differ, `terms`), and its name in
+    """One loss. To add one, write a file with a subclass (`kind`, the defaults that differ, `terms`), and name it in
     `registry.py`."""
 
     kind: str
     average: Average = "token"
-    """over what: all tokens alike, all sequences alike, or a sum over max_tokens (constant)"""
+    """how terms are averaged. token: all tokens count alike; sequence: all responses count alike; constant: each
+    response's sum is divided by max_tokens"""
     normalise_advantages: Flag = True
     """divide a group's advantages by the standard deviation of its rewards"""
     dynamic_sampling: Flag = False
-    """replace groups whose rewards are all equal by others until the step is full"""
+    """replace groups whose rewards are all equal, until the step is full"""
     overlong_share: BelowOne = 0.0
-    """last part of max_tokens over which the reward falls linearly by 1 (DAPO); 0 for none"""
+    """share of max_tokens, at its end, over which the reward falls linearly by 1 (DAPO); 0 for no penalty"""
 
     @abstractmethod
     def terms(self, batch: "LossInput") -> "LossTerms":
-        """Of each response token, before they are averaged."""
+        """The loss term of each response token, before averaging."""
 
 
 class ClippedLoss(Loss):
     """A loss that clips the ratio of the trained policy to the old one."""
 
     clip_low: BelowOne = 0.2
-    """the ratio is clipped below 1 - clip_low"""
+    """the ratio is clipped at 1 - clip_low from below"""
     clip_high: AboveZero = 0.2
-    """and above 1 + clip_high"""
+    """the ratio is clipped at 1 + clip_high from above"""

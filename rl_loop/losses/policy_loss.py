@@ -1,7 +1,7 @@
 """Reduction of a policy loss: its per-token terms become one number.
 
-A loss sees log-probabilities, advantages and lengths of a micro-batch, and knows nothing of where they come from. Terms
-are summed and divided by a figure of the whole (mini)batch, so that those of micro-batches add up.
+A loss sees only the log-probabilities, advantages and lengths of a micro-batch. Terms are summed and divided by a total
+of the whole (mini)batch, so that the parts of micro-batches add up.
 """
 
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from rl_loop.losses.terms import LossInput
 
 @dataclass(frozen=True)
 class Totals:
-    """Of the whole (mini)batch that the micro-batch is a part of."""
+    """Totals of the (mini)batch that the micro-batch is a part of."""
 
     tokens: int
     sequences: int
     longest: int
-    """tokens that a response may have, sampling.max_tokens"""
+    """the most tokens that a response may have, sampling.max_tokens"""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class PolicyLoss:
     loss: Tensor
     """scalar, with gradient"""
     metrics: dict[str, Tensor]
-    """scalars without gradient, token means: clip_fraction, policy_ratio, policy_kl (k3, old policy to new)"""
+    """means over tokens, scalars without gradient: clip_fraction, policy_ratio, policy_kl (k3, from the old policy to
+    the new)"""
 
 
 def policy_loss(loss: Loss, batch: LossInput, totals: Totals, weights_N: Tensor | None = None) -> PolicyLoss:

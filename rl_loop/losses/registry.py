@@ -1,4 +1,4 @@
-"""The losses by kind; the only place that lists them."""
+"""The losses by kind. This is the only place that lists them."""
 
 from typing import TYPE_CHECKING, TypeAlias
 

@@ -1,6 +1,6 @@
-"""Inputs and per-token terms of every policy loss, before they are averaged. Imports torch when it computes.
+"""Inputs of every policy loss, and its per-token terms before they are averaged. Imports torch only when it computes.
 
-N counts the response tokens of a micro-batch, row after row; B its rows, a response each.
+N counts the response tokens of a micro-batch, row after row. B counts its rows, which are one response each.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LossInput:
     logprobs_N: "Tensor"
-    """float32, with gradient: of the policy that is trained"""
+    """float32, with gradient: under the policy that is trained"""
     old_logprobs_N: "Tensor"
-    """float32: of the policy that the ratio is taken to (the proximal one), without gradient"""
+    """float32, without gradient: under the proximal policy, the denominator of the ratio"""
     advantages_N: "Tensor"
-    """float32, the same for all tokens of a row"""
+    """float32: the same for all tokens of a row"""
     lengths: list[int]
-    """response tokens of each row; they add up to N"""
+    """number of response tokens of each row; they add up to N"""
 
     @property
     def lengths_N(self) -> "Tensor":
-        """int64: of its row, for each token"""
+        """int64: for each token, the length of its response"""
         import torch
 
         return self.spread_N(torch.tensor(self.lengths, device=self.logprobs_N.device))
@@ -35,7 +35,7 @@ class LossInput:
         return torch.stack([row.mean() for row in values_N.split(self.lengths)])
 
     def spread_N(self, values_B: "Tensor") -> "Tensor":
-        """For each token its response's value."""
+        """For each token, the value of its response."""
         import torch
 
         return values_B.repeat_interleave(torch.tensor(self.lengths, device=values_B.device))
@@ -44,6 +44,6 @@ class LossInput:
 @dataclass(frozen=True)
 class LossTerms:
     loss_N: "Tensor"
-    """with gradient; to be averaged"""
+    """float32, with gradient: the terms to be averaged"""
     clipped_N: "Tensor"
     """bool: tokens whose gradient the clip removes or bounds"""

@@ -1,1 +1,1 @@
-"""What a run measures and shows: metrics, logs, plots, the terminal. Imports no other room."""
+"""Reports of a run: metrics, logs, plots, the terminal."""

@@ -1,4 +1,4 @@
-"""Drafter metrics of a step: acceptance by position and context length, versions, age, and training."""
+"""Drafter metrics of a step: acceptance by position and by context length, versions, age, and training."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from rl_loop.reports.metrics import GradedGroup, accepted_drafts
 
 
 class AcceptanceAtLength(BaseModel):
-    """Draft steps that began with `from_tokens` tokens of context or more, and fewer than twice as many."""
+    """Draft steps that began with a context of at least `from_tokens` tokens and fewer than twice as many."""
 
     from_tokens: int
     draft_steps: int
@@ -19,14 +19,14 @@ class AcceptanceAtLength(BaseModel):
 
 
 class DrafterMetrics(BaseModel):
-    """One line of drafter.jsonl. Ratios are of sums over the step's completions."""
+    """One line of drafter.jsonl. Ratios are ratios of sums over the step's completions."""
 
     step: int
-    """from 1"""
+    """counted from 1"""
     policy_version: int
-    """that sampled the step's rollouts"""
+    """version of the policy that the step trains"""
     drafter_version: int
-    """that drafted them"""
+    """newest version of the drafter that drafted the step's rollouts"""
     drafter_age: int
     """policy versions since the drafter's last update"""
     draft_steps: int
@@ -37,13 +37,13 @@ class DrafterMetrics(BaseModel):
     acceptance_by_position: list[float]
     by_context_length: list[AcceptanceAtLength]
     updates: int
-    """optimiser updates of the drafter in this step; 0 where it was not trained"""
+    """optimiser updates of the drafter in this step; 0 if it was not trained"""
     loss: float | None
-    """mean over them"""
+    """mean over these updates"""
     grad_norm: float | None
-    """mean over them, before clipping"""
+    """mean over these updates, before clipping"""
     seconds: float
-    """of its training, within the stage logprob"""
+    """seconds of the drafter's training, which is part of the stage logprob"""
 
     def scalars(self) -> dict[str, float]:
         values = self.model_dump(exclude={"step", "acceptance_by_position", "by_context_length"}, exclude_none=True)
@@ -54,7 +54,8 @@ class DrafterMetrics(BaseModel):
 def drafter_metrics(
     earlier: Sequence[DrafterMetrics], graded: Sequence[GradedGroup], step: int, version: int, update: DrafterUpdate
 ) -> DrafterMetrics | None:
-    """Of one step sampled by policy `version`; None without a drafter. `earlier` steps say how old the drafter is."""
+    """The metrics of one step whose policy has `version`, or None without a drafter. The drafter's age is counted from
+    the `earlier` steps."""
     completions = [(g.group.prompt_token_ids, c) for g in graded for c in g.group.completions if c.speculation]
     acceptance = accepted_drafts([completion for _, completion in completions])
     if not acceptance.steps:

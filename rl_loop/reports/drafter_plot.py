@@ -1,4 +1,4 @@
-"""Plot of the drafter, acceptance.png: acceptance and reward over training steps, with the drafter's pushes marked."""
+"""Drafter plot, acceptance.png: acceptance and reward by training step, with the drafter's pushes marked."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,7 +9,7 @@ from rl_loop.reports.metrics import StepMetrics
 
 
 def pushes(drafter: Sequence[DrafterMetrics]) -> list[int]:
-    """Steps whose rollouts were the first of a new drafter version."""
+    """The steps whose rollouts were the first that a new drafter version drafted."""
     return [after.step for before, after in pairwise(drafter) if after.drafter_version != before.drafter_version]
 
 
@@ -28,7 +28,7 @@ def plot_acceptance(file: Path, steps: Sequence[StepMetrics], drafter: Sequence[
     positions.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     reward.plot([m.step for m in steps], [m.reward for m in steps], marker=".", color="tab:green")
     reward.set_ylabel("mean reward")
-    reward.set_xlabel("step (dotted: first rollouts of a pushed drafter)")
+    reward.set_xlabel("step (dotted line: first rollouts of a new drafter version)")
     for axes in (length, positions, reward):
         axes.grid(alpha=0.3)
         for step in pushes(drafter):

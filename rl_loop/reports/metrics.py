@@ -1,4 +1,4 @@
-"""Metrics of a step and of an evaluation, typed, and how they are computed from rollouts."""
+"""Metrics of a step and of an evaluation: their types, and how they are computed from rollouts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,31 +21,32 @@ STAGES: tuple[Stage, ...] = get_args(Stage)
 
 
 class RolloutMetrics(BaseModel):
-    """Of the completions of one batch."""
+    """Metrics of the completions of one batch."""
 
     reward: float
-    """mean"""
+    """mean reward"""
     reward_std: float
     pass_rate: float
     """share of right responses"""
     response_length: float
-    """mean, in tokens"""
+    """mean number of tokens"""
     truncated: float
     """share of responses that max_tokens ended"""
     tokens: int
-    """of all responses"""
+    """tokens of all responses"""
     draft_steps: int
     accepted: int
-    """draft tokens"""
+    """accepted draft tokens"""
     acceptance_length: float | None
     """accepted / draft_steps + 1; None without a drafter"""
 
 
 class MismatchMetrics(BaseModel):
-    """Between the trainer's log-probabilities p and the rollout's q of the same tokens; no mismatch is 0, 0, 1, 0."""
+    """Mismatch between the trainer's probabilities p and the rollout's q of the same tokens. Without any mismatch, the
+    four values are 0, 0, 1 and 0."""
 
     logprob_difference_max: float
-    """of |log p - log q|"""
+    """largest |log p - log q|"""
     logprob_difference: float
     """mean of |log p - log q|"""
     ratio: float
@@ -55,79 +56,79 @@ class MismatchMetrics(BaseModel):
 
 
 class EvaluationMetrics(RolloutMetrics):
-    """Held-out problems, at the training's sampling."""
+    """Metrics of held-out problems, sampled as in training."""
 
     step: int
-    """finished steps when it was made"""
+    """finished steps when the evaluation began"""
     version: int
     seconds: float
 
 
 class OffPolicyMetrics(BaseModel):
-    """How far the policies that sampled a step's tokens are from the one that is trained on them."""
+    """How far the policies that sampled a step's tokens are from the policy that trains on them."""
 
     staleness: list[int] = Field(default_factory=list)
-    """tokens by the number of versions that they are older than the trained policy: 0, 1, 2, ..."""
+    """number of tokens that are 0, 1, 2, ... versions older than the trained policy"""
     staleness_mean: float = 0.0
     importance_ratio: float = 1.0
-    """mean over tokens of the policy before the step to the one that sampled"""
+    """mean over tokens of the ratio of the policy before the step to the policy that sampled the token"""
     effective_sample_size: float = 1.0
-    """of these ratios, as a share of the tokens"""
+    """effective sample size of these ratios, as a share of the tokens"""
     masked: float = 0.0
     """share of tokens that the correction leaves out"""
 
 
 class Overlap(BaseModel):
-    """What a step's wall-clock time was spent waiting for."""
+    """How long the learner and the engines waited during a step."""
 
     exposed_generation: float = 0.0
     """seconds that the learner waited for rollouts"""
     learner_idle: float = 0.0
-    """seconds that the learner did nothing: waiting for rollouts or for new weights to be in service"""
+    """seconds that the learner waited, for rollouts or for new weights to be in service"""
     engines_idle: float | None = None
-    """mean seconds an engine had nothing to generate; None where it is not known"""
+    """seconds that an engine had nothing to generate, mean over engines; None if not known"""
     tokens_wasted: int = 0
-    """tokens generated in vain since the trainer was started: dropped as too old, or aborted"""
+    """tokens thrown away since the trainer was started: dropped as too old, or aborted"""
 
 
 class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap, UpdateMetrics):
     step: int
-    """from 1"""
+    """counted from 1"""
     version: int
-    """the trained policy's; in synchronous training it sampled the step's rollouts too"""
+    """version of the policy that the step trains; in synchronous training it sampled the step's rollouts too"""
     zero_variance_groups: int
     """groups whose completions all have the same reward"""
     groups_replaced: int = 0
-    """by dynamic sampling, their rewards being all equal"""
+    """groups that dynamic sampling replaced because their rewards were all equal"""
     groups_failed: int = 0
-    """that the service could not generate: left out, and in asynchronous training replaced"""
+    """groups that the service could not generate; they are left out, and replaced in asynchronous training"""
     rewards_failed: int = 0
-    """completions left out because their reward raised, took too long or was no finite number"""
+    """completions left out because their reward raised, took too long or was not a finite number"""
     entropy: float
     """mean over tokens, in nats"""
     z: float
-    """losslessness of the step's tokens that the trained policy sampled; a correct sampler gives a standard normal"""
+    """surprisal z of the step's tokens that the trained policy sampled; a correct sampler gives a standard normal"""
     z_running: float
-    """of all steps' such tokens"""
+    """the same over all steps so far"""
     tokens_per_second: float
-    """of generation; in asynchronous training, over the whole step"""
+    """tokens per second of generation; in asynchronous training, per second of the whole step"""
     stages: dict[Stage, float]
-    """seconds of each"""
+    """seconds of each stage"""
     seconds: float
-    """of the whole step"""
+    """seconds of the whole step"""
 
 
 @dataclass(frozen=True)
 class GradedGroup:
     group: Group
     rewards: list[float]
-    """one a completion"""
+    """one per completion"""
     failed: int = 0
     """completions left out because their rewards failed"""
 
     @classmethod
     def of(cls, group: Group, rewards: Sequence[float | None]) -> "GradedGroup":
-        """Without the completions whose reward is None: it could not be had."""
+        """The group without the completions whose reward is None, which means that it failed."""
         pairs = [pair for pair in zip(group.completions, rewards, strict=True) if pair[1] is not None]
         failed = len(rewards) - len(pairs)
         kept = group if not failed else group.model_copy(update={"completions": [c for c, _ in pairs]})
@@ -170,7 +171,7 @@ def accepted_drafts(completions: Sequence[Completion]) -> Acceptance:
 
 
 def mismatch_metrics(rollouts: Sequence[Rollout], scores: TokenScores) -> MismatchMetrics:
-    """`scores` of all the rollouts' tokens, in their order."""
+    """`scores`: of all the rollouts' tokens, in the order of the rollouts."""
     trainer = scores.sampled_logprobs.double()
     rollout = torch.tensor([logprob for r in rollouts for logprob in r.logprobs], dtype=torch.float64)
     log_ratio = trainer - rollout

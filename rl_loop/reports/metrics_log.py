@@ -1,4 +1,4 @@
-"""MetricsLog: a run's metrics on disk, as JSON lines always and as TensorBoard events on request."""
+"""MetricsLog: a run's metrics on disk, as JSON lines and, on request, as TensorBoard events."""
 
 import contextlib
 from pathlib import Path
@@ -22,9 +22,10 @@ DRAFTER_FILE = "drafter.jsonl"
 
 
 class MetricsLog:
-    """`steps`, `evaluations` and `drafter` (a line a step) of the whole run, those from before a resume included.
+    """`steps`, `evaluations` and `drafter` (one line per step) of the whole run, including those before a resume.
 
-    Lines after `step`, the finished steps of the state resumed from, are dropped: they are made again.
+    `step` is the number of finished steps in the state that the run resumes from. Later lines are dropped, since those
+    steps are trained again.
     """
 
     def __init__(self, output: Path, step: int, tensorboard: bool = False):
@@ -74,7 +75,7 @@ def _event_writer(folder: Path, first_step: int) -> "SummaryWriter":
 def _read(file: Path, of: type[MetricsT]) -> list[MetricsT]:
     lines = byte_lines(file) if file.is_file() else []
     metrics = []
-    with contextlib.suppress(ValueError):  # a killed run may leave half a last line
+    with contextlib.suppress(ValueError):  # a killed run may leave an incomplete last line
         for line in lines:
             metrics.append(of.model_validate_json(line))
     return metrics

@@ -1,4 +1,4 @@
-"""Reporter: a run's progress in the terminal. A live table where there is a terminal, else one line a step."""
+"""Reporter: a run's progress, as a live table in a terminal, and otherwise as one line per step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +33,7 @@ COLUMNS: dict[str, Callable[[StepMetrics], str]] = {
 
 
 class Reporter:
-    """Writes every step and evaluation to the log, and shows them. A context manager: the live table ends with it."""
+    """Writes every step and evaluation to the log, and shows them. A context manager, which ends the live table."""
 
     def __init__(self, log: MetricsLog, steps: int, console: Console | None = None):
         self.log, self.steps = log, steps
@@ -61,12 +61,12 @@ class Reporter:
         self.log.close()
 
     def stage(self, name: str) -> None:
-        """What the run is doing now."""
+        """Show what the run is doing now."""
         self.progress.reset(self.of_groups, total=None, description=name)
 
     @contextmanager
     def groups(self, total: int) -> Iterator[Callable[[], None]]:
-        """A progress bar over the groups that are generated; call what it gives for each that has arrived."""
+        """A progress bar of generated groups. Call the function that it yields once for each group that arrives."""
         self.progress.update(self.of_groups, total=total, completed=0)
         yield lambda: self.progress.advance(self.of_groups)
 

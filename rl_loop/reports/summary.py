@@ -16,7 +16,7 @@ def write_summary(
     output: Path, steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetrics], console: Console,
     *, prompts_skipped: int,
 ) -> None:  # fmt: skip
-    """`prompts_skipped`: those that leave no room for a response."""
+    """`prompts_skipped`: how many prompts were skipped because they leave no room for a response."""
     summary = summarise(steps, evaluations) | {"prompts_skipped": prompts_skipped}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     plot(output / "reward.png", steps, evaluations)
@@ -25,7 +25,7 @@ def write_summary(
 
 
 def summarise(steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetrics]) -> dict[str, Any]:
-    """The run in one record. `held_out` is None without evaluations; times are seconds."""
+    """The summary as one record. `held_out` is None without evaluations. Times are in seconds."""
     seconds = {stage: sum(m.stages[stage] for m in steps) for stage in STAGES}
     accepted, draft_steps = sum(m.accepted for m in steps), sum(m.draft_steps for m in steps)
     return {
@@ -80,7 +80,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
         "KL between trainer and rollouts": f"{summary['kl']:.1e}",
         "acceptance length": "no drafter" if length is None else f"{length:.2f}",
         "tokens per second of generation": f"{summary['tokens_per_second']:.0f}",
-        "staleness, mean versions": f"{summary['staleness']:.2f}",
+        "mean staleness, in versions": f"{summary['staleness']:.2f}",
         "effective sample size": f"{summary['effective_sample_size']:.3f}",
         "seconds of exposed generation": f"{summary['exposed_generation']:.1f}",
         "tokens wasted": str(summary["tokens_wasted"]),
@@ -92,7 +92,7 @@ def summary_table(summary: dict[str, Any]) -> Table:
 
 
 def plot(file: Path, steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetrics]) -> None:
-    """Reward by step over stacked bars of the stages' seconds."""
+    """The reward by step, above stacked bars of each stage's seconds."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 6), layout="constrained")

@@ -1,1 +1,1 @@
-"""What a run must not lose: checkpoints, and which of its groups are where. May import learner and losses."""
+"""State that a run must not lose: checkpoints, and where each of its groups is. May import learner and losses."""

@@ -1,18 +1,18 @@
-"""Checkpoints: everything a run needs to go on from the identical state. Safetensors and JSON, no pickle.
+"""Checkpoints: everything a run needs to continue from the identical state, in safetensors and JSON, without pickle.
 
     output/checkpoints/step-000010/
       config.json, model.safetensors, tokenizer.json, ...   the policy, as any Hugging Face checkpoint (float32)
       trainer/optimiser.safetensors                         AdamW's state, `<parameter>.<key>`
       trainer/generators.safetensors                        torch's generators
-      trainer/state.json                                    RunState, the generators of python and numpy, and the
-                                                            format's number (none: 1)
-      mtp.safetensors                                       the policy's MTP head, where it has one: trained or not
-      drafter/                                              another drafter as an engine loads it, where one is trained
+      trainer/state.json                                    RunState, the generators of Python and NumPy, and the
+                                                            format's number (a file without one has format 1)
+      mtp.safetensors                                       the policy's MTP head, if it has one, trained or not
+      drafter/                                              any other trained drafter, as an engine loads it
       trainer/drafter.safetensors, trainer/drafter.json     its float32 weights and optimiser; version, update rule
 
-A checkpoint is written to a hidden folder, synced, and renamed. So one that can be seen is whole, also after a power
-loss; one that could not be written leaves nothing. Only then may the groups that it was trained on be acknowledged. A
-run begins with a checkpoint, of step 0: its name lasts before the service's queue knows it.
+A checkpoint is written to a hidden folder, synced, and renamed. A visible checkpoint is therefore complete, even after
+a power loss, and a failed write leaves nothing. Only after the rename may the groups that it was trained on be
+acknowledged. A run first writes a checkpoint of step 0, so its name is on disk before the service's queue knows it.
 """
 
 import json
@@ -38,28 +38,28 @@ from rl_loop.learner.online_drafter import OnlineDrafter
 from rl_loop.learner.policy_learner import PolicyLearner
 
 FORMAT = 1
-"""of checkpoints; to be raised when those of before can no longer be read"""
+"""format number of checkpoints; raise it when older checkpoints can no longer be read"""
 
 
 class RunState(BaseModel):
-    """Where a run stands, but for the policy and the optimiser."""
+    """The state of a run, except the policy and the optimiser."""
 
     step: int = 0
-    """finished steps"""
+    """number of finished steps"""
     position: int = 0
-    """training problems handed out: the index of the next one"""
+    """index of the next training problem; those below it were handed out"""
     version: int = 0
-    """weight version that the last finished step was sampled by"""
+    """weight version of the policy at the start of the last finished step"""
     run: str = ""
-    """the run's name: its weights in service belong to it, and in asynchronous training its groups in the queue"""
+    """the run's name; the service's weights, and in asynchronous training its queued groups, belong to this name"""
     pushed: list[int] = Field(default_factory=list)
-    """weight versions that the run pushed, of those that tokens still to be trained on may have"""
+    """weight versions that this run pushed and that may have sampled tokens not yet trained on"""
     outstanding: list[int] = Field(default_factory=list)
-    """asynchronous training: problems below `position` that are not trained on"""
+    """asynchronous training: problems below `position` that are not trained on yet"""
     trained: list[str] = Field(default_factory=list)
-    """asynchronous training: groups trained on that the service may hand out again"""
+    """asynchronous training: groups that were trained on and that the service may hand out again"""
     losslessness: SurprisalSums = Field(default_factory=SurprisalSums)
-    """over all steps, for the running z"""
+    """sums over all steps, for the running z"""
 
 
 def checkpoint_folder(output: Path, step: int) -> Path:
@@ -73,8 +73,8 @@ def save_checkpoint(
     state: RunState,
     drafter: OnlineDrafter | None = None,
 ) -> None:
-    """When this returns, the checkpoint lasts, and so do the run's records up to its step (metrics, groups): a run that
-    goes on from it keeps them. Raises NoRoom when the disk is full; those before it stay."""
+    """When this returns, the checkpoint is on disk, and so are the run's records up to its step (metrics, groups).
+    Raises NoRoom when the disk is full; earlier checkpoints stay."""
     make_folders(folder.parent)
     _remove_halves(folder.parent)
     what = f"the checkpoint of step {state.step}"
@@ -97,43 +97,43 @@ def save_checkpoint(
 
 
 def checkpoint_bytes(learner: PolicyLearner, drafter: OnlineDrafter | None) -> int:
-    """About what a checkpoint takes on the disk."""
+    """The approximate size of a checkpoint on disk."""
     return learner.checkpoint_bytes() + (0 if drafter is None else drafter.checkpoint_bytes())
 
 
 def prune_checkpoints(output: Path, keep: int) -> None:
-    """Leave the latest `keep`."""
+    """Remove all but the latest `keep` checkpoints."""
     for old in checkpoints(output)[:-keep]:
-        old.rename(hidden(old))  # first: one that can be seen is whole
+        old.rename(hidden(old))  # hide it before the removal: a visible checkpoint must be complete
     _remove_halves(output / "checkpoints")
 
 
 def _remove_halves(folder: Path) -> None:
-    """What a trainer that was killed was writing or removing."""
+    """Remove checkpoints that a killed trainer was writing or removing."""
     for half in folder.glob(".step-*"):
         shutil.rmtree(half)
 
 
 def checkpoints(output: Path) -> list[Path]:
-    """Whole checkpoints, earliest first."""
+    """The complete checkpoints, earliest first."""
     folders = (output / "checkpoints").glob("step-*")
     return sorted(folder for folder in folders if re.fullmatch(r"step-\d+", folder.name))
 
 
 def checkpoint_to_resume(config: TrainConfig) -> Path | None:
-    """The latest one; None for a run that is not resumed, or was ended before its first."""
+    """The latest checkpoint. None if the run is not resumed, or ended before its first checkpoint."""
     found = checkpoints(config.output) if config.resume else []
     return found[-1] if found else None
 
 
 def read_state(folder: Path) -> RunState:
-    """The run's, without what `restore_checkpoint` restores. Raises OtherFormat."""
+    """The checkpoint's RunState alone. Raises OtherFormat."""
     return RunState.model_validate(_read(folder)["run"])
 
 
 def restore_checkpoint(folder: Path, learner: PolicyLearner, drafter: OnlineDrafter | None = None) -> RunState:
-    """Put learner, drafter and all generators in the saved state. Raises OtherFormat, and what the learner raises for
-    another one's checkpoint."""
+    """Restore the learner, the drafter and all random generators. Raises OtherFormat, and what the learner raises when
+    the checkpoint does not fit it."""
     read = _read(folder)
     learner.load(folder)
     if drafter is not None:

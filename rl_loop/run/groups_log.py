@@ -1,4 +1,4 @@
-"""GroupsLog: groups.jsonl, which groups each step of an asynchronous run was trained on, and which were spent."""
+"""GroupsLog: groups.jsonl, which lists the groups that each step of an asynchronous run trained on or spent."""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ GROUPS_FILE = "groups.jsonl"
 
 
 class GroupsLog:
-    """A line a step. Those after `step`, the finished steps of the state resumed from, are dropped: they come again."""
+    """One line per step. `step` is the number of finished steps in the state that the run resumes from; later lines are
+    dropped, since those steps are trained again."""
 
     def __init__(self, output: Path, step: int):
         make_folders(output)
@@ -22,6 +23,6 @@ class GroupsLog:
             partial.write_bytes(b"".join(line + b"\n" for line in kept))
 
     def step(self, step: int, trained: Sequence[str], spent: Sequence[str]) -> None:
-        """The names of the groups."""
+        """Append the names of the step's groups."""
         with self.file.open("a", encoding="utf-8") as lines:
             lines.write(json.dumps({"step": step, "groups": list(trained), "spent": list(spent)}) + "\n")

@@ -1,4 +1,4 @@
-"""Ledger: where each of a run's problems is, and under which lease. Its checkpoints hold all but the leases.
+"""Ledger: where each of a run's problems is, and under which lease. Checkpoints hold all of it except the leases.
 
 sent --(leased, trained on or spent)--> trained --(a checkpoint holds it; acknowledged)--> forgotten
 """
@@ -15,18 +15,18 @@ logger = logging.getLogger("rl_loop")
 
 
 class Ledger:
-    """Which of the run's problems are where. Its methods may be called from any thread."""
+    """Which problems were sent, are held, or were trained on. Its methods may be called from any thread."""
 
     def __init__(self, position: int, outstanding: Iterable[int], trained: Iterable[str]):
         self.lock = threading.RLock()
         self.position = position
         """index of the next problem to send"""
         self.outstanding = set(outstanding)
-        """indices sent, and not trained on or spent"""
+        """indices sent, but not yet trained on or spent"""
         self.trained = set(trained)
-        """names trained on or spent, and not acknowledged"""
+        """names of groups trained on or spent, but not yet acknowledged"""
         self.held: dict[str, set[str]] = {}
-        """names under each lease"""
+        """names of the groups held under each lease"""
 
     def consume(self, names: Iterable[str]) -> None:
         with self.lock:
@@ -48,9 +48,10 @@ def index_of(name: str) -> int:
 
 
 def acknowledge(client: RolloutClient, ledger: Ledger, names: set[str]) -> None:
-    """Those of `names` that are held under a lease that still runs. The others come again, for another checkpoint.
+    """Acknowledge those of `names` that are held under a valid lease. The service hands the others out again, and a
+    later checkpoint acknowledges them.
 
-    Raises RolloutError and httpx.TransportError: then some of them may be acknowledged."""
+    Raises RolloutError and httpx.TransportError; some of the names may be acknowledged then."""
     with ledger.lock:
         by_lease = {lease: held & names for lease, held in ledger.held.items() if held & names}
     for lease, of_lease in by_lease.items():
@@ -69,7 +70,7 @@ def acknowledge(client: RolloutClient, ledger: Ledger, names: set[str]) -> None:
 
 
 def release(client: RolloutClient, ledger: Ledger, name: str) -> None:
-    """Return a group that is held; nothing is lost when its lease is over."""
+    """Return a held group to the service. If its lease has ended, there is nothing to do."""
     with ledger.lock:
         leases = [lease for lease, held in ledger.held.items() if name in held]
     for lease in leases:
@@ -83,7 +84,7 @@ def release(client: RolloutClient, ledger: Ledger, name: str) -> None:
 
 
 class Heartbeat(threading.Thread):
-    """Extends the leases that are held, so that a slow step or a distant checkpoint does not end them."""
+    """Extends the held leases, so that they do not end during a slow step or before a distant checkpoint."""
 
     def __init__(self, client: RolloutClient, ledger: Ledger, seconds: float):
         super().__init__(name="heartbeat", daemon=True)
@@ -94,7 +95,7 @@ class Heartbeat(threading.Thread):
     def run(self) -> None:
         try:
             self._beat()
-        except BaseException as error:  # else the leases would end, and nobody would know why
+        except BaseException as error:  # the loop raises it; otherwise the leases would end without a reason
             self.failure = error
 
     def _beat(self) -> None:
@@ -106,10 +107,10 @@ class Heartbeat(threading.Thread):
                     self.client.extend(lease, self.seconds)
                 except RolloutError as error:
                     logger.warning("a lease could not be extended: %s", error)
-                    if error.status == 404:  # it is over: its groups are handed out again
+                    if error.status == 404:  # the lease has ended: its groups are handed out again
                         with self.ledger.lock:
                             self.ledger.held.pop(lease, None)
-                except httpx.TransportError:  # the service is being started again: it waits for us
+                except httpx.TransportError:  # the service is restarting, and renews its leases when it starts
                     break
 
     def stop(self) -> None:

@@ -8,13 +8,13 @@ __all__ = ["Split", "Task", "TaskError", "TaskProblem", "make_task"]
 
 
 def make_task(config: TaskConfig) -> Task:
-    """The configured task. Raises TaskError naming the field that is wrong."""
+    """The configured task. Raises TaskError, which names the wrong field."""
     task = _graded_task(config)
     return task if config.reward is None else CustomReward(task, config.reward)
 
 
 def _graded_task(config: TaskConfig) -> Task:
-    # Imported here: reasoning-gym alone takes seconds.
+    # Each task is imported only when it is used: importing reasoning-gym takes seconds.
     match config.kind:
         case "reasoning_gym":
             from rl_loop.tasks.reasoning_gym_task import ReasoningGymTask

@@ -1,4 +1,4 @@
-"""CustomReward: any task's prompts with the user's own grading, `package.module:function`."""
+"""CustomReward: the prompts of any task, graded by the user's own `package.module:function`."""
 
 from rl_loop.custom_function import CustomFunctionError, load_function
 from rl_loop.tasks.task import Split, Task, TaskError, TaskProblem

@@ -1,11 +1,11 @@
 """Grading: whether a response's answer is right, as mathematics, as text or as a choice.
 
-    grader    right                             is also right         wrong
+    grader    right answer                      also right            wrong
     math      1/2, x+1, (1,2), 12 km            0.5, 1+x, (1, 2), 12  1/3
     text      Paris, yes, New York              "paris.", the Paris   Paris, France
     choice    B                                 (b), B) Paris         C
 
-A plain number within a sentence counts for math, too: `it is 7`.
+For math, a plain number in a sentence counts too: `it is 7`.
 """
 
 import re
@@ -32,32 +32,34 @@ PUNCTUATION = " \t\n.,;:!?\"'“”‘’()[]"
 
 
 def check_answer(grader: Grader, answer: Any) -> None:
-    """Raises ValueError for a right answer that `grader` cannot read: nothing would be equal to it."""
+    """Raises ValueError for a right answer that `grader` cannot read: no response could equal it."""
     if isinstance(answer, bool) or not isinstance(answer, str | int | float):
         raise ValueError(f"`answer` is {answer!r}, neither text nor a number")
     text = str(answer)
     if not text.strip():
         raise ValueError("`answer` is empty")
     if grader == "math" and (not is_formula(text) or (has_words(text) and not re.search(r"[\d=+*/^<>_|\\-]", text))):
-        raise ValueError(f'`answer` {text!r} is no number or formula; task.grader = "text" or "auto" can compare it')
+        raise ValueError(
+            f'`answer` {text!r} is not a number or a formula; task.grader = "text" or "auto" can compare it'
+        )
     if grader == "choice" and chosen(text) is None:
         raise ValueError(f'`answer` {text!r} is not the letter of a choice; task.grader = "auto" can compare it')
 
 
 def grade(grader: Grader, answer: str, given: str) -> float:
-    """1.0 when `given`, found in a response, is the right `answer`, else 0.0."""
+    """1.0 if `given`, which was found in a response, is the right `answer`, else 0.0."""
     match grader_of(answer) if grader == "auto" else grader:
         case "choice":
             return float(chosen(answer) == (chosen(given) or last_letter(given)))
         case "text":
             return float(normalised(answer) == normalised(given))
     right = formula(answer)
-    # As a sentence with a number in it, when it is no formula as a whole.
+    # `given` as one formula, or else as a sentence with a number in it.
     return float(verify(right, formula(given)) or verify(right, parse(given)))
 
 
 def grader_of(answer: str) -> Grader:
-    """What "auto" takes for a right answer; JsonlTask's description says it in words."""
+    """The grader that "auto" chooses for a right answer. jsonl_task.py describes the rule in words."""
     bare = unwrapped(answer)
     if re.fullmatch(r"\(?[A-Z]\)?[.:]?", bare):
         return "choice"
@@ -65,18 +67,18 @@ def grader_of(answer: str) -> Grader:
 
 
 def has_words(bare: str) -> bool:
-    """math-verify would read them as products of variables."""
+    """Whether the text has words. math-verify would read words as products of variables."""
     without_names = CONNECTIVE.sub(" ", FUNCTION.sub(" ", COMMAND.sub(" ", bare)))
     return WORD.search(without_names) is not None and NUMBER_AND_WORD.fullmatch(bare) is None
 
 
 @lru_cache(maxsize=4096)
 def formula(text: str) -> list[Any]:
-    """What math-verify makes of the text as one LaTeX formula: expressions of sympy, and texts that it could not read.
+    """The text as math-verify reads it when it is one LaTeX formula: sympy expressions, and texts that it cannot read.
 
-    Its usual reading looks for numbers in a sentence: it finds 2 in `(1, 2)` and nothing in `x+1`.
+    By default math-verify looks for numbers in a sentence: it would find 2 in `(1, 2)` and nothing in `x+1`.
     """
-    text = MIXED.sub(r"(\1+\2)", text.replace("\\$", ""))  # an escaped dollar is the currency
+    text = MIXED.sub(r"(\1+\2)", text.replace("\\$", ""))  # an escaped dollar is a currency sign
     if re.search(r"\$|\\\(|\\\[|\\boxed", text):
         return parse(text)
     text = SCIENTIFIC.sub(r"\1 \\times 10^{\2}", FUNCTION.sub(r"\\\1", text.replace("**", "^")))
@@ -88,7 +90,7 @@ def is_formula(text: str) -> bool:
 
 
 def normalised(text: str) -> str:
-    """Text as it is compared: without case, wrapping, a leading article, and punctuation and spaces around it."""
+    """The text as it is compared: lower case, without markup, leading article, or punctuation and spaces around it."""
     words = unicodedata.normalize("NFKC", unwrapped(text)).casefold().split()
     bare = re.sub(r"^(?:the|an|a)\s+", "", " ".join(words).strip(PUNCTUATION))
     return bare or " ".join(words)
@@ -108,7 +110,7 @@ def last_letter(text: str) -> str | None:
 
 
 def unwrapped(text: str) -> str:
-    """Without what LaTeX and Markdown put around an answer: `\\boxed{\\text{Paris}}` is Paris."""
+    """The text without LaTeX and Markdown around it: `\\boxed{\\text{Paris}}` becomes Paris."""
     while (bare := WRAPPING.sub(r"\1", text)) != text:
         text = bare
     return text.strip()

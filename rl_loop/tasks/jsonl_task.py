@@ -1,21 +1,21 @@
-"""JsonlTask: the user's own prompts, one JSON object a line, graded by comparing answers.
+"""JsonlTask: the user's own prompts, one JSON object per line, graded by comparing answers.
 
     {"prompt": "What is 2 + 2?", "answer": "4"}
     {"messages": [{"role": "user", "content": "What is 2 + 2?"}], "answer": "4"}
     {"prompt": [{"role": "user", "content": "What is 2 + 2?"}], "answer": "4"}
 
-The last two say the same: TRL and verl write messages under the name of a prompt.
+The last two mean the same: TRL and verl write messages under the key `prompt`.
 
-Other keys are kept in the problem's entry, for an own reward.
+Other keys stay in the problem's entry, where a reward of your own finds them.
 
 `task.grader` says how answers are compared (rl_loop/tasks/grading.py). "auto" looks at each problem's `answer`:
 
 - a capital letter alone, perhaps in brackets (`B`, `(B)`), is a choice;
-- what has words in it is text: three letters in a row, or two with nothing else (`Paris`, `no`). Names of functions,
-  LaTeX commands, `and` and `or` are no words, nor is the one after a number (`12 apples`);
-- anything else is math if math-verify reads it as a formula (`1/2`, `x+1`, `(1,2)`), and text if it does not.
+- an answer with words is text. A word is three letters in a row, or two letters that are the whole answer (`Paris`,
+  `no`). Names of functions, LaTeX commands, `and`, `or`, and a word after a number (`12 apples`) do not count as words;
+- any other answer is math if math-verify reads it as a formula (`1/2`, `x+1`, `(1,2)`), and text if it does not.
 
-An `answer` that its grader cannot read is refused when the file is read.
+When the file is read, an `answer` that its grader cannot read is an error.
 """
 
 import random
@@ -36,7 +36,7 @@ MESSAGES = TypeAdapter(Annotated[list[Message], Field(min_length=1)])
 
 
 class JsonlTask:
-    """Training goes through its problems in a new order each epoch, held-out evaluation in the order of the file."""
+    """Training takes the problems in a new order each epoch. Held-out evaluation takes them in the file's order."""
 
     def __init__(self, config: TaskConfig):
         assert config.path is not None
@@ -49,7 +49,7 @@ class JsonlTask:
             self.problems = {"train": problems[:train], "held_out": problems[train:]}
         for split, of_split in self.problems.items():
             if not of_split:
-                raise TaskError(f"task.path: {config.path}: too few problems, none left for the {split} split")
+                raise TaskError(f"task.path: {config.path}: too few problems: none is left for the {split} split")
         self.order = lru_cache(maxsize=2)(self._order)
 
     def _order(self, epoch: int) -> list[int]:
@@ -80,7 +80,7 @@ def read_problems(config: TaskConfig, path: Path) -> list[TaskProblem]:
 
 def _problem(config: TaskConfig, entry: dict[str, Any]) -> TaskProblem:
     if "answer" not in entry and config.reward is None:
-        raise ValueError("has no `answer` (needed unless task.reward is set)")
+        raise ValueError("has no `answer`, which is needed unless task.reward is set")
     if config.reward is None:
         check_answer(config.grader, entry["answer"])
     if ("prompt" in entry) == ("messages" in entry):

@@ -1,4 +1,4 @@
-"""ReasoningGymTask: any dataset of reasoning-gym by its name, graded by the dataset's own verifier."""
+"""ReasoningGymTask: any dataset of reasoning-gym by name, graded by the dataset's own verifier."""
 
 import warnings
 
@@ -6,13 +6,13 @@ from rl_loop.config import TaskConfig
 from rl_loop.tasks.task import Split, TaskError, TaskProblem, extract_answer, problem_from_text
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", SyntaxWarning)  # cellpylib, one of its dependencies, has invalid escapes
+    warnings.simplefilter("ignore", SyntaxWarning)  # its dependency cellpylib has invalid escapes
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
 
 class ReasoningGymTask:
-    """Problem i of a dataset is drawn from its seed + i, so the splits are disjoint ranges of seeds:
+    """Problem i of a dataset is made from the dataset's seed + i. The splits are disjoint ranges of seeds:
 
     training [seed, seed + size), held out [seed + size, seed + 2 size).
     """
@@ -20,7 +20,7 @@ class ReasoningGymTask:
     def __init__(self, config: TaskConfig):
         self.config = config
         if config.name not in DATASETS:
-            raise TaskError(f"task.name: no dataset {config.name!r} in reasoning-gym; it has {', '.join(DATASETS)}")
+            raise TaskError(f"task.name: reasoning-gym has no dataset {config.name!r}; it has {', '.join(DATASETS)}")
         starts: dict[Split, int] = {"train": config.seed, "held_out": config.seed + config.size}
         try:
             self.datasets = {

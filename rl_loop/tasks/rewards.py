@@ -1,10 +1,10 @@
-"""Rewards, and what one that fails costs. The rule is the same in both modes, in this process and in others.
+"""Rewards, and what a failed reward costs. The rules are the same in both modes, and in every process.
 
-- A reward that raises, or is not a finite number, costs its completion: it is told, counted and left out. So does one
-  that takes too long or ends its process, where rewards have processes of their own (rl_loop/tasks/rewards_pool.py).
-- A group with fewer than two rewards left is lost: there is nothing to compare. The step does without it in synchronous
-  training, and has another problem's group in asynchronous training. A step that has no group is never trained on.
-- A run ends, with a checkpoint, when so many groups in a row were lost that the reward must be wrong.
+- A reward fails if it raises or is not a finite number. In a worker process (rl_loop/tasks/rewards_pool.py) it also
+  fails if it takes too long or ends the process. The completion is then logged, counted and left out.
+- A group with fewer than two rewards left is lost, since there is nothing to compare. A synchronous step goes on
+  without it; an asynchronous run takes another problem's group. A step without any group is never trained on.
+- A run ends, with a checkpoint, when LOST_IN_A_ROW groups in a row are lost: the reward must be wrong.
 """
 
 import logging
@@ -18,32 +18,32 @@ from rl_loop.tasks.task import Task, TaskProblem, finite_reward
 logger = logging.getLogger("rl_loop")
 
 LOST_IN_A_ROW = 16
-"""lost groups with no other between them, after which a run ends; a batch's number, where that is more"""
+"""a run ends after this many lost groups in a row, or after prompts_per_step of them if that is more"""
 
 
 class RewardsFailed(RuntimeError):
-    """Hardly a reward could be had. The message says what became of the last one."""
+    """Too many rewards failed. The message gives the last failure."""
 
 
 class Rewards(Protocol):
-    """RewardsHere, or RewardsPool (rl_loop/tasks/rewards_pool.py)."""
+    """What grades responses: RewardsHere, or RewardsPool (rl_loop/tasks/rewards_pool.py)."""
 
     last_failure: str
-    """what became of the last reward that failed"""
+    """why the last failed reward failed"""
 
     def submit(self, problem: TaskProblem, responses: Sequence[str]) -> list[Future[float | None]]:
-        """Each response's reward; None for one that failed."""
+        """Each response's reward, or None if it failed."""
 
 
 class RewardsHere:
-    """As RewardsPool, but in this process: there is no time limit, and nothing else goes on meanwhile."""
+    """Like RewardsPool, but in this process: there is no time limit, and the caller waits."""
 
     def __init__(self, task: Task):
         self.task = task
         self.last_failure = ""
 
     def submit(self, problem: TaskProblem, responses: Sequence[str]) -> list[Future[float | None]]:
-        """Each response's reward, which is there already; None for one that failed."""
+        """Each response's reward, already computed, or None if it failed."""
         futures: list[Future[float | None]] = [Future() for _ in responses]
         for future, response in zip(futures, responses, strict=True):
             future.set_result(self._reward(problem, response))
@@ -54,7 +54,7 @@ class RewardsHere:
             return finite_reward(self.task, problem, response)
         except (Exception, SystemExit) as error:
             self.last_failure = f"{type(error).__name__}: {error}"
-            logger.warning("a reward raised and costs its completion: %s", self.last_failure)
+            logger.warning("a reward raised, so its completion is left out: %s", self.last_failure)
             return None
 
 
@@ -66,21 +66,21 @@ class LostGroups:
         self.in_a_row = 0
 
     def keep(self, graded: GradedGroup, last_failure: str) -> bool:
-        """Whether the group is kept. Raises RewardsFailed at the last one that is lost."""
+        """Whether the group is kept. Raises RewardsFailed when `limit` groups in a row were lost."""
         kept = len(graded.rewards) > 1
         self.in_a_row = 0 if kept else self.in_a_row + 1
         if self.in_a_row >= self.limit:
             raise RewardsFailed(
-                f"rewards failed until the last {self.in_a_row} groups had fewer than two left; the last failure: "
-                f"{last_failure}. Mend the reward, and go on with --resume"
+                f"the last {self.in_a_row} groups had fewer than two rewards left, since rewards failed; the last "
+                f"failure: {last_failure}. Correct the reward, and continue with --resume"
             )
         return kept
 
 
 def check_evaluation(graded: Sequence[GradedGroup], last_failure: str) -> None:
-    """Raises RewardsFailed when held-out problems have no reward at all."""
+    """Raises RewardsFailed when every reward of the held-out problems failed."""
     if not any(g.rewards for g in graded):
         raise RewardsFailed(
-            f"no held-out response has a reward; the last failure: {last_failure}. Mend the reward, and go on with "
-            "--resume"
+            f"no held-out response has a reward; the last failure: {last_failure}. Correct the reward, and continue "
+            "with --resume"
         )

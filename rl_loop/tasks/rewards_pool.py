@@ -1,7 +1,7 @@
-"""RewardsPool: rewards in processes of their own, with a time limit each.
+"""RewardsPool: rewards computed in worker processes, with a time limit for each reward.
 
 A reward that hangs, raises, or ends its process comes back as None; tasks/rewards.py says what that costs. Each slot
-is a thread with a worker process behind a pipe; a worker that overruns is killed and a new one takes its place.
+is a thread with a worker process behind a pipe. A worker that exceeds the limit is killed, and a new one replaces it.
 """
 
 import logging
@@ -21,13 +21,13 @@ from rl_loop.tasks.task import Task, TaskProblem, finite_reward
 logger = logging.getLogger("rl_loop")
 
 START_WITHIN = 300.0
-"""seconds a worker has to import and make its task"""
+"""seconds that a worker has for its imports and for making its task"""
 PARENT_CHECK = 1.0
-"""seconds between looks at whether the trainer still lives"""
+"""seconds between checks that the trainer is still alive"""
 
 
 class RewardsPool:
-    """A context manager. `make_task` is called in each worker, so it must be picklable (functools.partial is)."""
+    """A context manager. Each worker calls `make_task`, so it must be picklable (functools.partial is)."""
 
     def __init__(self, make_task: Callable[[], Task], processes: int, timeout: float):
         self.make_task, self.timeout = make_task, timeout
@@ -50,7 +50,7 @@ class RewardsPool:
         self.threads.shutdown(cancel_futures=True)
 
     def submit(self, problem: TaskProblem, responses: Sequence[str]) -> list[Future[float | None]]:
-        """Each response's reward; None for one that failed or took longer than the limit."""
+        """Each response's reward, or None if it failed or took longer than the limit."""
         return [self.threads.submit(self._reward, problem, response) for response in responses]
 
     def _reward(self, problem: TaskProblem, response: str) -> float | None:
@@ -65,12 +65,12 @@ class RewardsPool:
             return worker.reward(problem, response, self.timeout)
         except _RewardRaised as error:
             self.last_failure = str(error)
-            logger.warning("a reward raised and costs its completion: %s", error)
+            logger.warning("a reward raised, so its completion is left out: %s", error)
         except (TimeoutError, EOFError, OSError) as error:
             if not self.is_closed:
                 what = f"took over {self.timeout} s" if isinstance(error, TimeoutError) else "ended its process"
                 self.last_failure = f"it {what}"
-                logger.warning("a reward %s and costs its completion", what)
+                logger.warning("a reward %s, so its completion is left out", what)
             worker.end()
             with self.lock:
                 self.workers.discard(worker)
@@ -92,7 +92,7 @@ class _Worker:
         self.is_ready = False
 
     def reward(self, problem: TaskProblem, response: str, timeout: float) -> float:
-        if not self.is_ready:  # its imports are not the reward's time
+        if not self.is_ready:  # the time for its imports does not count as the reward's
             self._receive(START_WITHIN)
             self.is_ready = True
         self.pipe.send((problem, response))
@@ -112,8 +112,8 @@ class _Worker:
 
 
 def _serve(pipe: Connection, make_task: Callable[[], Task], path: list[str]) -> None:
-    """A worker's life: until the pipe closes, or its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the trainer ends its workers
+    """The worker's loop. It ends when the pipe closes or the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the trainer ends its workers itself
     sys.path[:] = path
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     task = make_task()

@@ -1,4 +1,4 @@
-"""Task: the interface of a source of prompts and rewards, and how an answer is found in a response."""
+"""Task: the interface of every source of prompts and rewards, and how an answer is found in a response."""
 
 import hashlib
 import math
@@ -13,7 +13,7 @@ Split = Literal["train", "held_out"]
 
 
 class TaskError(ValueError):
-    """A task's configuration or data is wrong. The message names the field or the line."""
+    """The task's configuration or data is wrong. The message names the field or the line."""
 
 
 @dataclass(frozen=True)
@@ -24,41 +24,41 @@ class TaskProblem:
     """
 
     entry: dict[str, Any]
-    """the dataset's own record"""
+    """the dataset's own record of the problem"""
     prompt: str | None = None
     messages: list[Message] | None = None
     origin: str = ""
-    """where it can be looked up; example: `prompts.jsonl, line 4`"""
+    """where to find the problem; example: `prompts.jsonl, line 4`"""
 
     @property
     def digest(self) -> str:
-        """Tells whether recorded rollouts belong to this prompt."""
+        """A hash of the prompt, by which a replay checks that recorded rollouts belong to it."""
         text = self.prompt if self.messages is None else "\0".join(f"{m.role}\0{m.content}" for m in self.messages)
         return hashlib.sha256((text or "").encode()).hexdigest()[:16]
 
 
 class Task(Protocol):
     def size(self, split: Split) -> int:
-        """Problems of a split, before they come again."""
+        """The number of problems in a split, after which they repeat."""
 
     def prompt(self, split: Split, index: int) -> TaskProblem:
-        """Problem `index` of a split, for any index from 0 on: the same one each time it is asked for."""
+        """Problem `index` of a split, for any index from 0. The same index always gives the same problem."""
 
     def reward(self, problem: TaskProblem, response: str) -> float:
-        """How good a response is. It is right (passes) from `task.pass_threshold` on, 1.0 unless configured."""
+        """How good a response is. It counts as right if this is at least `task.pass_threshold`."""
 
 
 def finite_reward(task: Task, problem: TaskProblem, response: str) -> float:
-    """Raises whatever the reward raises, and ValueError for infinity and not-a-number: a group with one of these has no
-    advantages."""
+    """The response's reward. Raises whatever the reward raises, and ValueError for infinity and not-a-number, since no
+    advantages can be computed from these."""
     reward = float(task.reward(problem, response))
     if not math.isfinite(reward):
-        raise ValueError(f"a reward of {reward}")
+        raise ValueError(f"the reward is {reward}, not a finite number")
     return reward
 
 
 def extract_answer(pattern: str, response: str) -> str:
-    """The group of the last match of `pattern`; the whole response when there is none."""
+    """The group of the last match of `pattern`, or the whole response if nothing matches."""
     matches = re.findall(pattern, response)
     return (matches[-1] if matches else response).strip()
 

@@ -1,9 +1,10 @@
-"""Synchronous against asynchronous training on the demo policy: held-out reward, exposed generation, seconds a step.
+"""Synchronous and asynchronous training compared on the demo policy: reward, exposed generation, time per step.
 
     python tests/benchmarks/asynchronous.py [--seeds 0 1 2] [--steps 12] [--TRAINER_FLAG ...]
 
-The same number of updates on as many groups, one run after the other. Trainer and engine have both cores in turn
-(sync), or one each (async). Runs that are there are not made again. Writes figures.json, figures.md and reward.png.
+All runs make the same number of updates on the same number of groups, one run after the other. With sync, trainer and
+engine use both cores in turn; with async, each has one. Finished runs are not repeated. The script writes
+figures.json, figures.md and reward.png.
 """
 
 import argparse
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 sys.path.insert(0, str(ROOT / "tests" / "integration"))
 MODES = ("async", "sync")
-# On a machine of 2 cores: in turn each has both, at the same time each has one. Fixed draft lengths in both.
+# For 2 cores: with sync each side has both in turn, with async each has one. Draft lengths are fixed in both.
 SERVICE = {"sync": ["--drafter.schedule", "fixed"], "async": ["--drafter.schedule", "fixed", "--engine.cores", "1"]}
 TRAINER = {"sync": [], "async": ["--threads", "1"]}
 
@@ -52,14 +53,14 @@ def measure(output: Path, seeds: list[int], more: list[str]) -> None:
 
 
 def figures(output: Path, seeds: list[int]) -> dict[str, dict[str, float]]:
-    """Means over the seeds; `reward_sd` is the standard deviation between them."""
+    """Means over the seeds. `reward_sd` is the standard deviation between seeds."""
     table = {}
     for mode in MODES:
         folders = [output / f"{mode}-{seed}" for seed in seeds]
         steps = [lines(folder / "metrics.jsonl") for folder in folders]
         held_out = np.array([[e["reward"] for e in lines(folder / "evaluations.jsonl")] for folder in folders])
         every = [step for run in steps for step in run]
-        after_first = [step for run in steps for step in run[1:]]  # an asynchronous run begins with nothing generated
+        after_first = [step for run in steps for step in run[1:]]  # an asynchronous run starts without groups
         table[mode] = {
             "updates": len(steps[0]),
             "reward_before": held_out[:, 0].mean(),

@@ -1,10 +1,10 @@
-"""What the losslessness statistics cost a training step.
+"""Cost of the losslessness statistics in a training step.
 
     python tests/benchmarks/losslessness_cost.py [FOLDER OF A RUN]
 
-Times the learner's scoring of one micro-batch, alternating: log-probabilities alone, with entropy (which is reported in
-any case), and with the variance of surprisal and the sums of z as well. Relates the differences to the steps of a run
-(`report/train` of the demo unless another is given).
+The script times the learner's scoring of one micro-batch in three ways, in turn: log-probabilities alone; with entropy,
+which is reported in any case; and also with the variance of surprisal and the sums of z. It relates the differences to
+the steps of a run, by default the demo's `report/train`.
 """
 
 import statistics

@@ -1,10 +1,11 @@
-"""A long run against stub engines: memory, disk and time per request must not grow with what has passed through.
+"""Soak test with stub engines: memory, disk and time per request must not grow with the number of groups.
 
     python tests/benchmarks/soak.py [--groups 1000000] [--versions 10000] [--engines 4] [--folder FOLDER]
 
-Everything between the client and the engines is what runs in earnest: HTTP routes, queue, background generation, fleet,
-pushes, alarms and speculation counts. Between two pushes of the policy a trainer sends prompts, leases and acknowledges
-them; every second push is followed by the drafter's. Prints one line an interval; exits 1 when something grew.
+Everything between the client and the engines is real: HTTP routes, queue, background generation, fleet, pushes, alarms
+and speculation counts. Between two pushes of the policy, a trainer sends prompts, leases groups and acknowledges them.
+After every second one, the drafter is pushed too. The script prints one line per interval, and exits with 1 if
+something grew.
 """
 
 import argparse
@@ -46,14 +47,14 @@ from rollout_service.weights.versions import WeightSet
 
 INTERVALS = 20
 GETS_EVERY = 5
-"""rounds between two looks at the status routes"""
+"""rounds between two requests to the status routes"""
 PATHS = ("/v1/batches", "/v1/speculation", "/metrics")
 MAY_GROW = {"memory": (1.05, 8.0), "disk": (1.05, 1.0), "time": (1.5, 0.001)}
-"""from the second quarter to the last one: this factor, and so many MiB or seconds"""
+"""allowed growth from the second quarter to the last: a factor, and a number of MiB or seconds"""
 
 
 class Sample(NamedTuple):
-    """One interval: MiB at its end, and the median seconds of each request within it."""
+    """One interval: MiB at its end, and the median seconds of each kind of request in it."""
 
     groups: int
     memory: float
@@ -62,7 +63,7 @@ class Sample(NamedTuple):
 
 
 class StubEngine:
-    """An actor whose methods take no time; the acceptance rate falls and rises with the versions."""
+    """An actor whose methods take no time. Its acceptance rate falls and rises with the versions."""
 
     def __init__(self, index: int):
         self.index, self.versions = index, Versions(0, 0)
@@ -71,7 +72,7 @@ class StubEngine:
         self.__dict__ |= {name: SimpleNamespace(remote=getattr(self, f"_{name}")) for name in names}
 
     async def _generate(self, group: GroupRequest, key: str) -> Group:
-        await asyncio.sleep(0.0)  # the other groups are begun meanwhile: every engine has some
+        await asyncio.sleep(0.0)  # other groups begin meanwhile, so that every engine has some
         policy = self.versions.policy
         drafts = SimpleNamespace(
             num_drafts=100, num_draft_tokens=300, num_accepted_tokens=100 + policy % 2 * 100,
@@ -104,7 +105,7 @@ class StubEngine:
 
 
 def stub_fleet(engines: int) -> Fleet:
-    """A fleet without Ray, models and files."""
+    """A fleet without Ray, models or files."""
     fleet = object.__new__(Fleet)
     fleet.config = ServiceConfig.model_validate({"model": "stub", "engines": engines, "drafter": {"kind": "mtp"}})
     fleet.alarms = Alarms(fleet.config.alarms)
@@ -184,7 +185,7 @@ class Soak:
 
 
 def growth(samples: list[Sample]) -> list[str]:
-    """What is larger in the last quarter than in the second one by more than MAY_GROW."""
+    """Whatever grew by more than MAY_GROW from the second quarter to the last."""
     quarter = len(samples) // 4
     before, after = samples[quarter : 2 * quarter], samples[-quarter:]
     series = {
@@ -208,7 +209,7 @@ def main() -> None:
     parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="of the queue's database; a temporary one when not given")
     chosen = parser.parse_args()
-    logging.getLogger("rollout_service").setLevel(logging.CRITICAL)  # the stubs' acceptance raises alarms all the time
+    logging.getLogger("rollout_service").setLevel(logging.CRITICAL)  # the stubs' acceptance keeps raising alarms
     began = time.monotonic()
     with tempfile.TemporaryDirectory(dir=chosen.folder) as folder:
         samples = asyncio.run(Soak(Path(folder), chosen.engines).run(chosen.groups, chosen.versions))

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/verification_cost.py
 
-The arms alternate; medians over rounds.
+The arms take turns, and the medians over rounds are printed.
 """
 
 import statistics
@@ -40,7 +40,7 @@ def main() -> None:
         for name, run in arms.items():
             began = time.perf_counter()
             run()
-            if round_ >= 2:  # the first ones allocate
+            if round_ >= 2:  # the first rounds allocate memory
                 seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(of) for name, of in seconds.items()}
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")

@@ -1,17 +1,18 @@
-"""What JSON Schema cannot say of a request, so that a case that is meant to be valid is. For schemathesis, which loads
-this file in an environment of its own (SCHEMATHESIS_HOOKS).
+"""Hooks for schemathesis: limits that JSON Schema cannot express, so that a case that is meant to be valid is valid.
 
-Only values that fit the schema are changed, and into ones that fit it too: a case that is meant to be wrong stays so.
+schemathesis loads this file in a separate environment (SCHEMATHESIS_HOOKS).
+
+Only values that fit the schema are changed, and only to values that fit it. A case that is meant to be wrong stays so.
 """
 
 import schemathesis
 
 LONGEST = 200
-"""tokens or characters of a prompt: prompt and response fit together into the demo's context"""
+"""longest prompt in tokens or characters, so that prompt and response together fit the demo's context"""
 CONTEXT = 507
 """the longest response that the demo's document allows"""
 TOKENS = 4
-"""of a response: time goes into requests"""
+"""longest response, so that time is spent on requests"""
 WAIT = 0.05
 """seconds that a lease waits"""
 
@@ -29,7 +30,7 @@ def before_call(context, case, kwargs):
             make_possible(group, i, taken={str(g.get("id")) for g in groups[:i] if isinstance(g, dict)})
     if "completions" in case.path:
         if body.get("max_tokens") is None and body.get("max_completion_tokens") is None:
-            body["max_tokens"] = TOKENS  # what is left of the context takes a beam search longer than a hang may
+            body["max_tokens"] = TOKENS  # else a beam search takes longer than REQUEST_WITHIN
         limit(body, "max_tokens")
         limit(body, "max_completion_tokens")
         limit(body, "n")

@@ -1,9 +1,9 @@
-"""Schemathesis, with all its checks, against a service that is launched for it, without and with a token.
+"""Schemathesis with all its checks against a service, which is launched without and with a token.
 
     make fuzz                                    ten minutes
-    python tests/fuzz/run.py --seconds 60        a look
+    python tests/fuzz/run.py --seconds 60        one minute
 
-Exit code 1 when it finds something. It runs in an environment of its own (uv's), which it installs.
+The exit code is 1 if it finds a fault. It runs in a separate environment, which uv installs.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from engines import launched  # noqa: E402
 
 TOOL = "schemathesis==4.32.5"
 REQUEST_WITHIN = 30
-"""seconds: longer is a hang"""
+"""seconds; a request that takes longer counts as hanging"""
 
 
 def fuzz(url: str, seconds: int, *more: str) -> int:
@@ -29,7 +29,7 @@ def fuzz(url: str, seconds: int, *more: str) -> int:
         "st", "--config-file", str(HERE / "schemathesis.toml"), "run", f"{url}/openapi.json",
         "--max-time", str(seconds), "--request-timeout", str(REQUEST_WITHIN), *more,
     ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:  # it leaves a cache where it runs
+    with tempfile.TemporaryDirectory() as folder:  # it leaves a cache in the folder where it runs
         hooks = {"SCHEMATHESIS_HOOKS": str(HERE / "hooks.py")}
         return subprocess.run(command, env=os.environ | hooks, cwd=folder).returncode
 

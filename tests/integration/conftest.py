@@ -20,21 +20,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory) -> Iterator[str]:
-    """The demo's service, its MTP head on. The checkpoint's own sampling defaults are poisoned: had they any effect,
-    nothing that is sampled here would follow the policy."""
+    """The demo's service with its MTP head. The checkpoint's sampling defaults are poisoned: if they had any effect,
+    no sample would follow the policy."""
     folder = tmp_path_factory.mktemp("service") / "policy"
     shutil.copytree(MODELS / "policy", folder)
     file = folder / "generation_config.json"
     poison = {"temperature": 0.1, "top_p": 0.05, "top_k": 1, "do_sample": True}
     file.write_text(json.dumps(json.loads(file.read_text()) | poison))
-    drafter = ("--drafter.kind", "mtp", "--drafter.schedule", "fixed")  # every draft length would do; counts need one
+    drafter = ("--drafter.kind", "mtp", "--drafter.schedule", "fixed")  # tests of counts need a fixed draft length
     with launched("--config", "deploy/demo/service.toml", "--model", str(folder), *drafter) as (url, _):
         yield url
 
 
 @pytest.fixture(scope="module")
 def client(service: str) -> Iterator[RolloutClient]:
-    """Of a service that holds the checkpoint's policy, whatever the tests of other files have pushed."""
+    """A client of a service that has the checkpoint's policy, whatever tests of other files have pushed."""
     with RolloutClient(service) as client:
         client.push_weights("policy", policy_tensors(), client.weights().policy.version + 1)
         yield client

@@ -1,4 +1,4 @@
-"""Real engines: in-process ones for what needs vLLM's insides, and launched services for all that goes over HTTP."""
+"""Real engines: in-process ones for tests of vLLM's insides, and launched services for tests over HTTP."""
 
 import gc
 import os
@@ -27,8 +27,8 @@ START_WITHIN = 240
 
 @contextmanager
 def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
-    """vLLM with everything in this process, configured as the engine's actor does it; `draft_lengths` are ranges
-    of a schedule that can be changed."""
+    """vLLM with everything in this process, configured as by the engine's actor. `draft_lengths`: ranges of a schedule
+    that can be changed."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -55,7 +55,7 @@ def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
 
 @contextmanager
 def launching(*arguments: str) -> Iterator[subprocess.Popen]:
-    """`rollout-service launch` in a process of its own, at a free port; its stderr is a pipe."""
+    """`rollout-service launch` as a process, at a free port, with a pipe as its stderr."""
     environment = {k: v for k, v in os.environ.items() if k not in ("VLLM_PLUGINS", "OMP_NUM_THREADS")}
     process = subprocess.Popen(
         [str(Path(sys.executable).parent / "rollout-service"), "launch", "--port", "0", *arguments],
@@ -73,7 +73,7 @@ def launching(*arguments: str) -> Iterator[subprocess.Popen]:
 
 @contextmanager
 def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
-    """A service that was launched: its URL once it serves. Afterwards SIGTERM stops it, and it must leave nothing."""
+    """Yields the URL of a launched service once it serves. Afterwards SIGTERM stops it, and it must leave nothing."""
     with launching(*arguments) as process:
         lines = []
         assert process.stderr is not None
@@ -89,7 +89,7 @@ def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
 
 
 def stopped(process: subprocess.Popen, signum: int) -> tuple[int, list[psutil.Process]]:
-    """The exit code of a service that is told to stop, and what is left of it."""
+    """Stop a service. Returns its exit code, and what is left of it."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signum)
     code = process.wait(40)

@@ -1,4 +1,4 @@
-"""What is asked of a service, and what its answers are compared with."""
+"""Requests to a service, and what their answers are compared with."""
 
 import torch
 from engines import MODELS

@@ -1,4 +1,4 @@
-"""Batches under leases and asynchronous training with real engines; what running completions do at a weight update."""
+"""Leased batches and asynchronous training with real engines, and running completions at a weight update."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ def versions(groups):
 
 
 def metric(client, name):
-    """The sum of its series."""
+    """The sum over all series of the metric."""
     lines = [line for line in client.http.get("/metrics").text.split("\n") if line.startswith(name)]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
@@ -112,7 +112,7 @@ def test_what_running_completions_do_at_an_update_is_configured(running):
     ):
         status, groups = push_in_the_middle(client, "r")
         wasted, found = client.batches().tokens_wasted, versions(groups)
-        if running == "drain":  # all of them were running when the update came
+        if running == "drain":  # all of them were running at the update
             assert found == [[0]] * 16
             assert wasted == 0
         elif running == "restart":

@@ -1,4 +1,4 @@
-"""The commands against a running service: audit, compare, train."""
+"""Commands against a running service: audit, compare, train."""
 
 import json
 import subprocess

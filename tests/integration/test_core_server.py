@@ -5,14 +5,14 @@ import sys
 
 
 def said(code: str) -> str:
-    """The last word that a Python process prints which runs `code`."""
+    """Run `code` in a Python process, and return the last word that it prints."""
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()[-1]
 
 
 def test_what_it_imports_starts_no_thread_that_a_fork_would_lose():
-    """But OpenBLAS's, which know of forks: they are not started here."""
+    """OpenBLAS's threads handle forks, and are not started here."""
     code = """
 import os
 os.environ["OPENBLAS_NUM_THREADS"] = "1"

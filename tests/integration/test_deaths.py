@@ -1,4 +1,4 @@
-"""An engine that dies, and a service that is told to stop."""
+"""Deaths: an engine that dies, and a service that is told to stop."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def find_child(process, name):
 
 
 def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
-    """Two engines of their own: one is killed with pushed weights in service and groups under way; then Ctrl-C."""
+    """One of two engines is killed, with pushed weights in service and running groups. Then Ctrl-C ends the service."""
     before = set(os.listdir("/dev/shm"))
     with launched("--config", "deploy/demo/service.toml", "--drafter.kind", "ngram", "--engines", "2") as (
         url,
@@ -59,7 +59,7 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
 
 
 def all_kinds_of_work(http, pool):
-    """A rollout stream, a completion and a stream of one, that take much longer than they are given here."""
+    """A rollout stream, a completion, and a streamed completion. All take much longer than this test lets them."""
     groups = [{"id": str(i), "prompt": PROMPT, "n": 16, "sampling": {"max_tokens": 400, "ignore_eos": True}}
               for i in range(64)]  # fmt: skip
     body = {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True, "n": 128}
@@ -82,7 +82,7 @@ def assert_told_that_it_stops(rollout, completion, stream):
 
 
 def test_openai_requests_outlive_an_engine_or_say_that_it_died():
-    """One engine of two is killed while it answers both kinds of requests."""
+    """One of two engines is killed while it answers both kinds of requests."""
     flags = ("--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--engines", "2")
     body = {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 400, "ignore_eos": True}
     with launched(*flags) as (url, process), httpx.Client(base_url=url, timeout=120) as http:

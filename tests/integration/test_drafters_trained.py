@@ -1,4 +1,4 @@
-"""What `drafters train` writes is loaded by vLLM as it is, and accepted as often as the forward pass predicts."""
+"""Trained drafters: vLLM loads what `drafters train` writes, and accepts as much as the forward pass predicts."""
 
 import json
 
@@ -29,11 +29,11 @@ SHAPES = {
     "mtp": {},
 }
 LEARNT = {"draft_model": 1.1, "eagle3": 1.4, "mtp": 1.4}
-"""acceptance length after 40 steps; a drafter at random has 1.03 at most"""
+"""least acceptance length after 40 steps; a random drafter has at most 1.03"""
 
 
 def sampled(llm, temperature=1.0, count=192, max_tokens=160):
-    """Samples of the policy, and what their drafts came to."""
+    """Samples of the policy, and the acceptance of their drafts."""
     from engines import ROOT
     from vllm import SamplingParams
 
@@ -68,8 +68,8 @@ def test_the_predicted_acceptance_length_is_the_measured_one(kind, temperature):
 
 @pytest.fixture(scope="module")
 def rollouts(tmp_path_factory):
-    """Completions of the policy as JSON lines, as the service answers, to as many problems: on a few, a drafter learns
-    them by heart, and has little accepted elsewhere."""
+    """The policy's completions of many problems, as JSON lines in the service's form. From few problems a drafter would
+    learn the answers by heart, and then be accepted less on others."""
     from vllm import SamplingParams
 
     file = tmp_path_factory.mktemp("rollouts") / "groups.jsonl"

@@ -11,9 +11,9 @@ from rollout_service.vllm_plugin.idle_drafter import CATCH_UP, IdleDrafter
 
 SCHEDULE = [(1, 1, 3), (2, 64, 0)]
 LENGTHS = [8, 24, 40, 40, 40, 100]
-"""of responses generated at once: the longest is drafted for when it is alone"""
+"""lengths of responses that are generated together: the longest is drafted for when it is alone"""
 BLOCK = 32
-"""tokens of the KV cache's blocks"""
+"""tokens in a block of the KV cache"""
 KINDS = pytest.mark.parametrize("kind", ["draft_model", "eagle3", "mtp"])
 
 
@@ -23,7 +23,7 @@ def prompts():
 
 
 def generated(llm, prompts, lengths):
-    """vLLM's completions, all generated at once, without chance."""
+    """vLLM's completions, all generated together and greedily."""
     from vllm import SamplingParams
 
     params = [SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True) for length in lengths]
@@ -31,15 +31,15 @@ def generated(llm, prompts, lengths):
 
 
 def draft_steps(outputs):
-    """[(drafted, accepted), ...] of each response."""
+    """The draft steps of each response, as [(drafted, accepted), ...]."""
     metrics = [output.outputs[0].spec_decode_metrics for output in outputs]
     return [list(zip(m.per_step_drafted, m.per_step_accepted, strict=True)) for m in metrics]
 
 
 def sizes_of_forwards(llm):
-    """Of the drafter: a list that grows."""
+    """The tokens in each forward pass of the drafter, as a list that grows."""
     (model,) = llm.collective_rpc("get_draft_model")
-    sizes, stock = [], model.forward  # vLLM calls it past torch's hooks
+    sizes, stock = [], model.forward  # vLLM's call bypasses torch's hooks
 
     def forward(*args, **kwargs):
         sizes.append(len(kwargs["positions"]))
@@ -50,7 +50,7 @@ def sizes_of_forwards(llm):
 
 
 def hand_overs(llm, monkeypatch):
-    """Of drafts to the scheduler, empty ones too: a list that grows."""
+    """Every update of the scheduler's drafts, empty ones too, as a list that grows."""
     scheduler = llm.llm_engine.engine_core.engine_core.scheduler
     drafts, stock = [], scheduler.update_draft_token_ids
 
@@ -73,13 +73,13 @@ def test_an_idle_drafter_runs_no_forward_and_drafts_afterwards_as_if_it_had_run(
         assert draft_steps(idle) == awake
         undrafted = sum(drafted == 0 for drafted, _ in awake[-1])
         assert undrafted >= 40
-        assert len(handed_over) <= sum(drafted > 0 for drafted, _ in awake[-1]) + 1  # the last is of no use
-        # One forward reads the prompt and what was generated without drafts; the others are those of drafting steps.
+        assert len(handed_over) <= sum(drafted > 0 for drafted, _ in awake[-1]) + 1  # the last one is not needed
+        # One forward pass reads the prompt and the tokens generated without drafts; the others are of drafting steps.
         behind = len(prompts[-1]) + undrafted - 2
         assert behind <= sizes[0] <= behind + 1
         assert max(sizes[1:]) <= 5
 
-        # A request that finds another's tokens in the KV cache is drafted for as one that computed them itself.
+        # A request that finds another's tokens in the KV cache gets the same drafts as one that computed them itself.
         longer = [prompts[2] + list(idle[2].outputs[0].token_ids)]
         (found,) = generated(llm, longer, [30])
         assert found.num_cached_tokens >= BLOCK
@@ -88,12 +88,12 @@ def test_an_idle_drafter_runs_no_forward_and_drafts_afterwards_as_if_it_had_run(
 
 
 def test_a_request_that_ends_soon_is_not_brought_up_to_date(prompts):
-    """To read what a response is behind would take longer than its drafts could save."""
+    """Reading the tokens that the drafter missed would take longer than its drafts could save."""
     with engine("mtp", draft_lengths=SCHEDULE, max_model_len=256) as llm:
         llm.collective_rpc("let_drafter_idle")
         sizes = sizes_of_forwards(llm)
         for further, comes_back in (CATCH_UP, False), (CATCH_UP + 1, True):
-            # The first step alone gives token 31, and is the first whose end drafts.
+            # The first step gives only token 31, and is the first that ends with drafts.
             lengths = [30, 30, 31 + further]
             steps = draft_steps(generated(llm, prompts[:3], lengths))
             assert any(drafted for drafted, _ in steps[-1]) == comes_back
@@ -114,7 +114,7 @@ def test_holes_that_are_not_filled_would_show_in_what_is_accepted(kind, prompts,
 
 
 def test_what_is_read_at_once_fits_the_drafter_s_buffers(prompts, monkeypatch):
-    """Several requests come back together, with more held tokens than one step may have."""
+    """Several requests come back at once, with more missed tokens than one step may have."""
     with engine("mtp", draft_lengths=SCHEDULE, max_model_len=256, max_num_batched_tokens=256) as llm:
         core = llm.llm_engine.engine_core.engine_core
         stock, steps = core.scheduler.schedule, []

@@ -1,6 +1,6 @@
-"""The audit passes what the engine samples, whatever drafts, and catches each way in which sampling can be wrong.
+"""The audit passes the engine's samples with every drafter, and catches each way in which sampling can be wrong.
 
-Every fault is put into a running engine; the audit sees nothing but its answers.
+Every fault is put into a running engine, and the audit sees only its answers.
 """
 
 from contextlib import contextmanager
@@ -34,7 +34,7 @@ KINDS = {
 
 
 def sampled(llm, requests):
-    """The groups that an engine answers with, as the service's actor makes them."""
+    """An engine's groups, as the service's actor makes them."""
     from vllm import SamplingParams
 
     params = [
@@ -76,7 +76,7 @@ class Auditor:
         self.contexts = Contexts(config, self.recomputation, LIMIT)
 
     def row(self, llm, drafter, cut, told=None, greedy=None):
-        """The verdict on `cut`; `told` is what the engine is asked for where that is something else."""
+        """The audit's verdict on `cut`. If `told` is given, the engine is asked for that cut instead."""
         llm.collective_rpc("set_draft_sampling", args=(drafter.draft_sampling,))
         llm.collective_rpc("set_verification", args=(drafter.verification,))
         make = self.contexts.greedy_requests if cut.temperature == 0.0 else self.contexts.requests
@@ -110,7 +110,7 @@ def long():
 
 @pytest.fixture(scope="module")
 def familiar():
-    """Prompts of the drafters' own task: their drafts are accepted to the end, and bonus tokens follow."""
+    """Prompts of the drafters' own task, so that whole drafts are accepted and bonus tokens follow."""
     return Auditor(tokens=20_000, prompts=MODELS.parent / "prompts.jsonl", response_tokens=32)
 
 
@@ -135,7 +135,7 @@ def test_every_drafter_passes_with_both_verifications(kind, short, greedy):
 
 @pytest.mark.parametrize("kind", ["draft_model", "eagle3"])
 def test_a_second_architecture_passes(kind, tmp_path):
-    """A random Qwen3 with a random drafter: hardly any draft is good, and all tokens are unsure."""
+    """A random Qwen3 with a random drafter: almost no draft is accepted, and every token is uncertain."""
     policy = save_policy("qwen3", seed=0, folder=tmp_path / "policy", tokenizer=POLICY)
     drafter = save_drafter(kind, policy, seed=1, folder=tmp_path / "drafter")
     auditor = Auditor(8_000, tmp_path / "policy")
@@ -172,7 +172,7 @@ VERIFY = verification.verify
 
 
 def bonus_from_the_drafter(target_NV, drafts, bonus_R, uniforms_R2, method):
-    """The last draft's own distribution in the place of the target's next one."""
+    """Use the last draft's distribution instead of the target's next one."""
     if drafts.probs_NV is not None:
         last = (drafts.starts_R + drafts.lengths_R - 1).clamp(min=0)
         drawn = torch.multinomial(drafts.probs_NV[last], 1).squeeze(1)
@@ -214,7 +214,7 @@ def test_a_temperature_wrong_by_2_percent_is_caught_with_50000_tokens(long):
         row = long.row(llm, KINDS["mtp"], Cut(1.0), told=Cut(1.02))
         assert row.tokens >= 50_000
         assert row.detectable.temperature <= 0.02
-        assert set(row.failures) - {"log-probabilities"}  # those tell of it too, but are not what is asked here
+        assert set(row.failures) - {"log-probabilities"}  # those show it too, but are not tested here
 
 
 def test_greedy_decoding_that_differs_is_caught(short, greedy):

@@ -1,4 +1,4 @@
-"""Each patch is needed: its self-test, or an engine, shows what is wrong without it. What is right is left alone."""
+"""Each patch is needed: its self-test or an engine shows the fault without it. Correct functions stay unchanged."""
 
 import importlib
 import os
@@ -64,7 +64,7 @@ def test_only_log_probabilities_that_are_flat_are_left_without_the_tokens_texts(
 
 
 def in_a_fresh_process(code):
-    """What code prints that is run without the plugin."""
+    """Run code without the plugin, and return what it prints."""
     environment = os.environ | {"VLLM_PLUGINS": ""}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,7 @@ def in_a_fresh_process(code):
 
 
 def test_no_patch_has_become_unneeded():
-    """A name in this list is of a function that vLLM has mended since: its patch can go."""
+    """A name in this list means that vLLM has fixed the function: its patch can go."""
     code = "from rollout_service.vllm_plugin.table import unneeded; print('unneeded:', unneeded())"
     assert in_a_fresh_process(code).splitlines()[-1] == "unneeded: []"
 
@@ -100,7 +100,7 @@ main()
 
 
 def test_steps_without_drafts_are_recorded_by_the_patch_alone(monkeypatch):
-    """A response's tokens are those that its steps gave."""
+    """The steps of a response add up to its tokens."""
     from vllm import SamplingParams
     from vllm.v1.core.sched.scheduler import Scheduler
 

@@ -1,4 +1,4 @@
-"""Weight pushes into a running service: versions, refusals, and what a drafter's push changes."""
+"""Pushes of weights into a running service: versions, refusals, and what a drafter's push changes."""
 
 from itertools import pairwise
 
@@ -72,7 +72,7 @@ def acceptance(client):
 
 
 def falls(client):
-    """Alarms of a fallen acceptance, as the metrics count them."""
+    """The number of alarms for a fall of acceptance, from the metrics."""
     name = 'rollout_speculation_alarms_total{kind="acceptance_fell"} '
     found = [line for line in client.http.get("/metrics").text.split("\n") if line.startswith(name)]
     return float(found[0].removeprefix(name)) if found else 0.0
@@ -96,7 +96,7 @@ def test_a_drafters_push_changes_acceptance_and_never_the_policy(client):
     assert sum(a.draft_steps for a in mtp.by_age) == sum(v.draft_steps for v in mtp.by_version) == mtp.draft_steps
     classes = [c.from_tokens for c in mtp.by_context_length]
     assert classes == sorted({1 << (c.bit_length() - 1) for c in classes})
-    assert {16, 32, 64} <= set(classes)  # prompts of some 30 tokens, and responses to them
+    assert {16, 32, 64} <= set(classes)  # prompts of about 30 tokens, and their responses
     client.push_weights("drafter", mtp_tensors(), version + 3)
     again = client.speculation().alarms[-1]
     assert (again.kind, again.drafter_version) == ("not_changed", version + 3)
@@ -110,7 +110,7 @@ def test_a_drafters_push_changes_acceptance_and_never_the_policy(client):
 
 
 def test_what_begins_after_a_push_does_not_meet_a_kept_cache_on_any_route():
-    """With a cache that is kept across pushes, by vLLM's counter of prompt tokens that were found in it."""
+    """The cache is kept across pushes. vLLM's counter of prompt tokens found in the cache shows the hits."""
 
     def found(route, asked):
         def hits():

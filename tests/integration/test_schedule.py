@@ -1,4 +1,4 @@
-"""A schedule of draft lengths changes how fast tokens come, and never which."""
+"""Schedules of draft lengths in an engine: they change how fast tokens come, and never which tokens."""
 
 import itertools
 

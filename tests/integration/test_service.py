@@ -1,4 +1,4 @@
-"""One launched service with its MTP head on: everything a user does over HTTP, in the order that harms nothing."""
+"""One launched service with its MTP head: everything that a user does over HTTP."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ def test_every_field_of_a_completion_means_what_the_design_says(client):
     groups = {group.id: group for group in client.rollouts(asked, model="demo-policy")}
     assert groups.keys() == {"text", "ids", "chat"}
     assert groups["text"].metadata == metadata
-    assert groups["text"].prompt_token_ids == groups["chat"].prompt_token_ids  # the template adds the newline
+    assert groups["text"].prompt_token_ids == groups["chat"].prompt_token_ids  # the chat template adds the newline
     assert [c.index for c in groups["text"].completions] == [0, 1, 2]
     for group in groups.values():
         for c in group.completions:
@@ -95,7 +95,7 @@ def test_what_cannot_be_sent_to_vllms_core_is_a_wrong_request(client, wrong, str
     body = {"model": "demo-policy", "prompt": [10, 11], "max_tokens": 5, "stream": stream} | wrong
     headers = {"Content-Type": "application/json"}
     response = client.http.post("/v1/completions", content=json.dumps(body).encode(), headers=headers)
-    if response.status_code == 200:  # a stream has its status before vLLM looks at the request
+    if response.status_code == 200:  # a stream sends its status before vLLM reads the request
         assert stream
         event = response.text.removeprefix("data: ").split("\n")[0]
         assert json.loads(event)["error"]["code"] == 400
@@ -106,7 +106,7 @@ def test_what_cannot_be_sent_to_vllms_core_is_a_wrong_request(client, wrong, str
 def test_sampling_defaults_are_the_services_own_and_are_echoed(client):
     (group,) = client.rollouts([GroupRequest(prompt=PROMPT, n=16, sampling=Sampling(max_tokens=48))])
     assert (group.sampling.temperature, group.sampling.top_p, group.sampling.top_k) == (1.0, 1.0, 0)
-    assert len({tuple(c.token_ids) for c in group.completions}) > 1  # the checkpoint says: always the best token
+    assert len({tuple(c.token_ids) for c in group.completions}) > 1  # the checkpoint's defaults ask for greedy decoding
     body = {"model": "demo-policy", "prompt": PROMPT, "max_tokens": 48, "n": 16, "return_token_ids": True, "top_k": 50}
     response = client.http.post("/v1/completions", json=body)
     assert json.loads(response.headers["x-sampling"]) == {"temperature": 1.0, "top_p": 1.0, "top_k": 50}
@@ -126,7 +126,7 @@ def test_every_path_keeps_the_positions_free_that_a_drafter_looks_ahead(client):
     body = {"model": "demo-policy", "prompt": ids, "return_token_ids": True, "ignore_eos": True}
     (choice,) = client.http.post("/v1/completions", json=body | {"max_tokens": 20}).json()["choices"]
     assert len(choice["token_ids"]) == 20
-    for more in ({"max_tokens": 21}, {"max_tokens": 400}):  # vLLM's own route cuts them to what is left
+    for more in ({"max_tokens": 21}, {"max_tokens": 400}):  # vLLM's own route cuts max_tokens to the room that is left
         (choice,) = client.http.post("/v1/completions", json=body | more).json()["choices"]
         assert len(choice["token_ids"]) == 20
     assert client.http.post("/v1/completions", json=body | {"prompt": [10] * (limit + 1)}).status_code == 400
@@ -138,7 +138,7 @@ def test_every_path_keeps_the_positions_free_that_a_drafter_looks_ahead(client):
 
 
 def running(client):
-    """Requests in the engines' queues, by vLLM's own gauges."""
+    """The number of requests in the engines, from vLLM's gauges."""
     lines = client.http.get("/metrics").text.split("\n")
     names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names))
@@ -158,7 +158,7 @@ def test_a_client_that_disconnects_ends_its_generation(client):
 
 
 def generated(client):
-    """Tokens that the engines have generated, by vLLM's own counter."""
+    """The number of tokens that the engines have generated, from vLLM's counter."""
     lines = client.http.get("/metrics").text.split("\n")
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith("vllm:generation_tokens_total{"))
 

@@ -46,11 +46,11 @@ def test_pushed_weights_are_the_ones_that_sample(name, kind, tmp_path):
     with in_process_llm(tmp_path / "old", drafter) as llm:
         assert worst_difference(llm, old) < 1e-4
         report = load(llm, policy_update(tmp_path), of_drafter=False)
-        # Norms of a random policy are all ones, old and new: every other module holds something else.
+        # Norms of a random policy are all ones, old and new. Every other module changes.
         assert report["changed"] > report["modules"] / 3
         llm.reset_prefix_cache()
         assert worst_difference(llm, new) < 1e-4
-        assert worst_difference(llm, old) > 0.1  # the measure can tell
+        assert worst_difference(llm, old) > 0.1  # the measure sees the difference
 
         if kind in ("draft_model", "eagle3", "mtp"):
             before = drafter_tensor_sum(llm)
@@ -71,7 +71,7 @@ def load(llm, update, of_drafter):
 
 
 def other_bytes_change_nothing(llm, update):
-    """A file that is not what was sent is read, and not loaded."""
+    """The engine reads a file that differs from what was sent, and does not load it."""
     before = drafter_tensor_sum(llm)
     llm.collective_rpc("read_checkpoint_tensors", args=(str(update),))
     (report,) = llm.collective_rpc("load_checkpoint_tensors", args=("0" * 64, True))
@@ -79,7 +79,7 @@ def other_bytes_change_nothing(llm, update):
 
 
 def silent_load_is_noticed(llm, update):
-    """A drafter that takes nothing of an update raises no error of its own; the report of the load shows it."""
+    """A drafter that takes no tensor of an update raises no error, but the report of the load shows it."""
     from rollout_service.config import AlarmConfig
     from rollout_service.engine.loading import Loaded
     from rollout_service.fleet.alarms import Alarms
@@ -94,7 +94,7 @@ def silent_load_is_noticed(llm, update):
 
 
 def policy_update(folder):
-    """The new policy's own tensors, without an MTP head: what a trainer pushes."""
+    """The tensors that a trainer pushes: the new policy's own, without an MTP head."""
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "new" / "model.safetensors")
@@ -103,7 +103,7 @@ def policy_update(folder):
 
 
 def drafter_tensor_sum(llm):
-    """A figure that changes when the drafter's norms do (these are never packed away)."""
+    """A number that changes with the drafter's norms, which are never packed."""
     model = llm.llm_engine.model_executor.driver_worker.worker.model_runner.drafter.model
     tensors = [p.double().abs().sum().item() for n, p in model.named_parameters() if p.numel()]
     return sum(tensors)

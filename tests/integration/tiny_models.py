@@ -1,4 +1,4 @@
-"""Random policies of every supported architecture, and their drafters: tiny, and sharp enough to tell apart."""
+"""Tiny models: random policies of every supported architecture and their drafters, with clearly different outputs."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ DRAFTERS = ("none", "ngram", "draft_model", "eagle3")
 PAIRS = [(policy, drafter) for policy in POLICIES for drafter in DRAFTERS] + [("qwen3_next", "mtp")]
 EACH_ONCE = [("qwen3", "eagle3"), ("qwen3_tied", "draft_model"), ("llama", "ngram"), ("qwen3_next", "none"),
              ("qwen3_next", "mtp")]  # fmt: skip
-"""pairs that have every policy and every drafter"""
+"""pairs that contain every policy and every drafter"""
 
 
 def random_policy(name: str, seed: int) -> PreTrainedModel:
@@ -65,7 +65,7 @@ def save_policy(name: str, seed: int, folder: Path, tokenizer: Path) -> PreTrain
 
 
 def save_drafter(kind: str, policy: PreTrainedModel, seed: int, folder: Path) -> DrafterConfig:
-    """Save a random drafter for `policy`; for mtp the head's own tensors alone. Returns its configuration."""
+    """Save a random drafter for `policy` (for mtp only the head's tensors). Returns its configuration."""
     torch.manual_seed(seed)
     folder.mkdir(exist_ok=True)
     if kind == "eagle3":

@@ -1,4 +1,4 @@
-"""Unit tests compute on tensors of a few numbers: one thread is fastest, also when other work keeps the cores busy."""
+"""Settings of the unit tests: torch uses one thread, which is fastest for tensors of a few numbers."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""The HTTP front over a fleet in miniature, for tests: every route and check is real, and engines answer at once."""
+"""The HTTP front over a toy fleet, for tests: every route and check is real, and engines answer at once."""
 
 import asyncio
 import json
@@ -19,7 +19,7 @@ SCHEMA = {"title": "Request", "type": "object", "properties": {name: {} for name
 
 
 class Characters:
-    """A tokenizer of one token a character, whose chat template refuses a system role."""
+    """A tokenizer with one token per character. Its chat template refuses the system role."""
 
     def encode(self, text, add_special_tokens=True):
         return [ord(c) % 128 for c in text]
@@ -31,7 +31,7 @@ class Characters:
 
 
 class StubFleet:
-    """Has what the front asks of a fleet. `outcomes` by group id: an exception to raise, or seconds to take."""
+    """What the front uses of a fleet. `outcomes`: by group id, an exception to raise or the seconds to take."""
 
     def __init__(self, **config):
         self.config = ServiceConfig(model="demo", engine={"max_model_len": 64}, **config)
@@ -62,7 +62,7 @@ class StubFleet:
         return Group(id=group.id, prompt_token_ids=prompt, completions=[completion], sampling=group.sampling, engine=0)
 
     async def openai(self, method, path, headers, body):
-        """The prompt `slow` is never answered whole, and a stream begins first."""
+        """The answer to the prompt `slow` never ends; as a stream it at least begins."""
         self.asked.append(body)
         fields = json.loads(body)
         slow, stream = fields.get("prompt") == "slow", fields.get("stream")
@@ -97,7 +97,7 @@ class StubFleet:
 
 @asynccontextmanager
 async def front(fleet):
-    """(a client of the front's routes, the application)"""
+    """Yields a client of the front's routes, and the application."""
     queue = BatchQueue(None, capacity=4096, disk_mib=64)
     app = make_app(fleet, Characters(), queue)
     app.state.background.start()

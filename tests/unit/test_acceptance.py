@@ -35,7 +35,7 @@ def test_nothing_drafted_has_length_one_and_no_interval():
 
 
 def test_the_interval_covers_the_true_length_in_95_of_100_cases():
-    """Completions differ in how well they are drafted, so steps of one completion hang together."""
+    """Some completions are easier to draft than others, so the steps of one completion are correlated."""
     rng = random.Random(0)
     covered, naive = 0, 0
     for _ in range(400):
@@ -46,7 +46,7 @@ def test_the_interval_covers_the_true_length_in_95_of_100_cases():
             parts.append(Acceptance(20, [steps.count(0), steps.count(1)]))
         low, high = length_interval(parts)
         covered += low <= 1.5 <= high
-        # As if all steps were independent: the interval that a wrong implementation would give.
+        # The interval of a wrong implementation, which treats all steps as independent.
         whole = total(parts)
         half = 1.96 * math.sqrt(whole.rate * (1 - whole.rate) / whole.steps)
         naive += abs(whole.length - 1.5) <= half
@@ -54,8 +54,8 @@ def test_the_interval_covers_the_true_length_in_95_of_100_cases():
     assert naive / 400 < 0.8
 
 
-def test_a_steps_context_is_what_the_steps_before_it_left():
-    # A prompt of 5 tokens: steps begin after 6, 8 and 11 tokens; one of 9 tokens: after 10.
+def test_the_context_of_a_step_includes_the_tokens_of_earlier_steps():
+    # With a prompt of 5 tokens, steps begin after 6, 8 and 11 tokens; with one of 9 tokens, after 10.
     found = by_context_length([(5, [(0, 0), (3, 1), (3, 2), (3, 0), (0, 0)]), (9, [(0, 0), (3, 3)])])
     assert {floor: acceptance.histogram for floor, acceptance in found.items()} == {4: [0, 1], 8: [1, 0, 1, 1]}
     assert total(found.values()).accepted == 6
@@ -83,7 +83,7 @@ def test_the_report_sums_engines_and_keeps_versions_apart():
 
 
 def step(accepted):
-    """What vLLM says of one scheduler step with a draft of two tokens."""
+    """vLLM's statistics of one scheduler step with a draft of two tokens."""
     at = [int(accepted > i) for i in range(2)]
     drafts = SimpleNamespace(
         num_drafts=1, num_draft_tokens=2, num_accepted_tokens=accepted, num_accepted_tokens_per_pos=at
@@ -105,17 +105,17 @@ def test_counts_of_many_versions_are_bounded_and_their_totals_exact():
     (mtp,) = status.drafters
     assert (mtp.draft_steps, mtp.drafted, mtp.accepted) == (4000, 8000, 4000)
     assert mtp.accepted_by_position == [2000, 2000]
-    assert [v.policy_version for v in mtp.by_version] == list(range(936, 1000)), "the newest, each by itself"
+    assert [v.policy_version for v in mtp.by_version] == list(range(936, 1000)), "the newest, separately"
     assert {v.draft_steps for v in mtp.by_version} == {4}
     assert [(a.drafter_age, a.draft_steps) for a in mtp.by_age] == [(age, 12) for age in range(10)]
     counts.forget()
     assert counts.rows() == []
 
 
-def test_the_length_at_a_draft_length_does_not_depend_on_how_long_the_drafts_were():
+def test_the_acceptance_length_at_a_draft_length_does_not_depend_on_the_lengths_that_were_drafted():
     generator = random.Random(0)
 
-    def step(drafted):  # accepted with 0.9, then 0.8, then 0.7
+    def step(drafted):  # accepted with probability 0.9, then 0.8, then 0.7
         accepted = 0
         while accepted < drafted and generator.random() < (0.9, 0.8, 0.7)[accepted]:
             accepted += 1

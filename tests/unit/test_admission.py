@@ -1,4 +1,4 @@
-"""Bad requests are refused before anything is generated, each limit by its field."""
+"""Admission refuses bad requests before anything is generated, and names the field."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, Sha
 
 
 class Characters:
-    """A tokenizer of one token a character."""
+    """A tokenizer with one token per character."""
 
     def encode(self, text, add_special_tokens=True):
         return [ord(c) for c in text]
@@ -50,7 +50,7 @@ def test_text_ids_and_messages_all_become_token_ids(admission):
     assert [g.id for g in groups] == ["0", "mine", "2"]
 
 
-def test_a_long_prompt_a_long_response_and_a_strange_token_are_named(admission):
+def test_a_too_long_prompt_a_too_long_response_and_an_unknown_token_are_named(admission):
     assert "60" in refusal(admission, prompt="x" * 61, sampling=Sampling(max_tokens=1))["groups.1.prompt"]
     too_long = refusal(admission, prompt="xy", sampling=Sampling(max_tokens=59))
     assert "1 to 58" in too_long["groups.1.sampling.max_tokens"]
@@ -74,7 +74,7 @@ REFUSED = [pytest.param(entry, field, id=field) for entry in NOT_LOSSLESS for fi
 
 
 @pytest.mark.parametrize(("entry", "field"), REFUSED)
-def test_what_speculation_cannot_keep_lossless_is_refused_with_a_drafter_and_only_then(entry, field):
+def test_what_speculation_cannot_keep_lossless_is_refused_only_with_a_drafter(entry, field):
     def refused_by(**service):
         service = {"drafting": True, "on_cpu": True} | service
         fields = {"/v1/completions": {"prompt", field}}
@@ -97,7 +97,7 @@ def test_what_speculation_cannot_keep_lossless_is_refused_with_a_drafter_and_onl
 
 
 @pytest.mark.parametrize(("entry", "field"), REFUSED)
-def test_a_rollout_never_has_what_speculation_cannot_keep_lossless(entry, field):
+def test_a_rollout_request_cannot_have_fields_that_speculation_cannot_keep_lossless(entry, field):
     with pytest.raises(ValidationError) as wrong:
         Sampling.model_validate({field: None})
     if entry.on_rollouts:
@@ -138,7 +138,7 @@ def test_the_wire_types_refuse_what_they_do_not_know(group):
 
 
 @pytest.mark.parametrize("file", ["../x.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin"])
-def test_a_shared_memory_push_names_a_file_of_the_folder_alone(file):
+def test_a_shared_memory_push_can_only_name_a_file_in_the_folder(file):
     with pytest.raises(ValidationError):
         SharedMemoryPush(file=file)
 
@@ -146,7 +146,7 @@ def test_a_shared_memory_push_names_a_file_of_the_folder_alone(file):
 @pytest.mark.parametrize(
     ("field", "value"), [("temperature", 0.005), ("temperature", 5.0), ("top_p", float("nan")), ("top_k", 2**31)]
 )
-def test_what_the_engine_would_not_sample_as_asked_is_refused_wherever_it_is_asked_for(field, value, tmp_path):
+def test_sampling_settings_that_the_engine_would_not_follow_are_refused_everywhere(field, value, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n', encoding="utf-8")
     for make in (
@@ -160,7 +160,7 @@ def test_what_the_engine_would_not_sample_as_asked_is_refused_wherever_it_is_ask
 
 
 @pytest.mark.parametrize("temperature", [0.005, 5.0])
-def test_a_calibration_samples_at_the_temperature_that_it_says(temperature, tmp_path):
+def test_a_calibration_refuses_a_temperature_that_it_would_not_sample_at(temperature, tmp_path):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n', encoding="utf-8")
     with pytest.raises(ValidationError, match="temperature"):

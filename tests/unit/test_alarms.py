@@ -1,4 +1,4 @@
-"""Every alarm is raised by what causes it, once, with a log line, a metric and an entry that names the versions."""
+"""Every alarm is raised once by its cause, with a log line, a metric, and an entry that names the versions."""
 
 import logging
 
@@ -37,13 +37,13 @@ def alarms():
     return alarms
 
 
-def test_an_update_that_changed_everything_is_quiet(alarms):
+def test_an_update_that_changed_everything_raises_no_alarm(alarms):
     alarms.after_push("drafter", 4, 7, is_new=True, loaded={0: loaded(), 1: loaded()})
     alarms.after_push("policy", 5, 7, is_new=None, loaded={0: loaded(changed=0)})
     assert alarms.raised == alarms.counted == []
 
 
-def test_an_engine_that_goes_on_with_its_old_drafter_is_loud(alarms, caplog):
+def test_an_engine_that_keeps_its_old_drafter_raises_an_alarm(alarms, caplog):
     with caplog.at_level(logging.ERROR):
         alarms.after_push("drafter", 4, 7, is_new=True, loaded={0: loaded(), 1: loaded(changed=0)})
     (alarm,) = alarms.raised
@@ -54,7 +54,7 @@ def test_an_engine_that_goes_on_with_its_old_drafter_is_loud(alarms, caplog):
     assert alarms.counted == ["not_changed"]
 
 
-def test_a_new_version_of_the_same_drafter_is_loud_and_of_the_same_policy_is_not(alarms):
+def test_a_new_version_of_an_unchanged_drafter_raises_an_alarm_and_of_an_unchanged_policy_does_not(alarms):
     alarms.after_push("policy", 5, 7, is_new=False, loaded={0: loaded(changed=0)})
     assert alarms.raised == []
     alarms.after_push("drafter", 5, 8, is_new=False, loaded={0: loaded(changed=0)})
@@ -64,16 +64,16 @@ def test_a_new_version_of_the_same_drafter_is_loud_and_of_the_same_policy_is_not
 
 
 @pytest.mark.parametrize("of", ["policy", "drafter"])
-def test_bytes_that_an_engine_read_differently_are_loud(of, alarms):
+def test_bytes_that_an_engine_read_differently_raise_an_alarm(of, alarms):
     alarms.different_bytes(of, 5, 8, engine=1, error="read other bytes")
     (alarm,) = alarms.raised
     assert (alarm.kind, alarm.of) == ("checksum", of)
 
 
-def test_acceptance_that_falls_after_a_push_is_loud_once_and_names_the_versions(alarms, caplog):
+def test_a_fall_of_acceptance_after_a_push_raises_one_alarm_that_names_the_versions(alarms, caplog):
     rows = [row(1, 1, 2400), row(2, 1, 2300), row(3, 1, 1500, steps=400)]
     alarms.check_acceptance(rows)
-    assert alarms.raised == [], "0.80, 0.77, and too few steps to judge"
+    assert alarms.raised == [], "rates of 0.80 and 0.77, and one of too few steps to judge"
     rows[2] = row(3, 1, 1500)
     with caplog.at_level(logging.ERROR):
         alarms.check_acceptance(rows)
@@ -86,12 +86,12 @@ def test_acceptance_that_falls_after_a_push_is_loud_once_and_names_the_versions(
     assert alarms.counted == ["acceptance_fell"]
 
 
-def test_a_bad_drafters_push_is_told_from_a_policys(alarms):
+def test_an_alarm_says_whether_the_push_was_of_the_drafter_or_of_the_policy(alarms):
     alarms.check_acceptance([row(3, 1, 2000, steps=500), row(3, 1, 400, steps=500), row(3, 2, 600)])
     assert [(a.of, a.drafter_version) for a in alarms.raised] == [("drafter", 2)]
 
 
-def test_what_alarms_keep_is_bounded_and_an_old_fall_is_not_told_again(alarms):
+def test_the_alarms_kept_are_bounded_and_an_old_fall_is_not_reported_again(alarms):
     for version in range(300):
         alarms.after_push("drafter", version, version, is_new=False, loaded={})
     assert [alarm.policy_version for alarm in alarms.raised] == list(range(200, 300)), "the newest"
@@ -121,9 +121,9 @@ def update(store, values, name="mtp.fc.weight"):
     return Update(file, file_checksum(file))
 
 
-def test_what_is_sent_is_compared_with_what_is_in_service(store):
+def test_a_push_is_compared_with_the_weights_in_service(store):
     same, other = update(store, torch.arange(6.0)), update(store, torch.arange(6.0) + 1)
-    assert store.differs("drafter", same) is None, "the checkpoint itself, pushed to be sure"
+    assert store.differs("drafter", same) is None, "the checkpoint itself may be pushed again"
     assert store.differs("drafter", other) is True
     store.sets["drafter"].status = WeightStatus(version=1, tensors=1, bytes=24, checksum=same.checksum)
     assert store.differs("drafter", same) is False
@@ -131,14 +131,14 @@ def test_what_is_sent_is_compared_with_what_is_in_service(store):
     assert store.differs("policy", same) is None
 
 
-def test_bytes_that_arrive_different_are_refused():
+def test_bytes_that_changed_on_the_way_are_refused():
     with pytest.raises(RefusedUpdate, match="push again"):
         check_received("b" * 64, sent=SENT)
     check_received(SENT, sent=SENT)
     check_received(SENT, sent=None)
 
 
-def test_a_digest_sees_a_bit_and_an_order():
+def test_a_digest_changes_with_one_bit_and_with_the_order():
     values = torch.arange(10_000_000, dtype=torch.float32)
     changed, swapped = values.clone(), values.clone()
     changed[-1] = torch.nextafter(changed[-1], torch.tensor(torch.inf))
@@ -158,7 +158,7 @@ def test_held_digests_name_the_modules_that_changed():
     assert [name for name in after if after[name] != before[name]] == ["2"]
 
 
-def test_a_packed_weight_is_judged_by_what_it_computes():
+def test_a_packed_weight_is_compared_by_what_it_computes():
     layer = torch.nn.Linear(3, 2, bias=False)
     packed = layer.weight.detach().clone()
     layer.cpu_linear = lambda x, weight, bias: x @ packed.T

@@ -1,4 +1,4 @@
-"""A request through an ASGI application streams, and its end reaches the application."""
+"""A request through an ASGI application streams, and the application notices when it is closed."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ async def collected(app, *arguments):
     return [part async for part in asgi.call(app, *arguments)]
 
 
-async def test_status_headers_and_body_come_through():
+async def test_status_headers_and_body_arrive_unchanged():
     app = FastAPI()
 
     @app.post("/echo")
@@ -27,7 +27,7 @@ async def test_status_headers_and_body_come_through():
     assert (await collected(app, "GET", "/nowhere", {}, b""))[0].status == 404
 
 
-async def test_pieces_arrive_as_they_are_sent_and_closing_ends_the_application():
+async def test_chunks_arrive_as_they_are_sent_and_closing_ends_the_application():
     app = FastAPI()
     cancelled = asyncio.Event()
 
@@ -51,7 +51,7 @@ async def test_pieces_arrive_as_they_are_sent_and_closing_ends_the_application()
 
 
 async def test_closing_ends_a_handler_that_the_application_waits_for_in_a_second_task():
-    """vLLM's `with_cancellation`: a cancellation of the waiting would leave the handler running."""
+    """As in vLLM's `with_cancellation`, where cancelling the waiting task would leave the handler running."""
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def handler():
@@ -77,7 +77,7 @@ async def test_closing_ends_a_handler_that_the_application_waits_for_in_a_second
     await asyncio.wait_for(ended.wait(), 1)
 
 
-async def test_an_error_that_was_answered_is_a_whole_answer_and_one_that_was_not_is_raised():
+async def test_an_error_that_was_answered_is_a_complete_answer_and_any_other_is_raised():
     app = FastAPI()
 
     @app.exception_handler(Exception)

@@ -1,4 +1,4 @@
-"""The audit's parts: which rows are tested, where a token stands, what its tests notice and what they do not."""
+"""The audit's parts: which rows it tests, how it places tokens, what its tests detect and what they do not."""
 
 from itertools import combinations, product
 
@@ -19,7 +19,7 @@ VOCAB = 12
 
 
 class Bigrams(Recomputation):
-    """A policy that looks at one token only: its logits are a table."""
+    """A policy that sees only the last token: its logits are a table."""
 
     def __init__(self):
         self.table = 1.5 * torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
@@ -29,7 +29,7 @@ class Bigrams(Recomputation):
             yield index, self.table[torch.tensor([prompt[-1], *tokens[:-1]])]
 
     def draw(self, prompts, length, temperature=1.0):
-        """(len(prompts), length) tokens and their log-probabilities."""
+        """Tokens (len(prompts), length) and their log-probabilities."""
         last, tokens, logprobs = torch.tensor(prompts), [], []
         for _ in range(length):
             logp = (self.table[last] / temperature).log_softmax(1)
@@ -66,7 +66,7 @@ def row(policy, drawn, cut=None, greedy=None):
 def test_every_pair_of_values_occurs_in_the_rows():
     factors = [list("abcde"), [0.0, 0.7, 1.0, 1.2], [1.0, 0.9], [0, 20], ["standard", "block"]]
     rows = list(pairwise(*factors))
-    assert len(rows) == 20  # no fewer: two factors alone have 5 x 4 pairs
+    assert len(rows) == 20  # fewer are impossible: two of the factors have 5 x 4 pairs
     for i, j in combinations(range(5), 2):
         assert {(r[i], r[j]) for r in rows} == set(product(factors[i], factors[j]))
 
@@ -103,7 +103,7 @@ def test_what_is_sampled_from_the_policy_passes():
     assert "pass" in markdown([result])
 
 
-def test_another_temperature_fails_by_surprisal_and_the_row_says_what_it_could_have_seen():
+def test_another_temperature_fails_by_surprisal_and_the_row_says_which_bias_it_can_detect():
     torch.manual_seed(0)
     policy = Bigrams()
     seen = row(policy, groups(policy, 4000)).detectable
@@ -123,9 +123,9 @@ def test_returned_log_probabilities_that_differ_fail():
 
 
 @pytest.mark.parametrize("cut", [Cut(1.0, 1.0, 3), Cut(1.0, 0.75, 0)])
-def test_a_token_more_in_the_cut_is_explained_where_it_lies_on_the_edge_and_there_alone(cut):
+def test_an_extra_token_in_the_cut_is_explained_only_if_it_lies_on_the_edge(cut):
     def failures(beyond_the_edge):
-        """Of an engine that keeps four tokens where the recomputation keeps three, the fourth of them tied with it."""
+        """An engine keeps four tokens where the recomputation keeps three, and the fourth is tied with the third."""
         torch.manual_seed(0)
         policy = Bigrams()
         kept = torch.tensor([0.25, 0.25, 0.25 + beyond_the_edge, 0.25 - beyond_the_edge])
@@ -158,7 +158,7 @@ def test_a_bias_of_the_second_token_alone_fails_in_the_first_two():
     assert biased.p_first == pytest.approx(fair.p_first)
 
 
-def test_greedy_responses_are_compared_with_those_of_no_drafter_or_with_the_policys_maximum():
+def test_greedy_responses_are_compared_with_the_baselines_or_with_the_policys_maximum():
     policy = Bigrams()
     tokens = []
     for _ in range(6):
@@ -177,7 +177,7 @@ def test_greedy_responses_are_compared_with_those_of_no_drafter_or_with_the_poli
     assert row(policy, [group], Cut(0.0), {(3,): other}).failures == ["differs from greedy decoding"]
 
 
-def test_the_g_test_accepts_fair_counts_about_as_often_as_its_level_says():
+def test_the_g_test_rejects_fair_counts_about_as_often_as_its_level_says():
     generator = np.random.default_rng(0)
     chances = generator.dirichlet(np.full(40, 0.3))
     p_values = [g_test(generator.multinomial(400, chances), chances).p for _ in range(2000)]
@@ -185,11 +185,11 @@ def test_the_g_test_accepts_fair_counts_about_as_often_as_its_level_says():
     assert g_test(np.array([5, 0]), np.array([1.0, 0.0])) == Fit(0.0, 0, 5)
 
 
-def test_a_variation_called_detectable_is_noticed_most_times():
+def test_a_difference_called_detectable_is_usually_detected():
     generator = np.random.default_rng(0)
     chances = np.full(8, 1 / 8)
     variation = g_test(generator.multinomial(3000, chances), chances).detectable_variation(1e-3)
-    biased = chances + np.repeat([variation, -variation], 4) / 4  # the least noticeable one: spread evenly
+    biased = chances + np.repeat([variation, -variation], 4) / 4  # spread evenly, it is hardest to detect
     noticed = [g_test(generator.multinomial(3000, biased), chances).p < 1e-3 for _ in range(400)]
     assert 0.72 < np.mean(noticed) < 0.88
 
@@ -201,7 +201,7 @@ def test_levels_and_corrections():
     assert detectable_shift(2.0, 4.0) == pytest.approx(2 * 4.8416, rel=1e-4)
 
 
-def test_two_drafters_of_one_kind_have_rows_of_their_own_in_the_order_of_the_configuration():
+def test_two_drafters_of_one_kind_have_separate_rows_in_the_order_of_the_configuration():
     heads = [{"kind": "eagle3", "model": model, "draft_tokens": k} for model, k in (("b", 3), ("a", 3), ("a", 5))]
     config = AuditConfig(model="m", drafters=heads, temperature=[0.0, 1.0], top_p=[1.0], top_k=[0])
     rows = [(row.drafter.model, row.drafter.draft_tokens) for row in config.rows()]

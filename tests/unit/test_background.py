@@ -1,4 +1,4 @@
-"""The batch routes and the background generation over a fleet in miniature."""
+"""Batch routes and background generation, over a toy fleet."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from rollout_service.telemetry import Telemetry
 
 
 class FleetInMiniature:
-    """Generates when `go` is set, with the version in service at the beginning."""
+    """Generates when `go` is set, with the version that is in service when a group begins."""
 
     def __init__(self):
         self.config = SimpleNamespace(engines=1, engine=SimpleNamespace(max_num_seqs=4))
@@ -74,7 +74,7 @@ def prompts(*names, **fields):
     return PromptsRequest(groups=[GroupRequest(id=name, prompt_token_ids=[1]) for name in names], **fields)
 
 
-async def test_groups_are_generated_without_anybody_waiting_and_a_lease_waits_for_as_many_as_it_asks_for(service):
+async def test_groups_are_generated_without_a_waiting_client_and_a_lease_waits_for_the_number_it_asks_for(service):
     client, fleet = service
     await client.send_prompts(prompts("a", "b"))
     waiting = asyncio.create_task(client.lease(LeaseRequest(groups=2, wait=20.0)))
@@ -105,7 +105,7 @@ async def test_a_full_queue_answers_429_with_retry_after_and_a_lost_lease_404(se
     assert unknown.value.status == 404
 
 
-async def test_prompts_need_ids_of_their_own(service):
+async def test_prompts_need_unique_ids(service):
     client, _ = service
     nameless = [GroupRequest(prompt_token_ids=[1])]
     for groups, field in ((nameless, "groups.0.id"), (prompts("a", "b", "a").groups, "groups.2.id")):
@@ -126,10 +126,10 @@ async def test_an_id_that_comes_again_with_another_prompt_is_a_conflict_that_nam
     assert [problem.field for problem in refused.value.body.problems] == ["groups.1.id"]
     assert (await client.send_prompts(prompts("a"))).known == 1
     status = await client.batches()
-    assert status.waiting + status.generating == 1, "nothing of the refused request was taken"
+    assert status.waiting + status.generating == 1, "the queue takes no part of a refused request"
 
 
-async def test_what_can_no_longer_be_fresh_enough_is_ended_counted_and_generated_again(service):
+async def test_groups_that_became_too_old_are_ended_counted_and_generated_again(service):
     client, fleet = service
     await client.send_prompts(prompts("tight", max_staleness=1))
     await client.send_prompts(prompts("loose", max_staleness=5))
@@ -144,12 +144,12 @@ async def test_what_can_no_longer_be_fresh_enough_is_ended_counted_and_generated
     assert (await client.batches()).dropped == 1
 
 
-async def test_no_more_is_under_way_than_keeps_the_engines_busy(service):
+async def test_no_more_groups_run_than_keep_the_engines_busy(service):
     client, fleet = service
     groups = [GroupRequest(id=f"{i}", prompt_token_ids=[1], n=3) for i in range(6)]
     await client.send_prompts(PromptsRequest(groups=groups))
     await asyncio.sleep(0.05)
-    assert len(fleet.begun) == 2, "6 completions for 4 at the same time"
+    assert len(fleet.begun) == 2, "6 completions are running where 4 can run at the same time"
     status = await client.batches()
     assert (status.generating, status.waiting) == (2, 4)
 
@@ -178,7 +178,7 @@ async def test_a_group_that_an_engine_refuses_is_tried_once_counted_and_handed_o
     assert caplog.text.count("group bad failed and is not tried again: ValueError: too long") == 1
 
 
-async def test_a_group_that_kills_every_engine_is_failed_after_some_rounds_and_what_ran_beside_it_is_not(service):
+async def test_a_group_that_kills_every_engine_fails_after_some_rounds_and_its_neighbours_do_not(service):
     client, fleet = service
     died = EnginesDied("its engine died 3 times in a row")
     fleet.failures = {"deadly": [died] * 9, "beside": [died]}
@@ -205,7 +205,7 @@ async def test_groups_whose_engines_died_are_tried_again_one_at_a_time(service):
     assert fleet.begun[3:] == ["c"], "others do not wait for them"
 
 
-async def test_that_no_engine_comes_into_service_is_not_the_groups_fault(service):
+async def test_a_group_does_not_fail_because_no_engine_comes_into_service(service):
     client, fleet = service
     fleet.failures = {"a": [FleetError("no engine has come into service")] * 9}
     fleet.go.set()
@@ -214,7 +214,7 @@ async def test_that_no_engine_comes_into_service_is_not_the_groups_fault(service
     assert ([g.id for g in batch.groups], batch.failed) == (["a"], [])
 
 
-async def test_an_unexpected_error_fails_its_group_and_no_other(service, caplog):
+async def test_an_unexpected_error_fails_only_its_own_group(service, caplog):
     client, fleet = service
     fleet.failures = {"a": [KeyError("a fault of the service")] * 9}
     fleet.go.set()
@@ -225,7 +225,7 @@ async def test_an_unexpected_error_fails_its_group_and_no_other(service, caplog)
     assert "Traceback" in caplog.text
 
 
-async def test_a_failure_that_leaves_a_batch_incomplete_is_told_without_waiting(service):
+async def test_a_failure_that_leaves_a_batch_incomplete_is_reported_at_once(service):
     client, fleet = service
     fleet.failures = {"bad": [GroupFailed("no")]}
     fleet.go.set()
@@ -258,7 +258,7 @@ async def test_a_group_that_is_cancelled_at_any_moment_leaves_room_for_others(se
     assert background.running == {}
 
 
-async def test_background_generation_that_meets_an_error_says_so_and_goes_on(service, caplog):
+async def test_background_generation_logs_an_error_and_goes_on(service, caplog):
     client, fleet = service
     finished = fleet.background.queue.finished
     expire_leases = finished.expire_leases
@@ -276,7 +276,7 @@ async def test_background_generation_that_meets_an_error_says_so_and_goes_on(ser
     assert "background generation ended with an error; it begins again" in caplog.text
 
 
-async def test_a_stored_request_that_cannot_be_read_is_told_and_background_generation_goes_on(service, caplog):
+async def test_a_stored_request_that_cannot_be_read_is_reported_and_background_generation_goes_on(service, caplog):
     client, fleet = service
     queue = fleet.background.queue
     await fleet.background.stop()

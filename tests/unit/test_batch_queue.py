@@ -1,4 +1,4 @@
-"""The batch queue: what is accepted is handed out until it is acknowledged, never after it, and never too stale."""
+"""The batch queue: a group is handed out until it is acknowledged, never afterwards, and never too stale."""
 
 import sqlite3
 import time
@@ -42,7 +42,7 @@ def finished(name, version=0, tokens=5):
 
 
 def generate(queue, version=0, count=None):
-    """What the background does with everything that waits."""
+    """Does what background generation does with all waiting groups."""
     done = []
     while count is None or len(done) < count:
         waiting = queue.next_waiting()
@@ -61,7 +61,7 @@ def names(batch):
     return [group.id for group in batch.groups]
 
 
-def test_a_group_that_is_sent_again_changes_nothing_wherever_it_is(queue):
+def test_a_group_that_is_sent_again_changes_nothing_in_any_state(queue):
     assert send(queue, "a", "b").accepted == 2
     assert send(queue, "a", "c").model_dump() == {"accepted": 1, "known": 1, "acknowledged": []}
     assert generate(queue) == ["a", "b", "c"]
@@ -76,7 +76,7 @@ def test_an_acknowledged_group_never_comes_again_and_a_returned_one_does(queue):
     send(queue, "a", "b", "c")
     generate(queue)
     batch = lease(queue)
-    assert names(lease(queue)) == [], "what is leased is nobody else's"
+    assert names(lease(queue)) == [], "a leased group is not leased to anyone else"
     queue.finished.acknowledge(batch.lease, ["a"])
     assert queue.finished.release(batch.lease, ["a", "b"]).model_dump() == {
         "lease": batch.lease,
@@ -90,7 +90,7 @@ def test_an_acknowledged_group_never_comes_again_and_a_returned_one_does(queue):
     assert names(lease(queue)) == ["c"]
 
 
-def test_a_lease_that_ends_returns_its_groups_and_one_that_is_extended_does_not(queue):
+def test_an_expired_lease_returns_its_groups_and_an_extended_one_does_not(queue):
     send(queue, "a", "b")
     generate(queue)
     first, second = lease(queue, 1, seconds=0.01), lease(queue, 1, seconds=0.01)
@@ -117,14 +117,14 @@ def test_the_bound_holds_where_the_batch_is_handed_out_and_stale_groups_are_gene
     assert names(lease(queue, version=4, max_staleness=0)) == ["old"]
 
 
-def test_the_bound_a_prompt_came_with_holds_too_and_at_a_push_already(queue):
+def test_the_bound_of_a_prompt_holds_too_and_already_at_a_push(queue):
     send(queue, "tight", max_staleness=1)
     send(queue, "loose", max_staleness=3)
     generate(queue, version=1)
     queue.finished.drop_stale(3)
     assert queue.status().dropped == 1
     assert generate(queue, version=3, count=1) == ["tight"]
-    assert names(lease(queue, version=5)) == [], "whoever leases without a bound does not get it either"
+    assert names(lease(queue, version=5)) == [], "a lease without a bound does not get it either"
 
 
 def test_higher_priorities_come_first_and_equal_ones_in_the_order_of_arrival(queue):
@@ -164,7 +164,7 @@ def test_a_full_queue_says_so_and_takes_none_of_the_request(queue):
     assert send(queue, *"xyz").accepted == 3
 
 
-def test_everything_is_there_after_a_kill(tmp_path):
+def test_a_killed_queue_loses_nothing(tmp_path):
     file = tmp_path / "queue.sqlite"
     queue = BatchQueue(file, capacity=9, disk_mib=64)
     send(queue, *"abcde")
@@ -172,8 +172,8 @@ def test_everything_is_there_after_a_kill(tmp_path):
     queue.next_waiting()  # it is being generated when the service dies
     batch = lease(queue, 2, version=2, seconds=60)
     queue.finished.acknowledge(batch.lease, ["a"])
-    queue.database.execute("UPDATE leases SET deadline = 0")  # it was over long ago when the service starts again
-    again = BatchQueue(file, capacity=9, disk_mib=64)  # the first one is not closed: as after kill -9
+    queue.database.execute("UPDATE leases SET deadline = 0")  # the lease ended long before the service starts again
+    again = BatchQueue(file, capacity=9, disk_mib=64)  # the first queue is not closed, as after kill -9
     assert again.finished.expire_leases() == 0, "nobody could extend the lease while the service was down"
     status = again.status()
     assert (status.waiting, status.finished, status.leased, status.acknowledged) == (2, 1, 1, 1)
@@ -254,7 +254,7 @@ def test_a_failed_group_is_handed_out_with_its_reason_once_and_never_generated_a
     assert generate(queue) == []
 
 
-def test_a_lease_of_failed_groups_alone_ends_as_any_other(queue):
+def test_a_lease_of_only_failed_groups_ends_as_any_other(queue):
     send(queue, "bad")
     fail(queue)
     batch = lease(queue, seconds=0.01)
@@ -271,7 +271,7 @@ def test_a_lease_of_failed_groups_alone_ends_as_any_other(queue):
     assert lease(queue).lease is None
 
 
-def test_failed_groups_are_of_their_run_and_are_there_after_a_kill(tmp_path):
+def test_failed_groups_belong_to_their_run_and_survive_a_kill(tmp_path):
     queue = BatchQueue(tmp_path / "queue.sqlite", capacity=9, disk_mib=64)
     send(queue, "bad", run="one")
     fail(queue)
@@ -281,19 +281,19 @@ def test_failed_groups_are_of_their_run_and_are_there_after_a_kill(tmp_path):
     assert failures(lease(again, run="one")).keys() == {"bad"}
 
 
-def test_a_failure_ends_the_wait_for_a_batch_once_nothing_of_its_run_is_to_come(queue):
+def test_a_failure_ends_the_wait_for_a_batch_when_no_group_of_its_run_is_left(queue):
     send(queue, "bad", "a", "b")
     send(queue, "c", run="another")
     wanted = LeaseRequest(groups=3)
     fail(queue)
     assert queue.finished.should_wait(wanted, 0)
     generate(queue, count=1)
-    assert queue.finished.should_wait(wanted, 0), "a batch that can become fuller is not cut short"
+    assert queue.finished.should_wait(wanted, 0), "the lease waits while the batch can still grow"
     generate(queue, count=1)
     assert not queue.finished.should_wait(wanted, 0)
     assert queue.finished.should_wait(LeaseRequest(groups=1, run="another"), 0)
     lease(queue)
-    assert queue.finished.should_wait(wanted, 0), "the failure is told: there may be more prompts"
+    assert queue.finished.should_wait(wanted, 0), "the failure is reported, since more prompts may come"
 
 
 def test_rounds_of_dead_engines_are_counted_through_a_restart_and_suspects_can_be_left_waiting(tmp_path):
@@ -327,7 +327,7 @@ def test_an_id_that_comes_again_with_another_prompt_is_an_error_wherever_its_gro
     refused()
     queue.finished.acknowledge(batch.lease, None)
     refused()
-    assert queue.next_waiting() is None, "nothing of a refused request was taken"
+    assert queue.next_waiting() is None, "the queue takes no part of a refused request"
     assert send(queue, "a", run="another", prompt=(1, 3)).accepted == 1
 
 
@@ -361,7 +361,7 @@ def test_the_largest_numbers_that_the_interface_takes_overflow_nothing(queue):
     assert status.tokens_wasted == MAX_VERSION + 10
 
 
-def test_a_request_that_another_version_stored_is_read_or_failed_and_holds_nothing_up(queue):
+def test_a_request_that_another_version_stored_is_read_or_fails_and_blocks_nothing(queue):
     failed = []
     queue.failed.on_failed = lambda name, reason: failed.append((name, reason))
     send(queue, "bad", "newer", "good")
@@ -375,7 +375,7 @@ def test_a_request_that_another_version_stored_is_read_or_failed_and_holds_nothi
     assert failures(lease(queue)) == {"bad": reason}
 
 
-def test_a_result_that_another_version_stored_is_read_or_failed_and_holds_nothing_up(queue):
+def test_a_result_that_another_version_stored_is_read_or_fails_and_blocks_nothing(queue):
     failed = []
     queue.failed.on_failed = lambda name, reason: failed.append(name)
     send(queue, "bad", "newer", "good")
@@ -388,7 +388,7 @@ def test_a_result_that_another_version_stored_is_read_or_failed_and_holds_nothin
     assert failed == ["bad"]
 
 
-def test_the_file_of_an_older_version_is_taken_over(tmp_path):
+def test_the_file_of_an_older_version_is_upgraded(tmp_path):
     file = tmp_path / "queue.sqlite"
     older = sqlite3.connect(file)
     older.executescript("""
@@ -422,11 +422,11 @@ def test_what_is_remembered_is_bounded_and_the_newest_ids_are_known(tmp_path, mo
     assert [line["id"] for line in queue.log()][-4:] == ["39"] * 4
     assert len(list(queue.log())) == 50
     assert send(queue, *(f"{i}" for i in range(20, 40))).known == 20
-    assert send(queue, "19").accepted == 1, "an id that was forgotten is a new group"
+    assert send(queue, "19").accepted == 1, "a forgotten id counts as a new group"
     assert queue.status().acknowledged == 40, "all are counted"
 
 
-def test_a_small_disk_is_never_filled_by_what_is_remembered():
+def test_remembered_ids_never_fill_a_small_disk():
     queue = BatchQueue(None, capacity=1000, disk_mib=1)
     for first in range(0, 40_000, 1000):
         group = [(f"run-{first:028d}", f"group-{first + i:026d}") for i in range(1000)]

@@ -1,4 +1,4 @@
-"""The bearer token: given, in a file, or in the environment; for the service and every client; never printed."""
+"""The bearer token: the service and every client find it in a field, a file or the environment, and never print it."""
 
 import json
 
@@ -32,7 +32,7 @@ def token(config_type, *flags):
 
 
 @every_command
-def test_every_command_finds_the_token_in_the_environment_and_what_is_configured_goes_over_it(
+def test_every_command_finds_the_token_in_the_environment_and_the_configuration_overrides_it(
     config_type, file, monkeypatch
 ):
     monkeypatch.setenv(VARIABLE, "of-the-environment")
@@ -44,7 +44,7 @@ def test_every_command_finds_the_token_in_the_environment_and_what_is_configured
 
 
 @every_command
-def test_dry_run_shows_that_there_is_a_token_and_not_which(config_type, file, monkeypatch, capsys):
+def test_dry_run_shows_that_there_is_a_token_but_not_its_value(config_type, file, monkeypatch, capsys):
     monkeypatch.setenv(VARIABLE, "of-the-environment")
     for flags in ([], ["--token_file", file], ["--token", "given"]):
         with pytest.raises(SystemExit) as stop:
@@ -71,7 +71,7 @@ def test_without_a_token_there_is_none(monkeypatch):
         ("hush", ["--token", ""], "token: Value should have at least 1 item after validation, not 0"),
     ],
 )
-def test_a_wrong_token_file_is_said_without_what_it_holds(content, flags, said, tmp_path, capsys):
+def test_a_wrong_token_file_is_reported_without_its_content(content, flags, said, tmp_path, capsys):
     file = tmp_path / "token"
     if content is not None:
         file.write_text(content, encoding="utf-8")
@@ -81,7 +81,7 @@ def test_a_wrong_token_file_is_said_without_what_it_holds(content, flags, said, 
     assert capsys.readouterr().err == f"launch: {said.format(file=file)}\n"
 
 
-def test_an_engine_of_a_service_for_other_machines_can_be_configured_and_is_not_told_the_token(file):
+def test_the_engines_of_a_service_with_a_token_do_not_get_the_token(file):
     config = ServiceConfig(model="m", host="0.0.0.0", token_file=file)
     told = config.for_engine()
     assert "of-the-file" not in json.dumps(told)

@@ -1,4 +1,4 @@
-"""Every command says in one line, before it works, that it could not write its result or has no such device."""
+"""Every command says in one line, before it works, that it cannot write its result or lacks the device."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def file(tmp_path):
     return file
 
 
-def test_a_result_that_cannot_be_written_is_said_before_any_work(file, capsys):
+def test_a_result_that_cannot_be_written_is_reported_before_any_work(file, capsys):
     of_engines = {"model": "never looked for", "engine": {"device": "cpu"}}
     for command, config in (
         (compare, CompareConfig(prompts=file, output=file, **of_engines)),
@@ -41,7 +41,7 @@ def test_a_result_that_cannot_be_written_is_said_before_any_work(file, capsys):
     assert f"drafters train: out: {file} is a file; choose a folder" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_not_ours_is_said_and_one_that_can_be_made_is_not_made(tmp_path, monkeypatch):
+def test_an_unwritable_folder_is_reported_and_the_check_creates_no_folder(tmp_path, monkeypatch):
     check_folder(tmp_path / "new" / "below", "output")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr("os.access", lambda path, mode: False)
@@ -49,7 +49,7 @@ def test_a_folder_that_is_not_ours_is_said_and_one_that_can_be_made_is_not_made(
         check_folder(tmp_path / "new", "output")
 
 
-def test_a_gpu_that_is_not_there_is_said_by_both_trainers(file, monkeypatch, tmp_path, capsys):
+def test_both_trainers_report_a_missing_gpu(file, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     said = "device: cuda, and torch finds no GPU on this machine; use auto or cpu"
     assert train(["--model", "m", "--device", "cuda", "--output", str(tmp_path / "run")]) == 1
@@ -77,8 +77,8 @@ def test_a_gpu_that_is_not_there_is_said_by_both_trainers(file, monkeypatch, tmp
 @pytest.mark.parametrize(
     ("field", "asked", "other"), [("verification", "block", "auto"), ("draft_sampling", "greedy", "probabilistic")]
 )
-def test_rows_that_a_gpu_would_measure_under_the_wrong_name_are_refused(file, monkeypatch, field, asked, other):
-    """An engine on a GPU does not switch: rows of both names would be the same."""
+def test_rows_that_a_gpu_engine_cannot_switch_between_are_refused(file, monkeypatch, field, asked, other):
+    """An engine on a GPU cannot switch, so rows of both names would be measured alike."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     of_engines = {"model": "never looked for", "engine": {"device": "cuda"}, "output": file.parent / "out"}
     kept = {"verification": ["auto"], "draft_sampling": ["probabilistic"]}
@@ -87,7 +87,7 @@ def test_rows_that_a_gpu_would_measure_under_the_wrong_name_are_refused(file, mo
         audit(AuditConfig(drafters=[{"kind": "mtp"}], **of_engines, **kept | {field: [other, asked]}))
     with pytest.raises(SystemExit, match=f"rollout-service compare: {said}"):
         compare(CompareConfig(prompts=file, drafters=[{"kind": "mtp", field: [other, asked]}], **of_engines))
-    asks_nothing = [{"kind": kind} for kind in ("none", "ngram", "mtp")]  # of the first two there is nothing to switch
+    asks_nothing = [{"kind": kind} for kind in ("none", "ngram", "mtp")]  # the first two have nothing to switch
     monkeypatch.setattr("rollout_service.evaluation.audit.fetch_models", refuse)
     monkeypatch.setattr("rollout_service.evaluation.compare.fetch_models", refuse)
     with pytest.raises(SystemExit, match="goes on"):

@@ -1,4 +1,4 @@
-"""What begins after a push must not find the old weights' keys and values, whichever route it came by."""
+"""Requests that begin after a push must not find keys and values of the old weights, whatever their route."""
 
 from types import SimpleNamespace
 

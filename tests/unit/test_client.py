@@ -1,4 +1,4 @@
-"""The client, sync and async alike: streams, answers of other versions and of gateways, and how long it waits."""
+"""The client, sync and async: streams, answers of other versions and of gateways, and timeouts."""
 
 import asyncio
 import contextlib
@@ -42,7 +42,7 @@ from rollout_service.protocol import (
 
 @pytest.fixture(params=["sync", "async"])
 def ask(request):
-    """ask(handler, method, *arguments): a list of what the method gives, and the RolloutError that ends it."""
+    """`ask(handler, method, *arguments)` gives the method's results as a list, and the RolloutError that ended it."""
 
     async def asynchronous(handler, method, arguments, found, **options):
         async with AsyncRolloutClient("http://service", **options) as client:
@@ -126,14 +126,14 @@ def test_a_group_that_failed_costs_none_of_the_others(ask):
     assert "b: refused b" in str(error)
 
 
-def test_a_stream_that_cannot_be_finished_says_so_after_what_was_finished(ask):
+def test_a_stream_that_cannot_be_finished_raises_after_the_finished_groups(ask):
     found, error = ask(answering(lines(group("a"), ErrorBody(error="engines died"))), "rollouts", requests(3))
     assert [one.id for one in found] == ["a"]
     assert (error.status, error.body.error, error.failed) == (503, "engines died", [])
 
 
 @pytest.mark.parametrize("cut", [0, 30], ids=["between-lines", "within-a-line"])
-def test_a_stream_that_a_gateway_cut_is_not_taken_for_a_whole_one(cut, ask):
+def test_a_stream_that_a_gateway_cut_is_not_taken_for_a_complete_one(cut, ask):
     found, error = ask(answering(lines(group("a")) + lines(group("b"))[:cut]), "rollouts", requests(2))
     assert [one.id for one in found] == ["a"]
     assert error.status == 503
@@ -173,26 +173,26 @@ METHODS = [
 
 
 @pytest.mark.parametrize(("method", "arguments", "answer"), METHODS, ids=[method for method, *_ in METHODS])
-def test_new_fields_of_a_newer_service_are_no_harm(method, arguments, answer, ask):
+def test_new_fields_of_a_newer_service_are_ignored(method, arguments, answer, ask):
     content = json.dumps(grown(json.loads(answer.model_dump_json()))).encode()
     assert ask(answering(content), method, *arguments) == ([answer], None)
 
 
-def test_new_fields_within_a_stream_are_no_harm(ask):
+def test_new_fields_within_a_stream_are_ignored(ask):
     sent = [group("a", mine={"of": 1}), ErrorBody(error="no", group="b")]
     content = "".join(json.dumps(grown(one.model_dump(mode="json"))) + "\n" for one in sent).encode()
     found, error = ask(answering(content), "rollouts", requests(2))
     assert (found, error.failed) == (sent[:1], sent[1:])
 
 
-def test_new_fields_of_an_error_are_no_harm(ask):
+def test_new_fields_of_an_error_are_ignored(ask):
     body = grown({"error": "bad", "problems": [{"field": "n", "message": "too many"}]})
     _, error = ask(answering(json.dumps(body), 400), "weights")
     assert (error.status, str(error)) == (400, "400: bad\n  n: too many")
 
 
 @pytest.mark.parametrize("method", ["weights", "model"])
-def test_another_server_at_the_address_is_told_from_a_service(method, ask):
+def test_another_server_at_the_address_is_not_taken_for_a_service(method, ask):
     for content in (b"<html>login</html>", b'{"hello": 1}', b"[]"):
         _, error = ask(answering(content, headers={"Content-Type": "text/html"}), method)
         assert error.status == 200
@@ -231,7 +231,7 @@ def test_retry_after_is_seconds_or_a_date(value, seconds, ask):
     assert error.retry_after == (seconds if seconds is None else pytest.approx(seconds, abs=30.0))
 
 
-def test_the_client_says_its_version_with_every_request(ask):
+def test_the_client_sends_its_version_with_every_request(ask):
     said = []
 
     def service(request):
@@ -245,7 +245,7 @@ def test_the_client_says_its_version_with_every_request(ask):
 
 
 @pytest.mark.parametrize("version", [str(INTERFACE_VERSION + 1), "0", "new"])
-def test_a_client_of_another_version_is_refused_with_both_versions_and_one_that_says_none_is_served(version):
+def test_a_client_of_another_version_is_refused_and_one_without_a_version_is_served(version):
     async def inner(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"served"})
@@ -266,14 +266,14 @@ def test_a_client_of_another_version_is_refused_with_both_versions_and_one_that_
     assert [answer.text for answer in served] == ["served", "served"]
 
 
-def test_both_clients_have_every_call_and_say_what_it_does():
+def test_both_clients_have_every_call_with_a_docstring():
     of_both = {name for name, *_ in METHODS} | {"model", "cancel_prompts", "return_leases", "rollouts"}
     for client in (RolloutClient, AsyncRolloutClient):
         assert [name for name in of_both if not getattr(client, name).__doc__] == []
 
 
 @pytest.mark.parametrize(("method", "path"), [("cancel_prompts", "/v1/prompts"), ("return_leases", "/v1/batches")])
-def test_what_has_no_answer_of_interest_is_still_checked(method, path, ask):
+def test_an_answer_that_nobody_reads_is_still_checked(method, path, ask):
     asked = []
 
     def service(request):
@@ -290,7 +290,7 @@ def test_what_has_no_answer_of_interest_is_still_checked(method, path, ask):
 
 @contextlib.contextmanager
 def silent():
-    """A server that takes connections and never answers, as behind a half-open connection; and how many it took."""
+    """A server that accepts connections and never answers, like a half-open connection, and how many it accepted."""
     taken = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -308,7 +308,7 @@ def silent():
         connection.close()
 
 
-def test_a_service_that_never_answers_is_given_up_and_the_error_says_after_how_long():
+def test_a_service_that_never_answers_times_out_and_the_error_says_after_how_long():
     async def asynchronous(url):
         async with AsyncRolloutClient(url, read_timeout=0.2) as client:
             await client.weights()
@@ -333,7 +333,7 @@ def test_a_half_open_connection_does_not_stop_the_heartbeat():
         heartbeat.join(5.0)
         assert not heartbeat.is_alive()
         assert len(taken) >= 3
-        assert ledger.held, "a lease that may still run is not given up"
+        assert ledger.held, "a lease that may still be valid is not given up"
 
 
 @pytest.mark.parametrize(
@@ -342,12 +342,12 @@ def test_a_half_open_connection_does_not_stop_the_heartbeat():
         ("weights", (), 60.0),
         ("acknowledge", ("l",), 60.0),
         ("lease", (LeaseRequest(wait=100.0),), 160.0),
-        ("extend", ("l", 120.0), 30.0),  # a heartbeat that hangs leaves time for another one
+        ("extend", ("l", 120.0), 30.0),  # a hanging heartbeat leaves time for another one
         ("extend", ("l", 86400.0), 60.0),
         ("rollouts", (requests(1),), 7200.0),
     ],
 )
-def test_every_request_waits_as_long_as_its_answer_may_take(method, arguments, seconds, ask):
+def test_every_request_has_a_timeout_that_fits_its_answer(method, arguments, seconds, ask):
     waits = []
 
     def service(request):
@@ -373,7 +373,7 @@ def test_a_push_waits_for_the_loading_of_every_engine():
     assert waits == [60.0, 1800.0]
 
 
-def test_a_push_says_whose_it_is_and_a_run_that_ends_lets_go():
+def test_a_push_names_its_run_and_a_run_that_ends_releases_the_weights():
     import torch
 
     asked = []

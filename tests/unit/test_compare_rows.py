@@ -1,4 +1,4 @@
-"""Rows of the comparison: ratios of sums, speed relative to the same round's baseline, and the agreed keys."""
+"""Rows of the comparison: ratios of sums, speed relative to the same round's baseline, and their keys."""
 
 import json
 from pathlib import Path
@@ -73,7 +73,7 @@ def test_one_engine_serves_all_ways_of_drawing_its_drafts(tmp_path):
 
 
 def two_heads():
-    """Rows of two heads of one kind, whose folders have one name."""
+    """Rows of two heads of one kind, whose folders have the same name."""
     rows = []
     for model in ("runs/first/head", "runs/second/head"):
         cell = Cell(DrafterConfig(kind="eagle3", model=model), 1)
@@ -82,7 +82,7 @@ def two_heads():
     return rows
 
 
-def test_two_heads_of_one_kind_are_told_apart_in_rows_and_tables():
+def test_two_heads_of_one_kind_have_different_names_in_rows_and_tables():
     rows = two_heads()
     assert [row.model for row in rows] == ["runs/first/head", "runs/second/head"]
     table = markdown(rows)
@@ -91,12 +91,12 @@ def test_two_heads_of_one_kind_are_told_apart_in_rows_and_tables():
     assert "| eagle3 | second/head | 3 |" in table
 
 
-def test_two_heads_of_one_kind_are_told_apart_in_plots(tmp_path, monkeypatch):
+def test_two_heads_of_one_kind_have_different_names_in_plots(tmp_path, monkeypatch):
     rows, drawn = two_heads(), []
     drafters, names = drafters_of(rows), short_names(row.model for row in rows)
     assert [label(row, drafters, names) for row in rows] == ["eagle3 first/head, k=3", "eagle3 second/head, k=3"]
     assert len({style(row, drafters)["color"] for row in rows}) == 2
-    assert label(rows[0], drafters[:1], names) == "eagle3, k=3", "there is no other to tell it from"
+    assert label(rows[0], drafters[:1], names) == "eagle3, k=3", "a single head needs no longer name"
     plot = Axes.plot
 
     def noted(axes, *points, label, **more):
@@ -111,7 +111,7 @@ def test_two_heads_of_one_kind_are_told_apart_in_plots(tmp_path, monkeypatch):
     assert drawn == ["eagle3 first/head, k=3", "eagle3 second/head, k=3"] * 2
 
 
-def test_a_short_name_is_as_much_of_a_path_as_tells_it_from_the_others():
+def test_a_short_name_is_the_shortest_unique_end_of_a_path():
     models = ["runs/a/head", "/runs/b/head", "org/eagle3", "", "head"]
     assert list(short_names(models).values()) == ["a/head", "b/head", "org/eagle3", "", "head"]
     assert short_names(["runs/a/head", "org/eagle3"]) == {"runs/a/head": "head", "org/eagle3": "eagle3"}
@@ -139,7 +139,7 @@ def test_prompts_may_be_messages_of_a_chat_as_the_service_takes_them(tmp_path):
         ({"prompt": ""}, "has neither"),
     ],
 )
-def test_prompts_that_are_none_are_refused_with_their_line(line, said, tmp_path):
+def test_lines_that_are_not_prompts_are_refused_with_their_number(line, said, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n' + json.dumps(line) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=rf"^prompts: .*line 2: (.|\n)*{said}"):

@@ -1,4 +1,4 @@
-"""A process that a server forks for another one: it has its environment, ends with it, and tells it why it failed."""
+"""Core process: it is forked for an actor, has the actor's environment, ends with it, and reports why it failed."""
 
 import subprocess
 import sys
@@ -29,7 +29,7 @@ if __name__ == "__main__":
 
 @contextmanager
 def actor_with_core(folder, how):
-    """The process of an actor, and the first line that its core process says."""
+    """An actor's process, and the first line that its core process prints."""
     script = folder / "actor.py"
     script.write_text(ACTOR)
     process = subprocess.Popen([sys.executable, str(script), how], stdout=subprocess.PIPE, text=True)
@@ -51,10 +51,10 @@ def test_a_core_process_ends_with_its_actor_even_when_that_is_killed(tmp_path, h
         assert psutil.wait_procs([core, *started], timeout=10)[1] == []
 
 
-def test_a_core_process_has_what_its_actor_added_to_the_environment_after_the_server_started(tmp_path):
+def test_a_core_process_has_what_its_actor_added_to_the_environment_later(tmp_path):
     with actor_with_core(tmp_path, "forked") as (actor, (pid, value)):
         assert value == "here"
-        assert psutil.Process(int(pid)).ppid() != actor.pid  # the server's child
+        assert psutil.Process(int(pid)).ppid() != actor.pid  # it is the server's child
 
 
 FAILING = """

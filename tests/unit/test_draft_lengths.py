@@ -1,4 +1,4 @@
-"""drafter.schedule is checked where it is written; an engine's schedule follows acceptance and says why."""
+"""Draft lengths: `drafter.schedule` is checked in the configuration; an engine's schedule follows acceptance."""
 
 import asyncio
 import json
@@ -64,7 +64,7 @@ def test_a_calibration_reaches_an_engine_that_cannot_read_its_file(file):
 
 
 class Core:
-    """vLLM's client of its core: the draft lengths that the core looks up."""
+    """In place of vLLM's client of its core. It keeps the draft lengths that the core would look up."""
 
     def __init__(self, lengths):
         self.ranges, self.changes, lengths.core = lengths.ranges, 0, self
@@ -88,14 +88,14 @@ def draft_lengths(schedule="auto", draft_tokens=2):
 
 
 async def refused_drafts(lengths, steps=200):
-    """Steps of 8 completions that accept nothing, and the changes that they set off."""
+    """Record steps of 8 completions that accept nothing, and wait for the changes that follow."""
     for _ in range(steps):
         lengths.record(stats([8, 8], [0, 0]), None)
         while lengths._changes:
             await asyncio.sleep(0)
 
 
-async def test_by_default_drafts_are_full_until_costs_are_measured_and_by_the_clock_then():
+async def test_by_default_the_draft_length_is_full_until_costs_are_measured():
     lengths, core = draft_lengths()
     assert lengths.is_measured_at_start
     assert lengths.ranges == [(1, 8, 2)]
@@ -113,7 +113,7 @@ async def test_by_default_drafts_are_full_until_costs_are_measured_and_by_the_cl
     assert lengths.ranges[0][2] == 2
 
 
-async def test_a_calibration_is_followed_at_once_and_a_fixed_schedule_forever():
+async def test_a_calibration_is_followed_at_once_and_a_fixed_schedule_never_changes():
     lengths, _ = draft_lengths(calibration())
     assert not lengths.is_measured_at_start
     assert (lengths.status(0).source, lengths.status(0).acceptance_by_position) == ("file", pytest.approx([0.9, 0.8]))
@@ -125,14 +125,14 @@ async def test_a_calibration_is_followed_at_once_and_a_fixed_schedule_forever():
 
 
 def engine_with(lengths):
-    """An engine's actor, started but for vLLM."""
+    """An engine's actor that is started, without vLLM."""
     engine = object.__new__(Engine)
     engine.llm, engine.index, engine.lengths, engine.times = SimpleNamespace(), 0, lengths, StepTimes()
     return engine
 
 
 @pytest.mark.parametrize("schedule", ["auto", [(1, 8, 2)]])
-async def test_draft_lengths_that_are_set_are_those_that_are_told_and_stay(schedule):
+async def test_draft_lengths_that_are_set_are_reported_and_stay(schedule):
     lengths, core = draft_lengths(schedule)
     if schedule == "auto":
         await lengths.measured(COSTS)
@@ -161,7 +161,7 @@ async def test_a_measurement_leaves_the_draft_lengths_as_they_were(monkeypatch):
 
     async def generate(*arguments, **more):
         during.append(core.ranges)
-        for _ in range(200):  # what is drafted to measure with moves nothing
+        for _ in range(200):  # the drafts of a measurement change nothing
             lengths.record(stats([8, 8], [0, 0]), None)
 
     monkeypatch.setattr("rollout_service.engine.measuring._generate", generate)
@@ -179,7 +179,7 @@ async def failing(*_, until=None, **more):
         raise RuntimeError("died")
 
 
-async def test_of_changes_that_come_together_the_last_one_is_put_in_place():
+async def test_the_last_of_several_quick_changes_wins():
     lengths, core = draft_lengths([(1, 8, 2)])
     await asyncio.gather(*(lengths.set([(1, 8, k)]) for k in (1, 0, 2, 1)))
     assert core.ranges == lengths.ranges == [(1, 8, 1)]
@@ -195,7 +195,7 @@ async def test_the_status_says_why_nothing_is_drafted():
     assert [choice.batch_size for choice in status.choices] == [1, 5, 8]
     now = status.choices[1]
     assert now.tokens_per_second[0] == pytest.approx(5 / COSTS.at(5, 0))
-    assert now.tokens_per_second[1] == pytest.approx(5 / COSTS.at(5, 1), rel=0.05)  # hardly a draft is accepted
+    assert now.tokens_per_second[1] == pytest.approx(5 / COSTS.at(5, 1), rel=0.05)  # almost no draft is accepted
     assert now.threshold == pytest.approx(1.17 * now.tokens_per_second[0])
     assert max(now.tokens_per_second[1:]) < now.threshold
     best = max(now.tokens_per_second[1:]) / now.tokens_per_second[0]
@@ -225,7 +225,7 @@ def step(running, generated, drafts=0, drafted=0, prompt=0):
     )
 
 
-def test_only_steps_in_which_all_decode_alike_are_counted():
+def test_only_steps_in_which_all_requests_decode_alike_are_counted():
     assert step_kind(*step(4, 4)) == StepKind(4, 0)
     assert step_kind(*step(4, 9, drafts=4, drafted=12)) == StepKind(4, 3)
     assert step_kind(*step(4, 9, drafts=4, drafted=11)) is None  # one draft was cut short
@@ -245,8 +245,8 @@ def test_a_step_is_timed_when_it_follows_one_of_its_kind():
     assert measured.drafted == [8]
 
 
-def test_steps_of_the_first_few_whose_prompts_have_come_are_not_those_asked_for():
-    """They were once taken for the first step of all, which then was missing: the engine did not start."""
+def test_steps_before_all_prompts_have_arrived_are_not_measured():
+    """If these were taken for the first step, that step would be missing, and the engine would not start."""
     times = StepTimes()
     times.measured = measured = Measured()
     times.ask(StepKind(4, 0), steps=1)
@@ -266,7 +266,7 @@ def test_the_first_step_is_timed_from_the_arrival_of_its_prompts():
     assert times.measured.first[StepKind(4, 0)][0] > times.measured.seconds[StepKind(4, 0)][0]
 
 
-def test_as_many_steps_as_were_asked_for_are_enough():
+def test_a_measurement_ends_after_the_number_of_steps_that_was_asked_for():
     times = StepTimes()
     times.measured = Measured()
     times.ask(StepKind(4, 0), steps=2)
@@ -279,7 +279,7 @@ def test_as_many_steps_as_were_asked_for_are_enough():
     assert not times.enough.is_set()
 
 
-def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
+def test_rounds_are_combined_and_batch_sizes_that_were_never_reached_are_left_out():
     measured = Measured()
     for round in range(2):
         part = Measured(drafted=[10], accepted=[8])
@@ -296,15 +296,15 @@ def test_rounds_are_joined_and_sizes_that_were_never_reached_are_left_out():
 
 
 @pytest.mark.parametrize("seen", [[7.9, 0.0, 1.9], [3.2, 6.5, 0.0, 3.4, 3.2, 3.3, 3.3, 30.0]])
-def test_a_step_seen_late_makes_no_other_step_cheap(seen):
-    """Milliseconds of steps of about 3.3, seen in a starting engine; their median would be 1.9 of the three."""
+def test_a_step_that_is_seen_late_does_not_make_the_next_one_look_cheap(seen):
+    """Milliseconds of steps that took about 3.3 in a starting engine. The median of the first three is 1.9."""
     measured = Measured()
     measured.seconds[StepKind(1, 0)] += seen
     measured.first[StepKind(1, 0)] += [10.0]
     assert measured.costs([1], draft_tokens=0).seconds[0] == [pytest.approx(3.3, rel=0.05)]
 
 
-def test_a_machine_that_is_slow_for_a_minute_is_slow_for_both_and_moves_no_ratio():
+def test_a_slow_minute_does_not_change_the_ratio_of_costs():
     turns = Turns()
     for slow in ({}, {8: 1.5}, {1: 1.2, 8: 1.2}):
         plain, drafting = Measured(), Measured()
@@ -321,8 +321,8 @@ def test_a_machine_that_is_slow_for_a_minute_is_slow_for_both_and_moves_no_ratio
         assert np.divide(of_both, plain) == pytest.approx(np.array([[1.02, 1.02], [1.6, 1.6]]))
 
 
-def test_of_two_passes_each_cost_is_the_one_that_nothing_disturbed():
-    """Drafts measured while the machine was busy looked too dear, and stayed so: 8 completions drafted one token."""
+def test_each_cost_is_the_lower_of_two_passes():
+    """On a busy machine, a single pass makes drafts look too slow: 8 completions would draft one token only."""
     busy = StepCosts(batch_sizes=[1, 8], seconds=[[0.02, 0.04], [0.05, 0.12]], first=[[0.1, 0.1], [0.1, 0.9]])
     quiet = StepCosts(batch_sizes=[1, 4, 8], seconds=[[0.03, 0.1, 0.05], [0.022, 0.1, 0.05]], first=[[0.2] * 3] * 2)
     costs = fastest([busy, quiet])
@@ -354,7 +354,7 @@ async def test_an_engine_off_the_cpu_refuses_what_it_cannot_switch_to():
 
 
 @pytest.mark.parametrize(("kind", "says"), [("none", "drafts nothing"), ("ngram", "only what it finds")])
-def test_a_drafter_without_a_draft_length_to_choose_is_not_calibrated(kind, says):
+def test_a_drafter_whose_draft_length_cannot_be_chosen_is_not_calibrated(kind, says):
     prompts = Path(__file__).parents[2] / "deploy" / "demo" / "prompts.jsonl"
     with pytest.raises(ValueError, match=says):
         CalibrateConfig(model="m", prompts=prompts, drafter={"kind": kind})

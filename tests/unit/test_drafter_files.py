@@ -1,4 +1,4 @@
-"""Drafter checkpoints as others publish them load into the learners, and go out under the names they came with."""
+"""Published drafter checkpoints load into the learners, and are pushed under the names that they came with."""
 
 import json
 
@@ -41,7 +41,7 @@ def llama_block(policy) -> dict:
 
 
 def published(head, policy, folder, layout, **more):
-    """`head` as SpecForge or speculators write one: with the mask of drafted tokens and a copy of the embedding."""
+    """`head` as SpecForge or speculators write it: with the mask of draftable tokens and a copy of the embedding."""
     folder.mkdir()
     mask = torch.zeros(policy.config.vocab_size, dtype=torch.bool)
     mask[VOCABULARY] = True
@@ -69,7 +69,7 @@ def drafts(learner, policy):
 @pytest.mark.parametrize("layout", ["SpecForge", "speculators"])
 def test_a_published_eagle3_head_drafts_as_it_did_and_keeps_its_names(layout, head, policy, tmp_path):
     folder = published(head, policy, tmp_path / "head", layout)
-    # Another intermediate size than this project's default: the shape is the file's.
+    # The file's intermediate size differs from this project's default, and the file's holds.
     loaded = load_learner("eagle3", folder, policy)
     assert loaded.policy_layers == (0, 1, 2)
     for mine, theirs in zip(drafts(loaded, policy), drafts(head, policy), strict=True):
@@ -84,7 +84,7 @@ def test_a_published_eagle3_head_drafts_as_it_did_and_keeps_its_names(layout, he
         torch.testing.assert_close(mine, theirs)
 
 
-def test_speculators_heads_norm_before_the_residual_unless_they_say_otherwise(head, policy, tmp_path):
+def test_heads_of_speculators_normalise_before_the_residual_by_default(head, policy, tmp_path):
     loaded = load_learner("eagle3", published(head, policy, tmp_path / "a", "speculators"), policy)
     folder = published(head, policy, tmp_path / "b", "speculators")
     config = json.loads((folder / "config.json").read_text())
@@ -95,7 +95,7 @@ def test_speculators_heads_norm_before_the_residual_unless_they_say_otherwise(he
     assert (drafts(loaded, policy)[0] - drafts(other, policy)[0]).nan_to_num().abs().max() > 1e-4
 
 
-def test_a_head_with_an_embedding_of_its_own_reads_that(head, policy, tmp_path):
+def test_a_head_with_its_own_embedding_uses_it(head, policy, tmp_path):
     folder = published(head, policy, tmp_path / "head", "SpecForge")
     tensors = load_file(folder / "model.safetensors")
     tensors["embed_tokens.weight"] += 1.0
@@ -114,7 +114,7 @@ def test_a_head_with_an_embedding_of_its_own_reads_that(head, policy, tmp_path):
         ({"draft_vocab_size": 7}, "size mismatch"),
     ],
 )
-def test_a_head_that_does_not_fit_is_refused_and_why(more, message, head, policy, tmp_path):
+def test_a_head_that_does_not_fit_is_refused_with_a_reason(more, message, head, policy, tmp_path):
     folder = published(head, policy, tmp_path / "head", "SpecForge", **more)
     if "draft_vocab_size" in more:
         tensors = load_file(folder / "model.safetensors") | {"d2t": torch.arange(7)}
@@ -141,11 +141,11 @@ def test_an_mtp_head_inside_a_policys_own_files_is_found_and_a_new_one_replaces_
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
     assert index["mtp.fc.weight"] == "mtp.safetensors"
     assert not any(name.startswith("mtp.") for name in load_file(tmp_path / "out" / "model.safetensors"))
-    assert load_file(file).keys() == (of_policy | head.checkpoint()).keys(), "the policy's own folder is only read"
+    assert load_file(file).keys() == (of_policy | head.checkpoint()).keys(), "the policy's own folder stays unchanged"
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.num_nextn_predict_layers == 1
 
 
-def test_what_lies_beside_the_weights_is_neither_read_nor_copied_with_the_policy(tmp_path):
+def test_other_files_beside_the_weights_are_neither_read_nor_copied(tmp_path):
     policy, out = qwen3_next(), tmp_path / "out"
     policy.save_pretrained(tmp_path / "policy")
     of_policy = load_file(tmp_path / "policy" / "model.safetensors")
@@ -207,6 +207,6 @@ def test_new_and_loaded_drafters_have_no_dropout_in_training(kind, make, tmp_pat
         assert not any(module.training for module in learner.modules())
 
 
-def test_default_layers_are_vllms_and_never_collide():
+def test_default_layers_are_vllms_and_all_different():
     assert default_layers(36) == (2, 18, 33)
     assert all(len(set(default_layers(n))) == 3 for n in range(3, 12))

@@ -1,4 +1,4 @@
-"""Learners: the unroll equals drafting step by step, and checkpoints have the names and shapes that vLLM loads."""
+"""Drafter learners: the unroll equals drafting step by step, and checkpoints have vLLM's names and shapes."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_unrolled_rows_equal_a_step_by_step_decode(kind, policy, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["mtp", "eagle3"])
 def test_a_plain_causal_mask_would_be_another_drafter(kind, policy, monkeypatch):
-    """Rows would see what later steps of earlier rows made, which an engine does not have."""
+    """Rows would see states of later steps of earlier rows, which an engine does not have."""
     head, tokens = make_learner(kind, policy), torch.randint(2, VOCAB, (2, 12))
     outputs = read_policy(policy, tokens, head.policy_layers)
     right = head.draft_states(tokens, outputs, STEPS)

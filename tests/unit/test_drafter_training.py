@@ -1,4 +1,4 @@
-"""Losses and the predicted acceptance, against values by hand and against literal speculative decoding."""
+"""Drafter losses and predicted acceptance, against hand-computed values and real speculative decoding."""
 
 import math
 from itertools import chain
@@ -36,7 +36,7 @@ def test_soft_cross_entropy_has_the_gradient_of_the_forward_kl():
     torch.testing.assert_close(ours, logits.softmax(-1).detach() - p.exp())
 
 
-def test_soft_cross_entropy_on_a_reduced_vocabulary_is_least_at_the_renormalised_policy():
+def test_soft_cross_entropy_on_a_reduced_vocabulary_is_smallest_at_the_renormalised_policy():
     p = torch.tensor([[0.5, 0.3, 0.2]]).log()
     logits = torch.tensor([[0.5 / 0.7, 0.2 / 0.7]]).log().requires_grad_()
     q = torch.full((1, 3), -torch.inf).index_copy(-1, torch.tensor([0, 2]), logits.log_softmax(-1))
@@ -52,7 +52,7 @@ def test_drafted_rows_start_at_the_first_token_of_the_response_and_end_with_it()
     assert batch.drafted(1).nonzero().tolist() == [[0, 2]]
 
 
-def test_batches_are_a_new_order_each_epoch_and_the_same_for_a_seed():
+def test_batches_have_a_new_order_each_epoch_and_the_same_one_for_a_seed():
     samples = [Sample([i], [i + 10]) for i in range(6)]
 
     def first(seed: int) -> list[list[int]]:
@@ -66,7 +66,7 @@ def test_batches_are_a_new_order_each_epoch_and_the_same_for_a_seed():
 
 
 class Markov(DrafterLearner):
-    """A drafter whose distribution depends on the last token and on the draft step."""
+    """A drafter whose distribution depends only on the last token and the draft step."""
 
     kind = "markov"
 

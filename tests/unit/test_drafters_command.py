@@ -1,4 +1,4 @@
-"""`drafters train` and `drafters inspect` on toys: data, resume, objectives, and errors that name the field."""
+"""`drafters train` and `drafters inspect` on toy models: data, resume, objectives, and errors that name the field."""
 
 import json
 import random
@@ -102,7 +102,7 @@ def test_resume_starts_where_there_is_nothing(folder, tmp_path):
     assert written[0] == written[1]
 
 
-def test_a_state_that_cannot_be_written_leaves_the_one_before(folder, tmp_path, monkeypatch):
+def test_a_state_that_cannot_be_written_leaves_the_previous_one(folder, tmp_path, monkeypatch):
     write, written = command.save_file, []
 
     def interrupted(tensors, file):
@@ -129,7 +129,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(folder, tmp_path, 
         ("draft_model", "model.safetensors"),
     ],
 )
-def test_a_full_disk_leaves_the_drafter_before_and_says_what_is_needed(kind, full, folder, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_previous_drafter_and_says_the_room_needed(kind, full, folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     settings = {"kind": kind, "policy": str(folder / ("qwen3_next" if kind == "mtp" else "llama")), "save_every": 3}
     before = {}
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_the_drafter_before_and_says_what_is_needed(kind, ful
             train_drafter(config(folder, out, **settings))
     changed = {path.name for path in files(out) if path.read_bytes() != before.get(path)}
     assert changed <= {"acceptance.jsonl", "state.safetensors"} - {full}
-    assert {path for path in files(out)} == before.keys(), "no half is left"
+    assert {path for path in files(out)} == before.keys(), "no half-written file is left"
     train_drafter(config(folder, out, resume=True, **settings))
     train_drafter(config(folder, tmp_path / "whole", **settings))
     for name in ("training/state.safetensors", "mtp.safetensors" if kind == "mtp" else "model.safetensors"):
@@ -174,7 +174,7 @@ def test_a_drafter_is_continued_from_a_checkpoint(folder, tmp_path):
     )
 
 
-def test_what_is_wrong_is_said_before_training_and_names_the_field(folder, tmp_path, capsys):
+def test_errors_are_reported_before_training_and_name_the_field(folder, tmp_path, capsys):
     def run(*arguments):
         with pytest.raises(SystemExit) as end:
             main(["train", "--policy", str(folder / "llama"), "--data", str(folder / "groups.jsonl"),
@@ -227,7 +227,7 @@ def test_plain_text_is_cut_into_samples_and_bad_lines_are_named(tmp_path):
     tokenizer: PreTrainedTokenizerFast = character_tokenizer()
     (tmp_path / "book.txt").write_text("1234567")
     samples = read_samples(tmp_path / "book.txt", tokenizer, max_length=3)
-    assert [len(s.response) for s in samples] == [3, 3], "a rest of one token teaches nothing"
+    assert [len(s.response) for s in samples] == [3, 3], "a remainder of one token teaches nothing"
     (tmp_path / "bad.jsonl").write_text('{"text": "12"}\n{"prompt": "12"}\n')
     with pytest.raises(ValueError, match=r"bad.jsonl, line 2: .*'prompt'.*expected"):
         read_samples(tmp_path / "bad.jsonl", tokenizer, max_length=3)
@@ -280,7 +280,7 @@ def test_chunks_change_neither_the_distance_nor_its_gradient(objective, monkeypa
 
 
 @pytest.mark.parametrize("objective", ["soft_cross_entropy", "total_variation", "top_k"])
-def test_every_objective_is_least_where_drafter_and_policy_agree_at_the_temperature(objective):
+def test_every_objective_is_smallest_where_drafter_and_policy_agree_at_the_temperature(objective):
     torch.manual_seed(0)
     policy, states = OutputHead(torch.randn(7, 4), 7), torch.randn(9, 4)
     distance = DraftDistance(objective, top_k=3, temperature=0.5)

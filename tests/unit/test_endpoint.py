@@ -1,4 +1,4 @@
-"""Endpoints and the way to them: IPv6, this machine, proxies. Over real sockets, where sockets matter."""
+"""Endpoints and how clients reach them: IPv6, this machine, proxies. Real sockets are used where they matter."""
 
 import ast
 import socket
@@ -37,7 +37,7 @@ def no_proxies(monkeypatch):
 
 @contextmanager
 def serving(status=200, body=WEIGHTS, host="127.0.0.1", kind="application/json"):
-    """A server that answers everything so; gives its port and the list of what it was asked."""
+    """A server that gives every request the same answer. Yields its port and the list of requests."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -89,7 +89,7 @@ async def version_async(endpoint):
         "http://a:1/gateway/x",
     ],
 )
-def test_what_is_an_address_is_taken_as_it_is(url):
+def test_a_valid_address_is_kept_unchanged(url):
     assert checked_endpoint(url) == url
 
 
@@ -107,7 +107,7 @@ def test_what_is_an_address_is_taken_as_it_is(url):
         ("http://:8000", "names no host"),
     ],
 )
-def test_what_is_no_address_is_refused_with_how_to_write_it(url, how_to_write_it):
+def test_an_invalid_address_is_refused_with_the_right_form(url, how_to_write_it):
     with pytest.raises(EndpointError) as refused:
         RolloutClient(url)
     assert how_to_write_it in str(refused.value)
@@ -160,13 +160,13 @@ async def test_this_machine_is_never_reached_through_a_proxy(variable, monkeypat
 
 
 @pytest.mark.parametrize("url", ["socks5://127.0.0.1:1", "socks4://127.0.0.1:1"])
-def test_a_proxy_that_cannot_be_used_is_no_matter_for_this_machine(url, monkeypatch):
+def test_a_proxy_that_cannot_be_used_does_not_matter_for_this_machine(url, monkeypatch):
     monkeypatch.setenv("ALL_PROXY", url)
     with serving() as (port, _):
         assert version(f"http://127.0.0.1:{port}") == 3
 
 
-async def test_another_machine_is_reached_through_the_proxy_and_what_goes_wrong_there_names_it(monkeypatch):
+async def test_another_machine_is_reached_through_the_proxy_and_its_errors_name_the_proxy(monkeypatch):
     html = "<html><h1>502 Bad Gateway</h1>\n</html>"
     with serving(status=502, body=html, kind="text/html") as (port, through_proxy):
         monkeypatch.setenv("HTTP_PROXY", f"http://me:secret@127.0.0.1:{port}")
@@ -183,7 +183,7 @@ async def test_another_machine_is_reached_through_the_proxy_and_what_goes_wrong_
         assert "secret" not in str(error)
 
 
-def test_a_proxy_that_is_not_there_is_named(monkeypatch):
+def test_a_missing_proxy_is_named(monkeypatch):
     monkeypatch.setenv("all_proxy", "127.0.0.1:9")
     with pytest.raises(httpx.ConnectError, match=r"proxy http://127\.0\.0\.1:9 of all_proxy"):
         version(REMOTE)
@@ -204,9 +204,7 @@ def test_no_proxy_is_obeyed(no_proxy, monkeypatch):
         ("socks4://10.0.0.1:1080", "give an http or socks5 one"),
     ],
 )
-def test_a_proxy_that_cannot_be_used_is_said_by_the_command_with_its_variable(
-    proxy, what_to_do, monkeypatch, tmp_path, capsys
-):
+def test_a_command_names_the_variable_of_a_proxy_that_cannot_be_used(proxy, what_to_do, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("ALL_PROXY", proxy)
     monkeypatch.setattr("rollout_service.client.route.find_spec", lambda package: None)
     monkeypatch.setattr("rl_loop.training.load_tokenizer", lambda config: toys.character_tokenizer())

@@ -1,4 +1,4 @@
-"""A configuration that extends another: what goes over what, and what is wrong with it in one line."""
+"""A configuration that extends another: which value overrides which, and errors in one line."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def refused(file, capsys):
 
 @pytest.fixture
 def files(tmp_path):
-    """A policy, a node's settings over it, and one experiment over both, each in a folder of its own."""
+    """A policy's file, a node's file that extends it, and an experiment that extends both, each in its own folder."""
     folders = [tmp_path / name for name in ("base", "node", "run")]
     texts = [
         'model = "m"\nport = 9000\n[engine]\nmax_num_seqs = 8\nseed = 3\n[drafter]\nkind = "ngram"\n',
@@ -35,7 +35,7 @@ def files(tmp_path):
     return [folder / "service.toml" for folder in folders]
 
 
-def test_a_file_goes_over_what_it_extends_field_by_field_and_flags_go_over_both(files):
+def test_a_file_overrides_its_base_field_by_field_and_flags_override_both(files):
     config = read(files[2], "--engine.seed", "4")
     assert (config.model, config.port, config.engine.max_num_seqs, config.engine.seed) == ("m", 9001, 16, 4)
     assert (config.drafter.kind, config.drafter.draft_tokens) == ("ngram", 2)
@@ -51,7 +51,7 @@ def test_a_list_replaces_that_of_the_base(tmp_path):
     assert [drafter.kind for drafter in config.drafters] == ["mtp"]
 
 
-def test_files_that_extend_each_other_in_a_circle_are_an_error_of_one_line(files, capsys):
+def test_files_that_extend_each_other_in_a_circle_give_an_error_of_one_line(files, capsys):
     files[0].write_text('extends = "../run/service.toml"\n', encoding="utf-8")
     assert " -> ".join(map(str, [files[2], files[1], files[0], files[2]])) in refused(files[2], capsys)
     files[0].write_text('extends = "service.toml"\n', encoding="utf-8")
@@ -67,7 +67,7 @@ def test_files_that_extend_each_other_in_a_circle_are_an_error_of_one_line(files
         ("extends = 3\n", "extends: must be the path of a TOML file (got 3)"),
     ],
 )
-def test_what_is_wrong_with_a_base_is_said_with_the_way_to_it(files, base, said, capsys):
+def test_an_error_in_a_base_names_the_chain_of_files_that_leads_to_it(files, base, said, capsys):
     files[0].unlink()
     if base is not None:
         files[0].write_text(base, encoding="utf-8")

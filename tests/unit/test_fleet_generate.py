@@ -15,12 +15,12 @@ from rollout_service.protocol import Group, GroupRequest, Sampling
 
 
 def refusal(cause):
-    """As an awaited call of an actor raises it."""
+    """The error as an awaited call of an actor raises it."""
     return RayTaskError("generate", "Traceback ...", cause, "ray::Engine", 1, "127.0.0.1").as_instanceof_cause()
 
 
 class Actor:
-    """Its `generate` ends with the next outcome."""
+    """An engine whose `generate` ends with the next outcome."""
 
     def __init__(self, *outcomes):
         self.outcomes, self.calls = list(outcomes), 0
@@ -36,7 +36,7 @@ class Actor:
 
 
 def fleet(*actors):
-    """Without its start: all are in service, and come back at once."""
+    """A fleet that was not started: all members are in service, and restart at once."""
     fleet = object.__new__(Fleet)
     fleet.members = [Member(i, actor) for i, actor in enumerate(actors)]
     fleet.wasted_tokens, fleet._counting, fleet._change = 0, set(), asyncio.Condition()
@@ -68,13 +68,13 @@ async def test_a_reason_is_short_whatever_the_engine_says():
     assert len(str(failed.value)) == 500
 
 
-async def test_an_engine_that_dies_is_no_refusal():
+async def test_an_engine_that_dies_does_not_count_as_a_refusal():
     here = fleet(Actor(ActorDiedError()), Actor(GROUP))
     assert await here.generate(REQUEST) == GROUP
     assert [member.in_service for member in here.members] == [False, True]
 
 
-async def test_a_new_actor_that_has_not_started_is_no_refusal():
+async def test_a_new_actor_that_has_not_started_does_not_count_as_a_refusal():
     here = fleet(Actor(refusal(NotStarted())), Actor(GROUP))
     assert await here.generate(REQUEST) == GROUP
     assert [member.in_service for member in here.members] == [False, True]
@@ -114,7 +114,7 @@ async def test_an_engine_counts_as_idle_what_comes_before_and_after_a_group_howe
     await asyncio.sleep(0)
     assert member.load == 4
     clock.now += 3.0
-    assert member.idle_seconds() == 5.0, "it stands still while a group is generated"
+    assert member.idle_seconds() == 5.0, "idle time does not grow while a group is generated"
     go.set()
     if end == "cancelled":
         task.cancel()

@@ -1,4 +1,4 @@
-"""What the HTTP front answers: the right status, in the route's own form, naming the field."""
+"""Answers of the HTTP front: the right status, in the route's own form, with the field named."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ DEEP = b'{"groups": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 
 def error_of(response):
-    """The error's message, checked to be in the route's own form."""
+    """The error's message, after a check that the answer has the route's own form."""
     body = response.json()
     if response.request.url.path in OPENAI_ROUTES:
         assert set(body) == {"error"}
@@ -55,7 +55,7 @@ async def service():
         (b"9" * 5000, "number out of range"),
     ],
 )
-async def test_a_body_that_is_no_json_is_refused_as_a_whole(service, path, body, words):
+async def test_a_body_that_is_not_json_is_refused(service, path, body, words):
     response = await service[0].post(path, content=body, headers=JSON)
     assert response.status_code == 400
     assert "body" in error_of(response)
@@ -66,7 +66,7 @@ async def test_a_body_that_is_no_json_is_refused_as_a_whole(service, path, body,
 @pytest.mark.parametrize(
     "headers", [{}, {"Content-Type": "text/plain"}, JSON | {"Content-Encoding": "gzip"}], ids=["none", "text", "gzip"]
 )
-async def test_a_body_that_is_not_said_to_be_plain_json_is_415(service, path, headers):
+async def test_a_body_without_the_content_type_of_json_is_a_415(service, path, headers):
     response = await service[0].post(path, content=b"{}", headers=headers)
     assert response.status_code == 415
     assert "Content-" in error_of(response)
@@ -94,7 +94,7 @@ async def test_a_body_that_is_not_said_to_be_plain_json_is_415(service, path, he
         ("/v1/batches/x/extend", {"seconds": 1e9}, "seconds"),
     ],
 )
-async def test_what_could_not_be_done_is_400_and_names_the_field(service, path, body, field):
+async def test_a_request_that_cannot_be_served_is_a_400_that_names_the_field(service, path, body, field):
     response = await service[0].post(path, json=body)
     assert response.status_code == 400
     assert field in [problem["field"] for problem in response.json()["problems"]]
@@ -118,14 +118,14 @@ async def test_a_whole_number_written_with_a_point_is_an_integer(service):
 @pytest.mark.parametrize(
     ("metadata", "words"), [(b"NaN", "not JSON compliant"), (b"1e400", "not JSON compliant"), (b"[-Infinity]", "JSON")]
 )
-async def test_metadata_that_could_not_come_back_unchanged_is_refused(service, metadata, words):
+async def test_metadata_that_cannot_be_returned_unchanged_is_refused(service, metadata, words):
     body = b'{"groups": [{"prompt": "a", "metadata": {"x": ' + metadata + b"}}]}"
     response = await service[0].post("/v1/rollouts", content=body, headers=JSON)
     assert response.status_code == 400
     assert words in error_of(response)
 
 
-async def test_a_temperature_that_is_no_number_is_said_to_be_none(service):
+async def test_a_temperature_that_is_not_a_number_is_refused_as_such(service):
     body = b'{"groups": [{"prompt": "a", "sampling": {"temperature": NaN}}]}'
     response = await service[0].post("/v1/rollouts", content=body, headers=JSON)
     assert response.json()["problems"] == [
@@ -136,7 +136,7 @@ async def test_a_temperature_that_is_no_number_is_said_to_be_none(service):
     assert "NaN and Infinity are no JSON numbers" in error_of(response)
 
 
-async def test_a_chat_templates_own_words_are_in_the_answer(service):
+async def test_the_answer_quotes_the_chat_templates_own_error(service):
     for path in ("/v1/rollouts", "/v1/prompts"):
         group = {"id": "a", "messages": [{"role": "system", "content": "a"}]}
         response = await service[0].post(path, json={"groups": [group]})
@@ -163,9 +163,9 @@ async def test_the_run_that_weights_belong_to_is_shown_until_it_ends(service):
     assert store.sets["policy"].status.run is None
 
 
-async def test_the_metrics_give_the_version_in_service_also_of_weights_that_were_kept_from_before(service):
+async def test_the_metrics_give_the_version_in_service_also_after_a_restart(service):
     client, app = service
-    app.state.fleet.store.version = lambda of: 7  # nothing was pushed into this process
+    app.state.fleet.store.version = lambda of: 7  # no push reached this process
     assert 'rollout_weight_version{of="policy"} 7.0' in (await client.get("/metrics")).text
 
 
@@ -184,7 +184,7 @@ async def test_the_metrics_give_the_version_in_service_also_of_weights_that_were
         ({"prompt": [[1, 2**70]]}, "prompt", "64 bits"),
     ],
 )
-async def test_what_vllm_would_ignore_or_choke_on_is_refused_in_openais_form(service, path, fields, param, words):
+async def test_what_vllm_would_ignore_or_fail_on_is_refused_in_openais_form(service, path, fields, param, words):
     response = await service[0].post(path, json=fields)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == param
@@ -193,12 +193,12 @@ async def test_what_vllm_would_ignore_or_choke_on_is_refused_in_openais_form(ser
     assert not service[1].state.fleet.asked
 
 
-async def test_fields_of_openais_that_change_nothing_pass(service):
+async def test_openai_fields_that_change_nothing_are_accepted(service):
     response = await service[0].post("/v1/completions", json={"prompt": "a", "metadata": {"a": "b"}, "store": False})
     assert response.status_code == 200
 
 
-async def test_the_sampling_that_is_echoed_is_what_was_accepted(service):
+async def test_the_echoed_sampling_is_the_accepted_sampling(service):
     given = {"prompt": "a", "temperature": 0.5, "top_p": None}
     response = await service[0].post("/v1/completions", json=given)
     assert json.loads(response.headers["x-sampling"]) == {"temperature": 0.5, "top_p": 1.0, "top_k": 0}
@@ -222,7 +222,7 @@ async def test_unknown_paths_and_methods_are_answered_in_the_documented_form(ser
         assert (await service[0].options(path)).headers["allow"] == methods
 
 
-async def test_an_error_that_nobody_foresaw_is_a_whole_answer_in_the_routes_form(service):
+async def test_an_unforeseen_error_is_a_complete_answer_in_the_routes_form(service):
     client, app = service
     app.state.background.queue.close()
     response = await client.post("/v1/batches/lease", json={})
@@ -247,7 +247,7 @@ async def test_head_is_answered_wherever_get_is(service):
 # --- the token ---
 
 
-async def test_the_token_is_asked_for_in_the_standard_way():
+async def test_a_missing_token_is_answered_with_the_standard_header():
     async with front(StubFleet(token="secret")) as (client, _):
         for given in ("", "secret", "Basic secret", "Bearer wrong", "Bearer sécret"):
             response = await client.get("/v1/batches", headers={"Authorization": given.encode()})
@@ -278,7 +278,7 @@ async def test_a_group_that_fails_has_a_line_and_all_others_are_delivered(servic
     assert app.state.telemetry.in_flight._value.get() == 0
 
 
-async def test_a_service_that_is_told_to_stop_says_so_in_every_route(service):
+async def test_a_stopping_service_says_so_on_every_route(service):
     client, app = service
     app.state.fleet.outcomes = {"slow": 60}
     body = {"groups": [rollout() | {"id": "fast"}, rollout() | {"id": "slow"}]}
@@ -301,7 +301,7 @@ async def test_a_service_that_is_told_to_stop_says_so_in_every_route(service):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_what_an_engine_answers_when_the_service_is_told_to_stop_ends_in_the_routes_form(service, stream):
+async def test_an_engines_answer_ends_in_the_routes_form_when_the_service_stops(service, stream):
     client, app = service
     body = {"prompt": "slow", "stream": stream}
     running = asyncio.create_task(client.post("/v1/completions", json=body))
@@ -319,7 +319,7 @@ async def test_what_an_engine_answers_when_the_service_is_told_to_stop_ends_in_t
         assert response.status_code == 503
         assert "retry-after" in response.headers
         assert "stopping" in error_of(response)
-    assert app.state.fleet.ended, "the engine was told"
+    assert app.state.fleet.ended, "the engine stops the request"
 
 
 # --- the document ---

@@ -1,4 +1,4 @@
-"""The kit that checks the CUDA path: its bundle keeps what an H100 runs, and its documents name stages that exist."""
+"""The checks of the CUDA path: their bundle keeps what an H100 runs, and their documents name stages that exist."""
 
 import re
 import runpy
@@ -23,7 +23,7 @@ def entry(kind, capability, code):
 
 
 def library(*entries):
-    """Something before and after a fat binary, with its magic number once by chance."""
+    """Bytes before and after a fat binary, which contain its magic number once by chance."""
     body = b"".join(entries)
     chance = struct.pack("<I", 0xBA55ED50) * 4
     return b"text" + chance + struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(body)) + body + b"more text"
@@ -33,7 +33,7 @@ def library(*entries):
     ("kind", "capability", "is_kept"),
     [(MACHINE_CODE, H100, True), (MACHINE_CODE, A100, False), (PTX, H100, False)],
 )
-def test_only_machine_code_of_an_h100_stays(kind, capability, is_kept):
+def test_only_the_machine_code_for_an_h100_is_kept(kind, capability, is_kept):
     before = library(entry(MACHINE_CODE, H100, b"first" * 20), entry(kind, capability, b"second" * 20))
     after, kept = stripped(before, attention=False)
     assert after == (before if is_kept else before.replace(b"second" * 20, bytes(120)))
@@ -41,7 +41,7 @@ def test_only_machine_code_of_an_h100_stays(kind, capability, is_kept):
 
 
 @pytest.mark.parametrize(("name", "is_kept"), [(HEADS_OF_64, True), (LARGE_HEADS, False), (b"no attention", True)])
-def test_of_attention_kernels_only_those_stay_that_the_checks_launch(name, is_kept):
+def test_only_attention_kernels_that_the_checks_launch_are_kept(name, is_kept):
     before = library(entry(MACHINE_CODE, H100, name))
     after, _ = stripped(before, attention=True)
     assert after == (before if is_kept else before.replace(name, bytes(len(name))))
@@ -64,7 +64,7 @@ def test_documents_name_stages_that_exist(document):
         assert parsed(words).stage == words[0]
 
 
-def test_words_that_are_no_stage_are_refused(capsys):
+def test_unknown_stages_are_refused(capsys):
     with pytest.raises(SystemExit):
         parsed(["engine", "mtp", "bfloat16", "auto", "graph"])
     assert "invalid choice: 'graph'" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Grading: right answers in the forms that policies write them, and right answers that a grader cannot read."""
+"""Grading: right answers in the forms that policies write, and right answers that a grader cannot read."""
 
 import pytest
 
@@ -45,10 +45,10 @@ from rl_loop.tasks.grading import check_answer, grade, grader_of
         ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "math"),
     ],
 )
-def test_auto_tells_choices_text_and_mathematics_apart(answer, grader):
+def test_auto_distinguishes_choices_text_and_mathematics(answer, grader):
     assert grader_of(answer) == grader
     check_answer(grader, answer)
-    assert grade("auto", answer, answer) == 1.0, "an answer is right when it is given as the file has it"
+    assert grade("auto", answer, answer) == 1.0, "an answer is right if it is given as it stands in the file"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_auto_grades_answers_as_policies_write_them(answer, right, wrong):
     assert {given: grade("auto", answer, given) for given in wrong} == dict.fromkeys(wrong, 0.0)
 
 
-def test_a_grader_that_is_named_is_the_one_that_grades():
+def test_the_configured_grader_grades():
     assert (grade("text", "1/2", "0.5"), grade("math", "1/2", "0.5")) == (0.0, 1.0)
     assert (grade("text", "b", "(B)"), grade("choice", "b", "B) Paris")) == (1.0, 1.0)
 
@@ -91,10 +91,10 @@ def test_a_grader_that_is_named_is_the_one_that_grades():
 @pytest.mark.parametrize(
     ("grader", "answer", "message"),
     [
-        ("math", "C++", "`answer` 'C\\+\\+' is no number or formula"),
-        ("math", "東京", "is no number or formula"),
-        ("math", "Paris", "is no number or formula"),
-        ("math", "New York", "is no number or formula"),
+        ("math", "C++", "`answer` 'C\\+\\+' is not a number or a formula"),
+        ("math", "東京", "is not a number or a formula"),
+        ("math", "Paris", "is not a number or a formula"),
+        ("math", "New York", "is not a number or a formula"),
         ("choice", "Paris", "`answer` 'Paris' is not the letter of a choice"),
         ("choice", "1", "is not the letter of a choice"),
         ("text", " ", "`answer` is empty"),

@@ -1,4 +1,4 @@
-"""Bodies and heads over a real connection: within limits of size and time, whoever sends them."""
+"""Bodies and headers over a real connection: limits of size and of time."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -18,7 +18,7 @@ BODY = b'{"groups": [{"prompt": "a", "sampling": {"max_tokens": 4}}]}'
 
 @asynccontextmanager
 async def listening():
-    """A port at which the front listens; its bodies may have LIMIT bytes."""
+    """The port of a front that accepts bodies of up to LIMIT bytes."""
     async with front(StubFleet(body_limit_mib=1)) as (_, app):
         server = Server(uvicorn.Config(app, http=TimedConnection, port=0, log_level="error", lifespan="off"))
         serving = asyncio.create_task(server.serve())
@@ -63,7 +63,7 @@ async def test_a_body_over_the_limit_is_413_with_and_without_a_length(port, with
     writer.close()
 
 
-async def test_a_body_that_trickles_in_is_ended(port, monkeypatch):
+async def test_a_body_that_arrives_too_slowly_is_cut_off(port, monkeypatch):
     monkeypatch.setattr(guard, "IDLE", 0.5)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(HEAD + b"Content-Length: 1000\r\n\r\n")
@@ -79,7 +79,7 @@ async def test_a_body_that_trickles_in_is_ended(port, monkeypatch):
     writer.close()
 
 
-async def test_a_head_that_trickles_in_is_ended_also_on_a_connection_that_was_used(port, monkeypatch):
+async def test_headers_that_arrive_too_slowly_are_cut_off_also_on_a_reused_connection(port, monkeypatch):
     monkeypatch.setattr(timed_connection, "HEAD_WITHIN", 0.5)
     for used in (False, True):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -101,7 +101,7 @@ async def test_a_head_that_trickles_in_is_ended_also_on_a_connection_that_was_us
         writer.close()
 
 
-async def test_an_answer_may_take_longer_than_a_body_or_a_head_may(port, monkeypatch):
+async def test_an_answer_may_take_longer_than_a_request(port, monkeypatch):
     monkeypatch.setattr(guard, "IDLE", 0.3)
     monkeypatch.setattr(timed_connection, "HEAD_WITHIN", 0.3)
     reader, writer = await asyncio.open_connection("127.0.0.1", port)

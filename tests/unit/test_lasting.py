@@ -1,4 +1,4 @@
-"""What must outlive a power loss: content before name, name before anything that relies on it."""
+"""Data that must survive a power loss: content is synced before its name, and a name before anything relies on it."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from rollout_service.weights.state_folder import StateFolder
 
 @pytest.fixture
 def events(monkeypatch):
-    """(what, path) of every sync and rename, in their order."""
+    """Every sync and rename in order, as (what, path)."""
     events: list[tuple[str, Path]] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -72,7 +72,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(events, tmp_path):
     assert events == [("sync", tmp_path / ".a"), ("rename", file), ("sync", tmp_path)]
 
 
-def test_groups_are_acknowledged_when_their_checkpoint_lasts(events, service, pool, tmp_path):  # noqa: F811
+def test_groups_are_acknowledged_after_their_checkpoint_is_on_disk(events, service, pool, tmp_path):  # noqa: F811
     settings = config(tmp_path / "run", steps=1, prompts_per_step=2, completions=2, checkpoint_every=1)
     running = loop(settings, service, pool)
     acknowledge = service.acknowledge
@@ -85,11 +85,11 @@ def test_groups_are_acknowledged_when_their_checkpoint_lasts(events, service, po
     hidden = folder.with_name(".step-000001")
     assert {hidden / file.relative_to(folder) for file in folder.rglob("*")} <= synced
     assert {settings.output / name for name in ("metrics.jsonl", "groups.jsonl")} <= synced
-    assert settings.output in synced, "it holds the name of the folder of checkpoints"
-    assert tmp_path in synced, "and this one the name of the output folder"
+    assert settings.output in synced, "its parent holds the name of the checkpoints folder"
+    assert tmp_path in synced, "and this folder holds the name of the output folder"
 
 
-def test_a_checkpoint_of_the_synchronous_loop_lasts(events, tmp_path):
+def test_a_checkpoint_of_the_synchronous_loop_is_synced(events, tmp_path):
     settings = toys.config(tmp_path, steps=1)
     toys.loop(settings, LocalLearner(settings, toys.llama()), toys.SamplingSource(toys.llama())).run()
     folder = tmp_path / "checkpoints" / "step-000001"
@@ -98,7 +98,7 @@ def test_a_checkpoint_of_the_synchronous_loop_lasts(events, tmp_path):
     assert events[-1] == ("sync", folder.parent)
 
 
-def test_a_kept_version_lasts(events, tmp_path):
+def test_a_kept_version_is_synced(events, tmp_path):
     state, pushed = StateFolder(tmp_path / "state"), tmp_path / "pushed"
     pushed.write_bytes(b"w")
     events.clear()

@@ -1,4 +1,4 @@
-"""Imports go down only: rl_loop over rollout_service's client and protocol over drafters."""
+"""Imports go down only: rl_loop uses rollout_service's client and protocol, and both use drafters."""
 
 import ast
 import importlib
@@ -50,7 +50,7 @@ def test_the_client_needs_neither_vllm_nor_ray_nor_torch():
     assert done.stdout.strip() == "[]"
 
 
-def test_every_name_of_the_interfaces_files_is_one_of_the_packages():
+def test_every_public_name_of_the_interface_is_exported_by_its_package():
     missing = []
     for file in pkgutil.iter_modules(protocol.__path__):
         module = importlib.import_module(f"{protocol.__name__}.{file.name}")

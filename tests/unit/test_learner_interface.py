@@ -1,4 +1,4 @@
-"""A learner is reached by its interface alone: one whose parts nobody can touch trains in both loops as any other."""
+"""Learner interface: a learner that can be reached only through the interface trains in both loops."""
 
 import pytest
 import rl_toys as toys
@@ -14,7 +14,7 @@ from rl_loop.run.checkpoint import checkpoints, restore_checkpoint
 
 
 class SealedLearner(PolicyLearner):
-    """A learner somewhere else: nothing but the interface's methods reaches it."""
+    """A learner that can be reached only by the methods of the interface, as if it were in another process."""
 
     def __init__(self, settings):
         super().__init__(settings)
@@ -59,7 +59,7 @@ def trained(settings, make_learner, latest=None):
     return checkpoints(settings.output)[-1]
 
 
-def test_a_sealed_learner_trains_is_saved_and_goes_on_as_a_local_one_does(tmp_path):
+def test_a_sealed_learner_trains_saves_and_resumes_as_a_local_one_does(tmp_path):
     head = checkpoint("eagle3", toys.llama(), tmp_path / "start")
     changes = {
         "online_drafter": {"kind": "eagle3", "model": str(head)}, "minibatches": 2, "epochs": 2, "warmup_steps": 3,
@@ -90,7 +90,7 @@ def test_loading_puts_weights_and_optimiser_back(tmp_path):
     saved = {name: t.clone() for name, t in learner.export(torch.float32).items()}
     learner.load(first)
     assert all(torch.equal(t, toys.llama().state_dict()[name]) for name, t in learner.export(torch.float32).items())
-    assert not learner.optimiser.state, "nothing is left of the update that was undone"
+    assert not learner.optimiser.state, "the update was undone completely"
     learner.load(latest)
     assert all(torch.equal(t, saved[name]) for name, t in learner.export(torch.float32).items())
     assert learner.optimiser.state

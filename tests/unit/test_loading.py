@@ -1,4 +1,4 @@
-"""Where an engine finds a version's bytes: on the front's node the file itself, on another node a copy of its own."""
+"""Loading: an engine on the front's node reads the file itself, and one on another node reads a copy."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from rollout_service.transports import Update
 
 @pytest.fixture
 def cluster(tmp_path, monkeypatch):
-    """`cluster(node)`: from now on this process is on that node, of two. Ray's store gives back what it was given."""
+    """`cluster(node)` puts this process on one of two nodes. Ray's object store returns what was put into it."""
 
     async def stored(array):
         return array
@@ -43,7 +43,7 @@ async def test_an_engine_on_the_fronts_node_reads_the_file_that_was_received(clu
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_an_engine_on_another_node_has_a_copy_for_as_long_as_it_loads(cluster, update, tmp_path, fails):
+async def test_an_engine_on_another_node_has_a_copy_only_while_it_loads(cluster, update, tmp_path, fails):
     weights = locate(3, update)
     update.file.unlink()
     cluster("b")
@@ -57,6 +57,6 @@ async def test_an_engine_on_another_node_has_a_copy_for_as_long_as_it_loads(clus
     assert list((tmp_path / "memory").iterdir()) == []
 
 
-async def test_nothing_is_stored_for_other_nodes_where_there_are_none(cluster, update, monkeypatch):
+async def test_nothing_is_stored_for_other_nodes_if_there_are_none(cluster, update, monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "NodeID": "a"}, {"Alive": False, "NodeID": "b"}])
     assert locate(3, update).bytes is None

@@ -1,4 +1,4 @@
-"""An engine that dies, or is only unreachable for a moment: who answers in its place, and what its actor does."""
+"""Lost engines: an engine dies or is briefly unreachable; which one answers instead, and what its actor does."""
 
 import asyncio
 from types import SimpleNamespace
@@ -23,12 +23,12 @@ LOST = ActorUnavailableError("lost", None)
 
 
 def in_actor(error):
-    """As Ray hands an actor's exception to its caller."""
+    """The exception as Ray raises it for an actor's caller."""
     return RayTaskError("f", "a traceback", error).as_instanceof_cause()
 
 
 def engine(index, *parts, **answers):
-    """In service. Its answer to an OpenAI request is `parts`, those to other calls `answers`; exceptions are raised."""
+    """In service. It answers OpenAI requests with `parts` and other calls with `answers`, and raises exceptions."""
 
     async def given(part):
         if isinstance(part, Exception):
@@ -81,13 +81,13 @@ def test_an_event_stream_that_has_begun_ends_with_an_error_event(fleet):
     assert events[2:] == [""]
 
 
-async def test_another_answer_that_has_begun_breaks_off(fleet):
+async def test_any_other_answer_that_has_begun_is_broken_off(fleet):
     fleet.members.append(engine(0, JSON, b"{", LOST))
     with pytest.raises(FleetError, match="died while it answered"):
         [part async for part in fleet.openai("POST", "/", {}, b"")]
 
 
-def test_an_engine_that_cannot_answer_is_a_whole_answer_in_one_line(fleet):
+def test_an_engine_that_cannot_answer_gives_a_complete_error_answer_in_one_line(fleet):
     fleet.members.append(engine(0, in_actor(IndexError("no such token"))))
     response = answer(fleet)
     assert response.status_code == 500
@@ -103,7 +103,7 @@ def test_the_model_is_described_while_no_engine_is_in_service(fleet):
 
 
 @pytest.mark.parametrize("lost", [LOST, in_actor(NotStarted("new"))])
-async def test_an_engine_that_is_dying_has_no_say_in_counts_and_metrics(fleet, lost):
+async def test_a_dying_engine_is_left_out_of_counts_and_metrics(fleet, lost):
     dying = dict.fromkeys(("metrics", "speculation", "schedule", "context_acceptance"), lost)
     fleet.members += [
         engine(0, **dying),
@@ -116,7 +116,7 @@ async def test_an_engine_that_is_dying_has_no_say_in_counts_and_metrics(fleet, l
 
 
 async def watched(fleet, member, monkeypatch):
-    """Watch until it is in service again; how often its actor was killed."""
+    """Watch until the engine is in service again. Returns how often its actor was killed."""
     killed = []
     monkeypatch.setattr("ray.kill", lambda actor, no_restart: killed.append(actor))
     monkeypatch.setattr(fleet_module, "CHECK_EVERY", 0.01)

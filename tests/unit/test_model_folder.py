@@ -1,4 +1,4 @@
-"""Where a model is. What is not there is said with the field, the whole path that was tried, and the reason."""
+"""Model folders: an error names the field, the full path that was tried, and the reason."""
 
 import re
 from pathlib import Path
@@ -28,7 +28,7 @@ def nothing_starts(monkeypatch):
 
 
 def hub(monkeypatch, error):
-    """A hub, or the way to it, that answers so."""
+    """A hub, or the connection to it, that gives this answer."""
 
     def refuse(*_, **__):
         raise error
@@ -36,7 +36,7 @@ def hub(monkeypatch, error):
     monkeypatch.setattr("huggingface_hub.snapshot_download", refuse)
 
 
-def test_a_folder_that_is_not_there_is_said_with_the_whole_path_that_was_tried(tmp_path, monkeypatch):
+def test_a_missing_folder_is_reported_with_the_full_path_that_was_tried(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"^model: there is no folder /nowhere, and /nowhere is no Hugging Face name$"):
         resolve_model("/nowhere")
@@ -48,14 +48,14 @@ def test_a_folder_that_is_not_there_is_said_with_the_whole_path_that_was_tried(t
         resolve_model("some/relative/policy", "policy")
 
 
-def test_a_hub_that_cannot_be_reached_is_said(monkeypatch):
+def test_an_unreachable_hub_is_reported(monkeypatch):
     hub(monkeypatch, LocalEntryNotFoundError("Got: ConnectError: [Errno -2] Name or service not known"))
     reason = r"^model: cannot reach the Hugging Face hub to fetch Qwen/Qwen3-8B, and it is not in the local cache, /.*"
     with pytest.raises(ValueError, match=reason + "there is no folder Qwen/Qwen3-8B"):
         resolve_model("Qwen/Qwen3-8B")
 
 
-def test_a_name_that_the_hub_does_not_have_is_said(monkeypatch):
+def test_a_name_that_the_hub_does_not_have_is_reported(monkeypatch):
     answer = SimpleNamespace(status_code=401, headers={}, request=None)
     hub(monkeypatch, RepositoryNotFoundError("Invalid username or password.", response=answer))
     with pytest.raises(
@@ -64,13 +64,13 @@ def test_a_name_that_the_hub_does_not_have_is_said(monkeypatch):
         resolve_model("Qwen/Qwen9")
 
 
-def test_a_cache_that_cannot_be_written_is_said(monkeypatch):
+def test_a_cache_that_cannot_be_written_is_reported(monkeypatch):
     hub(monkeypatch, PermissionError("[Errno 13] Permission denied: '/cache'"))
     with pytest.raises(ValueError, match=r"cannot keep Qwen/Qwen3-8B in /.*Permission denied.*set HF_HOME to a folder"):
         resolve_model("Qwen/Qwen3-8B")
 
 
-def test_a_folder_without_a_checkpoint_and_a_file_are_said(tmp_path):
+def test_a_folder_without_a_checkpoint_is_reported_and_so_is_a_file(tmp_path):
     with pytest.raises(ValueError, match=f"^model: {tmp_path} is no checkpoint: it needs config.json"):
         resolve_model(str(tmp_path))
     (tmp_path / "model.safetensors").touch()
@@ -92,7 +92,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch):
     assert ServiceConfig(model="m", state="~no-such-user/state").state == Path("~no-such-user/state")
 
 
-def test_every_command_says_that_its_model_is_not_there(tmp_path, monkeypatch, capsys):
+def test_every_command_reports_a_missing_model(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "a"}\n', encoding="utf-8")
@@ -114,10 +114,10 @@ def test_every_command_says_that_its_model_is_not_there(tmp_path, monkeypatch, c
     assert "drafters train: policy: there is no folder /nowhere" in capsys.readouterr().err
     assert drafters_command.inspect(["/nowhere"]) == 2
     assert "drafters inspect: folder: there is no folder /nowhere" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == [prompts], "nothing was written"
+    assert list(tmp_path.iterdir()) == [prompts], "no file was written"
 
 
-def test_the_last_drafters_model_is_looked_for_before_the_first_engine_starts(tmp_path):
+def test_the_models_of_all_drafters_are_found_before_the_first_engine_starts(tmp_path):
     (tmp_path / "config.json").touch()
     config = CompareConfig(
         model=str(tmp_path), prompts=__file__, drafters=[{"kind": "ngram"}, {"kind": "eagle3", "model": "/nowhere"}]

@@ -1,4 +1,4 @@
-"""A new kind of drafter is a file with its class and a line in the registry; to train it, one more of each."""
+"""A new kind of drafter needs a file and a line in the registry; to train it, it needs one more of each."""
 
 import ast
 import os
@@ -37,7 +37,7 @@ IMPORT = "from drafters.kinds.parrot import ParrotDrafter\n"
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory):
-    """Runs Python code on a copy of the drafters that has the kind `parrot`, with the other packages as they are."""
+    """Run Python code with a copy of `drafters` that has the kind `parrot`, and with the other packages unchanged."""
     copy = tmp_path_factory.mktemp("copy")
     shutil.copytree(ROOT / "drafters", copy / "drafters", ignore=shutil.ignore_patterns("__pycache__"))
     (copy / "drafters" / "kinds" / "parrot.py").write_text(KIND)
@@ -57,7 +57,7 @@ def python(tmp_path_factory):
     return run
 
 
-def test_a_service_is_launched_with_it_and_says_so(python):
+def test_a_service_with_the_new_kind_is_launched_and_reports_it(python):
     code = """
 import sys
 from rollout_service.cli import main
@@ -69,7 +69,7 @@ main()
     assert '"kind": "parrot"' in asked
 
 
-def test_it_is_compared_and_trained_with_the_policy(python):
+def test_the_new_kind_is_compared_and_trained_with_the_policy(python):
     said = python("""
 from rl_loop.config import TrainConfig
 from rollout_service.evaluation.compare_config import CompareConfig
@@ -104,7 +104,7 @@ def test_drafters_inspect_recognises_its_checkpoint(python, tmp_path):
 
 
 def test_only_a_kinds_own_files_and_the_registry_name_it():
-    """`none` is left out: it is a word that other fields have too."""
+    """The kind `none` is left out, since other fields use that word too."""
     own = {kind: {ROOT / f"{cls.__module__.replace('.', '/')}.py"} for kind, cls in KINDS.items() if kind != "none"}
     for kind, learner in LEARNERS.items():
         own[kind].add(ROOT / f"{learner.partition(':')[0].replace('.', '/')}.py")

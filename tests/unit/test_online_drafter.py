@@ -1,4 +1,4 @@
-"""Online drafter training: the policy never notices, the drafter learns, follows its rule, is pushed and resumed."""
+"""Online drafter training: the policy does not change; the drafter learns, follows its rule, is pushed and resumed."""
 
 import json
 import shutil
@@ -33,14 +33,14 @@ PAIRS = [("llama", "eagle3"), ("llama", "draft_model"), ("qwen3_next", "mtp"), (
 
 
 class Source(toys.SamplingSource):
-    """The toy service, with a drafter: keeps what is pushed, and reports the acceptance that it is told to."""
+    """A toy service with a drafter. It keeps what is pushed, and reports a given acceptance."""
 
     def __init__(self, model, acceptance=None):
         super().__init__(model)
         self.pushed, self.acceptance = [], acceptance or (lambda version: [0, 1, 1])
 
     def publish(self, of, export, version, *, is_new=True):
-        """Its own policy stays: these tests are about the drafter."""
+        """Only the drafter is kept: these tests do not change the policy."""
         if of == "policy":
             self.version = max(version, self.version) + 1
             return self.version
@@ -67,7 +67,7 @@ def settings(output, kind, folder, training=None, **changes):
 
 
 def checkpoint(kind, policy, folder):
-    """A drafter's checkpoint folder for `policy`, as the service would be started with."""
+    """A drafter's checkpoint folder for `policy`, with which a service could be started."""
     torch.manual_seed(5)
     policy.save_pretrained(folder)
     toys.character_tokenizer().save_pretrained(folder)
@@ -117,7 +117,7 @@ def test_the_drafter_learns_and_every_push_holds_what_the_engine_loads(name, kin
     source = Source(toys.llama())
     loop = run(settings(tmp_path / "run", kind, folder), model, source)
     before = load_learner(kind, folder, model()).checkpoint()
-    assert all(torch.equal(before[name], tensor) for name, tensor in source.pushed[0].items()), "starts as it was"
+    assert all(torch.equal(before[name], tensor) for name, tensor in source.pushed[0].items()), "as in the checkpoint"
     assert [pushed.keys() for pushed in source.pushed] == [before.keys()] * 4
     changed = [n for n in before if before[n].is_floating_point() and not torch.equal(before[n], source.pushed[3][n])]
     assert changed
@@ -129,7 +129,7 @@ def test_the_drafter_learns_and_every_push_holds_what_the_engine_loads(name, kin
     assert all(m.updates > 1 and m.seconds > 0 for m in lines)
 
 
-def test_hysteresis_trains_from_where_acceptance_falls_until_it_is_back():
+def test_hysteresis_trains_from_the_fall_of_acceptance_until_its_recovery():
     rule = UpdateRule(OnlineTraining(when="adaptive", start_below=0.95, stop_above=0.98))
     lengths = [3.0, 2.9, 2.8, 2.9, 2.96, 2.88, 2.84]
     assert [rule.is_due(step, length) for step, length in enumerate(lengths)] == [
@@ -138,13 +138,13 @@ def test_hysteresis_trains_from_where_acceptance_falls_until_it_is_back():
     assert rule.best == 3.0
 
 
-def test_every_mth_step_and_never_are_what_they_say():
+def test_the_rules_every_and_never_train_at_the_right_steps():
     for fields, expected in [({"every": 3}, [0, 3, 6]), ({"when": "never"}, []), ({}, list(range(8)))]:
         rule = UpdateRule(OnlineTraining(**fields))
         assert [step for step in range(8) if rule.is_due(step, 2.0)] == expected
 
 
-def test_the_learning_rate_of_the_drafter_warms_up_and_goes_on_rising_after_a_resume(tmp_path):
+def test_the_drafters_learning_rate_warms_up_and_continues_to_rise_after_a_resume(tmp_path):
     folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
     config = settings(tmp_path / "run", "eagle3", folder, {"warmup": 24})
     drafter = run(config, toys.llama, Source(toys.llama())).drafter
@@ -170,7 +170,7 @@ def test_a_drafter_that_is_not_due_is_neither_trained_nor_pushed(tmp_path):
 
 
 def falling(version):
-    """Acceptance that falls before the third step: an adaptive drafter is trained from there on."""
+    """Acceptance falls before the third step, so an adaptive drafter is trained from then on."""
     return [0, 0, 4] if version < 3 else [4, 0, 0]
 
 
@@ -215,8 +215,8 @@ def test_a_resumed_run_goes_on_with_the_identical_drafter(where, when, trained_s
     assert [m.loss for m in loop.reporter.log.drafter] == [m.loss for m in uninterrupted.reporter.log.drafter]
 
 
-def test_a_head_with_a_copy_of_the_embedding_shares_the_policys_after_a_resume_too(tmp_path):
-    """The copy is the one that the service started with: it is compared with that, not with what was trained since."""
+def test_a_head_with_a_copied_embedding_shares_the_policys_also_after_a_resume(tmp_path):
+    """The copy is compared with the policy that the service started with, and not with the trained policy."""
     folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
     weights, embedding = load_file(folder / "model.safetensors"), toys.llama().get_input_embeddings().weight
     save_file(weights | {"embed_tokens.weight": embedding.detach().clone()}, folder / "model.safetensors")
@@ -246,7 +246,7 @@ def test_acceptance_is_reported_by_context_length(tmp_path):
 
 
 class Service:
-    """A rollout service's client, as far as pushes of a drafter go."""
+    """The part of a rollout service's client that pushes a drafter."""
 
     def __init__(self, drafter):
         self.drafter, self.pushes = drafter, []
@@ -260,12 +260,12 @@ class Service:
         self.drafter = WeightStatus(version=version, tensors=1, bytes=1, checksum=tensors_checksum(tensors))
 
 
-def test_a_service_that_holds_the_drafter_already_is_not_pushed_to_unless_it_should_be_new():
+def test_a_drafter_that_the_service_already_holds_is_pushed_only_if_it_is_new():
     service = Service(WeightStatus(version=0, tensors=1, bytes=0, checksum=""))
     publish, export = Ownership(service, "a").publish, lambda dtype: {"fc.weight": torch.ones(3, dtype=dtype)}
-    assert publish("drafter", export, 0, is_new=False) == 1, "a checkpoint's tensors are not known: it is pushed"
+    assert publish("drafter", export, 0, is_new=False) == 1, "the service's tensors are not known"
     assert publish("drafter", export, 0, is_new=False) == 1
-    assert publish("drafter", export, 5, is_new=True) == 6, "the service then says that nothing changed"
+    assert publish("drafter", export, 5, is_new=True) == 6, "the service then reports that nothing changed"
     assert service.pushes == [("drafter", 1), ("drafter", 6)]
 
 
@@ -275,7 +275,7 @@ def test_a_service_whose_drafter_has_no_weights_says_what_to_do():
 
 
 class ServiceWithDrafter(QueueService):
-    """A toy service for asynchronous training, which is started again while the second push of its drafter arrives."""
+    """A toy service for asynchronous training, which restarts during the second push of its drafter."""
 
     def __init__(self):
         super().__init__()
@@ -294,7 +294,7 @@ class ServiceWithDrafter(QueueService):
         return self.drafter
 
 
-def test_the_asynchronous_loop_pushes_its_drafter_and_again_after_a_step_when_the_service_was_down(tmp_path):
+def test_the_asynchronous_loop_pushes_its_drafter_again_after_the_service_was_down(tmp_path):
     folder = checkpoint("eagle3", toys.llama(), tmp_path / "start")
     config = settings(tmp_path / "run", "eagle3", folder, mode="async")
     learner = LocalLearner(config, toys.llama())

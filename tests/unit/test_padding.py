@@ -1,4 +1,4 @@
-"""A padded policy computes the same logits, and its padded heads the same drafts."""
+"""Padding: a padded policy computes the same logits, and its padded heads make the same drafts."""
 
 import json
 import sys
@@ -52,7 +52,7 @@ def small_policy():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A policy with an MTP and an Eagle3 head of random weights, and the three of them padded."""
+    """A policy with an MTP head and an Eagle3 head, all random, and all three padded."""
     source, target = tmp_path_factory.mktemp("small"), tmp_path_factory.mktemp("large")
     policy = small_policy()
     policy.save_pretrained(source / "policy", max_shard_size="1GB")
@@ -90,7 +90,7 @@ def test_a_padded_policy_has_the_same_logits(folders):
 
 @pytest.mark.parametrize("kind", ["mtp", "eagle3"])
 @torch.no_grad()
-def test_a_padded_head_drafts_the_same(folders, kind):
+def test_a_padded_head_makes_the_same_drafts(folders, kind):
     drafted = []
     for folder in folders:
         policy = AutoModelForCausalLM.from_pretrained(folder / "policy", dtype=torch.float32).eval()
@@ -103,8 +103,8 @@ def test_a_padded_head_drafts_the_same(folders, kind):
         torch.testing.assert_close(small[:, rows][finite], large[:, rows][finite], atol=1e-4, rtol=1e-4)
 
 
-def test_what_is_added_could_be_anything_else(folders):
-    """Added heads and units are no zeros: they cost what others cost."""
+def test_padded_weights_are_not_zero(folders):
+    """Added heads and units are not zero, so that they take as long to compute as the others."""
     large = read_tensors(folders[1] / "policy")
     for name in ("self_attn.q_proj", "mlp.experts.0.gate_proj", "mlp.shared_expert.up_proj"):
         tensor = large[f"model.layers.0.{name}.weight"]

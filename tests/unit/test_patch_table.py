@@ -1,4 +1,4 @@
-"""The table of patches is whole, and a vLLM that they were not written for is refused by the function's full name."""
+"""The table of patches is complete, and any other vLLM than theirs is refused with the function's full name."""
 
 import ast
 from dataclasses import replace
@@ -17,7 +17,7 @@ def made_of(**fields):
 
 
 @pytest.mark.parametrize("row", table.PATCHES, ids=lambda row: row.name)
-def test_a_row_says_all_and_names_a_self_test_or_a_test_that_there_is(row):
+def test_a_row_is_complete_and_names_an_existing_test(row):
     assert row.name.startswith("vllm.")
     assert (ROOT / row.file).is_file()
     assert row.reason
@@ -46,7 +46,7 @@ def test_another_vllm_is_refused_by_the_functions_full_name(row):
         replace(row, relies_on={name: "other, ..."}).check()
 
 
-def test_parameters_are_all_or_the_first_ones():
+def test_a_patch_may_name_all_parameters_or_only_the_first():
     made_of(relies_on={"json.dump": "obj, fp, ...", "json.detect_encoding": "b"}).check()
     for wrong in ("obj, fp", "obj, f, ...", ""):
         with pytest.raises(RuntimeError, match=r"json\.dump"):
@@ -78,7 +78,7 @@ def test_a_function_that_is_wrong_is_replaced_once(applied):
     assert (replaced, applied) == ([1], ["json.dumps"])
 
 
-def test_a_function_that_stays_wrong_refuses_to_serve(applied):
+def test_a_function_that_stays_wrong_after_its_patch_ends_the_start(applied):
     with pytest.raises(RuntimeError, match=r"json\.dumps .*refusing to serve"):
         made_of(is_right=lambda: False).ensure()
     assert applied == []

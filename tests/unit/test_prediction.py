@@ -1,4 +1,4 @@
-"""Predicted are the seconds that streams take which draft, drift apart, and end at different times."""
+"""The prediction of the seconds that streams take, which draft, drift apart, and end at different times."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from drafters.schedule import StepCosts, tokens_per_step
 from drafters.speed_prediction import GAP, decoding_at, seconds, speedup, steps
 
-# A step of 20 ms alone and 44 ms at 16, and what each draft adds; prompts take 20 ms and 44 ms.
+# A step takes 20 ms alone and 44 ms at 16 streams, plus what each draft adds; prompts take 20 ms and 44 ms.
 STEPS = [[0.020, 0.044], [0.022, 0.090], [0.024, 0.120], [0.026, 0.163]]
 COSTS = StepCosts(
     batch_sizes=[1, 16], seconds=STEPS, first=[[s + p for s, p in zip(row, STEPS[0], strict=True)] for row in STEPS]
@@ -24,13 +24,13 @@ def sampled_steps(draw, tokens, acceptance=ACCEPTANCE):
     return taken
 
 
-def test_without_drafts_each_token_is_a_step_and_streams_go_on_in_step():
+def test_without_drafts_each_token_is_a_step_and_all_streams_advance_together():
     alone = seconds(PLAIN, [], [0], streams=1, each=1, tokens=48)
     assert alone == pytest.approx(0.019 + 47 * 0.019)
     assert seconds(PLAIN, [], [0] * 16, streams=16, each=3, tokens=48) == pytest.approx(3 * (0.040 + 47 * 0.040))
 
 
-def test_alone_the_speed_is_tokens_over_seconds_and_less_where_the_prompt_counts():
+def test_the_speed_of_one_stream_is_tokens_over_seconds_and_lower_with_the_prompt():
     long = speedup(COSTS, PLAIN, ACCEPTANCE, [3], streams=1, each=1, tokens=3000)
     assert long == pytest.approx(3.4 * 0.019 / 0.026, rel=2e-3)
     with_prompt = (0.019 + 36 * 0.019) / (0.020 + 9 * 0.026)
@@ -42,25 +42,25 @@ def test_a_response_ends_in_the_middle_of_a_step(tokens, taken):
     assert steps([1.0, 1.0, 1.0], tokens) == pytest.approx(np.eye(tokens + 1)[taken])
 
 
-def test_the_number_of_steps_is_distributed_as_counted():
+def test_the_number_of_steps_has_the_distribution_of_a_simulation():
     draw = np.random.default_rng(0)
     counted = np.bincount([sampled_steps(draw, 47) for _ in range(20_000)], minlength=48) / 20_000
     predicted = steps(ACCEPTANCE, 47)
     assert predicted.sum() == pytest.approx(1.0)
-    assert np.abs(np.cumsum(counted) - np.cumsum(predicted)).max() < 1.63 / 20_000**0.5  # Kolmogorov's, at 1 %
+    assert np.abs(np.cumsum(counted) - np.cumsum(predicted)).max() < 1.63 / 20_000**0.5  # Kolmogorov-Smirnov at 1 %
     mean = predicted @ np.arange(48)
     assert mean > 1.02 * 47 / tokens_per_step(ACCEPTANCE, 3)
 
 
 def test_a_stream_has_no_part_in_the_steps_between_its_responses():
-    two = np.eye(3)[2]  # two steps, always
+    two = np.eye(3)[2]  # always two steps
     decoding = decoding_at(two, 2)
     assert list(decoding[: 4 + GAP]) == [1, 1, *[0] * GAP, 1, 1]
     assert not decoding[4 + GAP :].any()
 
 
-def test_streams_that_drift_apart_take_as_long_as_counted():
-    """Sixteen streams of two responses step by step, each step at the cost of those which decode in it."""
+def test_streams_that_drift_apart_take_as_long_as_a_simulation():
+    """Sixteen streams of two responses are simulated step by step; a step's cost depends on how many decode in it."""
     draw, drafts = np.random.default_rng(0), [3] * 8 + [2] * 8
 
     def counted():

@@ -1,4 +1,4 @@
-"""Prompts that leave no room for a response: no epoch has them, in either mode, and one that is drawn late is named."""
+"""Prompts that leave no room for a response: no epoch has them, in either mode, and a late one is named."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ LONGEST = 20
 
 
 class Mixed(toys.CountLetterA):
-    """Ten problems, of which those in `overlong` are longer than LONGEST tokens."""
+    """Ten problems. Those in `overlong` are longer than LONGEST tokens."""
 
     def __init__(self, overlong=(3, 7)):
         self.overlong = overlong
@@ -32,7 +32,7 @@ def fitting(overlong, task=None):
     return FittingTask(task, PromptLengths(task, toys.character_tokenizer()), LONGEST, overlong)
 
 
-def test_every_epoch_has_each_prompt_that_fits_once_and_the_others_never():
+def test_every_epoch_has_each_fitting_prompt_once_and_no_other():
     task = fitting("skip")
     drawn = [task.prompt("train", index).entry["place"] for index in range(24)]
     assert drawn == [0, 1, 2, 4, 5, 6, 8, 9] * 3
@@ -40,7 +40,7 @@ def test_every_epoch_has_each_prompt_that_fits_once_and_the_others_never():
     assert task.prompt("held_out", 3).entry["place"] == 4
 
 
-def test_which_problem_an_index_names_does_not_depend_on_what_was_drawn_before():
+def test_the_problem_of_an_index_does_not_depend_on_earlier_draws():
     late = fitting("skip").prompt("train", 19)
     task = fitting("skip")
     assert [task.prompt("train", index) for index in range(20)][-1] == late
@@ -57,7 +57,7 @@ def test_a_prompt_is_measured_once(monkeypatch):
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_runs_of_both_modes_go_past_overlong_prompts(mode, tmp_path, pool):  # noqa: F811
+def test_runs_of_both_modes_skip_overlong_prompts(mode, tmp_path, pool):  # noqa: F811
     task, changes = fitting("skip"), {"steps": 4, "prompts_per_step": 4}
     asked = Counter()
 
@@ -82,8 +82,8 @@ def test_runs_of_both_modes_go_past_overlong_prompts(mode, tmp_path, pool):  # n
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_one_that_is_drawn_late_is_named_and_skipping_it_goes_on(mode, tmp_path, pool):  # noqa: F811
-    """A dataset without end is measured as far as the run was to draw."""
+def test_an_overlong_prompt_that_is_drawn_late_is_named_and_can_be_skipped(mode, tmp_path, pool):  # noqa: F811
+    """A generated dataset is measured only as far as the run is expected to draw."""
     settings = (toys.config if mode == "sync" else config)(tmp_path, steps=3, prompts_per_step=3)
     service = QueueService()
 
@@ -97,15 +97,15 @@ def test_one_that_is_drawn_late_is_named_and_skipping_it_goes_on(mode, tmp_path,
         running.run()
         return running
 
-    with pytest.raises(TaskError, match=r"task\.overlong: train 7 has 21 tokens, and 20 fit; go on with --resume and"):
+    with pytest.raises(TaskError, match=r"task\.overlong: train 7 has 21 tokens, but only 20 fit; continue with --res"):
         run("refuse")
-    service.owner = None  # as the command leaves it
+    service.owner = None  # the command releases the service
     assert run("skip").state.step == 3
     assert checkpoints(tmp_path)
     service.close()
 
 
-def test_a_dataset_without_end_is_measured_as_far_as_the_run_draws(tmp_path):
+def test_a_generated_dataset_is_measured_as_far_as_the_run_draws(tmp_path):
     settings = TrainConfig(model="toy", steps=3, prompts_per_step=5, evaluation_prompts=4)
     measured = PromptLengths(make_task(settings.task), toys.character_tokenizer()).measure(settings)
     assert {split: len(of_split) for split, of_split in measured.items()} == {"train": 15, "held_out": 4}

@@ -1,4 +1,4 @@
-"""POST /v1/weights: what is received is bounded before it is read, and a cut push is one line of the log."""
+"""POST /v1/weights: a body is bounded before it is read, and a push that is cut off is logged in one line."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from rollout_service.transports import RefusedUpdate
 
 @pytest.fixture
 def route(tmp_path):
-    """`await route(content_type, chunks, version)` gives the status and how many chunks were read; None is a cut."""
+    """`await route(content_type, chunks, version)` gives the status and the number of chunks read; None cuts it off."""
     pushed = []
 
     async def push(*arguments):
@@ -53,7 +53,7 @@ def route(tmp_path):
         }  # fmt: skip
         await asyncio.wait_for(app(scope, receive, send), 5)
         assert pushed == []
-        assert list(tmp_path.iterdir()) == [], "nothing is left of what was refused or cut"
+        assert list(tmp_path.iterdir()) == [], "no bytes are left of a push that was refused or cut off"
         return statuses[0], len(chunks) - len(left)
 
     return call
@@ -63,11 +63,11 @@ def route(tmp_path):
     ("content_type", "read"), [("application/json", 2), ("application/json; charset=utf-8", 2), ("text/plain", 32)]
 )
 async def test_a_body_is_refused_at_its_limit_and_the_rest_is_not_read(route, content_type, read):
-    """64 KiB of a reference to a file, and of tensors what they can need: here 1 MiB."""
+    """The limit is 64 KiB for a reference to a file, and for tensors the most that they can need, here 1 MiB."""
     assert await route(content_type, [b" " * (32 << 10), b" " * (32 << 10) + b" "] * 100) == (413, read)
 
 
-async def test_a_version_that_the_queue_cannot_hold_is_refused_before_the_body_is_read(route):
+async def test_a_version_too_large_for_the_queue_is_refused_before_the_body_is_read(route):
     status, read = await route("application/octet-stream", [b"x"] * 3, version=MAX_VERSION + 1)
     assert (status, read) == (400, 0)
 
@@ -80,12 +80,12 @@ async def test_a_push_of_another_run_is_refused_before_its_body_is_read(route):
 
 
 @pytest.mark.parametrize("more", ["&run=", "&run=" + "a" * 257, "&take_over=perhaps"])
-async def test_a_run_that_is_no_name_is_refused(route, more):
+async def test_an_invalid_run_name_is_refused(route, more):
     assert await route("application/octet-stream", [b"x"], more=more) == (400, 0)
 
 
 @pytest.mark.parametrize("content_type", ["application/json", "application/octet-stream"])
-async def test_a_push_that_is_cut_is_one_line_of_the_log(route, content_type, caplog):
+async def test_a_push_that_is_cut_off_is_logged_in_one_line(route, content_type, caplog):
     with caplog.at_level(logging.INFO):
         status, _ = await route(content_type, [b"x", None, b""], version=7)
     assert status == weights.CLIENT_CLOSED_REQUEST

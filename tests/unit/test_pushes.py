@@ -1,4 +1,4 @@
-"""Pushes that overlap: one at a time, and of a run's that wait only the newest is loaded. And whose the weights are."""
+"""Overlapping pushes are loaded one at a time, and only the newest waiting one of a run. Who owns the weights."""
 
 import asyncio
 import errno
@@ -20,7 +20,7 @@ SENT = "a" * 64
 
 @pytest.fixture
 def pushes(monkeypatch, tmp_path):
-    """Whose loading is left out: a file named `bad` is taken by no engine."""
+    """Pushes without real loading: every engine refuses a file named `bad`."""
     weights, loaded = WeightSet("policy", {}, "float32"), []
     pushes = Pushes(SimpleNamespace(sets={"policy": weights}), None, None, [])
     for name in ("w", "bad", "1", "2", "3", "4", "7"):
@@ -49,7 +49,7 @@ async def test_a_learner_that_pushes_faster_than_engines_load_skips_versions(pus
     assert [status.skipped for status in statuses] == [False, True, True, False]
 
 
-async def test_a_push_that_fails_does_not_stand_in_the_way_of_the_next_try(pushes, tmp_path):
+async def test_a_failed_push_does_not_block_the_next_try(pushes, tmp_path):
     with pytest.raises(FleetError):
         await pushes.push("policy", 7, Update(tmp_path / "bad", SENT))
     assert (await pushes.push("policy", 3, Update(tmp_path / "w", SENT))).version == 3
@@ -58,7 +58,7 @@ async def test_a_push_that_fails_does_not_stand_in_the_way_of_the_next_try(pushe
 
 
 @pytest.mark.parametrize("other", ["b", None])
-async def test_a_push_that_is_not_the_owning_runs_is_refused_and_says_whose_the_weights_are(pushes, tmp_path, other):
+async def test_a_push_of_another_run_is_refused_and_the_answer_names_the_owner(pushes, tmp_path, other):
     await pushes.push("policy", 1, Update(tmp_path / "1", SENT), "a")
     with pytest.raises(RefusedUpdate, match="belongs to the run 'a', and this push") as refused:
         await pushes.push("policy", 2, Update(tmp_path / "2", SENT), other)
@@ -69,7 +69,7 @@ async def test_a_push_that_is_not_the_owning_runs_is_refused_and_says_whose_the_
 
 
 @pytest.mark.parametrize("other", ["b", None])
-async def test_a_run_takes_over_when_it_says_so_and_then_the_weights_are_its_own(pushes, tmp_path, other):
+async def test_a_run_that_takes_over_owns_the_weights(pushes, tmp_path, other):
     await pushes.push("policy", 1, Update(tmp_path / "1", SENT), "a")
     assert (await pushes.push("policy", 2, Update(tmp_path / "2", SENT), other, take_over=True)).run == other
     if other is not None:
@@ -77,13 +77,13 @@ async def test_a_run_takes_over_when_it_says_so_and_then_the_weights_are_its_own
             await pushes.push("policy", 3, Update(tmp_path / "3", SENT), "a")
 
 
-async def test_weights_that_are_nobodys_become_those_of_the_first_run_that_pushes(pushes, tmp_path):
+async def test_weights_without_an_owner_belong_to_the_first_run_that_pushes(pushes, tmp_path):
     await pushes.push("policy", 1, Update(tmp_path / "1", SENT))
     assert (await pushes.push("policy", 2, Update(tmp_path / "2", SENT), "a")).run == "a"
 
 
-async def test_a_push_that_waits_for_its_turn_meets_the_owner_who_came_meanwhile(pushes, tmp_path):
-    """And does not stand in the way of the owner's own push that waits behind it."""
+async def test_a_push_that_waits_is_refused_if_another_run_became_the_owner_meanwhile(pushes, tmp_path):
+    """It also does not block the owner's push that waits behind it."""
     tasks = [
         asyncio.create_task(pushes.push("policy", version, Update(tmp_path / str(version), SENT), run))
         for version, run in ((1, "a"), (4, "b"), (2, "a"))
@@ -93,7 +93,7 @@ async def test_a_push_that_waits_for_its_turn_meets_the_owner_who_came_meanwhile
     assert (first.version, second.version, second.skipped) == (1, 2, False)
 
 
-async def test_a_run_that_ends_lets_go_of_its_weights_alone(pushes, tmp_path):
+async def test_a_run_that_ends_releases_only_its_own_weights(pushes, tmp_path):
     await pushes.push("policy", 1, Update(tmp_path / "1", SENT), "a")
     assert await pushes.release("b") == 0
     assert pushes.store.sets["policy"].status.run == "a"
@@ -110,7 +110,7 @@ async def test_a_release_waits_for_the_push_of_its_run(pushes, tmp_path):
     assert pushes.store.sets["policy"].status.run is None
 
 
-async def test_a_service_that_starts_again_knows_whose_the_kept_weights_are(pushes, tmp_path, monkeypatch):
+async def test_a_restarted_service_knows_the_owner_of_the_kept_weights(pushes, tmp_path, monkeypatch):
     def started_again():
         again = Pushes(SimpleNamespace(sets={"policy": WeightSet("policy", {}, "float32")}), state, None, [])
         again.store.folder = SimpleNamespace(new_file=lambda: tmp_path / "new")
@@ -156,7 +156,7 @@ async def test_a_version_whose_kept_copy_has_other_bytes_is_refused_and_forgotte
 
 
 def engine(pushes, index, outcome):
-    """In service; its `load` ends with `outcome`."""
+    """An engine in service, whose `load` ends with `outcome`."""
 
     async def load(weights, of_drafter):
         if isinstance(outcome, Exception):
@@ -192,7 +192,7 @@ async def test_bytes_that_no_engine_took_are_refused_and_every_engine_goes_on(lo
     assert loading.store.sets["policy"].status.version == 0
 
 
-async def test_an_engine_that_alone_read_other_bytes_is_loud_and_starts_again(loading, tmp_path):
+async def test_an_engine_that_alone_read_other_bytes_raises_an_alarm_and_restarts(loading, tmp_path):
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
     engine(loading, 1, DifferentBytes("read other bytes"))
     assert (await loading.push("policy", 1, Update(tmp_path / "w", SENT))).version == 1
@@ -201,7 +201,7 @@ async def test_an_engine_that_alone_read_other_bytes_is_loud_and_starts_again(lo
     assert loading.alarmed == [1]
 
 
-async def test_the_ages_of_drafters_are_known_for_the_newest_alone(loading, tmp_path, monkeypatch):
+async def test_the_ages_of_drafters_are_known_only_for_the_newest(loading, tmp_path, monkeypatch):
     monkeypatch.setattr("rollout_service.fleet.pushes.DRAFTERS_KEPT", 2)
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
     loading.store.sets["drafter"] = WeightSet("drafter", {}, "float32")
@@ -210,8 +210,8 @@ async def test_the_ages_of_drafters_are_known_for_the_newest_alone(loading, tmp_
     assert loading.drafter_since == {3: 1, 4: 1}
 
 
-async def test_a_failure_after_the_publication_does_not_make_the_push_look_refused(loading, tmp_path):
-    """The version is in service, and its file is what an engine that restarts takes."""
+async def test_a_failure_after_the_publication_does_not_fail_the_push(loading, tmp_path):
+    """The version is in service, and an engine that restarts loads its file."""
 
     def fails(of, version):
         raise OverflowError("too large for SQLite")
@@ -232,7 +232,7 @@ async def test_the_file_of_a_push_that_is_not_in_service_is_deleted(pushes, tmp_
     assert not (tmp_path / "w").exists()
 
 
-async def test_an_engine_whose_ranks_differ_starts_again_and_is_loud(loading, tmp_path):
+async def test_an_engine_whose_ranks_differ_raises_an_alarm_and_restarts(loading, tmp_path):
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
     engine(loading, 1, HalfLoaded("read other bytes on 1 of 2 ranks"))
     await loading.push("policy", 1, Update(tmp_path / "w", SENT))
@@ -240,7 +240,7 @@ async def test_an_engine_whose_ranks_differ_starts_again_and_is_loud(loading, tm
     assert loading.alarmed == [1]
 
 
-async def test_an_engine_of_which_only_some_ranks_loaded_is_never_left_in_service(loading, tmp_path):
+async def test_an_engine_is_not_left_in_service_if_only_some_of_its_ranks_loaded(loading, tmp_path):
     engine(loading, 0, HalfLoaded("read other bytes on 1 of 2 ranks"))
     with pytest.raises(FleetError, match="on 1 of 2 ranks"):
         await loading.push("policy", 1, Update(tmp_path / "w", SENT))

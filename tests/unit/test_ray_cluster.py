@@ -1,4 +1,4 @@
-"""Which Ray cluster a command uses. No Ray is started: `ray.init` is replaced by what notes its arguments."""
+"""Ray cluster: which one a command uses. No Ray is started: a replacement of `ray.init` records its arguments."""
 
 import os
 
@@ -21,10 +21,10 @@ def test_a_local_cluster_is_started_whatever_cluster_the_environment_names(calls
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     start_ray(None, engine_logs=False)
     assert calls[0]["address"] == "local"
-    assert "RAY_ADDRESS" not in os.environ, "processes that are started from here would join it"
+    assert "RAY_ADDRESS" not in os.environ, "processes started from here would join that cluster"
 
 
-def test_the_address_of_the_configuration_is_joined_and_given_no_resources(calls, monkeypatch):
+def test_the_configured_cluster_is_joined_without_declaring_resources(calls, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "192.0.2.1:6379")
     start_ray("192.0.2.2:6379", engine_logs=False)
     assert calls[0]["address"] == "192.0.2.2:6379"
@@ -53,7 +53,7 @@ def test_an_address_without_a_cluster_is_named(calls, monkeypatch, error):
         ),
     ],
 )
-def test_folders_that_ray_cannot_use_are_named_with_what_to_set(monkeypatch, error, advice):
+def test_folders_that_ray_cannot_use_are_named_with_the_variable_to_set(monkeypatch, error, advice):
     def refuse(**arguments):
         raise error
 

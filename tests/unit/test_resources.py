@@ -1,4 +1,4 @@
-"""More than there is: refused on this machine before anything starts, said and waited for in a cluster."""
+"""Missing resources: on one machine the start is refused; in a cluster the command says what it lacks and waits."""
 
 import asyncio
 
@@ -64,7 +64,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
         (calibrate, CalibrateConfig, {"drafter": {"kind": "mtp"}}),
     ],
 )
-def test_engines_that_take_turns_share_the_cores_and_none_may_want_more(command, config_type, more, tmp_path):
+def test_engines_that_take_turns_share_the_cores_and_none_may_ask_for_more(command, config_type, more, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     fields = {"model": "never looked for", "prompts": tmp_path / "prompts.jsonl", **more}
     with pytest.raises(SystemExit, match=r"engine.cores: 1 engine\(s\) of 3 core\(s\) each need 3, and there are 2"):
@@ -81,7 +81,7 @@ def test_an_engine_needs_its_share_on_one_node():
     assert shortfall(demand_of(ServiceConfig(model="m", engines=2), "cpu"), [{"CPU": 1.0}, {"CPU": 1.0}]) is None
 
 
-async def test_a_cluster_that_grows_is_waited_for_and_what_is_missing_is_said_once(monkeypatch, caplog):
+async def test_a_growing_cluster_is_waited_for_and_what_it_lacks_is_printed_once(monkeypatch, caplog):
     nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}]
     looks = []
     monkeypatch.setattr("ray.nodes", lambda: looks.append(1) or nodes)
@@ -106,9 +106,9 @@ async def test_a_cluster_that_grows_is_waited_for_and_what_is_missing_is_said_on
     assert "2 are free in the cluster at present" in caplog.text
 
 
-async def test_a_machine_of_its_own_is_not_waited_for(monkeypatch):
+async def test_a_single_machine_is_not_waited_for(monkeypatch):
     looks = []
     monkeypatch.setattr("ray.nodes", lambda: looks.append(1) or [])
     with missing_is_said(ServiceConfig(model="m"), "cpu"):
         await asyncio.sleep(0.01)
-    assert not looks, "there is no cluster to look at"
+    assert not looks, "there is no cluster to ask"

@@ -1,4 +1,4 @@
-"""The pool of reward processes: what a bad reward costs, and that nothing is left."""
+"""The pool of reward processes: what a bad reward costs, and that no process is left."""
 
 import os
 import time
@@ -13,7 +13,7 @@ PROBLEM = TaskProblem(entry={}, prompt="p")
 
 
 class Moody:
-    """Rewards by the response: a number is itself."""
+    """The response decides the reward: a number is its own reward."""
 
     def reward(self, problem, response):
         if response == "hang":
@@ -41,7 +41,7 @@ def test_rewards_come_back_in_the_order_of_the_responses(pool):
     assert rewards(pool, *map(str, range(20))) == [float(i) for i in range(20)]
 
 
-def test_a_reward_that_hangs_raises_or_ends_its_process_costs_its_completion_only(pool, caplog):
+def test_a_reward_that_hangs_raises_or_ends_its_process_costs_only_its_completion(pool, caplog):
     began = time.monotonic()
     assert rewards(pool, "1", "hang", "not a number", "exit", "2") == [1.0, None, None, None, 2.0]
     assert time.monotonic() - began < 25.0

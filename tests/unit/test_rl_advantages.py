@@ -5,7 +5,7 @@ import pytest
 from rl_loop.losses.advantages import group_advantages
 
 
-def test_a_reward_counts_in_standard_deviations_from_its_groups_mean():
+def test_an_advantage_is_the_difference_from_the_groups_mean_in_standard_deviations():
     advantages = group_advantages([[1.0, 0.0, 0.0, 1.0], [3.0, 1.0, 2.0]])
     assert advantages.values[0] == pytest.approx([1.0, -1.0, -1.0, 1.0], abs=1e-5)
     # mean 2, population variance 2/3
@@ -13,11 +13,11 @@ def test_a_reward_counts_in_standard_deviations_from_its_groups_mean():
     assert advantages.zero_variance_groups == 0
 
 
-def test_without_normalisation_it_counts_in_rewards():
+def test_without_normalisation_an_advantage_is_the_difference_from_the_mean():
     assert group_advantages([[1.0, 0.0, 0.0, 0.0]], normalise=False).values == [[0.75, -0.25, -0.25, -0.25]]
 
 
-def test_groups_of_equal_rewards_are_counted_and_teach_nothing():
+def test_groups_of_equal_rewards_are_counted_and_have_no_advantage():
     advantages = group_advantages([[0.1] * 3, [1.0, 0.0], [0.0, 0.0]])
     assert advantages.zero_variance_groups == 2
     assert advantages.values[0] == [0.0, 0.0, 0.0]

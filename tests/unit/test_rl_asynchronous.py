@@ -1,4 +1,4 @@
-"""The asynchronous loop on toys: a real batch queue, a toy engine in a thread, everything else as in a run."""
+"""The asynchronous loop with toys: a real batch queue, a toy engine in a thread, and all else as in a run."""
 
 import threading
 import time
@@ -35,7 +35,7 @@ class QueueService:
     """The client's methods over a real queue and a toy engine that generates in a thread."""
 
     def __init__(self, file=None, delay=0.0, refuses=lambda index: False):
-        """`refuses`: the problems, by their index, that the toy engine cannot generate."""
+        """`refuses`: indices of the problems that the toy engine cannot generate."""
         self.queue = BatchQueue(file, capacity=1000, disk_mib=64)
         self.source = toys.SamplingSource(toys.llama())
         self.lock, self.delay, self.versions, self.refuses = threading.RLock(), delay, [], refuses
@@ -172,21 +172,21 @@ def test_the_reward_goes_up_and_every_group_is_trained_on_once_within_the_bound(
     before, after = log.evaluations
     assert (before.step, after.step) == (0, 12)
     assert after.reward > before.reward + 0.2
-    assert max(len(m.staleness) for m in log.steps) in (2, 3), "something was stale, and nothing more than 2 versions"
+    assert max(len(m.staleness) for m in log.steps) in (2, 3), "some tokens were stale, by at most 2 versions"
     assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(96)}
     assert in_log(service.queue, "acknowledged") == {f"train-{i:09d}": 1 for i in range(96)}
     assert service.versions == sorted(service.versions)
-    assert len(running.puller.due) <= 24, "of what is on its way alone, not of the whole run"
+    assert len(running.puller.due) <= 24, "only what is on its way is kept, not the whole run"
     assert [m.version for m in log.steps] == list(range(1, 13))
     status = service.queue.status()
     assert (status.waiting, status.finished, status.leased) == (0, 0, 0), "nothing is left for nobody"
-    assert (status.dropped, status.tokens_wasted) == (0, 0), "nothing is generated in vain while all goes well"
+    assert (status.dropped, status.tokens_wasted) == (0, 0), "no group is thrown away while nothing fails"
     for metrics in log.steps:
         assert metrics.exposed_generation <= metrics.seconds
         assert 0.0 < metrics.effective_sample_size <= 1.0
 
 
-def test_a_learner_that_waits_for_fresh_groups_has_no_stale_token(tmp_path, service, pool):
+def test_with_max_staleness_0_no_token_is_stale(tmp_path, service, pool):
     running = loop(config(tmp_path, steps=4, max_staleness=0), service, pool)
     running.run()
     assert [len(m.staleness) for m in running.reporter.log.steps] == [1, 1, 1, 1]
@@ -195,7 +195,7 @@ def test_a_learner_that_waits_for_fresh_groups_has_no_stale_token(tmp_path, serv
         assert abs(metrics.z) < 4.0
 
 
-def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_nothing_is_lost_or_trained_on_twice(tmp_path, pool):
+def test_a_dead_trainer_resumes_from_its_checkpoint_and_loses_or_repeats_nothing(tmp_path, pool):
     service = QueueService(tmp_path / "queue.sqlite")
     settings = config(tmp_path / "run", steps=8, checkpoint_every=3, keep_checkpoints=9)
     first = loop(settings, service, pool)
@@ -208,7 +208,7 @@ def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_nothing_is_lost_or_
 
     first._step = step
     with pytest.raises(Interrupted):
-        first.run()  # as after kill -9: what was done after step 3 is in no checkpoint
+        first.run()  # as after kill -9: no checkpoint has what was done after step 3
     assert sum(trained_on(settings.output).values()) == 15
     latest = checkpoints(settings.output)[-1]
     assert latest.name == "step-000003"
@@ -222,12 +222,12 @@ def test_a_trainer_that_dies_goes_on_from_its_checkpoint_and_nothing_is_lost_or_
     service.close()
 
 
-def test_a_run_that_dies_in_its_first_step_goes_on_under_its_name(tmp_path, service, pool, monkeypatch):
+def test_a_run_that_dies_in_its_first_step_resumes_under_its_name(tmp_path, service, pool, monkeypatch):
     settings, names = config(tmp_path, steps=3, checkpoint_every=0), set()
     send = service.send_prompts
 
     def send_prompts(request):
-        assert checkpoints(tmp_path), "the name lasts before the service knows it"
+        assert checkpoints(tmp_path), "the name is on disk before the service knows it"
         names.add(request.run)
         return send(request)
 
@@ -246,7 +246,7 @@ def test_a_run_that_dies_in_its_first_step_goes_on_under_its_name(tmp_path, serv
 
 
 @pytest.mark.parametrize("where", ["learner.train", "_exported", "log.step", "reporter.step", "puller"])
-def test_whatever_ends_a_run_leaves_what_it_learned(where, tmp_path, service, pool, monkeypatch):
+def test_whatever_ends_an_asynchronous_run_leaves_a_checkpoint(where, tmp_path, service, pool, monkeypatch):
     running = loop(config(tmp_path, steps=6, checkpoint_every=0), service, pool)
 
     def failing(effect):
@@ -272,13 +272,13 @@ def test_whatever_ends_a_run_leaves_what_it_learned(where, tmp_path, service, po
     state = restore_checkpoint(latest, learner)
     assert state.step == running.state.step >= 3
     assert {values["step"].item() for values in learner.optimiser.state.values()} == {state.step}, (
-        "updates that it holds"
+        "the checkpoint holds these updates"
     )
-    assert len(state.trained) == 3 * state.step, "the policy, and the groups that it was trained on"
+    assert len(state.trained) == 3 * state.step, "the checkpoint has the policy and the groups that it was trained on"
     assert all(torch.equal(t, learned[name]) for name, t in learner.policy.state_dict().items())
 
 
-def test_a_lease_that_ends_in_the_trainers_hands_is_no_second_training(tmp_path, service, pool):
+def test_a_lease_that_ends_while_it_is_held_causes_no_second_training(tmp_path, service, pool):
     settings = config(tmp_path, steps=6, checkpoint_every=0, max_staleness=2)
     running = loop(settings, service, pool)
     take_step = running._step
@@ -294,7 +294,7 @@ def test_a_lease_that_ends_in_the_trainers_hands_is_no_second_training(tmp_path,
     assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(18)}
     assert in_log(service.queue, "returned").total() > 0
     ended = in_log(service.queue, "acknowledged") + in_log(service.queue, "cancelled")
-    assert ended == trained_on(tmp_path), "each left the queue once"
+    assert ended == trained_on(tmp_path), "each group left the queue once"
 
 
 def test_dynamic_sampling_replaces_groups_that_teach_nothing(tmp_path, service):
@@ -308,7 +308,7 @@ def test_dynamic_sampling_replaces_groups_that_teach_nothing(tmp_path, service):
     assert sum(names.values()) == len(names) == 9
 
 
-def test_a_reward_that_raises_costs_its_completion_only(tmp_path, service):
+def test_a_reward_that_raises_costs_only_its_completion(tmp_path, service):
     with RewardsPool(toy_rewards.Failing, processes=1, timeout=30.0) as pool:
         running = loop(config(tmp_path, steps=3, completions=8), service, pool)
         running.run()
@@ -317,7 +317,7 @@ def test_a_reward_that_raises_costs_its_completion_only(tmp_path, service):
 
 
 @pytest.mark.parametrize("max_staleness", [0, 2])
-def test_groups_that_the_service_could_not_generate_are_told_replaced_and_never_trained_on(
+def test_groups_that_the_service_could_not_generate_are_logged_replaced_and_never_trained_on(
     tmp_path, pool, caplog, max_staleness
 ):
     service = QueueService(refuses=lambda index: index % 4 == 1)
@@ -338,7 +338,7 @@ def test_groups_that_the_service_could_not_generate_are_told_replaced_and_never_
     assert (status.waiting, status.finished, status.failed, status.leased) == (0, 0, 0, 0)
 
 
-def test_a_run_whose_groups_all_fail_ends_says_why_and_goes_on_when_the_cause_is_mended(tmp_path, pool):
+def test_a_run_whose_groups_all_fail_ends_says_why_and_resumes_when_the_cause_is_fixed(tmp_path, pool):
     service = QueueService(refuses=lambda index: True)
     settings = config(tmp_path, steps=3)
     running = loop(settings, service, pool)
@@ -352,7 +352,7 @@ def test_a_run_whose_groups_all_fail_ends_says_why_and_goes_on_when_the_cause_is
     assert trained_on(tmp_path) == {f"train-{i:09d}": 1 for i in range(9)}
 
 
-def test_failures_with_finished_groups_between_them_end_no_run(tmp_path, pool, monkeypatch):
+def test_failures_with_finished_groups_between_them_do_not_end_a_run(tmp_path, pool, monkeypatch):
     monkeypatch.setattr("rl_loop.loops.pulling.FAILED_IN_A_ROW", 3)
     service = QueueService(refuses=lambda index: index % 2 == 1)
     running = loop(config(tmp_path, steps=3), service, pool)
@@ -361,7 +361,7 @@ def test_failures_with_finished_groups_between_them_end_no_run(tmp_path, pool, m
     assert running.state.step == 3
 
 
-def test_failures_that_come_beside_a_finished_group_end_no_run(tmp_path, service, pool, monkeypatch):
+def test_failures_in_the_same_batch_as_a_finished_group_do_not_end_a_run(tmp_path, service, pool, monkeypatch):
     monkeypatch.setattr("rl_loop.loops.pulling.FAILED_IN_A_ROW", 3)
     running = loop(config(tmp_path), service, pool)
     puller = Puller(running.config, running.task, service, pool, "a", Ledger(0, [], []), int, int, 0)
@@ -372,7 +372,7 @@ def test_failures_that_come_beside_a_finished_group_end_no_run(tmp_path, service
         puller._leave_out(failed, beside_finished=False)
 
 
-def test_what_fails_for_good_ends_the_run(tmp_path, service, pool):
+def test_a_lasting_error_ends_the_run(tmp_path, service, pool):
     def refused(request):
         raise RolloutError(400, ErrorBody(error="no such prompt"))
 
@@ -390,7 +390,7 @@ def test_a_heartbeat_that_dies_ends_the_run(tmp_path, service, pool):
         loop(config(tmp_path, steps=1000, lease_seconds=1.1), service, pool).run()
 
 
-def test_a_run_is_told_that_its_groups_would_die_with_the_service(service, tmp_path, capsys):
+def test_a_run_is_warned_if_its_groups_would_die_with_the_service(service, tmp_path, capsys):
     warn_of_memory_queue(service, toys.config(tmp_path, mode="async"), Console())
     assert "--state" in capsys.readouterr().out
     warn_of_memory_queue(service, toys.config(tmp_path, mode="sync"), Console())
@@ -398,7 +398,7 @@ def test_a_run_is_told_that_its_groups_would_die_with_the_service(service, tmp_p
 
 
 def once(call, error):
-    """`call`, whose first call raises `error`."""
+    """`call`, but the first call raises `error`."""
     errors = [error]
 
     def called(*arguments):
@@ -410,7 +410,7 @@ def once(call, error):
 
 
 @pytest.mark.parametrize("status", [502, 503])
-def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, service, pool, monkeypatch, status):
+def test_a_run_begins_and_ends_although_the_service_restarts(tmp_path, service, pool, monkeypatch, status):
     monkeypatch.setattr("rl_loop.loops.retries.PAUSE", 0.01)
     for name in ("weights", "cancel_prompts"):
         starting = RolloutError(status, ErrorBody(error="starting"))
@@ -421,7 +421,7 @@ def test_a_run_begins_and_ends_through_a_service_that_starts_again(tmp_path, ser
 
 
 @pytest.mark.parametrize("status", [503, None])
-def test_prompts_are_sent_again_to_a_service_that_starts_as_its_queue_may_be_gone(tmp_path, monkeypatch, status):
+def test_prompts_are_sent_again_after_a_restart_since_the_queue_may_be_lost(tmp_path, monkeypatch, status):
     monkeypatch.setattr("rl_loop.loops.retries.PAUSE", 0.01)
     puller = Puller(config(tmp_path), None, None, None, "run", Ledger(0, [], []), int, int, 0)
     puller.resend = False

@@ -37,7 +37,7 @@ STEPS, CUT = 5, 3
 
 
 class CutOff(ReplaySource):
-    """A signal comes in the generation of the step after CUT, when its first group has arrived."""
+    """A signal comes during the generation of the step after CUT, when its first group has arrived."""
 
     def rollouts(self, batch, requests):
         for group in super().rollouts(batch, requests):
@@ -51,7 +51,7 @@ def optimiser_state(learner):
 
 
 def resumed(settings, model=toys.llama):
-    """As `training.make_learners` does it."""
+    """The learners as `training.make_learners` makes them."""
     latest = checkpoints(settings.output)[-1]
     learner = LocalLearner(settings, model())
     return learner, restore_checkpoint(latest, learner)
@@ -74,7 +74,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(model, tmp_path):
     recording = tmp_path / "recording"
     whole = toys.config(tmp_path / "whole", **changes)
     source = Recorder(toys.SamplingSource(toys.llama()), Recording(recording))
-    if model is toys.qwen3_next:  # the source's policy need not be the one that trains
+    if model is toys.qwen3_next:  # the source's policy may differ from the one that trains
         source.source.publish = lambda of, export, version, **_: version + 1
     uninterrupted = toys.loop(whole, LocalLearner(whole, model()), source)
     uninterrupted.run()
@@ -131,7 +131,7 @@ def test_a_checkpoint_is_a_hugging_face_model(tmp_path):
 
 
 def full_disk_at(step, name, monkeypatch):
-    """Files of this name find no room from that step on, as transformers and safetensors say it."""
+    """From that step on, files of this name find no room, with the errors of transformers and safetensors."""
     write = save_file
 
     def save(tensors, file, **named):
@@ -155,7 +155,7 @@ def full_disk_at(step, name, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimiser.safetensors", "state.json"])
-def test_a_full_disk_leaves_the_checkpoints_before_and_says_what_is_needed(name, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_earlier_checkpoints_and_says_how_much_room_is_needed(name, tmp_path, monkeypatch):
     settings = toys.config(tmp_path, steps=4, checkpoint_every=1, keep_checkpoints=1)
     learner = LocalLearner(settings, toys.llama())
     with monkeypatch.context() as full:
@@ -165,7 +165,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_says_what_is_needed(name,
         )
         with pytest.raises(NoRoom, match=needed):
             toys.loop(settings, learner, toys.SamplingSource(toys.llama())).run()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"], "whole, and no half"
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000002"], "complete checkpoints only"
     learner, state = resumed(settings)
     toys.loop(settings, learner, toys.SamplingSource(toys.llama()), state).run()
     whole = toys.config(tmp_path / "whole", steps=4)
@@ -174,7 +174,7 @@ def test_a_full_disk_leaves_the_checkpoints_before_and_says_what_is_needed(name,
     assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
 
 
-def test_what_a_checkpoint_takes_is_counted(tmp_path):
+def test_the_size_of_a_checkpoint_is_predicted(tmp_path):
     settings = toys.config(tmp_path, steps=1)
     learner = LocalLearner(settings, toys.llama())
     toys.loop(settings, learner, toys.SamplingSource(toys.llama())).run()
@@ -182,7 +182,7 @@ def test_what_a_checkpoint_takes_is_counted(tmp_path):
     assert checkpoint_bytes(learner, None) == pytest.approx(written, rel=0.1)
 
 
-def test_a_checkpoint_whose_removal_is_cut_off_is_none(tmp_path, monkeypatch):
+def test_a_checkpoint_whose_removal_was_cut_off_is_not_visible(tmp_path, monkeypatch):
     for step in range(3):
         folder = checkpoint_folder(tmp_path, step)
         folder.mkdir(parents=True)
@@ -203,7 +203,7 @@ def test_a_checkpoint_whose_removal_is_cut_off_is_none(tmp_path, monkeypatch):
 
 @pytest.fixture
 def with_head(tmp_path):
-    """A policy's folder with an MTP head."""
+    """The folder of a policy with an MTP head."""
     folder, policy = tmp_path / "policy", toys.qwen3_next()
     policy.config.num_nextn_predict_layers = 1
     policy.save_pretrained(folder)
@@ -213,7 +213,7 @@ def with_head(tmp_path):
 
 
 def trained_as_by_the_command(settings):
-    """A run of it, new or resumed."""
+    """A run of that policy, new or resumed."""
     state, (learner, _) = begin_state(settings), make_learners(settings)
     source = toys.SamplingSource(toys.llama())
     source.publish = lambda of, export, version, **_: version + 1
@@ -239,7 +239,7 @@ def test_checkpoints_carry_a_head_that_is_not_trained(one_file, with_head, tmp_p
     assert load_learner("mtp", latest, load_policy(latest)) is not None
 
 
-def test_a_policy_without_a_head_gets_none(tmp_path):
+def test_checkpoints_of_a_policy_without_a_head_have_none(tmp_path):
     toys.llama().save_pretrained(tmp_path / "policy")
     settings = toys.config(tmp_path / "run", model=str(tmp_path / "policy"), steps=1)
     trained_as_by_the_command(settings)

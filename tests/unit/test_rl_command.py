@@ -1,4 +1,4 @@
-"""`rl-loop train` as a command, against a service in miniature behind the real client's HTTP."""
+"""`rl-loop train` as a command, against a toy service behind the real client's HTTP."""
 
 import errno
 import json
@@ -32,7 +32,7 @@ MAX_MODEL_LEN = 64
 
 
 class MiniatureService:
-    """The routes that a trainer uses, over httpx.MockTransport."""
+    """The routes that a trainer uses, served by httpx.MockTransport."""
 
     def __init__(self):
         self.source = toys.SamplingSource(toys.llama())
@@ -136,13 +136,13 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
     assert {f.name for f in (output / "rollouts").iterdir()} == {"recording.json", *(f"{name}.jsonl" for name in names)}
     assert service.source.version == 3
     printed = capsys.readouterr().out
-    assert "alarm of the service, acceptance_fell: the acceptance rate fell" in printed
+    assert "the service raised alarm acceptance_fell: the acceptance rate fell" in printed
     assert "step 2" in printed
     assert "losslessness" in printed
     assert json.loads((output / "config.json").read_text())["token"] == "**********"
 
 
-def test_a_run_goes_on_and_another_one_is_not_written_over(service, flags, tmp_path, capsys):
+def test_a_run_resumes_and_does_not_overwrite_another_one(service, flags, tmp_path, capsys):
     assert train([*flags, "--steps", "1"]) == 0
     assert train(flags) == 1
     assert "--resume" in capsys.readouterr().err
@@ -150,14 +150,14 @@ def test_a_run_goes_on_and_another_one_is_not_written_over(service, flags, tmp_p
     assert [line["step"] for line in json_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2]
 
 
-def test_one_command_starts_goes_on_and_ends_whatever_there_is(service, flags, tmp_path):
+def test_one_command_starts_or_resumes_a_run(service, flags, tmp_path):
     output, always = tmp_path / "run", [*flags, "--steps", "2", "--resume"]
-    assert train([*always, "--steps", "1"]) == 0, "there is nothing"
+    assert train([*always, "--steps", "1"]) == 0, "there is no run yet"
     assert train(always) == 0
-    assert train(always) == 0, "it is done"
+    assert train(always) == 0, "the run is finished"
     for folder in checkpoints(output):  # as if killed before the first checkpoint
         shutil.rmtree(folder)
-    assert train(flags) == 1, "its metrics are there"
+    assert train(flags) == 1, "without --resume, the metrics of a run stop it"
     assert train(always) == 0
     assert [line["step"] for line in json_lines(output / "metrics.jsonl")] == [1, 2]
 
@@ -181,7 +181,7 @@ def test_a_signal_leaves_a_checkpoint_and_a_clear_message(signum, service, flags
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_service_that_stops_answering_leaves_a_checkpoint_and_says_how_long_was_waited(
+def test_a_service_that_stops_answering_ends_the_run_with_a_checkpoint_and_the_waiting_time(
     service, flags, tmp_path, capsys
 ):
     def third_hangs(asked=[]):  # noqa: B006  (it counts)
@@ -213,7 +213,7 @@ def test_whatever_ends_a_run_leaves_a_checkpoint(error, service, flags, tmp_path
     assert train([*flags, "--resume"]) == 0
 
 
-def test_a_checkpoint_that_cannot_be_left_does_not_hide_what_ended_the_run(service, flags, capsys, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_does_not_hide_what_ended_the_run(service, flags, capsys, monkeypatch):
     def refused(*_):
         raise ValueError("no such layout")
 
@@ -226,10 +226,10 @@ def test_a_checkpoint_that_cannot_be_left_does_not_hide_what_ended_the_run(servi
     service.on_rollouts = third_fails
     with pytest.raises(ZeroDivisionError):
         train(flags)
-    assert "no checkpoint of step 1 could be left: no such layout" in capsys.readouterr().out
+    assert "the checkpoint of step 1 was not written: no such layout" in capsys.readouterr().out
 
 
-def test_a_step_that_fails_between_two_updates_is_told_with_the_checkpoint(
+def test_the_checkpoint_message_mentions_a_step_that_failed_between_two_updates(
     service, flags, tmp_path, capsys, monkeypatch
 ):
     update, made = LocalLearner.forward_backward, []
@@ -247,10 +247,10 @@ def test_a_step_that_fails_between_two_updates_is_told_with_the_checkpoint(
 
 
 DEFAULTS = {"temperature": 0.6, "top_p": 0.95}
-"""transformers refuses to save these without `do_sample`"""
+"""sampling defaults that transformers refuses to save without `do_sample`"""
 
 
-def test_sampling_defaults_that_transformers_would_refuse_come_along_unchanged(service, flags, tmp_path):
+def test_sampling_defaults_that_transformers_would_refuse_are_copied_unchanged(service, flags, tmp_path):
     file = tmp_path / "model" / "generation_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | DEFAULTS))
     assert train([*flags, "--steps", "1"]) == 0
@@ -303,7 +303,7 @@ def test_a_refusal_of_the_service_is_passed_on(service, flags, tmp_path, capsys)
         (["--task.reward", "nowhere:f"], 2, "task.reward"),
     ],
 )
-def test_what_cannot_work_is_said_before_work_starts(more, code, named, service, flags, tmp_path, capsys):
+def test_what_cannot_work_is_reported_before_work_starts(more, code, named, service, flags, tmp_path, capsys):
     assert train([*flags, *more]) == code
     assert named in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
@@ -313,45 +313,45 @@ def test_what_cannot_work_is_said_before_work_starts(more, code, named, service,
 def test_rewards_that_all_fail_leave_a_checkpoint_and_say_why(processes, service, flags, tmp_path, monkeypatch, capsys):
     (tmp_path / "failing_rewards.py").write_text("def fail(response, entry):\n    raise LookupError('no such table')\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the file is written twice within its time's resolution
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the file changes within a timestamp's resolution
     monkeypatch.delitem(sys.modules, "failing_rewards", raising=False)
     more = ["--task.reward", "failing_rewards:fail", "--reward_processes", str(processes), "--evaluate_every", "0"]
     assert train([*flags, *more]) == 1
     assert [folder.name for folder in checkpoints(tmp_path / "run")] == ["step-000000"]
     said = capsys.readouterr().err
-    assert "rl-loop train: rewards failed until the last 16 groups had fewer than two left" in said
-    assert "LookupError: no such table. Mend the reward, and go on with --resume" in said
+    assert "rl-loop train: the last 16 groups had fewer than two rewards left, since rewards failed" in said
+    assert "LookupError: no such table. Correct the reward, and continue with --resume" in said
     (tmp_path / "failing_rewards.py").write_text("def fail(response, entry):\n    return len(response)\n")
     monkeypatch.delitem(sys.modules, "failing_rewards")
     assert train([*flags, *more, "--resume"]) == 0
 
 
 def with_overlong(tmp_path, folder="prompts.jsonl", places=(4,), count=10):
-    """The problems of `flags`, some of whose prompts leave no room for a response of 8 tokens in a context of 64."""
+    """The problems of `flags`. At `places`, prompts leave no room for a response of 8 tokens in a context of 64."""
     prompts = [("1+" * 40 if place in places else f"{place}+1=", place + 1) for place in range(count)]
     lines = [json.dumps({"prompt": prompt, "answer": str(answer)}) + "\n" for prompt, answer in prompts]
     (tmp_path / folder).write_text("".join(lines))
 
 
 def test_one_overlong_prompt_anywhere_in_the_file_is_refused_before_work_starts(service, flags, tmp_path, capsys):
-    for place in (0, 4, 9):  # the last one is held out
+    for place in (0, 4, 9):  # the last problem is held out
         with_overlong(tmp_path, places=(place,))
         assert train(flags) == 1
         [line] = capsys.readouterr().err.splitlines()
         assert line == (
-            "rl-loop train: task.overlong: 1 of 10 prompts are too long: of the served policy's max_model_len of 64, "
-            f"sampling.max_tokens of 8 leaves 56 tokens: {tmp_path / 'prompts.jsonl'}, line {place + 1} (81 tokens); "
-            "shorten the prompts, or leave them out with --task.overlong skip"
+            f"rl-loop train: task.overlong: 1 of 10 prompts are too long: {tmp_path / 'prompts.jsonl'}, "
+            f"line {place + 1} (81 tokens). The served policy's max_model_len is 64, and sampling.max_tokens is 8, so "
+            "a prompt may have 56 tokens; shorten the prompts, or leave them out with --task.overlong skip"
         )
         assert not (tmp_path / "run").exists()
 
 
-def test_held_out_prompts_that_no_evaluation_asks_for_are_not_looked_at(service, flags, tmp_path):
+def test_held_out_prompts_are_not_measured_without_evaluation(service, flags, tmp_path):
     with_overlong(tmp_path, places=(9,))
     assert train([*flags, "--evaluate_every", "0"]) == 0
 
 
-def test_a_file_of_overlong_prompts_alone_is_refused_also_where_they_are_skipped(service, flags, tmp_path, capsys):
+def test_a_file_of_only_overlong_prompts_is_refused_even_if_they_may_be_skipped(service, flags, tmp_path, capsys):
     with_overlong(tmp_path, places=range(10))
     assert train([*flags, "--task.overlong", "skip"]) == 1
     said = capsys.readouterr().err
@@ -359,11 +359,11 @@ def test_a_file_of_overlong_prompts_alone_is_refused_also_where_they_are_skipped
     assert "line 5 (81 tokens)" in said or " and 5 more" in said
 
 
-def test_overlong_prompts_are_skipped_and_counted_and_a_run_goes_on_past_them(service, flags, tmp_path, capsys):
+def test_overlong_prompts_are_skipped_and_counted(service, flags, tmp_path, capsys):
     with_overlong(tmp_path, places=(1, 4, 8))
     assert train([*flags, "--task.overlong", "skip", "--steps", "9", "--record_rollouts"]) == 0  # three epochs
     printed = capsys.readouterr().out
-    assert "task.overlong: skipping 3 of 9 prompts of train and 0 of 1 prompts of held_out: " in printed
+    assert "task.overlong: the run skips 3 of 9 prompts of train and 0 of 1 prompts of held_out: " in printed
     assert "line 9 (81 tokens)" in printed
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["prompts_skipped"] == 3
     replayed = ["--replay", str(tmp_path / "run" / "rollouts"), "--output", str(tmp_path / "replayed"), "--steps", "9"]
@@ -380,11 +380,11 @@ NO_SYSTEM = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exceptio
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (NO_SYSTEM, "chat template refuses the messages: no system role (its roles are system, user; see task.chat"),
+        (NO_SYSTEM, "no system role (the roles of its messages are system, user; see task.chat"),
         (None, "messages need a chat template, and the policy's tokenizer has none; give the prompt as text"),
     ],
 )
-def test_a_chat_that_the_policy_has_no_words_for_is_said_before_work_starts(
+def test_a_chat_that_the_policys_template_refuses_is_reported_before_work_starts(
     template, said, service, flags, tmp_path, capsys
 ):
     tokenizer = toys.character_tokenizer()
@@ -397,7 +397,7 @@ def test_a_chat_that_the_policy_has_no_words_for_is_said_before_work_starts(
     assert not (tmp_path / "run").exists()
 
 
-def test_an_endpoint_that_is_not_there_is_said(flags, capsys):
+def test_a_missing_endpoint_is_reported(flags, capsys):
     assert train([*flags, "--endpoint", "http://127.0.0.1:9"]) == 1
     message = capsys.readouterr().err
     assert "http://127.0.0.1:9" in message
@@ -411,7 +411,7 @@ def test_a_run_that_ends_lets_the_next_one_use_the_service(service, flags, tmp_p
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_a_run_that_a_signal_ends_lets_go_of_the_service(signum, service, flags):
+def test_a_run_that_a_signal_ends_releases_the_service(signum, service, flags):
     owners = []
     service.on_rollouts = lambda: owners.append(service.owner) or (len(owners) == 3 and os.kill(os.getpid(), signum))
     assert train(flags) == 128 + signum
@@ -419,20 +419,18 @@ def test_a_run_that_a_signal_ends_lets_go_of_the_service(signum, service, flags)
     assert service.owner is None
 
 
-def test_a_service_that_belongs_to_another_run_is_left_to_it_unless_it_is_to_be_taken_over(
-    service, flags, tmp_path, capsys
-):
+def test_a_run_refuses_a_service_of_another_run_unless_it_takes_over(service, flags, tmp_path, capsys):
     service.owner = "another-1"
     assert train(flags) == 1
     message = capsys.readouterr().err
     assert "the run 'another-1'" in message
     assert "--take_over" in message
-    assert not (tmp_path / "run").exists(), "nothing stands in the way of another try"
+    assert not (tmp_path / "run").exists(), "another try is possible"
     assert (service.source.version, service.owner) == (0, "another-1")
     assert train([*flags, "--take_over"]) == 0
 
 
-def test_a_run_that_is_taken_over_ends_with_a_checkpoint_says_so_and_goes_on_later(service, flags, tmp_path, capsys):
+def test_a_run_that_is_taken_over_ends_with_a_checkpoint_and_can_be_resumed(service, flags, tmp_path, capsys):
     asked = []
 
     def third_meets_another():
@@ -451,11 +449,11 @@ def test_a_run_that_is_taken_over_ends_with_a_checkpoint_says_so_and_goes_on_lat
     assert train([*flags, "--resume", "--take_over"]) == 0
 
 
-def test_a_killed_run_goes_on_under_its_name(service, flags, tmp_path):
+def test_a_killed_run_resumes_under_its_name(service, flags, tmp_path):
     owners = []
     service.on_rollouts = lambda: owners.append(service.owner)
     assert train([*flags, "--steps", "1"]) == 0
-    service.owner = owners[0]  # as one that was killed after this step leaves it
+    service.owner = owners[0]  # the state that a run leaves when it is killed after this step
     assert train([*flags, "--resume"]) == 0
     assert set(owners) == {owners[0]}
 
@@ -470,7 +468,7 @@ def test_a_deferred_signal_comes_after_the_section():
 
     with Interruption() as interruption, pytest.raises(Interrupted):
         section(interruption)
-    assert done, "the section was left whole"
+    assert done, "the section was completed"
 
 
 def test_the_package_needs_neither_vllm_nor_ray():

@@ -1,4 +1,4 @@
-"""The command line: what is wrong is named before anything loads."""
+"""The command line of `rl-loop train`: errors are named before anything loads."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_a_misspelt_name_in_the_file_is_an_error(tmp_path, capsys):
     assert "task.nmae" in capsys.readouterr().err
 
 
-def test_flags_go_over_the_demos_file():
+def test_flags_override_the_demos_file():
     flags = ["--config", str(DEMO), "--endpoint", "http://node:9000", "--steps", "3", "--tensorboard"]
     config = read_command_line(TrainConfig, "rl-loop train", flags)
     assert (config.endpoint, config.steps, config.tensorboard) == ("http://node:9000", 3, True)
@@ -105,7 +105,7 @@ def dry_run(capsys, *flags):
     return json.loads(capsys.readouterr().out)
 
 
-def test_dry_run_shows_what_the_loss_the_correction_and_the_mode_take(capsys):
+def test_dry_run_shows_the_defaults_of_the_loss_the_correction_and_the_mode(capsys):
     printed = dry_run(capsys)
     assert printed["loss"] == GRPO().model_dump()
     assert (printed["correction"]["kind"], printed["reward_processes"]) == ("truncated", 0)
@@ -118,7 +118,7 @@ def test_dry_run_shows_what_the_loss_the_correction_and_the_mode_take(capsys):
     assert (printed["correction"]["low"], printed["correction"]["high"]) == (0.5, 3.0)
 
 
-def test_help_says_each_losss_own_defaults(capsys):
+def test_help_lists_each_losss_own_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     printed = capsys.readouterr().out
@@ -132,7 +132,7 @@ def test_help_says_each_losss_own_defaults(capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--loss.kind", "gsp"], "loss.kind: no loss of the project's, and no package.module:function (got 'gsp')"),
+        (["--loss.kind", "gsp"], "loss.kind: must be a built-in loss or a package.module:function (got 'gsp')"),
         (["--loss", "dapo"], "loss: is a section; its kind is one of grpo, dr_grpo, dapo, gspo, cispo (got 'dapo')"),
         (["--loss.kind", "gspo", "--loss.clip_high", "-1"], "loss.clip_high: Input should be greater than or equal to"),
         (
@@ -146,11 +146,11 @@ def test_help_says_each_losss_own_defaults(capsys):
         (["--correction.kind", "icepop", "--correction.low", "6"], "correction.low: 6.0 must be below high, 5.0"),
         (
             ["--correction.proximal", "sampling"],
-            "correction.proximal: the sampling policy leaves this kind nothing to weigh: choo",
+            'correction.proximal: this kind has no effect with proximal = "sampling": choose another kind',
         ),
         (["--loss_average", "token"], "--loss_average: its name is loss.average now"),
         (["--drafter.kind", "mtp"], "--drafter.kind: its name is online_drafter.kind now"),
-        (["--mode", "async", "--reward_processes", "0"], "reward_processes: asynchronous training grades in processes"),
+        (["--mode", "async", "--reward_processes", "0"], "reward_processes: asynchronous training needs at least 1"),
         (["--reward_timeout", "5"], "reward_timeout: has no effect with reward_processes = 0"),
         (
             ["--dynamic_sampling_rounds", "5"],

@@ -18,7 +18,7 @@ from rl_loop.losses.corrections import correct
 from rl_loop.losses.shaping import overlong_penalty
 from rl_loop.reports.metrics import GradedGroup
 
-# Trained over sampling policy, token by token: the last two are of version 5, which is trained.
+# Ratios of the trained to the sampling policy, by token; the last two tokens are of version 5, which is trained.
 RATIOS = [4.0, 0.25, 1.5, 3.0, 1.0]
 VERSIONS = [3, 4, 4, 5, 5]
 
@@ -50,7 +50,7 @@ def weights(version=5, ratios=RATIOS, versions=VERSIONS, **fields):
         ({"kind": "none"}, None),
     ],
 )
-def test_weights_are_those_of_the_definition(fields, expected):
+def test_weights_follow_their_definition(fields, expected):
     found, _ = weights(**fields)
     assert found == (None if expected is None else pytest.approx(expected, rel=1e-5))
 
@@ -83,7 +83,7 @@ def test_overlong_responses_lose_reward_linearly(length, penalty):
     assert overlong_penalty(length, max_tokens=100, buffer=0) == 0.0
 
 
-def test_a_loss_brings_its_own_settings_and_given_ones_go_over_them():
+def test_a_loss_has_its_own_defaults_and_given_settings_override_them():
     plain = TrainConfig(model="m").loss
     assert (plain.kind, plain.clip_low, plain.clip_high, plain.average) == ("grpo", 0.2, 0.2, "token")
     dapo = TrainConfig(model="m", loss={"kind": "dapo", "clip_low": 0.1}).loss
@@ -101,7 +101,7 @@ def test_dapo_punishes_over_the_last_fifth_of_max_tokens():
         assert shaped_rewards(config, graded) == pytest.approx(rewards)
 
 
-def test_dynamic_sampling_fills_a_step_with_groups_that_teach(tmp_path):
+def test_dynamic_sampling_fills_a_step_with_groups_whose_rewards_differ(tmp_path):
     settings = toys.config(tmp_path, loss={"kind": "dapo"}, steps=2, sampling={"max_tokens": 20})
     source = toys.SamplingSource(toys.llama())
     loop = toys.loop(settings, LocalLearner(settings, toys.llama()), source, task=toy_rewards.HalfIndifferent())
@@ -110,10 +110,10 @@ def test_dynamic_sampling_fills_a_step_with_groups_that_teach(tmp_path):
         assert metrics.zero_variance_groups == 0
         assert metrics.groups_replaced > 0
         assert metrics.tokens == pytest.approx(metrics.response_length * 12), "three groups of four, as configured"
-    assert loop.state.position > 6, "prompts of groups that were left out are used up"
+    assert loop.state.position > 6, "the prompts of replaced groups are used up"
 
 
-def test_with_nothing_to_learn_anywhere_a_step_ends_all_the_same(tmp_path):
+def test_dynamic_sampling_ends_even_if_all_rewards_are_equal(tmp_path):
     class Indifferent(toys.CountLetterA):
         def reward(self, problem, response):
             return 0.5

@@ -1,9 +1,9 @@
-"""Random deaths of trainer and front on toys: what tests/integration/faults does with real processes, but often.
+"""Random deaths of trainer and front, with toys: like tests/integration/faults without real processes, but often.
 
     FAULTS=100 SEED=1 pytest tests/unit/test_rl_faults.py
 
-The trainer dies before or after one of its effects, the front between two requests or before it could answer one, with
-its queue in a file; leases end at any time. Everything but the engine is what runs in earnest.
+The trainer dies before or after one of its effects. The front dies between two requests or before it answers one. Its
+queue is in a file, and leases end at any time. All parts except the engine are the real ones.
 """
 
 import os
@@ -22,11 +22,11 @@ FAULTS, SEED = int(os.environ.get("FAULTS", "6")), int(os.environ.get("SEED", "1
 
 
 class Killed(BaseException):
-    """As kill -9: nobody catches it."""
+    """Like kill -9, nothing catches it."""
 
 
 class Front:
-    """The client of a service that dies and is started again. Its weights are kept, as in a state folder."""
+    """The client of a service that dies and restarts. The service keeps its weights, as in a state folder."""
 
     def __init__(self, file, generator):
         self.file, self.random, self.lock = file, generator, threading.RLock()
@@ -36,7 +36,7 @@ class Front:
     def restart(self):
         with self.lock:
             old = self.service
-            old.close()  # its thread; what it was generating is lost
+            old.close()  # ends the thread; the groups that it was generating are lost
             self.service = QueueService(self.file)
             for kept in ("source", "versions", "owner", "checksum"):
                 setattr(self.service, kept, getattr(old, kept))
@@ -49,7 +49,7 @@ class Front:
             if service.stopping.is_set():
                 raise httpx.ConnectError("the front is down")
             answer = getattr(service, name)(*arguments)
-            if self.random.random() < 0.01:  # it did what it was asked for, and died before it could say so
+            if self.random.random() < 0.01:  # the service did the work, and died before it answered
                 raise httpx.ReadError("the front died")
             return answer
 
@@ -57,7 +57,7 @@ class Front:
 
 
 def deadly(object_, name, generator, probability):
-    """Kill the trainer before or after one of its effects, at times."""
+    """Sometimes kill the trainer before or after one of its effects."""
     effect = getattr(object_, name)
 
     def call(*arguments, **keywords):
@@ -118,7 +118,7 @@ def test_nothing_is_lost_and_nothing_trained_on_twice_through_random_deaths(tmp_
     assert trained_on(settings.output) == groups
     assert in_log(queue, "accepted") == groups
     acknowledged, cancelled = in_log(queue, "acknowledged"), in_log(queue, "cancelled")
-    assert acknowledged + cancelled == groups, "all at the end, each once"
+    assert acknowledged + cancelled == groups, "in the end all, and each once"
     assert cancelled.total() < acknowledged.total() / 4
     assert front.service.versions == sorted(set(front.service.versions)), "versions only grow"
     assert [m.step for m in running.reporter.log.steps] == list(range(1, steps + 1))

@@ -1,4 +1,4 @@
-"""The learner against plain forwards of the same model, sequence by sequence."""
+"""The learner, compared with plain forward passes of the same model, sequence by sequence."""
 
 import pytest
 import rl_toys as toys
@@ -14,7 +14,7 @@ from rl_loop.learner.padding import padded_batches
 from rl_loop.learner.policy_learner import Example
 
 MODELS = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
-SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and the last share a prompt
+SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and last share a prompt
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def test_padded_batches_keep_the_budget_and_every_row_once(rollouts):
     batches = padded_batches(rollouts, 20)
     assert sorted(row for batch in batches for row in batch.rows) == list(range(len(rollouts)))
     assert all(batch.blocks[0].tokens_BT.numel() <= 20 for batch in batches)
-    assert len(padded_batches(rollouts, 1)) == len(rollouts), "a row longer than the budget goes alone"
+    assert len(padded_batches(rollouts, 1)) == len(rollouts), "a row longer than the budget is alone in its batch"
 
 
 def test_rows_share_a_block_until_their_padding_costs_more_than_another_batch():
     rollouts = [Rollout([1], [2] * length, []) for length in (399, 299, 249, 239, 9)]
     batches = padded_batches(rollouts, 10_000)
-    assert [batch.rows for batch in batches] == [[0, 1, 2], [3, 4]]  # 250 and 230 of padding; the fourth would make 410
+    assert [batch.rows for batch in batches] == [[0, 1, 2], [3, 4]]  # padding of 250 and 230; with a fourth row 410
     for batch in batches:
         assert (~batch.blocks[0].real_BT).sum() <= BATCH_COST
 
@@ -83,7 +83,7 @@ def test_microbatching_does_not_change_the_gradient(model, kl_coefficient, rollo
     scale = gradients[0].abs().max()
     assert scale > 0.0
     for other in gradients[1:]:
-        assert (other - gradients[0]).abs().max() <= 1e-5 * scale  # float32 sums in another order
+        assert (other - gradients[0]).abs().max() <= 1e-5 * scale  # float32 sums differ by their order
     assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
 
 
@@ -113,7 +113,7 @@ def test_gradient_checkpointing_does_not_change_the_gradient(model, rollouts, tm
     torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-5)
 
 
-def test_gradient_checkpointing_computes_every_layer_again_in_the_backward_and_only_there(rollouts, tmp_path):
+def test_gradient_checkpointing_computes_every_layer_again_only_in_the_backward_pass(rollouts, tmp_path):
     computed = []
     for checkpointing in (False, True):
         learner = LocalLearner(toys.config(tmp_path, gradient_checkpointing=checkpointing), toys.llama())
@@ -143,7 +143,7 @@ CHANGED_BY_TRAINING_MODE = {
 def test_the_first_update_trains_the_policy_that_was_scored(what, checkpointing, rollouts, tmp_path):
     torch.manual_seed(0)
     policy = AutoModelForCausalLM.from_config(CHANGED_BY_TRAINING_MODE[what]()).train()
-    torch.nn.init.normal_(policy.get_output_embeddings().weight, std=0.5)  # so that a small change of states shows
+    torch.nn.init.normal_(policy.get_output_embeddings().weight, std=0.5)  # so that small changes of states show
     learner = LocalLearner(toys.config(tmp_path, gradient_checkpointing=checkpointing), policy)
     old = [score.logprobs for score in learner.logprobs(rollouts)]
     advantages = [1.0, -1.0, 1.0, -1.0, 1.0]
@@ -158,7 +158,7 @@ def test_a_policy_without_layers_to_checkpoint_is_refused(tmp_path):
         recompute_layers(torch.nn.Linear(1, 1))
 
 
-def test_minibatches_and_epochs_update_as_often_as_they_say(rollouts, tmp_path):
+def test_minibatches_and_epochs_give_the_configured_number_of_updates(rollouts, tmp_path):
     learner = LocalLearner(toys.config(tmp_path, minibatches=2, epochs=3), toys.llama())
     learner.train(examples(learner, rollouts), step=0)
     assert learner.optimiser.state[next(learner.policy.parameters())]["step"].item() == 6
@@ -171,7 +171,7 @@ def test_the_learning_rate_warms_up(rollouts, tmp_path):
 
 
 @pytest.mark.parametrize(("temperature", "is_lossless"), [(1.0, True), (1.1, False)])
-def test_z_tells_samples_of_the_policy_from_those_at_a_wrong_temperature(temperature, is_lossless, tmp_path):
+def test_z_distinguishes_samples_of_the_policy_from_those_at_a_wrong_temperature(temperature, is_lossless, tmp_path):
     policy = toys.llama()
     drawn = toys.sample(policy, [1, 2, 3], n=400, max_tokens=30, temperature=temperature, seed=3)
     scores = LocalLearner(toys.config(tmp_path), policy).logprobs([Rollout([1, 2, 3], ids, lp) for ids, lp in drawn])
@@ -191,4 +191,4 @@ def test_pushed_tensors_are_those_of_save_pretrained(model, tmp_path):
 def test_pushed_tensors_have_the_dtype_that_the_service_wants(tmp_path):
     tensors = LocalLearner(toys.config(tmp_path), toys.qwen3_next()).export(torch.bfloat16)
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
-    assert any(".experts.1." in name for name in tensors), "an expert has tensors of its own"
+    assert any(".experts.1." in name for name in tensors), "each expert has its own tensors"

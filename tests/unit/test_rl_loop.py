@@ -1,4 +1,4 @@
-"""The synchronous loop on toys: what it reports, what it publishes, and that the reward goes up."""
+"""The synchronous loop with toys: what it reports, what it publishes, and that the reward goes up."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_the_reward_goes_up(tmp_path):
     assert log.steps[-1].reward > log.steps[0].reward + 0.2
 
 
-def test_a_step_is_reported_whole(tmp_path):
+def test_a_step_is_reported_completely(tmp_path):
     settings = toys.config(tmp_path, steps=2, evaluate_every=1, tensorboard=True)
     log = run(settings).reporter.log
     lines = list(json_lines(tmp_path / "metrics.jsonl"))
@@ -57,7 +57,7 @@ def test_a_step_is_reported_whole(tmp_path):
 
 
 def test_trainer_and_rollout_agree_when_the_source_samples_what_was_published(tmp_path):
-    stranger = toys.SamplingSource(toys.llama(seed=9))  # it began with other weights
+    stranger = toys.SamplingSource(toys.llama(seed=9))  # the source began with other weights
     settings = toys.config(tmp_path, steps=3, prompts_per_step=8, completions=8)
     loop = run(settings, stranger)
     for metrics in loop.reporter.log.steps:
@@ -70,7 +70,7 @@ def test_trainer_and_rollout_agree_when_the_source_samples_what_was_published(tm
 
 
 class Hot(toys.SamplingSource):
-    """Samples at another temperature than it was asked for."""
+    """A source that samples at another temperature than requested."""
 
     def rollouts(self, batch, requests):
         hot = [r.model_copy(update={"sampling": r.sampling.model_copy(update={"temperature": 3.0})}) for r in requests]
@@ -83,7 +83,7 @@ def test_an_alarm_is_raised_when_the_running_z_passes_its_limit(tmp_path, alarm)
         tmp_path, steps=3, prompts_per_step=16, completions=8, losslessness_limit=4.0, losslessness_alarm=alarm
     )
     policy = toys.llama()
-    policy.lm_head.weight.data *= 8.0  # unsure enough that the temperature shows
+    policy.lm_head.weight.data *= 8.0  # uncertain enough that the temperature shows
     loop = toys.loop(settings, LocalLearner(settings, policy), Hot(toys.llama()))
     alarms = []
     loop.reporter.alarm = alarms.append
@@ -97,14 +97,14 @@ def test_an_alarm_is_raised_when_the_running_z_passes_its_limit(tmp_path, alarm)
     assert abs(loop.state.losslessness.z) > 4.0
 
 
-def test_no_alarm_is_raised_when_the_policy_is_sampled(tmp_path):
+def test_no_alarm_is_raised_when_samples_follow_the_policy(tmp_path):
     settings = toys.config(
         tmp_path, steps=3, prompts_per_step=16, completions=8, losslessness_limit=4.0, losslessness_alarm="stop"
     )
     assert abs(run(settings).state.losslessness.z) < 4.0
 
 
-def test_a_source_that_keeps_old_weights_is_seen(tmp_path):
+def test_a_source_that_keeps_old_weights_is_detected(tmp_path):
     class Stale(toys.SamplingSource):
         def publish(self, of, export, version, **_):
             return version + 1
@@ -120,7 +120,7 @@ def test_versions_grow_past_those_the_service_has(tmp_path):
     source = toys.SamplingSource(toys.llama(), version=7)
     loop = run(toys.config(tmp_path, steps=2, evaluate_every=1), source)
     assert [m.version for m in loop.reporter.log.steps] == [8, 9]
-    assert [m.version for m in loop.reporter.log.evaluations] == [8, 9, 10], "evaluated is what trains next"
+    assert [m.version for m in loop.reporter.log.evaluations] == [8, 9, 10], "the policy that is evaluated trains next"
     assert source.version == 10
 
 
@@ -139,7 +139,7 @@ def test_groups_of_equal_reward_leave_the_policy_alone(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_reference_is_kept_apart_from_the_policy(tmp_path):
+def test_the_reference_does_not_change_with_the_policy(tmp_path):
     settings = toys.config(tmp_path, steps=2, kl_coefficient=0.1)
     learner = LocalLearner(settings, toys.llama(), toys.llama())
     loop = toys.loop(settings, learner, toys.SamplingSource(toys.llama()))

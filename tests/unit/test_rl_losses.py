@@ -60,7 +60,7 @@ def test_grpo_as_in_its_paper_is_the_mean_of_the_responses_means():
     assert result.loss.item() == pytest.approx(-(2.0 + (1.3 + 0.5 - 1.5 - 0.8) / 4) / 2, abs=1e-6)
 
 
-def test_dapo_clips_higher_than_it_clips_lower():
+def test_dapo_clips_at_a_wider_range_above_than_below():
     batch = loss_input(torch.tensor([1.27, 1.5, 0.5]), torch.tensor([1.0, 1.0, -1.0]))
     result = policy_loss(DAPO(), batch, Totals(3, 3, 10))
     # 1.27 is free, 1.5 becomes 1.28, and 0.5 with a negative advantage becomes 0.8
@@ -111,12 +111,12 @@ def test_weights_scale_their_tokens_terms():
 
 
 def reinforce(batch: LossInput, scale: float) -> LossTerms:
-    """A loss of the user's."""
+    """A custom loss."""
     terms_N = -scale * batch.advantages_N * batch.logprobs_N
     return LossTerms(terms_N, torch.zeros_like(terms_N, dtype=torch.bool))
 
 
-def test_a_loss_of_ones_own_is_a_function_with_its_options():
+def test_a_custom_loss_is_a_function_with_its_options():
     own = CustomLoss(kind=f"{__name__}:reinforce", options={"scale": 2.0}, average="sequence")
     result = policy_loss(own, loss_input(RATIOS, ADVANTAGES, lengths=[2, 3]), Totals(5, 2, 10))
     log_half, log_more = math.log(0.5), math.log(1.5)
@@ -128,10 +128,10 @@ def test_a_loss_of_ones_own_is_a_function_with_its_options():
     [
         ("no_such_module:f", {}, "loss.kind: no_such_module:f: No module named 'no_such_module'"),
         (f"{__name__}:f", {}, f"loss.kind: {__name__}:f: module '{__name__}' has no attribute 'f'"),
-        (f"{__name__}:reinforce", {}, "is called with a batch and loss.options: missing a required argument: 'scale'"),
+        (f"{__name__}:reinforce", {}, "must take a batch and loss.options: missing a required argument: 'scale'"),
     ],
 )
-def test_a_loss_of_ones_own_that_cannot_be_called_is_named(kind, options, said):
+def test_a_custom_loss_that_cannot_be_called_is_named(kind, options, said):
     with pytest.raises(CustomFunctionError, match=re.escape(said)):
         _ = CustomLoss(kind=kind, options=options).function
 

@@ -1,4 +1,4 @@
-"""Two trainers on one service: each trains on what its own policy sampled, or is told that another took over."""
+"""Two trainers on one service: each trains only on its own policy's samples, or ends because another took over."""
 
 import re
 import time
@@ -25,14 +25,14 @@ def service():
 
 
 def push_another(service, run="other", take_over=True, version=None):
-    """A second client pushes the policy times 0.8; as the next version, if not told which."""
+    """A second client pushes the policy times 0.8, by default as the next version."""
     with service.lock:
         weights = {name: tensor * 0.8 for name, tensor in service.source.model.state_dict().items()}
         service.push_weights("policy", weights, version or service.source.version + 1, run, take_over)
 
 
 def before_step(running, number, act):
-    """Have a loop `act` when it begins the step of that number, from 0."""
+    """Call `act` when a loop begins the step of that number, counted from 0."""
     take_step = running._step
 
     def step():
@@ -44,7 +44,7 @@ def before_step(running, number, act):
 
 
 def interrupted(running, step):
-    """The asynchronous loop until a signal at that step; its checkpoint is left, and its weights are nobody's."""
+    """Run the asynchronous loop until a signal at that step. It leaves a checkpoint and releases its weights."""
 
     def signal():
         raise Interrupted(2)
@@ -65,7 +65,7 @@ def resumed(settings, service, pool):  # noqa: F811
 # --- synchronous ---
 
 
-def test_tokens_of_another_runs_policy_end_a_synchronous_run_which_names_both_versions_and_both_runs(tmp_path, service):
+def test_tokens_of_another_runs_policy_end_a_synchronous_run_with_both_versions_and_runs_named(tmp_path, service):
     settings = toys.config(tmp_path, steps=5)
     running = toys.loop(settings, LocalLearner(settings, toys.llama()), EndpointSource(Ownership(service, "mine")))
     sample, asked = service.rollouts, []
@@ -81,7 +81,7 @@ def test_tokens_of_another_runs_policy_end_a_synchronous_run_which_names_both_ve
         running.run()
     for named in ("version 4 ", "version 3.", "'mine'", "'other'", "--take_over"):
         assert named in str(ended.value)
-    assert running.state.step == 2, "nothing of it was trained on"
+    assert running.state.step == 2, "no token of another run was trained on"
 
 
 def test_a_push_between_two_steps_is_refused_to_the_run_that_was_taken_over(tmp_path, service):
@@ -126,15 +126,15 @@ def service_versions(groups):
     return [s.version for g in groups for c in g.completions for s in c.weight_versions]
 
 
-def test_tokens_of_a_version_whose_push_is_refused_are_not_taken_for_the_runs_own(tmp_path, service, pool):  # noqa: F811
-    """Another run took the number that this one was about to push: only the answer to the push tells."""
+def test_tokens_of_a_version_whose_push_is_refused_do_not_count_as_the_runs_own(tmp_path, service, pool):  # noqa: F811
+    """Another run took the version that this run was about to push, which only the answer to the push shows."""
     running = loop(config(tmp_path, steps=1000), service, pool)
     push = service.push_weights
 
     def slow_push(of, tensors, version, run=None, take_over=False):
         if version == 3 and run != "other":
             push_another(service)  # as version 3
-            time.sleep(0.5)  # in which its tokens arrive
+            time.sleep(0.5)  # meanwhile its tokens arrive
         return push(of, tensors, version, run, take_over)
 
     service.push_weights = slow_push
@@ -155,7 +155,7 @@ def test_groups_that_another_run_sampled_meanwhile_are_generated_again_for_a_res
     foreign = service.source.version
     service.release_weights("other")
     deadline = time.monotonic() + 10
-    while service.queue.status().waiting and time.monotonic() < deadline:  # the others' policy samples them
+    while service.queue.status().waiting and time.monotonic() < deadline:  # the other run's policy samples them
         time.sleep(0.01)
     second = resumed(settings, service, pool)
     trained = []
@@ -179,12 +179,12 @@ def test_groups_that_the_run_itself_sampled_are_used_after_a_resume(tmp_path, se
     pushed = len(service.versions)
     second = resumed(settings, service, pool)
     second.run()
-    assert service.versions[pushed] == first._version(3), "no versions were left out"
+    assert service.versions[pushed] == first._version(3), "no version was skipped"
     assert second.ownership.run == first.ownership.run
     assert in_log(service.queue, "dropped").total() == 0
 
 
-def test_a_killed_run_goes_on_although_the_service_still_belongs_to_it(tmp_path, service, pool):  # noqa: F811
+def test_a_killed_run_resumes_on_the_service_that_it_still_owns(tmp_path, service, pool):  # noqa: F811
     settings = config(tmp_path, steps=8, checkpoint_every=3, max_staleness=2)
     first = loop(settings, service, pool)
 
@@ -204,7 +204,7 @@ def test_a_killed_run_goes_on_although_the_service_still_belongs_to_it(tmp_path,
 # --- what a run owns ---
 
 
-def test_a_run_takes_over_once_and_does_not_drive_out_whom_is_told_to_take_over_later(service):
+def test_a_run_takes_over_only_once_and_not_from_a_later_owner(service):
     push_another(service, "earlier")
     mine = Ownership(service, "mine", take_over=True)
     weights = toys.llama().state_dict()
@@ -215,13 +215,13 @@ def test_a_run_takes_over_once_and_does_not_drive_out_whom_is_told_to_take_over_
         mine.push("policy", weights, 4)
 
 
-def test_of_the_pushed_versions_a_checkpoint_holds_those_within_the_bound():
+def test_a_checkpoint_holds_the_pushed_versions_within_the_bound():
     ownership = Ownership(SimpleNamespace(), "a", pushed=[3, 4, 7, 8, 9])
     assert ownership.recent(max_staleness=2) == [7, 8, 9]
     assert ownership.recent(max_staleness=0) == [9]
 
 
-def test_a_runs_name_says_where_it_is_and_is_no_other_runs(tmp_path):
+def test_a_runs_name_has_its_folder_and_is_unique(tmp_path):
     first, second = new_run(tmp_path / "train"), new_run(tmp_path / "train")
     assert first != second
     assert re.fullmatch(r"train-\w{12}", first)

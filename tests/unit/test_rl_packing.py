@@ -1,4 +1,4 @@
-"""Packed micro-batches against padded ones: what a group shares changes neither values, nor gradients, nor features."""
+"""Packed micro-batches, compared with padded ones: sharing prompts changes no values, gradients or hidden states."""
 
 import pytest
 import rl_toys as toys
@@ -17,7 +17,7 @@ GROUPS = [(4, [3, 9, 1]), (7, [5, 2]), (2, [6])]  # length of the prompt, and of
 
 @pytest.fixture
 def rollouts() -> list[Rollout]:
-    """The groups' completions in turns, as a shuffled minibatch has them."""
+    """The groups' completions in turn, as in a shuffled minibatch."""
     torch.manual_seed(1)
     draw = lambda n: torch.randint(toys.VOCAB_SIZE, (n,)).tolist()  # noqa: E731
     groups = [[Rollout(p, draw(n), []) for n in lengths] for p, lengths in ((draw(n), of) for n, of in GROUPS)]
@@ -25,7 +25,7 @@ def rollouts() -> list[Rollout]:
 
 
 def logprobs_and_gradient(model, batches: list[MicroBatch], count: int) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """By rollout; the gradient of a sum in which each token has a weight of its own."""
+    """Values by rollout, and the gradient of a sum in which each token has its own weight."""
     by_row: list[torch.Tensor] = [torch.empty(0)] * count
     model.zero_grad()
     for batch in batches:
@@ -58,7 +58,7 @@ def test_packed_batches_keep_the_budget_and_take_group_by_group(rollouts):
     batches = packed_batches(rollouts, 25)
     assert [sorted(batch.rows) for batch in batches] == [[0, 3, 5], [1, 2, 4]]
     assert [len(batch.tokens_S) for batch in batches] == [17, 22]
-    assert len(packed_batches(rollouts, 1)) == len(rollouts), "a row longer than the budget goes alone"
+    assert len(packed_batches(rollouts, 1)) == len(rollouts), "a row longer than the budget is alone in its batch"
 
 
 def test_a_drafter_sees_the_hidden_states_of_a_forward_of_each_rollout(rollouts):

@@ -1,4 +1,4 @@
-"""The pusher: the newest policy reaches the service, whatever happens to single pushes."""
+"""The pusher: the newest policy reaches the service, even if single pushes fail."""
 
 import threading
 from types import SimpleNamespace
@@ -17,7 +17,7 @@ TENSORS = {"b.weight": torch.arange(6.0).reshape(2, 3), "a.weight": torch.ones(2
 
 
 class Service:
-    """Each push does what comes next in `script`; then pushes succeed."""
+    """Each push does the next thing in `script`. After the last, pushes succeed."""
 
     def __init__(self, *script):
         self.script, self.pushed = list(script), []
@@ -58,7 +58,7 @@ def push(monkeypatch):
         assert not pusher.is_alive()
 
 
-def test_versions_that_come_while_one_is_loaded_are_skipped_but_the_newest(push):
+def test_only_the_newest_of_the_versions_offered_during_a_push_is_pushed(push):
     service = Service()
     pusher = push(service)
     pusher.offer(1, TENSORS)
@@ -90,7 +90,7 @@ def test_a_refusal_is_final(push):
 
 
 @pytest.mark.parametrize(("run", "checksum", "ours"), [("a", None, True), ("a", "another", False), ("b", None, False)])
-def test_a_version_that_is_there_already_is_ours_if_its_run_and_its_bytes_are(push, run, checksum, ours):
+def test_a_version_already_in_service_counts_as_pushed_if_its_run_and_bytes_are_ours(push, run, checksum, ours):
     service = Service(refused(409))
     service.status = SimpleNamespace(version=1, checksum=checksum or tensors_checksum(TENSORS), run=run)
     service.go.set()
@@ -112,7 +112,7 @@ def test_a_service_that_lost_its_weights_gets_the_newest_again(push):
     assert service.pushed == [1, 1]
 
 
-def test_a_push_that_ends_while_the_service_is_asked_is_not_taken_for_lost(push):
+def test_a_push_that_ends_during_the_check_is_not_considered_lost(push):
     service = Service()
     service.go.set()
     pusher = push(service)

@@ -1,4 +1,4 @@
-"""Rewards that fail: what they cost is the same in both modes, and in this process and in others."""
+"""Rewards that fail: they cost the same in both modes, and in every process."""
 
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
@@ -31,7 +31,7 @@ POSITIONS = {
 
 @contextmanager
 def loop_with(mode, processes, positions, folder, **changes):
-    """A loop of one step, unless told otherwise, whose rewards fail at `positions`."""
+    """Run a loop, by default of one step, whose rewards fail at `positions`."""
     task = partial(FailingAt, positions)
     changes = {"steps": 1, "prompts_per_step": GROUPS, "completions": COMPLETIONS} | changes
     with ExitStack() as stack:
@@ -85,7 +85,7 @@ def test_a_run_whose_rewards_all_fail_ends_says_why_and_leaves_a_checkpoint(mode
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
-def test_lost_groups_with_others_between_them_end_no_run(mode, tmp_path):
+def test_lost_groups_with_others_between_them_do_not_end_a_run(mode, tmp_path):
     positions = [(index, completion) for index, completion in ALL if index % 4 > 0]
     running = run(mode, 1, positions, tmp_path, steps=6, prompts_per_step=1)
     assert running.state.step == 6
@@ -103,11 +103,11 @@ def test_an_evaluation_goes_on_without_failed_rewards_and_ends_the_run_when_ther
 
 
 @pytest.mark.parametrize("how", ["raise", "exit", "nan", "inf", "-inf"])
-def test_what_is_no_finite_number_fails_and_leaves_the_other_rewards(how, caplog):
+def test_a_reward_that_is_not_a_finite_number_fails_alone(how, caplog):
     rewards = RewardsHere(FailingAt([(0, 1)], how))
     values = [future.result() for future in rewards.submit(TaskProblem(entry={}), ["0.0", "0.1", "0.2"])]
     assert values == [0.0, None, 2.0]
-    assert "a reward raised and costs its completion" in caplog.text
+    assert "a reward raised, so its completion is left out" in caplog.text
     with RewardsPool(partial(FailingAt, [(0, 1)], how), processes=1, timeout=30.0) as pool:
         assert [f.result() for f in pool.submit(TaskProblem(entry={}), ["0.0", "0.1", "0.2"])] == [0.0, None, 2.0]
         assert pool.last_failure

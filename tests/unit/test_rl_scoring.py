@@ -29,11 +29,11 @@ def test_temperature_divides_the_logits():
 def test_top_k_then_top_p_renormalise_what_they_leave():
     assert kept_tokens(PROBABILITIES.log(), top_p=1.0, top_k=2).tolist() == [[True, True, False, False]]
     assert kept_tokens(PROBABILITIES.log(), top_p=0.7, top_k=0).tolist() == [[True, True, False, False]]
-    # of the three left by top-k, renormalised to 0.56, 0.28, 0.17, top-p 0.5 leaves one
+    # top-k leaves three, renormalised to 0.56, 0.28 and 0.17; top-p 0.5 leaves one of these
     assert kept_tokens(PROBABILITIES.log(), top_p=0.5, top_k=3).tolist() == [[True, False, False, False]]
     scores = score_tokens(PROBABILITIES.log(), torch.tensor([1]), top_k=2)
     assert scores.sampled_logprobs.item() == pytest.approx(math.log(1 / 3), abs=1e-6)
-    assert scores.logprobs.item() == pytest.approx(math.log(1 / 4), abs=1e-6), "what is trained is not cut"
+    assert scores.logprobs.item() == pytest.approx(math.log(1 / 4), abs=1e-6), "training uses no cut"
 
 
 def test_a_token_outside_the_recomputed_cut_stays_finite():

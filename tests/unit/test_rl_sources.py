@@ -1,4 +1,4 @@
-"""Sources: a batch in which single groups fail, live and recorded; recordings and logs whatever text they hold."""
+"""Sources: batches in which single groups fail, live and recorded; recordings and logs that hold any text."""
 
 import json
 import logging
@@ -19,7 +19,7 @@ SEPARATORS = "\u2028\u2029\x85\r\n"
 
 
 def failing(groups, fails):
-    """As the client gives the groups of a stream some of which failed: the error comes after the others."""
+    """Groups as the client yields them when some failed: the error comes after the other groups."""
     failed = []
     for group in groups:
         if fails(group.id):
@@ -66,7 +66,7 @@ def test_a_step_whose_groups_all_failed_ends_the_run(tmp_path):
     assert len(ended.value.failed) == 3
 
 
-def test_a_stream_that_could_not_be_finished_ends_the_run(tmp_path):
+def test_a_stream_that_cannot_be_finished_ends_the_run(tmp_path):
     class Dying(toys.SamplingSource):
         def rollouts(self, batch, requests):
             yield self._group(requests[0])
@@ -108,13 +108,13 @@ def test_a_recording_holds_any_text(tmp_path):
 
 
 @pytest.mark.parametrize("rest", [b'{"id": "a", "prompt_to\n', b"caf\xe9\n", b'{"id": "a"}\n'])
-def test_a_recording_that_is_none_is_named(rest, tmp_path):
+def test_a_recording_that_cannot_be_read_is_named(rest, tmp_path):
     (tmp_path / "batch.jsonl").write_bytes(rest)
     with pytest.raises(ReplayError, match=r"batch\.jsonl: "):
         list(ReplaySource(tmp_path).rollouts("batch", [GroupRequest(id="a", prompt="1")]))
 
 
-def test_logs_go_on_from_half_a_line_that_a_killed_run_left(tmp_path):
+def test_logs_continue_after_a_killed_run_left_half_a_line(tmp_path):
     run(toys.config(tmp_path, steps=2), toys.SamplingSource(toys.llama()))
     (tmp_path / "groups.jsonl").write_bytes(json.dumps({"step": 1, "groups": ["a"]}).encode() + b"\n")
     for name in ("metrics.jsonl", "groups.jsonl"):

@@ -1,4 +1,4 @@
-"""Tasks: prompts of two splits, answers found in responses, grading, and one's own reward."""
+"""Tasks: prompts of two splits, answers found in responses, grading, and custom rewards."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_an_unknown_dataset_or_parameter_is_named(changes, field):
         make_task(TaskConfig(**(CHAIN_SUM | changes)))
 
 
-def test_own_prompts_are_graded_by_their_value(tmp_path):
+def test_jsonl_answers_are_graded_by_value(tmp_path):
     entries = [{"prompt": f"What is {i} / 2?", "answer": f"{i}/2"} for i in range(20)]
     task = make_task(jsonl(tmp_path, entries, prompt_suffix=""))
     problem = task.prompt("train", 0)
@@ -78,19 +78,19 @@ def test_own_prompts_are_graded_by_their_value(tmp_path):
     assert {task.prompt("held_out", i).prompt for i in range(2)}.isdisjoint(train)
 
 
-def test_own_prompts_may_be_messages(tmp_path):
+def test_jsonl_prompts_may_be_messages(tmp_path):
     entries = [{"messages": [{"role": "user", "content": f"{i}?"}], "answer": str(i)} for i in range(2)]
     assert make_task(jsonl(tmp_path, entries)).prompt("train", 0).messages[0].content == "0?"
 
 
-def test_messages_under_the_name_of_a_prompt_are_messages(tmp_path):
+def test_messages_under_the_key_prompt_are_messages(tmp_path):
     chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1?"}]
     problem = make_task(jsonl(tmp_path, [{"prompt": chat, "answer": "1"}] * 2)).prompt("train", 0)
     assert problem.prompt is None
     assert [message.model_dump() for message in problem.messages] == chat
 
 
-def test_a_problem_says_where_it_comes_from(tmp_path):
+def test_a_problem_names_its_origin(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text('\n{"prompt": "0?", "answer": "0"}\n\n{"prompt": "1?", "answer": "1"}\n')
     task = make_task(TaskConfig(kind="jsonl", path=path))
@@ -110,7 +110,7 @@ def test_an_answer_that_its_grader_cannot_read_is_refused_with_its_line(held_out
     good.write_text('{"prompt": "2 / 4?", "answer": "1/2"}\n' * 2)
     bad.write_text('{"prompt": "1?", "answer": 1}\n{"prompt": "What is the capital?", "answer": "Paris"}\n')
     paths = {"path": good, "held_out_path": bad} if held_out else {"path": bad}
-    with pytest.raises(TaskError, match=r"bad\.jsonl, line 2: `answer` 'Paris' is no number or formula; task\.grader"):
+    with pytest.raises(TaskError, match=r"bad\.jsonl, line 2: `answer` 'Paris' is not a number or a formula; task\."):
         make_task(TaskConfig(kind="jsonl", grader="math", **paths))
 
 
@@ -141,7 +141,7 @@ def test_a_file_for_a_custom_reward_needs_no_answer_that_can_be_read(tmp_path):
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "line 1: `messages.0.content`: "),
     ],
 )
-def test_what_is_neither_text_nor_messages_is_named_in_one_line(entry, message, tmp_path):
+def test_a_prompt_that_is_neither_text_nor_messages_is_named_in_one_line(entry, message, tmp_path):
     with pytest.raises(TaskError, match=message) as refused:
         make_task(jsonl(tmp_path, [entry | {"answer": "1"}]))
     assert "\n" not in str(refused.value)
@@ -172,7 +172,7 @@ def test_a_custom_reward_that_cannot_be_loaded_is_named(path):
         ("import no_such_module\n", r"No module named 'no_such_module' \(.*{module}\.py, line 1\)"),
         ("import sys\n\nsys.exit('usage: ...')\n", r"SystemExit: usage: \.\.\. \(.*{module}\.py, line 3\)"),
         ("def other(): ...\n", "has no attribute 'reward'"),
-        ("def reward(response): ...\n", "is called with the response and the problem's entry: too many positional"),
+        ("def reward(response): ...\n", "must take the response and the problem's entry: too many positional"),
     ],
 )
 def test_a_reward_module_that_fails_when_it_is_imported_is_named_in_one_line(code, message, tmp_path, monkeypatch):

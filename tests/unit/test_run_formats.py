@@ -1,4 +1,4 @@
-"""Checkpoints and recordings say their format: those of before are read, others are refused in one line."""
+"""Formats of checkpoints and recordings: earlier ones are read, and others are refused in one line."""
 
 import json
 
@@ -15,7 +15,7 @@ from rl_loop.training import begin_state
 
 @pytest.fixture
 def settings(tmp_path):
-    """Of a run that is over, with a recording of its rollouts."""
+    """The output of a finished run, with a recording of its rollouts."""
     settings = toys.config(tmp_path / "run", steps=1)
     source = Recorder(toys.SamplingSource(toys.llama()), Recording(tmp_path / "run" / "rollouts"))
     toys.loop(settings, LocalLearner(settings, toys.llama()), source).run()
@@ -23,7 +23,7 @@ def settings(tmp_path):
 
 
 def rewrite(file, **changes):
-    """Fields of a JSON file; None removes one."""
+    """Change fields of a JSON file. None removes a field."""
     values = json.loads(file.read_text()) | changes
     file.write_text(json.dumps({name: value for name, value in values.items() if value is not None}))
 

@@ -1,4 +1,4 @@
-"""The draft length is the fastest for each batch size, follows acceptance with hysteresis, and never moves on noise."""
+"""Schedule: the fastest draft length for each batch size; it follows acceptance with hysteresis and ignores noise."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from drafters.schedule import (
     tokens_per_second,
 )
 
-# A step of 20 ms alone and 44 ms at 32, and what each draft adds: little alone, much at 32.
+# A step takes 20 ms alone and 44 ms at batch size 32. Each draft adds little alone, and much at 32.
 STEPS = [[0.020, 0.044], [0.022, 0.090], [0.024, 0.120], [0.026, 0.163]]
 COSTS = StepCosts(batch_sizes=[1, 32], seconds=STEPS, first=[[2 * s for s in row] for row in STEPS])
 
@@ -42,8 +42,8 @@ def test_the_choice_is_never_predicted_slower_than_drafting_nothing(rates, batch
     assert fastest >= tokens_per_second(COSTS, acceptance, batch, 0) * (1.0 - 1e-9)
 
 
-def test_of_two_lengths_that_are_predicted_alike_the_shorter_is_taken():
-    """Measured: Eagle3 on the padded policy, 16 streams; k = 3 ran 1.27 times as fast as no drafter, k = 4 1.20."""
+def test_the_shorter_of_two_lengths_with_similar_predictions_is_chosen():
+    """Measured: at 16 streams, Eagle3 on the padded policy was 1.27 times as fast with k = 3, and 1.20 with k = 4."""
     steps = [[0.0284], [0.0418], [0.0542], [0.0677], [0.0763], [0.0853]]
     costs = StepCosts(batch_sizes=[16], seconds=steps, first=steps)
     acceptance = [0.93, 0.87, 0.83, 0.59, 0.28]
@@ -62,18 +62,18 @@ def test_of_two_lengths_that_are_predicted_alike_the_shorter_is_taken():
         (0.0187, 0.0236, 0.72, 1),
     ],
 )
-def test_a_gain_in_steps_that_responses_would_not_show_is_not_taken(none, one, acceptance, chosen):
+def test_a_gain_too_small_to_show_in_responses_is_ignored(none, one, acceptance, chosen):
     costs = StepCosts(batch_sizes=[1], seconds=[[none], [one]], first=[[none], [one]])
     assert choose_drafts(costs, [acceptance], 1) == [chosen]
 
 
-def test_costs_are_linear_between_sizes_and_those_of_the_nearest_outside():
+def test_costs_are_interpolated_between_sizes_and_constant_outside():
     assert COSTS.at(1, 0) == 0.020
     assert COSTS.at(64, 3) == 0.163
     assert COSTS.at(16, 0) == pytest.approx(0.020 + 0.024 * 15 / 31)
 
 
-def test_another_length_must_promise_more_than_the_hysteresis():
+def test_another_length_is_chosen_only_if_its_gain_exceeds_the_hysteresis():
     costs = StepCosts(batch_sizes=[1], seconds=[[1.0], [1.5]], first=[[1.0], [1.5]])
     assert choose_drafts(costs, [0.70], 1) == [0]
     assert choose_drafts(costs, [0.80], 1) == [1]
@@ -93,13 +93,13 @@ def test_drafting_begins_at_one_threshold_and_ends_below_a_lower_one():
     assert threshold(100.0, 1) == pytest.approx(108.0)
 
 
-def test_a_shorter_draft_that_is_not_worth_drafting_is_not_taken_for_a_longer_one_that_is():
+def test_a_shorter_draft_below_the_threshold_does_not_replace_a_longer_one_above_it():
     assert choose_length([100.0, 114.0, 118.0], 0) == 2
     assert choose_length([100.0, 119.0, 122.0], 0) == 1
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=70))
-def test_ranges_say_what_the_list_says(drafts):
+def test_ranges_and_list_are_equivalent(drafts):
     ranges = to_ranges(drafts)
     check_ranges(ranges, 5)
     assert to_drafts(ranges, len(drafts)) == drafts
@@ -150,10 +150,10 @@ def test_a_position_that_is_not_drafted_keeps_its_own_rate():
     assert [second, third] == pytest.approx([0.9 * first, 0.81 * first])
 
 
-def test_drafts_cut_short_by_the_responses_end_do_not_lower_the_estimate():
+def test_drafts_that_the_end_of_a_response_cuts_short_do_not_lower_the_estimate():
     estimate = AcceptanceEstimate([0.8, 0.64, 0.512], 1)
     for _ in range(500):
-        estimate.observe([20, 10, 5], [16, 6, 3])  # half of those that go on have no room for one draft more
+        estimate.observe([20, 10, 5], [16, 6, 3])  # half of the responses that go on have no room for another draft
     assert estimate.by_position[1] / estimate.by_position[0] == pytest.approx(6 / 8, abs=0.01)
 
 
@@ -161,7 +161,7 @@ def test_the_schedule_changes_with_acceptance_and_stays_through_noise():
     live = LiveSchedule(COSTS, AcceptanceEstimate([0.9, 0.8, 0.7], 200), 32)
     before = live.ranges
     observe(live, [0.9, 0.8 / 0.9, 0.7 / 0.8], steps=600)
-    assert live.changes <= 2  # each edge between lengths may move by a size; without hysteresis 9 do
+    assert live.changes <= 2  # each boundary between lengths may move by one size; without hysteresis 9 move
     observe(live, [0.3, 0.3, 0.3], steps=1000)
     assert live.ranges != before
     assert sum(live.drafts) < sum(to_drafts(before, 32))

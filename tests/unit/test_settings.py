@@ -1,4 +1,4 @@
-"""A command's configuration: TOML, flags over it, and errors that name the field before anything starts."""
+"""A command's configuration: a TOML file, flags that override it, and errors that name the field before a start."""
 
 import codecs
 import json
@@ -35,7 +35,7 @@ def toml(tmp_path):
     return str(file)
 
 
-def test_flags_go_over_the_file_and_the_file_over_the_defaults(toml):
+def test_flags_override_the_file_and_the_file_overrides_the_defaults(toml):
     config = read_command_line(ServiceConfig, "launch", ["--config", toml, "--drafter.draft_tokens", "2"])
     assert (config.port, config.drafter.kind, config.drafter.draft_tokens) == (9000, "ngram", 2)
     assert config.engines == 1
@@ -82,7 +82,7 @@ def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, argume
     assert named in capsys.readouterr().err
 
 
-def test_a_value_that_vllm_refuses_is_said_to_be_of_the_argument():
+def test_a_value_that_vllm_refuses_is_reported_with_its_argument():
     config = ServiceConfig(model="m", engine={"vllm": {"block_size": 7}})
     with (
         pytest.raises(ValueError, match=r"engine\.vllm\.block_size: vLLM does not start with what is given: not 7"),
@@ -147,7 +147,7 @@ def test_an_unknown_name_in_the_file_is_an_error(tmp_path, capsys):
 
 
 def lines(config_type, arguments, capsys):
-    """What a wrong command line prints."""
+    """The lines that a wrong command line prints."""
     with pytest.raises(SystemExit) as stop:
         read_command_line(config_type, "command", arguments)
     assert stop.value.code == 2
@@ -166,17 +166,17 @@ def lines(config_type, arguments, capsys):
         (
             ["--learn", "1"],
             "--learn: there is no such flag",
-        ),  # no abbreviations: another flag would change their meaning
+        ),  # abbreviations are refused: a new flag could change their meaning
         (["--zzz", "1"], "--zzz: there is no such flag"),
         (["extra"], "'extra' belongs to no flag"),
         (["--config"], "argument --config: expected one argument"),
     ],
 )
-def test_a_misspelt_flag_is_one_line_with_the_nearest_names(arguments, said, capsys):
+def test_a_misspelt_flag_gives_one_line_with_the_nearest_names(arguments, said, capsys):
     assert lines(TrainConfig, ["--model", "m", *arguments], capsys) == [f"command: {said}"]
 
 
-def test_a_misspelt_field_of_the_file_is_one_line_with_the_nearest_names(tmp_path, capsys):
+def test_a_misspelt_field_of_the_file_gives_one_line_with_the_nearest_names(tmp_path, capsys):
     file = tmp_path / "wrong.toml"
     file.write_text(
         'model = "m"\nlearnin_rate = 1\n[sampling]\nsteps = 2\n[online_drafter.training]\nwhenn = "every"\n',
@@ -210,11 +210,11 @@ def test_a_misspelt_field_of_the_file_is_one_line_with_the_nearest_names(tmp_pat
         ),
     ],
 )
-def test_a_wrong_value_is_one_line_of_its_field_what_is_allowed_and_the_value(arguments, said, capsys):
+def test_a_wrong_value_gives_one_line_with_the_field_what_is_allowed_and_the_value(arguments, said, capsys):
     assert lines(ServiceConfig, ["--model", "m", *arguments], capsys) == [f"command: {said}"]
 
 
-def test_a_field_of_several_types_has_one_line(toml, capsys):
+def test_a_wrong_field_of_several_types_gives_one_line(toml, capsys):
     (said,) = lines(ServiceConfig, ["--config", toml, "--drafter.schedule", "5"], capsys)
     assert said.startswith("command: drafter.schedule: Input should be")
     assert said.endswith("(got [5])")
@@ -241,7 +241,7 @@ def test_a_byte_order_mark_is_legal(tmp_path):
         (None, "No such file or directory"),
     ],
 )
-def test_a_file_that_is_not_toml_is_said_in_one_line(content, said, tmp_path, capsys):
+def test_a_file_that_is_not_toml_gives_one_line(content, said, tmp_path, capsys):
     file = tmp_path / "wrong.toml"
     if content is not None:
         file.write_bytes(content)
@@ -262,7 +262,7 @@ def test_measuring_with_nothing_is_refused(config_type, arguments, said, capsys)
     assert printed.startswith(f"command: {said}")
 
 
-def test_a_section_that_refuses_a_field_says_the_fields_whole_name(capsys):
+def test_a_section_that_refuses_a_field_gives_the_fields_full_name(capsys):
     schedule = ["--drafter.kind", "mtp", "--drafter.schedule", "/nonexistent.json"]
     (said,) = lines(ServiceConfig, ["--model", "m", *schedule], capsys)
     assert said.startswith("command: drafter.schedule: /nonexistent.json: No such file or directory; give such a file")

@@ -1,4 +1,4 @@
-"""A small soak: what `tests/benchmarks/soak.py` does with a million groups. Times are left to it."""
+"""A small soak: what `tests/benchmarks/soak.py` does with a million groups, without judging times and memory."""
 
 import sqlite3
 import sys
@@ -17,10 +17,10 @@ def small_bounds(monkeypatch):
     monkeypatch.setattr("rollout_service.fleet.alarms.FALLS_KEPT", 70)
     monkeypatch.setattr("rollout_service.fleet.alarms.ALARMS_KEPT", 20)
     monkeypatch.setattr("rollout_service.fleet.pushes.DRAFTERS_KEPT", 40)
-    monkeypatch.setattr("rollout_service.fleet.pushes.locate", None)  # the soak's own is taken back with this
+    monkeypatch.setattr("rollout_service.fleet.pushes.locate", None)  # monkeypatch restores what the soak sets
 
 
-async def test_disk_and_what_is_kept_do_not_grow_with_what_has_passed_through(tmp_path, small_bounds):
+async def test_disk_and_stored_records_do_not_grow_with_the_number_of_groups(tmp_path, small_bounds):
     soak = Soak(tmp_path, engines=2)
     samples = await soak.run(groups=3000, versions=300)
     assert [sample.groups for sample in samples] == list(range(150, 3001, 150))
@@ -38,7 +38,7 @@ async def test_disk_and_what_is_kept_do_not_grow_with_what_has_passed_through(tm
     assert all(member.load == 0 for member in fleet.members)
 
 
-def test_growth_is_told():
+def test_growth_is_reported():
     flat = [Sample(i, 100.0, 10.0, {"send": 0.01}) for i in range(20)]
     assert growth(flat) == []
     for changes in ({"memory": 5.0}, {"disk": 1.0}, {"seconds": 0.002}):

@@ -1,4 +1,4 @@
-"""A service that starts: what it answers until its engines are in service, and a trainer that waits for it."""
+"""A starting service: its answers until its engines are in service, and a trainer that waits for it."""
 
 import socket
 import threading
@@ -34,7 +34,7 @@ def url_of(listener):
 
 
 def waiting(endpoint, tmp_path, seconds):
-    """What the trainer says when it gives up, and after how many seconds."""
+    """The trainer's error when it gives up, and after how many seconds it came."""
     settings = toys.config(tmp_path, endpoint=endpoint, ready_timeout=seconds)
     began = time.monotonic()
     with RolloutClient(endpoint) as client, pytest.raises(PreflightError) as ended:
@@ -54,13 +54,13 @@ def test_every_path_is_answered_with_503_and_when_to_try_again_until_the_engines
     assert float(answer.headers["retry-after"]) > 0
 
 
-def test_openais_routes_say_it_in_openais_form(starting, listener):
+def test_openais_routes_answer_503_in_openais_form(starting, listener):
     answer = httpx.get(url_of(listener) + "/v1/models", trust_env=False)
     assert answer.status_code == 503
     assert "starting" in answer.json()["error"]["message"]
 
 
-def test_a_connection_that_comes_after_it_waits_for_who_serves_next(starting, listener):
+def test_a_connection_during_the_handover_waits_for_the_real_server(starting, listener):
     url, served = url_of(listener), []
     with httpx.Client(trust_env=False) as client:
         assert client.get(url).status_code == 503
@@ -76,7 +76,7 @@ def test_a_connection_that_comes_after_it_waits_for_who_serves_next(starting, li
     assert [answer.status_code for answer in served] == [200]
 
 
-def test_a_request_in_the_middle_of_its_body_does_not_hold_up_the_service(starting, listener):
+def test_a_half_received_request_does_not_delay_the_service(starting, listener):
     with socket.create_connection(listener.getsockname()) as slow, socket.create_connection(listener.getsockname()):
         slow.sendall(b"POST /v1/weights/policy?version=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\nabc")
         assert slow.recv(1 << 16).startswith(b"HTTP/1.1 503")
@@ -85,7 +85,7 @@ def test_a_request_in_the_middle_of_its_body_does_not_hold_up_the_service(starti
         assert time.monotonic() - began < 5
 
 
-def test_a_trainer_waits_as_long_as_it_was_told_to_for_a_service_that_starts(starting, listener, tmp_path):
+def test_a_trainer_waits_ready_timeout_for_a_starting_service(starting, listener, tmp_path):
     message, seconds = waiting(url_of(listener), tmp_path, 1.5)
     assert "starting" in message
     assert 1.5 <= seconds < 5

@@ -1,4 +1,4 @@
-"""The state folder and the shared-memory folder: one owner, nothing half-written, nothing left by the killed."""
+"""The state folder and the shared-memory folder: one owner, no half-written file, and no file of a killed service."""
 
 import re
 import subprocess
@@ -13,7 +13,7 @@ from rollout_service.transports import folder as folders
 from rollout_service.weights.state_folder import StateFolder
 
 
-def test_one_service_at_a_time_has_it(tmp_path):
+def test_one_service_at_a_time_owns_the_state_folder(tmp_path):
     state = StateFolder(tmp_path / "state")
     with pytest.raises(ValueError, match="belongs to a service that is running"):
         StateFolder(tmp_path / "state")
@@ -21,7 +21,7 @@ def test_one_service_at_a_time_has_it(tmp_path):
     StateFolder(tmp_path / "state").close()
 
 
-def test_a_kept_version_is_whole_and_earlier_ones_are_forgotten(tmp_path):
+def test_a_kept_version_is_complete_and_earlier_ones_are_removed(tmp_path):
     state, file = StateFolder(tmp_path / "state"), tmp_path / "w"
     for version in (2, 10):
         file.write_bytes(bytes([version]) * 100)
@@ -45,7 +45,7 @@ def test_a_kept_version_has_its_run_and_a_forgotten_one_leaves_nothing(tmp_path,
     state.keep("policy", 2, file, "earlier")
     state.keep("policy", 3, file, run)
     state.keep("policy", 4, file, run)
-    state.keep("policy", 4, file)  # pushed again, by nobody
+    state.keep("policy", 4, file)  # pushed again, without a run
     assert [state.owner("policy", version) for version in (2, 3, 4)] == ["earlier", run, None]
     state.forget_all_but("policy", 3)
     assert {kept.name for kept in state.weights.iterdir()} == {"policy-3.safetensors", "policy-3.json"}

@@ -1,6 +1,6 @@
-"""Stored formats: what a service left is read whole by the next one, or refused in one line before an engine starts.
+"""Stored formats: the next service reads all that a service left, or refuses it in one line before an engine starts.
 
-tests/unit/stored/queue-1.sql is a queue of format 1, with every field of what is stored.
+tests/unit/stored/queue-1.sql is a queue of format 1 that has every stored field.
 `python tests/unit/test_stored_formats.py` writes the file of the present FORMAT.
 """
 
@@ -37,7 +37,7 @@ RAISE = (
 )
 ADD = "queues of before can be read, and the new field is not tested: run `python tests/unit/test_stored_formats.py`"
 NEVER_STORED = {"prompt", "messages"}
-"""fields of a group that admission replaces by token ids"""
+"""fields of a group that admission replaces with token ids"""
 DEMO = Path(__file__).resolve().parents[2] / "deploy" / "demo" / "models" / "policy"
 
 
@@ -66,7 +66,7 @@ def result(group):
 
 
 def misread(bodies):
-    """The first of the stored (type, text) that would not be read as it was written, and why."""
+    """The first stored (type, text) that would not be read as it was written, and the reason."""
     for kind, body in bodies:
         try:
             read = kind.model_validate_json(body, extra="forbid")
@@ -118,7 +118,7 @@ def change(file, *statements):
 
 
 def stored(kept):
-    """(type, text) of every wire type in the database."""
+    """Every wire type in the database, as (type, text)."""
     requests = kept.execute("SELECT body FROM requests").fetchall()
     results = kept.execute("SELECT state, body FROM groups JOIN results USING (arrival)").fetchall()
     return [(GroupRequest, body) for (body,) in requests] + [
@@ -127,7 +127,7 @@ def stored(kept):
 
 
 def unset(value):
-    """Fields that nobody gave, of a model and of those in it."""
+    """Fields of a model, and of the models in it, that were not set."""
     if isinstance(value, list):
         return set().union(*map(unset, value))
     if not isinstance(value, BaseModel):
@@ -148,7 +148,7 @@ def test_the_kept_queue_has_every_field_that_is_stored():
     assert missing == {f"GroupRequest.{field}" for field in NEVER_STORED}, ADD
 
 
-def test_a_kept_queue_goes_on(kept):
+def test_a_kept_queue_is_used_again(kept):
     queue = BatchQueue(kept, capacity=9, disk_mib=1)
     states = ("waiting", "finished", "failed", "leased", "acknowledged")
     assert [getattr(queue.status(), state) for state in states] == [1] * 5
@@ -162,7 +162,7 @@ def test_a_kept_queue_goes_on(kept):
 
 
 @pytest.mark.parametrize("number", [0, database.FORMAT])
-def test_a_queue_of_before_formats_had_numbers_is_read_and_numbered(kept, number):
+def test_a_queue_from_before_formats_had_numbers_is_read_and_numbered(kept, number):
     change(kept, f"PRAGMA user_version = {number}")
     queue = BatchQueue(kept, capacity=9, disk_mib=1)
     assert queue.status().waiting == 1
@@ -190,7 +190,7 @@ def test_a_queue_of_another_format_is_refused_in_a_line_and_left_as_it_is(kept, 
 
 @pytest.fixture
 def folder(tmp_path):
-    """A state folder as format 1 has it."""
+    """A state folder of format 1."""
     (tmp_path / "state" / "weights").mkdir(parents=True)
     for name, text in {
         "format": "1\n",
@@ -238,7 +238,7 @@ def test_a_state_folder_of_another_format_is_refused_in_a_line_and_left_as_it_is
     assert sorted({*folder.rglob("*")} - {folder / "lock"}) == before
 
 
-def test_a_service_refuses_it_before_an_engine_starts(tmp_path, capsys):
+def test_a_service_refuses_another_format_before_an_engine_starts(tmp_path, capsys):
     from rollout_service.serve import launch
 
     StateFolder(tmp_path).close()

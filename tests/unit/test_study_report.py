@@ -1,4 +1,4 @@
-"""The study's report says what its figures say, and where they differ from the large run's."""
+"""The study's report agrees with its figures, and says where they differ from the large run's."""
 
 import json
 import sys
@@ -50,7 +50,7 @@ def written(tmp_path):
     return write
 
 
-def test_gains_like_the_large_runs_are_said_to_be_alike(written):
+def test_gains_like_those_of_the_large_run_are_called_similar(written):
     text = written([1.0, 1.2, 1.5, 1.3], own=3.0, other=2.0)
     assert "mtp: fastest with 2 draft tokens (1.50x); longest acceptance with 3" in text
     assert "As in the large run, the best drafter is faster than none" in text
@@ -64,7 +64,7 @@ def test_parts_that_need_problems_ask_for_a_task():
         StudyConfig(model="m", prompts=Path("p"), drafters=[{"kind": "mtp"}], parts=["initialisation"])
 
 
-def test_what_behaves_otherwise_is_said_plainly(written):
+def test_different_behaviour_is_reported_plainly(written):
     text = written([1.0, 0.7, 0.8, 0.9], own=2.0, other=2.5)
     assert "Unlike in the large run, no drafter is faster than none" in text
     assert "Unlike there, the longest draft is the fastest" in text

@@ -1,11 +1,11 @@
-"""A task that must not end while the service runs."""
+"""Background tasks of the service, which must not end while it runs."""
 
 import asyncio
 
 from rollout_service.fleet.kept_running import kept_running
 
 
-async def test_work_that_ends_with_an_error_is_loud_and_begins_again(monkeypatch, caplog):
+async def test_work_that_ends_with_an_error_is_logged_and_begins_again(monkeypatch, caplog):
     monkeypatch.setattr("rollout_service.fleet.kept_running.AGAIN_AFTER", 0.0)
     begun, third = [], asyncio.Event()
 
@@ -24,4 +24,4 @@ async def test_work_that_ends_with_an_error_is_loud_and_begins_again(monkeypatch
     assert "KeyError: 'error 1'" in caplog.text
     task.cancel()
     await asyncio.wait({task})
-    assert task.cancelled(), "being told to stop is no error"
+    assert task.cancelled(), "a task that is told to stop logs no error"

@@ -1,4 +1,4 @@
-"""What is pushed is safetensors, written and read without a copy, and its checksum is that of the bytes used."""
+"""Pushed bytes: safetensors, written and read without a copy, with a checksum of the bytes that are used."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_safetensors_reads_what_is_written(tmp_path):
     assert same(load_file(written(TENSORS, tmp_path)), TENSORS)
 
 
-def test_what_safetensors_wrote_is_mapped_as_it_is(tmp_path):
+def test_a_file_that_safetensors_wrote_is_mapped_unchanged(tmp_path):
     contiguous = {name: tensor.contiguous() for name, tensor in TENSORS.items()}
     save_file(contiguous, tmp_path / "theirs", metadata={"format": "pt"})
     tensors, checksum = map_tensors(tmp_path / "theirs")
@@ -45,8 +45,8 @@ def test_what_safetensors_wrote_is_mapped_as_it_is(tmp_path):
     assert checksum == file_checksum(tmp_path / "theirs")
 
 
-def test_tensors_that_lie_askew_are_read_too(tmp_path):
-    """Nobody has to align: here the header is one byte longer, and the file with it."""
+def test_unaligned_tensors_are_read_too(tmp_path):
+    """Files need not be aligned: here the header, and so the file, is one byte longer."""
     data = written(TENSORS, tmp_path).read_bytes()
     length = int.from_bytes(data[:8], "little")
     askew = (length + 1).to_bytes(8, "little") + data[8 : 8 + length] + b" " + data[8 + length :]
@@ -77,7 +77,7 @@ def test_every_tensor_begins_where_its_dtype_can_be_read(tmp_path):
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_a_spare_file_is_written_over_and_cut_to_size(size, tmp_path):
+def test_a_spare_file_is_overwritten_and_cut_to_size(size, tmp_path):
     spare = spare_file(tmp_path, "policy")
     spare.write_bytes(b"x" * size)
     memory = spare.stat().st_ino

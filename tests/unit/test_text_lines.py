@@ -1,4 +1,4 @@
-"""Lines end at a line feed alone, text is UTF-8, and an error names the file, the line and what to do."""
+"""Lines of text: they end only at a line feed, text is UTF-8, and errors name the file, the line and what to do."""
 
 import ast
 import json
@@ -16,7 +16,8 @@ from rollout_service.evaluation import prompts
 
 ROOT = Path(__file__).resolve().parents[2]
 SEPARATORS = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r"]
-"""where `str.splitlines` or universal newlines end a line, and JSON lines do not; JSON escapes those below 0x20"""
+"""characters at which `str.splitlines` or universal newlines end a line and JSON lines do not; JSON escapes those
+below 0x20"""
 
 
 @pytest.fixture(params=SEPARATORS, ids=ascii)
@@ -51,7 +52,7 @@ def test_problems_samples_and_prompts_may_hold_separators(separator, tmp_path, m
     assert found == [tokenizer.encode(text)]
 
 
-def test_carriage_returns_a_byte_order_mark_and_blank_lines_are_no_part_of_the_values(tmp_path):
+def test_carriage_returns_a_byte_order_mark_and_blank_lines_are_not_part_of_the_values(tmp_path):
     file = tmp_path / "windows.jsonl"
     file.write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n\r\n{"a": 2}\r\n')
     assert list(json_lines(file)) == [{"a": 1}, {"a": 2}]
@@ -69,7 +70,7 @@ def test_carriage_returns_a_byte_order_mark_and_blank_lines_are_no_part_of_the_v
     ],
     ids=["latin1", "first-half", "second-half", "no-json"],
 )
-def test_a_line_that_is_no_text_is_named_with_its_file(line, message, tmp_path):
+def test_a_line_that_is_not_text_is_named_with_its_file(line, message, tmp_path):
     file = tmp_path / "bad.jsonl"
     file.write_bytes(b'{"prompt": "1", "answer": "1", "response": "2"}\n' + line + b"\n")
     with pytest.raises(TaskError, match=re.escape(message)) as task_error:

@@ -1,4 +1,4 @@
-"""`make test-TOPIC` is there for every topic that a test may have."""
+"""Topics: `make test-TOPIC` exists for every topic that a test may have."""
 
 from pathlib import Path
 

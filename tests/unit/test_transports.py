@@ -1,5 +1,4 @@
-"""Whatever the transport, the service holds the bytes that the trainer sent, and what the trainer does later is its own
-matter."""
+"""Transports: the service holds the bytes that the trainer sent, whatever the trainer does later."""
 
 import pytest
 import torch
@@ -41,7 +40,7 @@ def status_of(weights_folder):
     return WeightsStatus(policy=status, drafter=None, dtype="float32", shared_memory=str(weights_folder.path))
 
 
-async def test_what_is_adopted_is_what_was_sent_and_stays_when_the_push_is_over(sender, weights_folder):
+async def test_the_received_bytes_are_those_sent_and_stay_after_the_push(sender, weights_folder):
     with sender.send("policy", PARTS) as sent:
         receiver = transports.receiver(sent.content_type, weights_folder)
         update = await receiver.adopt("policy", body(sent), sent.checksum, LIMIT)
@@ -52,13 +51,13 @@ async def test_what_is_adopted_is_what_was_sent_and_stays_when_the_push_is_over(
     ], "the trainer's own file is gone"
 
 
-async def test_a_sender_that_says_no_checksum_has_it_reckoned(sender, weights_folder):
+async def test_the_service_computes_a_checksum_that_the_sender_left_out(sender, weights_folder):
     with sender.send("policy", PARTS) as sent:
         update = await transports.receiver(sent.content_type, weights_folder).adopt("policy", body(sent), None, LIMIT)
     assert update.checksum == tensors_checksum(TENSORS)
 
 
-async def test_a_push_that_fails_leaves_nothing_of_the_trainers(sender, weights_folder):
+async def test_a_failed_push_leaves_no_file_of_the_trainer(sender, weights_folder):
     with pytest.raises(RuntimeError), sender.send("policy", PARTS):
         raise RuntimeError
     assert {file.name for file in weights_folder.path.iterdir()} == {"owner", "token"}
@@ -70,7 +69,7 @@ async def test_a_body_of_other_bytes_is_refused_and_deleted(weights_folder):
     assert {file.name for file in weights_folder.path.iterdir()} == {"owner", "token"}
 
 
-def test_a_push_goes_through_shared_memory_on_the_services_machine_alone(weights_folder):
+def test_a_push_uses_shared_memory_only_on_the_services_machine(weights_folder):
     service = status_of(weights_folder)
     assert isinstance(transports.sender(service), SharedMemorySender)
     (weights_folder.path / "token").write_text("of another machine's service, by chance at the same path")

@@ -1,4 +1,4 @@
-"""A field that the chosen kind or device does not read is refused, not ignored."""
+"""Unread fields: a field that the chosen kind or device does not read is an error."""
 
 import pytest
 
@@ -83,7 +83,7 @@ def lines(command, flags, capsys):
         ),
     ],
 )
-def test_what_has_no_effect_is_one_line(command, flags, said, capsys):
+def test_a_field_without_effect_gives_one_line(command, flags, said, capsys):
     (line,) = lines(command, flags, capsys)
     assert line.startswith(f"command: {said}")
 
@@ -91,12 +91,12 @@ def test_what_has_no_effect_is_one_line(command, flags, said, capsys):
 @pytest.mark.parametrize(
     ("config_type", "fields"), [(CompareConfig, {"prompts": __file__}), (AuditConfig, {})], ids=["compare", "audit"]
 )
-def test_measured_drafters_are_judged_alike(config_type, fields):
+def test_drafters_to_be_measured_are_checked_in_the_same_way(config_type, fields):
     with pytest.raises(ValueError, match=r"drafter\.model: has no effect with kind = 'ngram'"):
         config_type(model="m", drafters=[{"kind": "ngram", "model": "x"}], **fields)
 
 
-def test_the_device_that_auto_finds_is_judged_before_engines_start(monkeypatch):
+def test_the_device_that_auto_finds_is_checked_before_engines_start(monkeypatch):
     monkeypatch.setattr("rollout_service.fleet.resources.gpus", lambda: 1)
     config = ServiceConfig(model="m", engine={"cores": 1})
     check_machine(config, "cpu", turns=1)
@@ -104,7 +104,7 @@ def test_the_device_that_auto_finds_is_judged_before_engines_start(monkeypatch):
         check_machine(config, "cuda")
 
 
-def test_a_drafter_is_turned_off_by_its_kind_alone():
+def test_a_drafter_is_turned_off_only_by_its_kind():
     drafter = make_drafter(DrafterConfig(kind="none", model="x", prompt_lookup_max=9, draft_tokens=5))
     assert drafter.speculative_config() is None
 

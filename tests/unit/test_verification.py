@@ -1,4 +1,4 @@
-"""Verification is lossless: its law, enumerated over all drafts, is the target's; and the sampler follows its law."""
+"""Verification is lossless: its distribution, enumerated over all drafts, is the target's; the sampler follows it."""
 
 import itertools
 
@@ -79,7 +79,7 @@ def cut_to_top_p(weights, prefix):
 
 
 def pairs(vocab, depth):
-    """(target, drafter) by what is special about them."""
+    """Pairs of target and drafter, named by what is special about them."""
     p, q = random_tree(vocab, depth, 1), random_tree(vocab, depth, 2)
     return {
         "random": (p, q),
@@ -98,8 +98,8 @@ def pairs(vocab, depth):
 
 
 def law(target, draft, k, method, deterministic=False):
-    """The exact distribution of the first k + 1 tokens when one verification is followed by plain sampling, computed
-    from the two functions that `verify` draws by: `survival` and `residual`."""
+    """The exact distribution of the first k + 1 tokens if plain sampling follows one verification. It is computed from
+    `survival` and `residual`, the two functions that `verify` draws by."""
     drafted = [x for x in itertools.product(range(target.vocab), repeat=k) if draft.probability(x) > 0.0]
     rows = [(x[:i], x[i]) for x in drafted for i in range(k)]
     target_NV = torch.stack([target.of[prefix] for prefix, _ in rows])
@@ -135,7 +135,7 @@ CASES = [(name, k) for name in pairs(3, 0) for k in (1, 2, 3)]
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("name", "k"), CASES)
-def test_the_law_over_whole_sequences_is_the_targets(name, k, method):
+def test_the_distribution_over_whole_sequences_is_the_targets(name, k, method):
     target, draft = pairs(3, k)[name]
     found, _, _ = law(target, draft, k, method)
     assert worst_error(target, found) < 1e-9
@@ -143,7 +143,7 @@ def test_the_law_over_whole_sequences_is_the_targets(name, k, method):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("k", [1, 2, 3])
-def test_deterministic_drafts_are_the_one_hot_case(k, method):
+def test_deterministic_drafts_equal_one_hot_distributions(k, method):
     target, draft = pairs(4, k)["one-hot drafter"]
     found, accepted, _ = law(target, draft, k, method, deterministic=True)
     assert worst_error(target, found) < 1e-9
@@ -162,13 +162,13 @@ def test_block_verification_accepts_at_least_as_much(name, k):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_residual_drawn_from_the_target_is_seen_by_the_enumeration(method, monkeypatch):
+def test_the_enumeration_detects_a_residual_drawn_from_the_target(method, monkeypatch):
     monkeypatch.setitem(globals(), "residual", lambda target_NV, drafts, rows, weights: target_NV[rows])
     target, draft = pairs(3, 2)["random"]
     assert worst_error(target, law(target, draft, 2, method)[0]) > 1e-3
 
 
-def test_block_acceptance_with_the_standard_residual_is_seen_by_the_enumeration(monkeypatch):
+def test_the_enumeration_detects_block_acceptance_with_the_standard_residual(monkeypatch):
     stock = residual
     monkeypatch.setitem(globals(), "residual", lambda p, d, rows, weights: stock(p, d, rows, torch.ones_like(weights)))
     target, draft = pairs(3, 2)["random"]
@@ -185,7 +185,7 @@ def pearson(drawn, probabilities):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", ["random", "top-k cut", "one-hot drafter"])
 def test_the_sampler_follows_the_law(name, method):
-    """Half a million verifications of one draft law, in one batch: Pearson's chi-square over all outcomes."""
+    """Half a million verifications of one draft distribution in one batch: Pearson's chi-square over all outcomes."""
     torch.manual_seed(0)
     count, k = 500_000, 2
     target, draft = pairs(3, k)[name]
@@ -200,7 +200,7 @@ def test_the_sampler_follows_the_law(name, method):
     bonus = torch.multinomial(after[first * 3 + second], 1).squeeze(1)
     drafts = Drafts(torch.stack([first, second], 1).flatten(), torch.full((count,), k), draft_NV.flatten(0, 1))
     tokens = verify(target_NV.flatten(0, 1), drafts, bonus, uniforms(count, {}), method)
-    # The first token is the target's; so is the second one, wherever the first was an accepted draft.
+    # The first token follows the target; so does the second one, if the first was an accepted draft.
     chi_square = pearson(tokens[:, 0], target.of[()])
     chi_square += sum(pearson(tokens[(tokens[:, 0] == a) & (tokens[:, 1] >= 0), 1], target.of[(a,)]) for a in range(3))
     assert chi_square < 30.0  # at most 8 degrees of freedom: 1 in 5,000
@@ -314,7 +314,7 @@ def test_a_weight_of_zero_is_never_drawn():
 
 
 def test_there_is_no_loop_over_tokens_or_vocabulary():
-    """One generator a request is the only loop."""
+    """The only loop is over requests with their own generators."""
     import ast
     import inspect
 

@@ -1,4 +1,4 @@
-"""An update is refused as a whole, with everything that is wrong with it, before any engine is touched."""
+"""Weight files: a wrong update is refused as a whole, with every fault named, before any engine is touched."""
 
 import json
 
@@ -96,7 +96,7 @@ def test_versions_only_grow(store):
     assert refusal.value.status == 409
 
 
-def test_what_is_not_safetensors_is_said_to_be_so(store):
+def test_bytes_that_are_not_safetensors_are_refused_as_such(store):
     file = store.folder.new_file()
     file.write_bytes(b"\x80\x04pickle")
     with pytest.raises(RefusedUpdate, match="safetensors"):
@@ -110,7 +110,7 @@ def test_a_tied_head_is_not_part_of_an_update(policy):
 
 
 @pytest.mark.parametrize("stray", ["adapter_model.safetensors", "consolidated.safetensors", "model-00009.safetensors"])
-def test_a_file_that_the_index_does_not_name_is_no_part_of_an_update(policy, stray):
+def test_a_file_that_the_index_does_not_name_is_not_part_of_an_update(policy, stray):
     write_index(policy)
     save_file({"layers.0.attention.wq.weight": torch.zeros(4, 4)}, policy / stray)
     assert set(checkpoint_specs(policy, lambda name: True)) == set(POLICY)
@@ -131,7 +131,7 @@ def test_without_an_index_the_models_own_file_and_its_heads_are_the_checkpoint(p
         "gpt_neox.layers.0.attention.masked_bias",
     ],
 )
-def test_a_buffer_that_nobody_loads_is_not_expected_and_may_be_pushed(policy, buffer):
+def test_a_buffer_that_no_engine_loads_is_not_expected_but_may_be_pushed(policy, buffer):
     save_file({buffer: torch.zeros(2)}, policy / "buffers.safetensors")
     write_index(policy)
     store = WeightStore(policy, make_drafter(DrafterConfig(kind="mtp")), "float32")
@@ -160,7 +160,7 @@ def test_a_file_outside_the_shared_folder_cannot_be_named(store):
         SharedMemoryReceiver(store.folder).link("elsewhere.safetensors")
 
 
-def test_the_version_before_leaves_its_memory_to_the_next_push(store):
+def test_the_next_push_reuses_the_memory_of_the_previous_version(store):
     policy = store.sets["policy"]
     first, second = pushed(store, PUSHED).file, pushed(store, PUSHED).file
     same_memory = first.stat().st_ino
@@ -168,4 +168,4 @@ def test_the_version_before_leaves_its_memory_to_the_next_push(store):
         policy.publish(WeightsFile(version, str(file), "", "here", None), seconds=0.0, pause=0.0)
     assert second.exists()
     assert make_writable(store.folder.new_file(), "policy").stat().st_ino == same_memory
-    assert make_writable(store.folder.new_file(), "policy").stat().st_size == 0, "there is one, and it is taken"
+    assert make_writable(store.folder.new_file(), "policy").stat().st_size == 0, "the only spare file is in use"

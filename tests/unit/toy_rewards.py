@@ -1,4 +1,4 @@
-"""Toy tasks, apart from the toys that need torch: reward processes import this module."""
+"""Toy tasks for reward processes, which import this module; so it does not import torch."""
 
 import sys
 
@@ -19,7 +19,7 @@ class CountLetterA:
 
 
 class HalfIndifferent(CountLetterA):
-    """Prompts of even numbers teach nothing."""
+    """All rewards of a prompt with an even number are equal, so it teaches nothing."""
 
     def reward(self, problem: TaskProblem, response: str) -> float:
         return 0.5 if int((problem.prompt or "")[0]) % 2 == 0 else super().reward(problem, response)
@@ -33,8 +33,8 @@ class Failing(CountLetterA):
 
 
 class FailingAt(CountLetterA):
-    """For responses `problem.completion`, as `toys.Positioned` writes them; the reward is the completion's number. What
-    happens at the `positions` is in `how`."""
+    """For responses `problem.completion` of `toys.Positioned`. The reward is the completion's number, except
+    at the `positions`, where `how` says what happens."""
 
     def __init__(self, positions, how: str = "raise"):
         self.positions, self.how = positions, how

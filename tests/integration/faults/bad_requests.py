@@ -1,7 +1,7 @@
 """Random bad requests, the same for the same seed: every route, every field at its extremes, broken bodies and heads.
 
-Each begins as a request that a client could send, of a run of its own, and is then hurt once or twice. Some stay valid
-by chance: what they may do is harmless, and is undone.
+Each begins as a request that a client could send, for a separate run, and is then damaged once or twice. Some stay
+valid by chance. Their effects are harmless and are undone.
 """
 
 import copy
@@ -52,7 +52,7 @@ RAW = [
     b"{",
     b"01",
 ]
-"""what no JSON library writes, in the place of a value"""
+"""text in the place of a value that no JSON library writes"""
 MARK = "@@raw@@"
 
 
@@ -126,7 +126,7 @@ class BadRequestGenerator:
         return json.dumps(body).encode().replace(f'"{MARK}"'.encode(), raw)
 
     def _somewhere(self, body: Any) -> tuple[Any, Any]:
-        """A container in the body, and a key or index of it; the deeper ones as often as the rest."""
+        """A container in the body, and a key or index in it. Deeper ones are as likely as the others."""
         places, left = [], [body]
         while left:
             container = left.pop()
@@ -137,8 +137,9 @@ class BadRequestGenerator:
 
 
 class BadRequests(threading.Thread):
-    """Sends them, `number` of them or until it is stopped. `unexpected` are answers that are neither a refusal nor what
-    a request that is valid by chance gets; a request that nobody answers for WITHIN seconds is one as well."""
+    """Sends `number` bad requests, or sends them until it is stopped. `unexpected` holds each answer that is neither a
+    refusal nor right for a request that is valid by chance, and each request without an answer within WITHIN seconds.
+    """
 
     WITHIN = 20.0
 

@@ -1,4 +1,4 @@
-"""The faults: each hurts a running service or trainer, and mends what only a person can mend (starting it again)."""
+"""Faults of a running service or trainer. Each one also does what a person would do afterwards: start it again."""
 
 import contextlib
 import random
@@ -33,7 +33,7 @@ class Faults:
         }
 
     def inflict(self, kind: str) -> None:
-        """One fault; returns when the run has gone on by a step."""
+        """Cause one fault. Returns when the run has finished another step."""
         self.kinds[kind]()
         self.done[kind] += 1
         before = self.trainer.steps()
@@ -59,10 +59,10 @@ class Faults:
         self.trainer.start()
 
     def cut_push(self) -> None:
-        """A push of a far higher version whose connection ends somewhere in the middle of the body."""
+        """A push of a far higher version, whose connection ends in the middle of the body."""
         with RolloutClient(self.service.url) as client:
             policy = client.weights().policy
-        run = f"&run={policy.run}" if policy.run else ""  # as the trainer's own: any other is refused at its head
+        run = f"&run={policy.run}" if policy.run else ""  # in the trainer's name: any other is refused before its body
         kept = next(self.service.state.glob("weights/policy-*.safetensors")).read_bytes()
         with socket.create_connection(("127.0.0.1", self.service.port)) as connection:
             head = f"POST /v1/weights/policy?version={policy.version + 1000}{run} HTTP/1.1\r\nHost: localhost\r\n"
@@ -70,7 +70,7 @@ class Faults:
             connection.sendall(kept[: self.random.randrange(len(kept))])
 
     def full_disk(self) -> None:
-        """Another client fills the queue's quota, and gives up after a while."""
+        """Another client fills the queue's quota, and removes its groups after a while."""
         filler = f"filler-{self.random.random()}"
         with RolloutClient(self.service.url) as client:
             refusal = self._fill(client, filler)
@@ -91,7 +91,7 @@ class Faults:
 
 
 class Versions(threading.Thread):
-    """Looks at the version in service all the time; `backwards` are the falls."""
+    """Keeps asking for the version in service. `backwards` lists every decrease."""
 
     def __init__(self, url: str):
         super().__init__(daemon=True)

@@ -1,4 +1,4 @@
-"""The two processes that are hurt: a service with a state folder, and an asynchronous trainer with checkpoints."""
+"""The two processes that faults hit: a service with a state folder, and an asynchronous trainer with checkpoints."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ def free_port() -> int:
 
 
 class Process:
-    """A command that is started, killed, and started again; its output goes to one file."""
+    """A command that is started, killed, and started again. All its output goes to one file."""
 
     def __init__(self, log: Path):
         self.log = log
@@ -46,7 +46,7 @@ class Process:
         return psutil.Process(self.process.pid).children(recursive=True) if self.is_alive and self.process else []
 
     def kill(self) -> None:
-        """kill -9; returns when its children have noticed and ended. Ray's agents take too long: they are killed."""
+        """Kill -9. Returns when its children have ended. Ray's agents would take too long, so they are killed."""
         assert self.process is not None
         names = {child: " ".join(_cmdline(child))[:200] for child in self.children()}
         self.process.kill()
@@ -59,7 +59,7 @@ class Process:
         assert not left, f"left behind by a killed {self.log.stem}: {[names[child] for child in left]}"
 
     def stop(self, signum: int, within: float) -> int:
-        """Told to stop; its exit code. Nothing of it may be left."""
+        """Stop it by a signal, and return its exit code. No child process may be left."""
         assert self.process is not None
         children = self.children()
         self.process.send_signal(signum)
@@ -88,7 +88,7 @@ class Service(Process):
             time.sleep(0.2)
 
     def engine(self) -> psutil.Process | None:
-        """The process in which vLLM generates; None while it is being started."""
+        """The process in which vLLM generates, or None while it is starting."""
         found = [p for p in self.children() if re.search("EngineCore", " ".join(_cmdline(p)))]
         return found[0] if found else None
 

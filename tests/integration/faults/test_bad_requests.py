@@ -1,4 +1,4 @@
-"""Bad requests beside a training run: all are refused, nothing hangs, nothing stays behind, the run loses nothing.
+"""Bad requests during a training run: all are refused, none hangs or leaves anything, and the run loses nothing.
 
 pytest tests/integration/faults/test_bad_requests.py --bad-requests 10000 -s
 """
@@ -16,7 +16,7 @@ SEED = 17
 
 
 def gauges(url):
-    """What must come back to zero."""
+    """Metrics that must return to zero."""
     lines = httpx.get(f"{url}/metrics", trust_env=False).text.split("\n")
     names = ("rollout_groups_in_flight", "vllm:num_requests_running{", "vllm:num_requests_waiting{")
     return {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(names)}

@@ -1,9 +1,9 @@
-"""A training run that is hurt at random moments: nothing is lost, nothing is trained on twice, versions only grow.
+"""A training run with faults at random moments: no group is lost or trained on twice, and versions only grow.
 
     make test-faults                                      100 faults
     pytest tests/integration/faults --faults 20 --faults-within 600 --faults-seed 7 -s
 
-The count is from two logs that know nothing of each other: the queue's (a table of its database) and the trainer's
+The groups are counted from two independent logs: the queue's (a table of its database) and the trainer's
 (groups.jsonl).
 """
 
@@ -28,7 +28,7 @@ from rollout_service.protocol import GroupRequest, Sampling
 from rollout_service.queue.batch_queue import BatchQueue
 
 QUOTA_MIB = 8
-"""the log keeps 16,384 lines then, and 100 faults write some 11,000"""
+"""with this, the log keeps 16,384 lines, and 100 faults write about 11,000"""
 SMALL_RUN = (
     "--prompts_per_step", "4", "--completions", "4", "--sampling.max_tokens", "96", "--learning_rate", "3e-5",
     "--steps", "100000", "--threads", "1", "--evaluate_every", "0", "--checkpoint_every", "2",
@@ -40,7 +40,7 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
     number, within = request.config.getoption("--faults"), request.config.getoption("--faults-within")
     seed = request.config.getoption("--faults-seed")
     print(f"\n{number} faults, seed {seed}, in {tmp_path}")
-    # Fixed draft lengths: an engine that is started again has nothing to measure first.
+    # Draft lengths are fixed, so that an engine that restarts need not measure first.
     small = ("--queue.disk_mib", str(QUOTA_MIB), "--engine.cores", "1", "--drafter.schedule", "fixed")
     service = Service(tmp_path, *small)
     service.start()
@@ -58,7 +58,7 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
         for i, kind in enumerate(schedule(number, seed)):
             if time.monotonic() > ends:
                 break
-            while trainer.steps() < 1:  # a fault that strikes before there is anything to lose shows nothing
+            while trainer.steps() < 1:  # a fault before the first groups would show nothing
                 assert trainer.is_alive, trainer.log.read_text()[-3000:]
                 time.sleep(0.2)
             began = time.monotonic()
@@ -82,7 +82,7 @@ def test_a_run_survives_random_faults_with_nothing_lost_and_nothing_twice(tmp_pa
 
 
 def schedule(number: int, seed: int) -> list[str]:
-    """Every kind in turn, each round in a new order."""
+    """Every kind of fault once per round, each round in a new order."""
     generator, kinds = random.Random(seed), ["engine", "front", "trainer", "push", "disk"]
     rounds = [generator.sample(kinds, len(kinds)) for _ in range(-(-number // len(kinds)))]
     return [kind for of_round in rounds for kind in of_round][:number]
@@ -114,7 +114,7 @@ def check_every_group(service, trainer):
     assert set(accepted) == set(acknowledged) | left, "nothing is lost"
     assert not left & set(acknowledged)
     indices = sorted(int(name.removeprefix("train-")) for name in trained + spent)
-    # Of the problems in order, at most those that were on their way when the run was ended are not trained on.
+    # All problems in order were trained on, except those that were on their way when the run ended.
     missing = set(range(indices[-1])) - set(indices)
     assert {f"train-{index:09d}" for index in missing} <= left
 
@@ -136,7 +136,7 @@ def check_bad_requests(bad):
 
 
 def check_losslessness(service):
-    """After all that the engine samples from the weights that are said to be in service, and from nothing else."""
+    """After all faults, the engine samples from exactly the weights that the service reports."""
     with RolloutClient(service.url) as client:
         version = client.weights().policy.version
         asked = [GroupRequest(id=f"{i}", prompt=PROMPT, n=8, sampling=Sampling(max_tokens=48)) for i in range(8)]
