@@ -35,7 +35,7 @@ class EngineConfig(Section):
     cores: int = Field(default=0, ge=0)
     """on cpu only: number of cores that each engine uses; 0 divides the machine's cores equally"""
     enforce_eager: bool | None = None
-    """true turns compilation off. It is always off on a CPU, because a compiled graph might keep old weights"""
+    """true turns compilation off. On a CPU it is always off, because a compiled graph might keep old weights"""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """vLLM's seed; engine i gets seed + i"""
     vllm: dict[str, Any] = Field(default_factory=dict)
@@ -65,11 +65,11 @@ class WeightsConfig(Section):
     renamed: ClassVar[Mapping[str, str]] = {"policy": "running"}
 
     running: Literal["keep", "drain", "restart"] = "keep"
-    """keep: pause them, then continue with the new weights; drain: let them finish first; restart: abort them and
-    generate them again"""
+    """what happens to running completions when new weights arrive. keep: they pause, then continue with the new
+    weights; drain: they finish first; restart: they are aborted and generated again"""
     kv_cache: Literal["recompute", "keep"] = "recompute"
     """with running = "keep": what happens to the keys and values of earlier tokens. recompute: they are computed again
-    with the new weights, so log-probabilities stay exact; keep: they stay, so the pause is shorter"""
+    with the new weights, so that log-probabilities stay exact; keep: they stay, so that the pause is shorter"""
 
     @model_validator(mode="after")
     def has_a_cache_to_keep(self) -> "WeightsConfig":

@@ -37,7 +37,7 @@ GRAMMAR = "a grammar rejects some drafted tokens, which the CPU engine's sampler
 NOT_LOSSLESS = (
     Refusal(
         ("min_p", "logit_bias", "logits_processors"),
-        "it is not applied to drafted tokens",
+        "vLLM does not apply such a parameter to drafted tokens",
         "use top_p and top_k, which are applied to drafted tokens exactly",
         on_rollouts=True,
     ),

@@ -25,6 +25,7 @@ class AuditedDrafter(Section):
     model: str | None = None
     """folder or Hugging Face name of its checkpoint"""
     draft_tokens: int = Field(default=3, ge=1, le=16)
+    """tokens drafted per step (k)"""
 
 
 class Setting(NamedTuple):
@@ -41,12 +42,17 @@ class AuditConfig(WithToken, Section):
     """the policy: a folder or a Hugging Face name"""
     engine: EngineConfig = EngineConfig()
     drafters: list[AuditedDrafter] = Field(default=[AuditedDrafter(kind="none")], min_length=1)
+    """drafters to test"""
     temperature: list[Temperature] = Field(default=[0.0, 0.7, 1.0, 1.2], min_length=1)
+    """temperatures to test; 0 takes the most likely token"""
     top_p: list[TopP] = Field(default=[1.0, 0.9], min_length=1)
+    """values of top-p to test; 1 keeps all tokens"""
     top_k: list[TopK] = Field(default=[0, 20], min_length=1)
-    """0 for all tokens"""
+    """values of top-k to test; 0 keeps all tokens"""
     verification: list[VerificationChoice] = Field(default=["standard", "block"], min_length=1)
+    """ways to verify drafts"""
     draft_sampling: list[DraftSampling] = Field(default=["probabilistic", "greedy"], min_length=1)
+    """ways to sample drafts; a drafter whose drafts are deterministic has only greedy"""
     every_combination: bool = False
     """test the whole grid, instead of a set of rows in which every pair of values occurs"""
 

@@ -34,6 +34,7 @@ class CalibrateConfig(Section):
     """responses that each stream generates in turn, for the predicted speed-up; the fewer, the more it matters that
     streams do not end together"""
     temperature: Temperature = 1.0
+    """temperature of the responses"""
     output: Path = Path("report/schedule.json")
     """file to write"""
 

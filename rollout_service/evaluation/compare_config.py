@@ -47,8 +47,11 @@ class CompareConfig(WithToken, Section):
     tokens: int = Field(default=20_000, ge=1)
     """sample at least this many tokens in each row"""
     temperature: Temperature = 1.0
+    """temperature in every row"""
     top_p: TopP = 1.0
+    """top-p in every row; 1 keeps all tokens"""
     top_k: TopK = 0
+    """top-k in every row; 0 keeps all tokens"""
     rounds: int = Field(default=4, ge=1)
     """rounds of measurement; all rows take turns in each, so that a slow moment of the machine hits all alike"""
     engines_at_once: int = Field(default=0, ge=0)

@@ -87,8 +87,8 @@ class Admission:
         return "prompt", self.tokenizer.encode(group.prompt)
 
     def check_openai(self, path: str, body: dict[str, Any]) -> None:
-        """Raises Refused for fields that vLLM's handler of this path would ignore, or would pass on to an engine that
-        cannot take them, and for those that speculation cannot keep lossless. vLLM judges everything else."""
+        """Raises Refused for fields that vLLM's handler of this path would ignore, or pass on to an engine that cannot
+        take them. Raises it also for fields that speculation cannot keep lossless. vLLM judges everything else."""
         problems = openai_problems(body, self.openai_fields[path])
         refused = not_lossless(body, "openai", drafting=self.drafting, on_cpu=self.on_cpu)
         problems += [Problem(field=field, message=message) for field, message in refused]

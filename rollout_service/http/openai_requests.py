@@ -1,8 +1,10 @@
 """Requests to OpenAI's routes: what is checked in a body before vLLM's handler sees it.
 
-vLLM judges most of the body. This module refuses what vLLM would ignore (a misspelt field), what it would sample
-differently from the request (a tiny temperature), and what it would pass on to an engine that cannot hold it (an
-integer of 100 digits).
+vLLM judges most of the body. This module refuses three things that vLLM would not:
+
+- a field that vLLM would ignore, such as a misspelt one;
+- a value that it would change, such as a tiny temperature;
+- a value that it would pass on to an engine that cannot hold it, such as an integer of 100 digits.
 """
 
 from collections.abc import Iterator, Set

@@ -64,6 +64,7 @@ class FailedGroup(WireType):
     error: str
     """the reason"""
     metadata: dict[str, Any] = Field(default_factory=dict)
+    """that of the request"""
 
 
 class Batch(WireType):
@@ -99,8 +100,11 @@ class LeaseStatus(WireType):
 
 
 class LeaseInfo(WireType):
+    """A lease that has not ended."""
+
     lease: str
     groups: int
+    """number of groups under it"""
     seconds_left: float
 
 
@@ -108,9 +112,13 @@ class BatchesStatus(WireType):
     """How many groups are in which state, and what was generated in vain."""
 
     waiting: int
+    """groups that wait to be generated"""
     generating: int
+    """groups that engines are generating"""
     finished: int
+    """finished groups that are not leased"""
     leased: int
+    """groups under a lease, failed ones included"""
     acknowledged: int
     """all groups that were ever acknowledged"""
     capacity: int

@@ -128,10 +128,14 @@ class Speculation(WireType):
     """
 
     drafter: str
+    """kind of the drafter"""
     drafter_version: int
     draft_steps: int
+    """steps that had drafts"""
     drafted: int
+    """tokens that were drafted in these steps"""
     accepted: int
+    """drafted tokens that were accepted"""
     accepted_histogram: list[int]
     """number of steps by accepted drafts, from 0 to k"""
     steps: list[tuple[int, int]] | None = None
@@ -140,6 +144,8 @@ class Speculation(WireType):
 
 
 class Completion(WireType):
+    """One response to the prompt of a group."""
+
     index: int
     text: str
     token_ids: list[int]

@@ -12,9 +12,13 @@ class AcceptanceCounts(WireType):
     """Sums since the start, and ratios of them as vLLM defines them."""
 
     draft_steps: int
+    """steps that had drafts, counted for each completion"""
     drafted: int
+    """tokens that were drafted in these steps"""
     accepted: int
+    """drafted tokens that were accepted"""
     accepted_by_position: list[int]
+    """steps that accepted the draft at each position"""
     acceptance_length: float
     """accepted / draft_steps + 1"""
     acceptance_rate: float

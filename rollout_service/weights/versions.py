@@ -1,7 +1,8 @@
-"""Weight versions: what an update must hold, and what is in service. Only a WeightSet knows the latter.
+"""Weight versions: what an update must hold, and what is in service.
 
-All others ask `WeightStore.version`, or are told of a published version (`Pushes.on_published`). An engine knows what
-it holds itself, and the state folder knows what a restarted service continues with.
+Only a WeightSet keeps the version in service. Others ask `WeightStore.version`, or are told of a published version
+(`Pushes.on_published`). An engine keeps only what it holds itself, and the state folder keeps what a restarted service
+continues with.
 """
 
 import math

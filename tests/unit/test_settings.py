@@ -254,7 +254,11 @@ def test_a_file_that_is_not_toml_is_said_in_one_line(content, said, tmp_path, ca
         (CompareConfig, ["--concurrency", "0"], "concurrency.0: Input should be greater than 0 (got"),
         (CompareConfig, ["--draft_tokens", "[3,0]"], "draft_tokens.1: Input should be greater than 0 (got"),
         (CalibrateConfig, [*MTP, "--batch_sizes", "0"], "batch_sizes.0: Input should be greater than 0 (got"),
-        (CalibrateConfig, [*MTP, "--batch_sizes", "[65]"], "batch_sizes: all are above engine.max_num_seqs, which is 64"),
+        (
+            CalibrateConfig,
+            [*MTP, "--batch_sizes", "[65]"],
+            "batch_sizes: all are above engine.max_num_seqs, which is 64",
+        ),
     ],
 )
 def test_measuring_with_nothing_is_refused(config_type, arguments, said, capsys):
