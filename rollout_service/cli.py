@@ -6,10 +6,10 @@ USAGE = """usage: rollout-service COMMAND [--config FILE] [--FIELD VALUE ...] [-
 
 commands:
   launch    serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint
-  calibrate what a step costs and what is accepted; the draft length for each batch size that pays
-  compare   acceptance, speed and losslessness of drafters on one policy, side by side
-  audit     test that drafters change nothing that is sampled, setting by setting; exit code 1 when they do
-  patches   every function of vLLM that is replaced or wrapped, why, and whether it still has to be
+  calibrate measure what a step costs and how many drafts are accepted; choose the draft length for each batch size
+  compare   compare acceptance, speed and losslessness of drafters on one policy, side by side
+  audit     test, setting by setting, that drafters do not change what is sampled; exit with 1 if they do
+  patches   list every function of vLLM that is replaced or wrapped, why, and whether that is still needed
 
 Every field of a command's TOML file is a flag of the same name; `rollout-service COMMAND --help` lists them.
 """

@@ -18,26 +18,28 @@ class EngineConfig(Section):
     """One engine: a vLLM AsyncLLM in a Ray actor."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: cuda where torch sees one"""
+    """auto: cuda if torch finds a GPU, else cpu"""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """of the weights and activations; pushed tensors must have it. float32 gives log-probabilities exact to 1e-5"""
+    """dtype of the weights and activations; pushed tensors must have it. With float32, log-probabilities are exact to
+    1e-5"""
     max_model_len: int = Field(default=4096, ge=16)
-    """longest prompt and response together, in tokens"""
+    """the context: most tokens of a prompt and its response together; a drafter needs draft_tokens + 1 of them"""
     max_num_seqs: int = Field(default=64, ge=1)
-    """completions that run at the same time in one engine; more wait"""
+    """completions that one engine runs at the same time; further ones wait"""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """size of the KV cache; on a CPU 1 GiB when not given, on a GPU what gpu_memory_utilization leaves"""
+    """size of the KV cache. When not given: 1 GiB on a CPU, and on a GPU what gpu_memory_utilization leaves"""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
-    """cuda: share of a GPU's memory"""
+    """on cuda only: share of each GPU's memory that the engine may use"""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """cuda: GPUs of one engine"""
+    """on cuda only: number of GPUs that each engine uses"""
     cores: int = Field(default=0, ge=0)
-    """cpu: cores of one engine; 0 for an equal share of the machine's"""
+    """on cpu only: number of cores that each engine uses; 0 divides the machine's cores equally"""
     enforce_eager: bool | None = None
-    """no compilation; on a CPU always, since a compiled graph might keep old weights"""
+    """true turns compilation off. On a CPU it is always off, because a compiled graph might keep old weights"""
     seed: int = Field(default=0, ge=0, lt=2**31)
+    """vLLM's seed; engine i gets seed + i"""
     vllm: dict[str, Any] = Field(default_factory=dict)
-    """further vLLM engine arguments, passed as they are"""
+    """further vLLM engine arguments, passed on unchanged"""
 
     @field_validator("vllm")
     @classmethod
@@ -58,15 +60,16 @@ class EngineConfig(Section):
 
 
 class WeightsConfig(Section):
-    """What running completions do when new policy weights arrive."""
+    """What happens to running completions when new weights arrive."""
 
     renamed: ClassVar[Mapping[str, str]] = {"policy": "running"}
 
     running: Literal["keep", "drain", "restart"] = "keep"
-    """keep: pause, and go on with the new weights; drain: finish first; restart: abort, and generate again"""
+    """what happens to running completions when new weights arrive. keep: they pause, then continue with the new
+    weights; drain: they finish first; restart: they are aborted and generated again"""
     kv_cache: Literal["recompute", "keep"] = "recompute"
-    """with running = keep: the keys and values of tokens so far, recomputed with the new weights (so that
-    log-probabilities stay exact), or kept (a shorter pause)"""
+    """with running = "keep": what happens to the keys and values of earlier tokens. recompute: they are computed again
+    with the new weights, so that log-probabilities stay exact; keep: they stay, so that the pause is shorter"""
 
     @model_validator(mode="after")
     def has_a_cache_to_keep(self) -> "WeightsConfig":
@@ -83,18 +86,18 @@ class QueueConfig(Section):
     """The queue of groups that are generated in the background."""
 
     capacity: int = Field(default=4096, ge=1)
-    """groups in it that are not acknowledged; more are answered with 429"""
+    """most groups in the queue that are not acknowledged; further prompts are answered with 429"""
     disk_mib: int = Field(default=4096, ge=1)
-    """size of its database; prompts are answered with 507 when it is nearly full"""
+    """largest size of the queue's database, in MiB; when it is nearly full, prompts are answered with 507"""
 
 
 class AlarmConfig(Section):
-    """When speculation that has become slow is loud: a log line, a metric, and a field of GET /v1/speculation."""
+    """When to raise an alarm because speculation became slow: a log line, a metric, and a field of /v1/speculation."""
 
     acceptance_fall: float = Field(default=0.2, gt=0, le=1)
-    """fraction by which the acceptance rate of first drafts may fall after a push of policy or drafter"""
+    """fraction by which the acceptance rate of first drafts may fall after a push without an alarm"""
     draft_steps: int = Field(default=500, ge=1)
-    """draft steps that a pair of versions needs before its acceptance is judged"""
+    """draft steps to count for a pair of versions before its acceptance is judged"""
 
 
 class ServiceConfig(WithToken, Section):
@@ -103,34 +106,34 @@ class ServiceConfig(WithToken, Section):
     model: str
     """the policy: a folder or a Hugging Face name"""
     name: str | None = None
-    """the policy's name in requests; the folder's or the model's own when not given"""
+    """the policy's name in requests; when not given, the last part of `model`"""
     engines: int = Field(default=1, ge=1)
     """number of engines"""
     engine: EngineConfig = EngineConfig()
     drafter: DrafterConfig = DrafterConfig()
     alarms: AlarmConfig = AlarmConfig()
     host: str = "127.0.0.1"
-    """address to listen on; any but a loopback address needs a token"""
+    """address to listen on; every address except loopback needs a token"""
     port: int = Field(default=8000, ge=0, le=65535)
-    """port to listen on; 0 for any free one"""
+    """port to listen on; 0 takes any free port"""
     state: Path | None = None
-    """folder of the batch queue and the weights in service, from which a service that starts again goes on; without it
-    they are in memory alone"""
+    """folder that keeps the batch queue and the weights in service, so that a restarted service continues with them;
+    without it they are only in memory"""
     queue: QueueConfig = QueueConfig()
     weights: WeightsConfig = WeightsConfig()
     body_limit_mib: int = Field(default=64, ge=1)
-    """largest request body, weights excepted (those are limited by the policy's own size)"""
+    """largest request body, in MiB; pushed weights are limited by the size of the model instead"""
     engine_logs: bool = False
-    """show the engines' own log lines; Ray keeps them in its session folder otherwise"""
+    """show the engines' own log lines; otherwise Ray keeps them in its session folder"""
     ray_address: str | None = None
-    """an existing Ray cluster (`auto`, or ray://host:port); a local one is started when not given"""
+    """an existing Ray cluster to join (`auto`, or ray://host:port); when not given, a local one is started"""
 
     @model_validator(mode="after")
     def reachable_only_with_token(self) -> "ServiceConfig":
         if self.host not in LOOPBACK and self.token is None:
             raise ValueError(
-                f"token: listening on {self.host} needs a token; set one here, in token_file "
-                f'or in {VARIABLE}, or host = "127.0.0.1"'
+                f"token: listening on {self.host} needs a token; set token, token_file or the environment variable "
+                f'{VARIABLE}, or listen on host = "127.0.0.1"'
             )
         return self
 
@@ -140,14 +143,13 @@ class ServiceConfig(WithToken, Section):
         return self
 
     def for_engine(self) -> dict[str, Any]:
-        """As JSON, what an engine's actor makes its own configuration of: all but where, and for whom, the front
-        listens."""
+        """The fields that an engine's actor needs, as JSON: all of them except the front's address and token."""
         return self.model_dump(mode="json", exclude={"host", "port", "token", "token_file"})
 
     @property
     def context_limit(self) -> int:
-        """Tokens that prompt and response may have together. A step of speculation looks k + 1 positions past the last
-        token, and no drafter may read past the engine's context."""
+        """Most tokens of a prompt and its response together. A draft step looks k + 1 positions past the last token,
+        and no drafter may read past the engine's context."""
         return self.engine.max_model_len - (self.drafter.draft_tokens + 1 if self.drafter.drafts else 0)
 
     @property

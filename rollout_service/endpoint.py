@@ -5,17 +5,17 @@ from urllib.parse import urlsplit
 
 
 class EndpointError(ValueError):
-    """The address is wrong, or this machine has no way to it. The message says what to do."""
+    """The address is wrong, or this machine cannot reach it. The message says what to do."""
 
 
 def checked_endpoint(url: str) -> str:
-    """`url` itself. Raises EndpointError that says how to write it."""
+    """Returns `url`. Raises EndpointError, which says how to write it, when it is not an address."""
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
         raise EndpointError(f"{url!r} must begin with http:// or https://")
     address = rest.split("/", 1)[0].rpartition("@")[2]
     if "[" not in address and address.count(":") > 1:
-        raise EndpointError(f"{url!r}: an IPv6 address stands in brackets: {scheme}://{_in_brackets(address)}")
+        raise EndpointError(f"{url!r}: write the IPv6 address in brackets: {scheme}://{_in_brackets(address)}")
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -27,7 +27,7 @@ def checked_endpoint(url: str) -> str:
 
 
 def _in_brackets(address: str) -> str:
-    """`::1:8107` is an IPv6 address too, but whoever writes it means port 8107 of `::1`."""
+    """`::1:8107` is a valid IPv6 address, but whoever writes it means port 8107 of `::1`."""
     host, _, port = address.rpartition(":")
     try:
         ipaddress.IPv6Address(host)
@@ -37,7 +37,7 @@ def _in_brackets(address: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether the host is this machine, under a name that never leaves it. 0.0.0.0 and :: are, when connected to."""
+    """Whether connections to the host never leave this machine. That is true of 0.0.0.0 and :: as well."""
     if host.lower() == "localhost":
         return True
     try:

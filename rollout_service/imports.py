@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """What is imported stays: looking for garbage among it takes a quarter of the 5.4 s that vLLM's import takes, and
-    some of every later collection, so that it is left out of those too."""
+    """Imported modules stay, so there is no garbage among them. Searching them takes a large part of the time of vLLM's
+    import, and a part of every later collection. Later collections therefore leave them out too."""
     gc.disable()
     try:
         yield

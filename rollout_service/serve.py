@@ -21,17 +21,18 @@ from rollout_service.queue.background import BackgroundGeneration
 from rollout_service.queue.batch_queue import BatchQueue
 
 GRACE = 5
-"""seconds that running requests have once the service is told to stop"""
+"""seconds that running requests have to end once the service is told to stop"""
 
 
 def launch(config: ServiceConfig) -> None:
-    """Serve until SIGINT or SIGTERM; then nothing is left behind. Exits 1 when it cannot start."""
+    """Serve until SIGINT or SIGTERM, then end everything that was started. Exits with 1 when it cannot start."""
     console = Console(stderr=True)
     try:
         listener = socket.create_server((config.host, config.port), family=_family(config.host))
     except OSError as error:
         where = url_of(config.host, config.port)
-        sys.exit(f"rollout-service launch: cannot listen on {where} (host, port): {error.strerror}")
+        message = f"cannot listen on {where}: {error.strerror}; choose another host or port"
+        sys.exit(f"rollout-service launch: host, port: {message}")
     starting = Starting(listener)
     starting.start()
     try:
@@ -56,7 +57,7 @@ def url_of(host: str, port: int) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its own signal handlers, which would raise the signal once more after it has been obeyed."""
+    """uvicorn without its own signal handlers, which would raise the signal again after the server has stopped."""
 
     def capture_signals(self) -> contextlib.AbstractContextManager[None]:  # type: ignore[override]
         return contextlib.nullcontext()
@@ -86,7 +87,7 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
         server = Server(settings)
 
         def end() -> None:
-            app.state.stopping.set()  # running requests say so to their clients, and end
+            app.state.stopping.set()  # running requests tell their clients, and end
             server.should_exit = True
 
         stop = end

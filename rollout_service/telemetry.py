@@ -1,7 +1,7 @@
 """GET /metrics: the front's own counters, and every engine's vLLM metrics under vLLM's own names.
 
-vLLM labels its series with `engine`, which is always "0" inside an engine of the fleet; here it becomes the engine's
-index, so `sum by (engine) (rate(vllm:spec_decode_num_accepted_tokens_total[1m]))` reads as one expects.
+vLLM labels its series with `engine`, which is always "0" inside an engine of the fleet. Here the label becomes the
+engine's index, so `sum by (engine) (rate(vllm:spec_decode_num_accepted_tokens_total[1m]))` has a line for each engine.
 """
 
 from collections.abc import Iterable
@@ -13,27 +13,35 @@ from prometheus_client.parser import text_string_to_metric_families
 from rollout_service.protocol import BatchesStatus, Group
 
 KEPT = ("vllm:",)
-"""engines' own process metrics (python_gc, ...) are left out"""
+"""prefixes of the engines' metrics that are shown; their process metrics (python_gc, ...) are left out"""
 
 
 class Telemetry:
-    """The front's counters; `exposition` joins the engines' to them."""
+    """The front's counters. `exposition` adds the engines' metrics."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.groups = Counter("rollout_groups", "Finished groups", registry=self.registry)
-        self.failed = Counter("rollout_groups_failed", "Groups that engines refused", registry=self.registry)
+        self.failed = Counter(
+            "rollout_groups_failed", "Groups that failed and are not tried again", registry=self.registry
+        )
         self.completions = Counter("rollout_completions", "Finished completions", registry=self.registry)
         self.tokens = Counter("rollout_tokens", "Tokens of finished completions", registry=self.registry)
         self.in_flight = Gauge("rollout_groups_in_flight", "Groups being generated", registry=self.registry)
-        self.pushes = Counter("rollout_weight_pushes", "Published updates", ["of"], registry=self.registry)
-        self.version = Gauge("rollout_weight_version", "Version in service", ["of"], registry=self.registry)
-        self.pause = Histogram("rollout_weight_pause_seconds", "Generation stood still", ["of"], registry=self.registry)
+        self.pushes = Counter("rollout_weight_pushes", "Published weight versions", ["of"], registry=self.registry)
+        self.version = Gauge("rollout_weight_version", "Weight version in service", ["of"], registry=self.registry)
+        self.pause = Histogram(
+            "rollout_weight_pause_seconds", "Longest pause of an engine for a push", ["of"], registry=self.registry
+        )
         self.queue = Gauge("rollout_queue_groups", "Groups in the batch queue", ["state"], registry=self.registry)
         self.oldest = Gauge("rollout_queue_oldest_seconds", "Age of the oldest finished group", registry=self.registry)
-        self.wasted = Gauge("rollout_tokens_wasted", "Tokens dropped as stale or aborted", registry=self.registry)
-        self.dropped = Gauge("rollout_groups_dropped", "Groups dropped as stale", registry=self.registry)
-        self.idle = Gauge("rollout_engine_idle_seconds", "Without work", ["engine"], registry=self.registry)
+        self.wasted = Gauge(
+            "rollout_tokens_wasted", "Tokens of groups that were dropped as stale or aborted", registry=self.registry
+        )
+        self.dropped = Gauge("rollout_groups_dropped", "Groups dropped as too stale", registry=self.registry)
+        self.idle = Gauge(
+            "rollout_engine_idle_seconds", "Time in which an engine had no work", ["engine"], registry=self.registry
+        )
         self.alarms = Counter("rollout_speculation_alarms", "Alarms raised", ["kind"], registry=self.registry)
         self.restarts = Gauge("rollout_engine_restarts", "Restarts of an engine", ["engine"], registry=self.registry)
 
@@ -52,12 +60,12 @@ class Telemetry:
             self.idle.labels(str(engine)).set(seconds)
 
     def exposition(self, engines: dict[int, str]) -> bytes:
-        """Prometheus text of the front and of the engines' texts by index."""
+        """Prometheus text of the front's metrics and the engines'. `engines`: each engine's own text, by index."""
         return generate_latest(self.registry) + generate_latest(_Engines(engines))  # type: ignore[arg-type]
 
 
 class _Engines:
-    """A registry over the engines' texts: families of one name are joined, as the format demands."""
+    """A registry over the engines' texts. It joins families of the same name, because the format requires it."""
 
     def __init__(self, texts: dict[int, str]):
         self.texts = texts

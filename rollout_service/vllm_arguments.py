@@ -9,33 +9,33 @@ from drafters.drafter import LOSSY_OPTIONS
 
 CHOSEN = {
     "speculative_config": "speculation is configured under [drafter]",
-    "logits_processors": "custom logits processors are not applied to drafted tokens; top_p and top_k are",
-    "generation_config": "sampling defaults are the service's own, not a checkpoint's; give them in each request",
-    "override_generation_config": "sampling defaults are the service's own; give them in each request",
-    "logprobs_mode": "log-probabilities are always of the distribution that was sampled from",
-    "per_request_spec_decode_metrics": "the service records every draft step",
-    "worker_extension_cls": "the service's own extension loads weights and verifies drafts",
+    "logits_processors": "custom logits processors are not applied to drafted tokens; use top_p and top_k, which are",
+    "generation_config": "the service does not use a checkpoint's sampling defaults; give them in each request",
+    "override_generation_config": "the service has sampling defaults of its own; give others in each request",
+    "logprobs_mode": "log-probabilities are always those of the distribution that was sampled from; leave it out",
+    "per_request_spec_decode_metrics": "the service records every draft step; leave it out",
+    "worker_extension_cls": "the service needs its own extension, which loads weights; leave it out",
 }
-"""vLLM's engine arguments that are the service's to choose: what to use instead"""
+"""vLLM's engine arguments that the service sets itself, and what to do instead of giving them"""
 SETTINGS = {
     "model": "model", "served_model_name": "name", "dtype": "engine.dtype", "seed": "engine.seed",
     "enforce_eager": "engine.enforce_eager", "max_model_len": "engine.max_model_len",
     "max_num_seqs": "engine.max_num_seqs", "tensor_parallel_size": "engine.tensor_parallel_size",
     "kv_cache_memory_bytes": "engine.kv_cache_gib", "gpu_memory_utilization": "engine.gpu_memory_utilization",
 }  # fmt: skip
-"""vLLM's engine arguments that follow from the service's own settings"""
+"""vLLM's engine arguments that the service's own settings decide"""
 
 
 def check_arguments(arguments: dict[str, Any]) -> None:
-    """Raises ValueError for an argument that the service chooses, one that a setting of the service decides, and one
-    that vLLM does not have."""
+    """Raises ValueError for an argument that the service sets itself, that a setting of the service decides, or that
+    vLLM does not have."""
     if not arguments:
         return
     known = known_arguments()
     for name, given in arguments.items():
         if name in CHOSEN:
             lossy = sorted(LOSSY_OPTIONS & set(given)) if isinstance(given, dict) else []
-            more = f"; {lossy[0]} changes what is sampled: drafter.verification is lossless" if lossy else ""
+            more = f"; {lossy[0]} changes what is sampled, drafter.verification does not" if lossy else ""
             raise ValueError(f"engine.vllm.{name}: {CHOSEN[name]}{more}")
         if name in SETTINGS:
             raise ValueError(f"engine.vllm.{name}: set {SETTINGS[name]} instead")
@@ -44,7 +44,7 @@ def check_arguments(arguments: dict[str, Any]) -> None:
 
 
 def known_arguments() -> set[str]:
-    """Fields of vLLM's `AsyncEngineArgs`, read from its source: its import would take seconds."""
+    """Fields of vLLM's `AsyncEngineArgs`, read from its source, because importing it would take seconds."""
     vllm: Any = find_spec("vllm")
     module = ast.parse((Path(vllm.origin).parent / "engine" / "arg_utils.py").read_text(encoding="utf-8"))
     return {

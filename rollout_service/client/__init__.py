@@ -1,4 +1,4 @@
-"""The service from a trainer's side. Imports protocol, endpoint and transports; no vllm, ray or torch."""
+"""The client of the service, for trainers. Imports protocol, endpoint and transports; no vllm, ray or torch."""
 
 from rollout_service.client.answers import GroupStream, RolloutError
 from rollout_service.client.async_client import AsyncRolloutClient

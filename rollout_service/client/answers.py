@@ -1,7 +1,7 @@
 """Answers of the service as the client reads them: groups, statuses, and errors that say who answered what.
 
-Answers are read leniently, since the service may be newer: a new field does no harm. Requests are strict: an unknown
-field may be a misspelt sampling parameter.
+The client ignores unknown fields of answers, because the service may be newer. The service refuses unknown fields of
+requests, because one may be a misspelt sampling parameter.
 """
 
 import json
@@ -19,14 +19,15 @@ from rollout_service.protocol import ErrorBody, Group
 T = TypeVar("T", bound=BaseModel)
 
 LONGEST_QUOTE = 300
-"""characters that are quoted of an answer that is not the service's"""
+"""characters that are quoted from an answer that is not the service's"""
 
 
 class RolloutError(RuntimeError):
     """The service refused or failed a request.
 
-    `status` is the HTTP status, `body` what it said, `retry_after` the seconds after which it may be tried again, where
-    the service says so. `failed` are the groups of a rollout stream that failed while the others were delivered.
+    `status` is the HTTP status, and `body` is what the service said. `retry_after` is the seconds to wait before the
+    next try, if the service says so. `failed` are the groups of a rollout stream that failed while others were
+    delivered.
     """
 
     def __init__(
@@ -39,31 +40,32 @@ class RolloutError(RuntimeError):
 
 
 def check(answer: httpx.Response, via: str = "") -> None:
-    """Raises RolloutError when the status is another than 200. `via` names the proxy between, as in `Route.via`."""
+    """Raises RolloutError when the status is not 200. `via` names the proxy in between, as `Route.via` does."""
     if answer.status_code != 200:
         raise error_of(answer, via)
 
 
 def read(of: type[T], answer: httpx.Response, via: str = "") -> T:
-    """The body of an answer. Raises RolloutError as `check`, and when it is no such body."""
+    """The body of an answer as the type `of`. Raises RolloutError as `check` does, and when it is not of that type."""
     check(answer, via)
     try:
         return of.model_validate_json(answer.content, extra="ignore")
     except ValidationError as error:
-        raise RolloutError(200, ErrorBody(error=f"{_quoted(answer, via)}\nit is no {of.__name__}: {error}")) from error
+        message = f"{_quoted(answer, via)}\nit is not a {of.__name__}: {error}"
+        raise RolloutError(200, ErrorBody(error=message)) from error
 
 
 def served_model(answer: httpx.Response, via: str = "") -> dict[str, Any]:
-    """The first one of GET /v1/models, whose type is vLLM's. Raises RolloutError as `read`."""
+    """The first model in an answer of GET /v1/models, whose type is vLLM's. Raises RolloutError as `read` does."""
     check(answer, via)
     try:
         return json.loads(answer.content)["data"][0]
     except (ValueError, LookupError, TypeError) as error:
-        raise RolloutError(200, ErrorBody(error=f"{_quoted(answer, via)}\nit is no list of models")) from error
+        raise RolloutError(200, ErrorBody(error=f"{_quoted(answer, via)}\nit is not a list of models")) from error
 
 
 def error_of(answer: httpx.Response, via: str = "") -> RolloutError:
-    """Of an answer whose status is not 200 and whose body has been read."""
+    """The error for an answer whose status is not 200 and whose body has been read."""
     try:
         body = ErrorBody.model_validate_json(answer.content, extra="ignore")
     except ValueError:
@@ -72,14 +74,15 @@ def error_of(answer: httpx.Response, via: str = "") -> RolloutError:
 
 
 def _quoted(answer: httpx.Response, via: str) -> str:
-    """An answer that is not the service's: a gateway's, or another server's at this address."""
+    """An answer that is not the service's, but comes from a gateway or from another server at this address."""
     kind = answer.headers.get("content-type", "no content type")
     text = " ".join(answer.text.split())[:LONGEST_QUOTE] or answer.reason_phrase
-    return f"no answer of a rollout service, but of a gateway or another server ({kind}){via}: {text}"
+    return f"a gateway or another server answered, not a rollout service ({kind}){via}: {text}"
 
 
 def seconds_until(retry_after: str | None) -> float | None:
-    """Of a Retry-After header: seconds or an HTTP date (RFC 9110, section 10.2.3). None when it is neither."""
+    """Seconds to wait by a Retry-After header, which is a number or an HTTP date (RFC 9110, section 10.2.3). None when
+    it is neither."""
     if retry_after is None:
         return None
     if re.fullmatch(r"\d+(\.\d+)?", retry_after):
@@ -92,12 +95,12 @@ def seconds_until(retry_after: str | None) -> float | None:
 
 
 class GroupStream:
-    """Finished groups out of the bytes of a rollout stream, each as soon as its line is whole.
+    """Finished groups from the bytes of a rollout stream, each as soon as its line is complete.
 
         for chunk in chunks: yield from stream.feed(chunk)
         yield from stream.end()
 
-    A line ends at a line feed alone: text that a policy sampled may hold any other separator.
+    Only a line feed ends a line, because text that a policy sampled may hold any other separator.
     """
 
     def __init__(self, requested: int):
@@ -106,7 +109,7 @@ class GroupStream:
         self.line: list[bytes] = []
 
     def feed(self, chunk: bytes) -> Iterator[Group]:
-        """Raises RolloutError for the line that says the stream could not be finished."""
+        """Raises RolloutError for a line that says that the stream could not be finished."""
         *whole, rest = chunk.split(b"\n")
         for part in whole:
             yield from self._group(b"".join([*self.line, part]))
@@ -114,7 +117,7 @@ class GroupStream:
         self.line.append(rest)
 
     def end(self) -> Iterator[Group]:
-        """The last group, where its line has no end. Raises RolloutError when groups failed or are missing."""
+        """The last group, if no line feed ended its line. Raises RolloutError when groups failed or are missing."""
         yield from self._group(b"".join(self.line))
         if self.delivered + len(self.failed) < self.requested:
             message = f"the stream was cut after {self.delivered + len(self.failed)} of {self.requested} groups"
@@ -130,7 +133,7 @@ class GroupStream:
             fields = json.loads(line)
             told = (ErrorBody if "error" in fields else Group).model_validate(fields, extra="ignore")
         except ValidationError as error:
-            raise RolloutError(200, ErrorBody(error=f"a line of the stream is no group: {error}")) from error
+            raise RolloutError(200, ErrorBody(error=f"a line of the stream is not a group: {error}")) from error
         except (ValueError, TypeError):
             quoted = line[:LONGEST_QUOTE].decode(errors="replace")
             raise RolloutError(503, ErrorBody(error=f"the stream was cut within a line: {quoted}")) from None

@@ -1,4 +1,4 @@
-"""AsyncRolloutClient: RolloutClient for asyncio. Weights are pushed by the blocking client, whose work is copying."""
+"""AsyncRolloutClient: RolloutClient for asyncio. Only the blocking client pushes weights, which is mostly copying."""
 
 from collections.abc import AsyncIterator, Iterable
 from typing import TypeVar
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class AsyncRolloutClient(Methods):
-    """As RolloutClient, without pushes and `ready`."""
+    """The methods of RolloutClient, except `push_weights` and `ready`."""
 
     def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0, read_timeout: float = 60.0):
         super().__init__(endpoint, token, timeout, read_timeout)
@@ -34,7 +34,7 @@ class AsyncRolloutClient(Methods):
         return call.read(answer, self.route.via)
 
     async def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> AsyncIterator[Group]:
-        """As `RolloutClient.rollouts`."""
+        """The same as `RolloutClient.rollouts`."""
         requested = list(groups)
         stream, request = GroupStream(len(requested)), self.request(calls.rollouts(requested, model))
         with self.route.explained():

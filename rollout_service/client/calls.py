@@ -1,10 +1,10 @@
-"""Calls of the service, each described once, as data: it becomes a method of both clients, with its docstring.
+"""Calls of the service, each described once, as data. Each becomes a method of both clients, with its docstring.
 
 | call                                | waits for an answer, in seconds                                           |
 |-------------------------------------|---------------------------------------------------------------------------|
 | all others                          | the client's `read_timeout`                                               |
 | model                               | `within`, where it is given                                               |
-| lease                               | its own wait, and `read_timeout`                                          |
+| lease                               | the request's `wait`, and `read_timeout`                                  |
 | extend                              | a quarter of the lease, so that another try comes before the lease's end  |
 | push                                | PUSH_TIMEOUT: every engine loads the version before the answer            |
 | rollouts, between two parts of it   | STREAM_SILENCE: nothing comes while the first group is generated          |
@@ -38,9 +38,9 @@ from rollout_service.transports import Sent
 M = TypeVar("M", bound=BaseModel)
 
 PUSH_TIMEOUT = 1800.0
-"""seconds; a large policy is received, kept on disk, and read by every engine"""
+"""seconds; the service receives a large policy and keeps it on disk, and every engine reads it"""
 STREAM_SILENCE = 7200.0
-"""seconds; longer than a group of long responses takes on a slow engine"""
+"""seconds; longer than a slow engine needs for a group of long responses"""
 JSON = "application/json"
 
 
@@ -55,14 +55,14 @@ def speculation(client: Connection) -> Call[SpeculationStatus]:
 
 
 def model(client: Connection, within: float | None = None) -> Call[dict[str, Any]]:
-    """The served policy: `id` (its name) and `max_model_len` (of prompt and response together). `within`: seconds to
-    connect in, and then to wait for the answer, in place of `timeout` and `read_timeout`."""
+    """The served policy: `id` (its name) and `max_model_len` (most tokens of prompt and response together). `within`:
+    seconds to connect, and then to wait for the answer, in place of `timeout` and `read_timeout`."""
     return Call("GET", "/v1/models", served_model, wait=within, connect=within)
 
 
 def send_prompts(client: Connection, request: PromptsRequest) -> Call[PromptsStatus]:
-    """Groups to generate in the background. Raises RolloutError: 429 when the queue is full (try again after
-    `retry_after` seconds), 507 when its disk is; then none was taken."""
+    """Send groups to generate in the background. Raises RolloutError with 429 when the queue is full (try again after
+    `retry_after` seconds) and with 507 when its disk is full. Then no group was taken."""
     return _post(PromptsStatus, "/v1/prompts", request)
 
 
@@ -72,42 +72,44 @@ def cancel_prompts(client: Connection, run: str) -> Call[None]:
 
 
 def return_leases(client: Connection, run: str) -> Call[None]:
-    """Return all leased groups of the run: its trainer begins anew."""
+    """Return all groups that the run has leased, because its trainer starts again."""
     return _delete("/v1/batches", run)
 
 
 def lease(client: Connection, request: LeaseRequest) -> Call[Batch]:
-    """Finished groups, and why if they are fewer than asked for."""
+    """Lease finished groups. The batch says why if there are fewer than asked for."""
     return _post(Batch, "/v1/batches/lease", request, wait=request.wait + client.read_timeout)
 
 
 def acknowledge(client: Connection, lease: str, groups: list[str] | None = None) -> Call[LeaseStatus]:
-    """Trained on: the lease's groups, or those named, are never handed out again. RolloutError 404: it is over."""
+    """Acknowledge the lease's groups, or those named, as trained on: they are never handed out again. Raises
+    RolloutError with 404 when the lease is over."""
     return _post(LeaseStatus, f"/v1/batches/{lease}/ack", LeaseGroups(groups=groups))
 
 
 def release(client: Connection, lease: str, groups: list[str] | None = None) -> Call[LeaseStatus]:
-    """Not trained on: they are handed out again."""
+    """Return the lease's groups, or those named, as not trained on: they are handed out again."""
     return _post(LeaseStatus, f"/v1/batches/{lease}/nack", LeaseGroups(groups=groups))
 
 
 def extend(client: Connection, lease: str, seconds: float) -> Call[LeaseStatus]:
-    """The lease ends so many seconds from now."""
+    """Let the lease end this many seconds from now."""
     wait = min(client.read_timeout, max(1.0, seconds / 4))
     return _post(LeaseStatus, f"/v1/batches/{lease}/extend", LeaseExtension(seconds=seconds), wait)
 
 
 def batches(client: Connection) -> Call[BatchesStatus]:
-    """Groups by where they are, leases, and what was generated in vain."""
+    """How many groups are in which state, the leases, and what was generated in vain."""
     return _get(BatchesStatus, "/v1/batches")
 
 
 def release_weights(client: Connection, run: str) -> Call[None]:
-    """The run ends: its weights stay in service and are nobody's. Nothing happens where it has none."""
+    """Give up the run's weights when the run ends: they stay in service and belong to no run. If the run has none,
+    nothing happens."""
     return _delete("/v1/weights", run)
 
 
-# --- not methods of their own, but parts of `rollouts` and `push_weights` ---
+# --- parts of the methods `rollouts` and `push_weights` ---
 
 
 def rollouts(groups: list[GroupRequest], model: str | None) -> Call[None]:

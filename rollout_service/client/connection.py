@@ -22,9 +22,9 @@ class Call(Generic[T]):
     method: str
     path: str
     read: Callable[[httpx.Response, str], T]
-    """gives the value of an answer, whose way here `Route.via` describes; raises RolloutError"""
+    """called with the answer and `Route.via`; returns the answer's value, or raises RolloutError"""
     params: Mapping[str, str] | None = None
-    """of the query"""
+    """parameters of the query"""
     content: bytes | Iterable[bytes] | None = None
     content_type: str | None = None
     wait: float | None = None
@@ -34,8 +34,8 @@ class Call(Generic[T]):
 
 
 class Connection:
-    """To one service. `timeout` limits connecting and writing, `read_timeout` the wait for an answer, in seconds; what
-    may take longer has limits of its own (calls.py). Raises EndpointError."""
+    """A connection to one service. `timeout` limits connecting and writing, and `read_timeout` limits the wait for an
+    answer, in seconds. Calls that may take longer have limits of their own (calls.py). Raises EndpointError."""
 
     def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0, read_timeout: float = 60.0):
         self.timeout, self.read_timeout, self.route = timeout, read_timeout, Route(endpoint)

@@ -16,7 +16,7 @@ T = TypeVar("T", covariant=True)
 
 
 class Method(Generic[P, T]):
-    """A call as a method: the blocking client's returns the value of the answer, the asyncio client's a coroutine."""
+    """A call as a method. The blocking client returns the value of the answer, the asyncio client a coroutine."""
 
     def __init__(self, call: Callable[Concatenate[Connection, P], Call[T]]):
         self.call = call
@@ -26,7 +26,7 @@ class Method(Generic[P, T]):
     @overload
     def __get__(self, client: "AsyncRolloutClient", of: type) -> Callable[P, Coroutine[Any, Any, T]]: ...
     def __get__(self, client: Any, of: type) -> Any:
-        if client is None:  # the method of the class: help() reads it
+        if client is None:  # on the class itself, where help() reads it
             return self.call
 
         @wraps(self.call)
@@ -37,7 +37,7 @@ class Method(Generic[P, T]):
 
 
 class Methods(Connection):
-    """What both clients can be asked. calls.py describes each."""
+    """The methods of both clients. calls.py describes each of them."""
 
     weights = Method(calls.weights)
     speculation = Method(calls.speculation)

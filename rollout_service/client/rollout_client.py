@@ -1,12 +1,12 @@
-"""RolloutClient: the service from a trainer's side. Needs neither vllm nor ray.
+"""RolloutClient: the blocking client of the service, for trainers. Needs neither vllm nor ray.
 
 with RolloutClient("http://127.0.0.1:8000") as client:
     for group in client.rollouts([GroupRequest(prompt="2 + 2 =", n=8)]):
         ...
     client.push_weights("policy", tensors, version=1)
 
-Raises RolloutError for what the service refuses or fails, and for what a gateway answers in its place;
-httpx.TransportError when there is no answer; EndpointError for an endpoint that is no address, or cannot be reached.
+Raises RolloutError when the service refuses or fails a request, or when a gateway answers in its place. Raises
+httpx.TransportError when there is no answer, and EndpointError when the endpoint is not an address or is unreachable.
 """
 
 from collections.abc import Generator, Iterable, Mapping
@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 
 class RolloutClient(Methods):
-    """Blocking client. `timeout` limits connecting and writing, `read_timeout` the wait for an answer, in seconds; what
-    may take longer has limits of its own (calls.py)."""
+    """Blocking client. `timeout` limits connecting and writing, and `read_timeout` limits the wait for an answer, in
+    seconds. Calls that may take longer have limits of their own (calls.py)."""
 
     def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0, read_timeout: float = 60.0):
         super().__init__(endpoint, token, timeout, read_timeout)
@@ -50,8 +50,8 @@ class RolloutClient(Methods):
     def rollouts(self, groups: Iterable[GroupRequest], model: str | None = None) -> Generator[Group]:
         """Finished groups, each as it finishes. Closing the iterator ends the generation of the rest.
 
-        Raises RolloutError: 4xx before anything is generated, naming the fields; 503 when the engines could not finish;
-        422 at the end when single groups failed (`failed` says which and why), after all others.
+        Raises RolloutError with 4xx, naming the wrong fields, before anything is generated; with 503 when the engines
+        could not finish; and with 422, after all other groups, when single groups failed (`failed` says which and why).
         """
         requested = list(groups)
         stream, request = GroupStream(len(requested)), self.request(calls.rollouts(requested, model))
@@ -78,12 +78,12 @@ class RolloutClient(Methods):
         run: str | None = None,
         take_over: bool = False,
     ) -> WeightStatus:
-        """Give all engines `tensors` (checkpoint names) as `version`; returns when every engine holds it.
+        """Push `tensors`, by checkpoint name, as `version`; returns when every engine holds it.
 
         On the service's own machine the tensors go through shared memory, elsewhere over HTTP.
-        The version belongs to `run` until `release_weights`. Without a run it is nobody's, and anyone may replace it.
-        Raises RolloutError with every wrong name, shape and dtype, and 409 when the version in service belongs to
-        another run, unless this one is to `take_over`; the old version then stays in service.
+        The version belongs to `run` until `release_weights`. Without `run` any run may replace it. Raises RolloutError
+        with every wrong name, shape and dtype. Raises it with 409 when the version in service belongs to another run,
+        unless this push says `take_over`. In both cases the old version stays in service.
         """
         from rollout_service.tensor_bytes import safetensors_parts
 
@@ -93,7 +93,8 @@ class RolloutClient(Methods):
 
 
 def tensors_checksum(tensors: Mapping[str, "torch.Tensor"]) -> str:
-    """BLAKE3 of the safetensors bytes that `push_weights` makes of `tensors`: `WeightStatus.checksum` once pushed."""
+    """BLAKE3 of the safetensors bytes that `push_weights` makes of `tensors`. After the push, `WeightStatus.checksum`
+    equals it."""
     from rollout_service.tensor_bytes import checksum_of, safetensors_parts
 
     return checksum_of(safetensors_parts(tensors))

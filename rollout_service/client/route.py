@@ -1,6 +1,6 @@
 """Route: how the client connects to the service, directly or through a proxy, and how it notices a dead peer.
 
-TCP keepalive finds a peer that is gone (a half-open connection) in some two minutes, also within the longest waits.
+TCP keepalive notices within about two minutes that the peer is gone (a half-open connection), even in a long wait.
 """
 
 import os
@@ -22,7 +22,7 @@ KEEPALIVE = [
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4),
 ]
-"""after 60 s of silence a probe every 15 s; after 4 without an answer the connection is broken"""
+"""after 60 s of silence a probe goes out every 15 s; after 4 probes without an answer the connection is broken"""
 
 TIMEOUTS = {
     httpx.ConnectTimeout: ("no connection within", "connect"),
@@ -35,7 +35,7 @@ TIMEOUTS = {
 class Proxy(NamedTuple):
     url: str
     variable: str
-    """that names it, e.g. HTTP_PROXY"""
+    """the environment variable that names it, e.g. HTTP_PROXY"""
 
     @property
     def shown(self) -> str:
@@ -45,7 +45,8 @@ class Proxy(NamedTuple):
 
 
 def proxy_of(endpoint: str) -> Proxy | None:
-    """The proxy that the environment names for an endpoint. This machine itself is never reached through one."""
+    """The proxy that the environment names for an endpoint; None if there is none, or if the endpoint is on this
+    machine."""
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
     if is_loopback(host) or proxy_bypass(host) or proxy_bypass(parts.netloc.rpartition("@")[2]):
@@ -61,21 +62,21 @@ def proxy_of(endpoint: str) -> Proxy | None:
 
 
 def checked_proxy(endpoint: str) -> Proxy | None:
-    """As `proxy_of`. Raises EndpointError for a proxy that httpx cannot use."""
+    """The same as `proxy_of`. Raises EndpointError for a proxy that httpx cannot use."""
     proxy = proxy_of(endpoint)
     if proxy is None:
         return None
     scheme = urlsplit(proxy.url).scheme
-    instead = f"or name the host in no_proxy if it is reached without a proxy (now {proxy.variable}={proxy.shown})"
+    instead = f"or put the host into no_proxy if it can be reached directly (now {proxy.variable}={proxy.shown})"
     if scheme not in ("http", "https", "socks5", "socks5h"):
-        raise EndpointError(f"{endpoint}: a {scheme} proxy cannot be used; give an http or socks5 one, {instead}")
+        raise EndpointError(f"{endpoint}: a {scheme} proxy cannot be used; use an http or socks5 proxy, {instead}")
     if scheme.startswith("socks") and find_spec("socksio") is None:
-        raise EndpointError(f"{endpoint}: a SOCKS proxy needs a package: `pip install 'httpx[socks]'`, {instead}")
+        raise EndpointError(f"{endpoint}: a SOCKS proxy needs a package; `pip install 'httpx[socks]'`, {instead}")
     return proxy
 
 
 class Route:
-    """From here to one endpoint. Raises EndpointError when the endpoint is no URL, or its proxy cannot be used."""
+    """The route to one endpoint. Raises EndpointError when the endpoint is not a URL, or its proxy cannot be used."""
 
     def __init__(self, endpoint: str):
         self.endpoint = checked_endpoint(endpoint)
@@ -84,21 +85,21 @@ class Route:
             "proxy": httpx.Proxy(self.proxy.url) if self.proxy else None,
             "socket_options": KEEPALIVE,
         }
-        """arguments of httpx's transport; one that is given takes no proxy from the environment by itself"""
+        """arguments of httpx's transport; with a transport given, httpx takes no proxy from the environment itself"""
 
     @property
     def via(self) -> str:
-        """What a message about the endpoint adds."""
+        """What to add to a message about the endpoint."""
         if self.proxy is None:
             return ""
         return (
             f", through the proxy {self.proxy.shown} of {self.proxy.variable}; "
-            f"if the service is reached without it, put {urlsplit(self.endpoint).hostname} into no_proxy"
+            f"if the service can be reached directly, put {urlsplit(self.endpoint).hostname} into no_proxy"
         )
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Errors of the connection keep their type, and say what was waited for and which proxy is between."""
+        """Connection errors keep their type, and say what was waited for and which proxy is in between."""
         try:
             yield
         except httpx.TransportError as error:

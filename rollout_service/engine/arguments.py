@@ -20,8 +20,8 @@ CPU_KV_CACHE_GIB = 1.0
 def engine_arguments(
     config: ServiceConfig, folder: str, device: str, index: int = 0, draft_lengths: list[Range] | None = None
 ) -> "AsyncEngineArgs":
-    """vLLM's arguments of engine `index` for the policy in `folder`; `draft_lengths` of a schedule that can change,
-    None for one that cannot."""
+    """vLLM's arguments of engine `index` for the policy in `folder`. `draft_lengths` are those of a schedule that can
+    change, or None for one that cannot."""
     from vllm import AsyncEngineArgs
 
     engine = config.engine
@@ -60,24 +60,24 @@ def engine_arguments(
 
 @contextlib.contextmanager
 def names_engine_arguments(config: ServiceConfig) -> Iterator[None]:
-    """Where vLLM takes its arguments: an error says which of them are of `engine.vllm`, if any are. One of its core
-    process, which judges some of them, is a RuntimeError."""
+    """A context in which vLLM takes its arguments: an error names those of `engine.vllm`, if there are any. vLLM's core
+    process judges some of them, and raises RuntimeError."""
     try:
         yield
     except (ValueError, TypeError, RuntimeError) as error:
         if not config.engine.vllm:
             raise
         names = ", ".join(f"engine.vllm.{name}" for name in config.engine.vllm)
-        raise ValueError(f"{names}: vLLM does not start with what is given: {error}") from error
+        raise ValueError(f"{names}: vLLM does not start with this: {error}") from error
 
 
 def bare_llm(config: ServiceConfig) -> "LLM":
-    """vLLM's `LLM`, as the service's engine is configured, without the service: to measure with. `config.model` is a
-    folder, and draft lengths are fixed."""
+    """vLLM's `LLM` with the configuration of the service's engine but without the service, for measurements.
+    `config.model` is a folder, and draft lengths are fixed."""
     from vllm import LLM, EngineArgs
 
     arguments = engine_arguments(config, config.model, resolve_device(config.engine.device))
-    # Those of the asynchronous engine have some more.
+    # The arguments of the asynchronous engine have some fields more.
     return LLM(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)})
 
 
@@ -96,7 +96,7 @@ def sampling_params(group: GroupRequest) -> "SamplingParams":
         stop=s.stop or None,
         ignore_eos=s.ignore_eos,
         seed=s.seed,
-        logprobs=0,  # of the sampled token alone
+        logprobs=0,  # only of the sampled token
         flat_logprobs=True,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )

@@ -1,4 +1,4 @@
-"""ASGI: one request as a stream through an application. So vLLM's own routes are reached inside an engine's actor."""
+"""ASGI: one request to an application, answered as a stream. It reaches vLLM's own routes in an engine's actor."""
 
 import asyncio
 import logging
@@ -16,12 +16,12 @@ class ResponseStart(NamedTuple):
 async def call(app: Any, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
     """Yield one ResponseStart, then the body in pieces as the application sends them.
 
-    Closing the iterator is the client's disconnection. The application is told so and ends by itself, as under a web
-    server. It is not cancelled: vLLM's routes wait for their handler in a second task, and a cancellation ends only the
-    waiting, while the handler generates to the end.
+    Closing the iterator means that the client disconnected. The application is told so and ends by itself, as under a
+    web server. It is not cancelled, because vLLM's routes wait for their handler in a second task: a cancellation would
+    end only the waiting, and the handler would generate to the end.
 
     Raises what the application raises before its answer is whole. Starlette raises an error again after it has
-    answered it: such an error is only logged.
+    answered it; such an error is only logged.
     """
     scope = {
         "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "scheme": "http",

@@ -1,4 +1,4 @@
-"""Completions: vLLM's output of one, as the interface has it."""
+"""Completions: vLLM's output, converted to the types of the interface."""
 
 from typing import TYPE_CHECKING, cast
 
@@ -16,7 +16,7 @@ def draft_steps(output: "CompletionOutput") -> list[tuple[int, int]]:
 
 
 def completion_of(output: "CompletionOutput", drafter: str, drafter_version: int, *, with_steps: bool) -> Completion:
-    """`with_steps`: with the record of each draft step."""
+    """`with_steps`: whether to include the record of each draft step."""
     metrics = output.spec_decode_metrics
     speculation = metrics and Speculation(
         drafter=drafter,
@@ -31,7 +31,7 @@ def completion_of(output: "CompletionOutput", drafter: str, drafter_version: int
         index=output.index,
         text=output.text,
         token_ids=list(output.token_ids),
-        logprobs=cast("FlatLogprobs", output.logprobs).logprobs,  # one a token: only the sampled one's was asked for
+        logprobs=cast("FlatLogprobs", output.logprobs).logprobs,  # one for each token: only the sampled one's
         weight_versions=[
             WeightSpan(version=int(span.version), start=span.start, end=span.end)
             for span in output.weight_versions or []

@@ -1,10 +1,10 @@
 """DraftLengths: the one owner of how many tokens an engine drafts at each batch size.
 
-What vLLM looks up is changed here and nowhere else, so that `ranges` is always what it finds:
+Only DraftLengths changes what vLLM looks up, so `ranges` is always what vLLM finds. Draft lengths are one of these:
 
-    followed   chosen by the rule of drafters/schedule.py, again whenever acceptance has moved
-    given      in `drafter.schedule`, or to `set`, which ends the following
-    held       as a measurement asks for; the draft lengths of before come back after it
+    followed   chosen by the rule of drafters/schedule.py, again whenever acceptance has changed
+    given      in `drafter.schedule`, or to `set`, after which they no longer follow acceptance
+    held       as a measurement asks for; after it, the earlier draft lengths come back
 """
 
 import asyncio
@@ -20,13 +20,13 @@ from rollout_service.engine.schedule_status import given_status, live_status
 from rollout_service.protocol import DraftSchedule, ScheduleSource
 
 UNKNOWN = 0.8
-"""acceptance of a draft given those before it, of a drafter that has not drafted yet: high, to give it its chance"""
+"""assumed acceptance of a draft, given those before it, of a drafter that has not drafted yet; high, so that it does"""
 WEIGHT_UNKNOWN, WEIGHT_CALIBRATED = 20.0, 500.0
-"""drafts as which what was known before counts beside what is observed"""
+"""number of drafts that the first estimate counts as, beside those that are observed"""
 
 
 class DraftLengths(StatLoggerBase):
-    """Fed by vLLM after every step. `core` is set once the engine has started."""
+    """vLLM calls `record` after every step. `core` is set once the engine has started."""
 
     def __init__(self, config: DrafterConfig, batches: int):
         """`batches` is the largest batch size."""
@@ -34,7 +34,7 @@ class DraftLengths(StatLoggerBase):
         self.core: Any = None
         """vLLM's client of its engine core"""
         self.running = 0
-        """completions after the last step"""
+        """completions that run after the last step"""
         self.live: LiveSchedule | None = None
         self._source: ScheduleSource = "ranges" if isinstance(config.schedule, list) else "fixed"
         self._given = (
@@ -50,22 +50,24 @@ class DraftLengths(StatLoggerBase):
 
     @property
     def is_measured_at_start(self) -> bool:
-        """Random prompts hold nothing that n-grams could find: what their drafts cost is not known at the start."""
+        """Whether step costs are measured at the start. For n-grams they are not, because random prompts hold nothing
+        that n-grams could find."""
         return self.config.schedule == "auto" and make_drafter(self.config).samples
 
     async def measured(self, costs: StepCosts) -> None:
-        """From now on by the clock."""
+        """From now on choose draft lengths by these costs."""
         unknown = [UNKNOWN**i for i in range(1, costs.draft_tokens + 1)]
         self._follow("auto", costs, AcceptanceEstimate(unknown, WEIGHT_UNKNOWN))
         await self._put_in_place()
 
     async def new_drafter(self) -> None:
-        """Other weights draft from now on: what they are worth is to be seen."""
+        """Other weights draft from now on, and their acceptance is not known yet."""
         if self.live is not None and self.live.start_over():
             await self._put_in_place()
 
     async def set(self, ranges: Sequence[Range]) -> None:
-        """`ranges` from the next step on, whatever is accepted. Raises ValueError when they are wrong, or fixed."""
+        """Use `ranges` from the next step on, whatever is accepted. Raises ValueError when they are wrong, or when
+        `drafter.schedule` is fixed."""
         self._must_be_adjustable()
         check_ranges(ranges, self.config.draft_tokens)
         self.live, self._source, self._given = None, "ranges", list(ranges)
@@ -73,7 +75,8 @@ class DraftLengths(StatLoggerBase):
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
-        """Within, the function that is given sets the draft length of all batch sizes, and acceptance moves nothing."""
+        """Inside this context, acceptance changes nothing. The function that it yields sets the draft length of all
+        batch sizes."""
 
         async def hold(drafts: int) -> None:
             self._must_be_adjustable()
@@ -97,7 +100,7 @@ class DraftLengths(StatLoggerBase):
         if not drafts or self.live is None or self._held is not None:
             return
         if self.live.observe(drafts.num_draft_tokens_per_pos, drafts.num_accepted_tokens_per_pos):
-            # This is the middle of vLLM's own handling of a step: the change follows it.
+            # vLLM is in the middle of handling a step, so the change comes after it.
             task = asyncio.get_running_loop().create_task(self._put_in_place())
             self._changes.add(task)
             task.add_done_callback(self._changes.discard)
@@ -126,7 +129,7 @@ class DraftLengths(StatLoggerBase):
             raise ValueError('drafter.schedule: "fixed" draft lengths cannot be set; start the engine with ranges')
 
     async def _put_in_place(self) -> None:
-        async with self._change:  # one at a time: the last to be wanted is the last to be put in place
+        async with self._change:  # one at a time, so that the last one wanted is put in place last
             wanted = self._wanted
             if wanted != self.ranges:
                 await self.core.call_utility_async("set_draft_lengths", wanted)

@@ -1,8 +1,8 @@
 """Engine: the Ray actor around one vLLM AsyncLLM.
 
-An actor is empty until `start`, also after Ray restarted it: the fleet starts it with the weights now in service, so an
-engine never serves a token of a version that is not current. When vLLM's core process dies the actor ends too, and Ray
-makes a new one.
+An actor is empty until `start`, even after Ray has restarted it. The fleet starts it with the weights in service, so an
+engine never serves a token of an outdated version. When vLLM's core process dies, the actor ends too, and Ray makes a
+new one.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 
 class NotStarted(RuntimeError):
-    """The actor is a new one: the engine that was here has died, and the fleet has not started this one yet."""
+    """The actor is new: the engine before it has died, and the fleet has not started this one yet."""
 
 
 class Started(NamedTuple):
@@ -45,13 +45,13 @@ class Started(NamedTuple):
     replaced: dict[str, str]
     """functions of vLLM that were found wrong on this platform and replaced, with the reasons"""
     costs: StepCosts | None
-    """of its steps, where they are measured: for the engine that takes its place"""
+    """costs of its steps, if they were measured, for the engine that takes its place after a restart"""
     openai_schemas: dict[str, dict[str, Any]]
-    """of the bodies of vLLM's own routes, by path"""
+    """schemas of the bodies of vLLM's own routes, by path"""
 
 
 class Aborted(NamedTuple):
-    """A group that was ended before it was finished: the tokens that were generated in vain."""
+    """A group that was ended before it was finished, and the number of tokens that were generated in vain."""
 
     tokens: int
 
@@ -61,8 +61,8 @@ PAUSE_MODES: dict[str, Literal["abort", "wait", "keep"]] = {"drain": "wait", "re
 
 
 def of_a_started_engine(method: Callable[..., Awaitable[T]]) -> Callable[..., Awaitable[T]]:
-    """Raise NotStarted in an empty actor. End the actor's process when vLLM's core process is found dead, so that Ray
-    makes a new actor."""
+    """Raise NotStarted in an empty actor. End the actor's process when vLLM's core process turns out to be dead, so
+    that Ray makes a new actor."""
 
     @functools.wraps(method)
     async def call(self: "Engine", *args: Any, **kwargs: Any) -> T:
@@ -78,7 +78,8 @@ def of_a_started_engine(method: Callable[..., Awaitable[T]]) -> Callable[..., Aw
 
 
 class Engine:
-    """Made an actor by the fleet (`ray.remote(Engine)`). A sync method would block generation: there is none."""
+    """The fleet makes it an actor (`ray.remote(Engine)`). It has no sync methods, because they would block
+    generation."""
 
     def __init__(self, config: dict[str, Any], model_folder: str, device: str, index: int):
         self.config = ServiceConfig.model_validate(config)
@@ -86,15 +87,15 @@ class Engine:
         self.llm: Any = None
         self.app: Any = None
         self.versions = Versions(0, 0)
-        """that it holds: a push is published once every engine holds it"""
+        """versions that it holds; a push is published once every engine holds it"""
         prepare_core_process()
 
     async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
-        """Load the checkpoint, then the pushed weights in service, if any. `costs` are those that an engine measured
-        here before.
+        """Load the checkpoint, then the pushed weights in service, if any. `costs` are those that an earlier engine
+        measured here.
 
-        An actor that is started already ends: the fleet lost sight of it and took it for dead. What it runs is nobody's
-        any more, and a second vLLM would not fit beside it. Ray makes a new actor.
+        If the actor is started already, it ends: the fleet lost sight of it and took it for dead. Nobody waits for what
+        it runs, and a second vLLM would not fit beside it. Ray makes a new actor.
         """
         if self.llm is not None:
             os._exit(1)
@@ -119,7 +120,7 @@ class Engine:
         self.lengths.core = self.llm.engine_core
         if self.config.weights.keeps_cache:
             CACHE_SALT.apply_to(self.llm, lambda: self.versions.policy)
-        # vLLM's own routes judge lengths by this process's copy: they keep the drafter's positions free as well.
+        # vLLM's own routes check lengths against this process's copy, so they keep the drafter's positions free too.
         self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
         await self.set_verification(self.config.drafter.verification)
@@ -136,14 +137,14 @@ class Engine:
         return Started((await self.llm.collective_rpc("replaced_functions"))[0], costs, openai_schemas())
 
     async def measure(self, plan: "Plan") -> "Measured":
-        """The costs of steps; while nothing else is generated."""
+        """Measure the costs of steps, while nothing else is generated."""
         from rollout_service.engine.measuring import measure
 
         return await measure(self.llm, self.times, self.lengths, plan)
 
     async def set_draft_lengths(self, ranges: list[Range]) -> None:
-        """Another schedule from the next step on, which acceptance does not move. Raises ValueError when it is wrong,
-        or `drafter.schedule` is fixed."""
+        """Use another schedule from the next step on, which acceptance does not change. Raises ValueError when it is
+        wrong, or when `drafter.schedule` is fixed."""
         await self.lengths.set(ranges)
 
     @of_a_started_engine
@@ -152,13 +153,14 @@ class Engine:
         return self.lengths.status(self.index)
 
     async def stop(self) -> None:
-        """End vLLM's core process and release what it shares. The actor itself is ended by the fleet."""
+        """End vLLM's core process and release what it shares. The fleet ends the actor itself."""
         if self.llm is not None:
             self.llm.shutdown()
 
     @of_a_started_engine
     async def generate(self, group: GroupRequest, key: str) -> Group | Aborted:
-        """All completions of one group with `prompt_token_ids`. `abort(key)` and some weight updates end it early."""
+        """Generate all completions of one group, which has `prompt_token_ids`. `abort(key)` and some weight updates end
+        it early."""
         assert group.prompt_token_ids is not None
         prompt = {"prompt_token_ids": group.prompt_token_ids}
         final: Any = None
@@ -177,7 +179,7 @@ class Engine:
 
     @of_a_started_engine
     async def abort(self, key: str) -> None:
-        """End the group that `generate` was called with; nothing happens when it has finished."""
+        """End the group that `generate` was given this key for. Nothing happens if it has finished."""
         await self.llm.abort(key)
 
     def _completion(self, output: "CompletionOutput", group: GroupRequest) -> Completion:
@@ -186,10 +188,10 @@ class Engine:
 
     @of_a_started_engine
     async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
-        """Take a version in place. What running completions do meanwhile is `weights.running`'s to say.
+        """Load a version in place. `weights.running` decides what happens to running completions meanwhile.
 
-        Raises DifferentBytes when what it read has another checksum; nothing has changed then. Raises HalfLoaded when
-        that is so of some ranks only."""
+        Raises DifferentBytes when the bytes that it read have another checksum; nothing has changed then. Raises
+        HalfLoaded when that is so on some ranks only."""
         settings, began = self.config.weights, time.monotonic()
         try:
             async with on_this_node(weights) as file:
@@ -212,15 +214,15 @@ class Engine:
         return Loaded(time.monotonic() - began, changed, reports[0]["modules"])
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
-        """Switch between sampled and greedy drafts without a restart; both are verified exactly. Raises ValueError
-        where the device cannot."""
+        """Switch between sampled and greedy drafts without a restart. Both are verified exactly. Raises ValueError if
+        the device cannot switch."""
         self._check_switch(draft_sampling=draft_sampling)
         if self.device == "cpu":
             await self.llm.collective_rpc("set_draft_sampling", args=(draft_sampling,))
 
     async def set_verification(self, verification: str) -> None:
-        """Switch how drafts are verified without a restart; both ways are exact. Raises ValueError where the device
-        cannot."""
+        """Switch how drafts are verified without a restart. Both ways are exact. Raises ValueError if the device cannot
+        switch."""
         self._check_switch(verification=verification)
         if self.device == "cpu":
             await self.llm.collective_rpc("set_verification", args=(verification,))
@@ -249,7 +251,7 @@ class Engine:
     async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
         """A request to vLLM's own OpenAI-compatible routes: one asgi.ResponseStart, then pieces of the body.
 
-        vLLM's routes answer the death of its core as they answer any error. It must not be passed on: the actor ends,
+        vLLM's routes answer the death of its core like any error. That answer must not be passed on: the actor ends,
         and the fleet asks another engine.
         """
         self._must_be_started()

@@ -8,12 +8,12 @@ from pathlib import Path
 import psutil
 
 PRELOADED = "libiomp5.so", "libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2"
-"""OpenMP, and in the place of glibc's malloc that of oneTBB: steps without drafts are 4 to 7 % shorter."""
+"""OpenMP, and oneTBB's malloc in place of glibc's, which makes steps shorter"""
 
 
 def preloads() -> dict[str, str]:
-    """The environment variables that load what the environment ships of PRELOADED. Without libiomp5 a step of
-    speculation, which is many small parallel regions, loses speed on a CPU.
+    """The environment variables that load those of PRELOADED that are installed. Without libiomp5 a draft step, which
+    has many small parallel regions, is slower on a CPU.
 
     LD_PRELOAD ends a path at a space, and knows no quotes. Names without a folder are looked for in LD_LIBRARY_PATH,
     where a folder's name may hold spaces.
@@ -27,8 +27,8 @@ def preloads() -> dict[str, str]:
 
 
 def interpreter() -> dict[str, str]:
-    """What Ray's `runtime_env` must be told of the interpreter: nothing, unless its path means something else to a
-    shell. Ray puts the path into a shell's command line as it is."""
+    """What Ray's `runtime_env` must be told about the interpreter: nothing, unless its path means something else to a
+    shell. Ray puts the path into a shell's command line without quotes."""
     quoted = shlex.quote(sys.executable)
     return {} if quoted == sys.executable else {"py_executable": quoted}
 
@@ -46,28 +46,27 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if device == "cuda":
-        # Where flashinfer is installed vLLM's V2 runner samples with it what has top-k or top-p and returns no
-        # log-probabilities, as requests to vLLM's own routes do. No check of ours has judged its cuts: all requests are
-        # sampled by the one sampler that was judged.
+        # If flashinfer is installed, vLLM's V2 runner samples with it for requests that have top-k or top-p and ask for
+        # no log-probabilities, as those to vLLM's own routes may. No test of ours has judged its cuts, so all requests
+        # are sampled by the one sampler that was tested.
         return common | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
     return common | {
-        # The worker runs inside the engine's core process: one process less to start and to talk to.
+        # The worker runs inside the engine's core process, so there is one process less to start and to talk to.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         # vLLM's own binding leaves cores unused on small virtual machines.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
         **preloads(),
-        # Where glibc's malloc is used, it keeps what is freed instead of returning it: a weight update takes as much
-        # again, and zeroing new pages was 60 of its 210 ms for 265 MiB. The second is the largest that it allows.
+        # If glibc's malloc is used, it keeps freed memory instead of returning it. A weight update needs as much memory
+        # again, and zeroing new pages would take a large part of its time. The second value is the largest allowed.
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-        # oneTBB's malloc keeps what is larger than this, in bytes. By default it returns what prompts took, and they
-        # take 1.3 times as long then; where everything is kept (64 KiB), decoding steps gain nothing.
+        # oneTBB's malloc keeps blocks that are larger than this, in bytes. By default it returns the memory of prompts,
+        # which makes prompts slower. A threshold of 64 KiB, which keeps everything, makes decoding steps no faster.
         "TBB_MALLOC_SET_HUGE_SIZE_THRESHOLD": str(4 << 20),
-        # OpenMP's threads wait actively after a parallel region, and on few cores what else would run waits for them:
-        # at 200 ms, their default, vLLM's output thread (which the core then waits for, 2 ms of a step of 64 streams)
-        # and probably the actor's imports (a start takes 2 s more). At 0 they sleep between operators as well, and
-        # steps take 1.4 times as long.
+        # OpenMP's threads wait actively for so many ms after a parallel region. On few cores everything else then waits
+        # for them: with the default, 200, vLLM's output thread, for which the core waits in turn, and probably the
+        # actor's imports. With 0 they sleep between operators as well, and steps take longer.
         "KMP_BLOCKTIME": "1",
         "KMP_USE_SHM": "0",  # OpenMP would leave a shared-memory file behind when its process is killed
     }

@@ -1,7 +1,7 @@
 """Loading of a weight version into an engine: where its bytes are, and what the engine says once it has read them.
 
-Engines on the front's node read the file that the service received. For engines on other nodes its bytes are put once
-into Ray's object store.
+Engines on the front's node read the file that the service received. For engines on other nodes, its bytes are put into
+Ray's object store once.
 """
 
 import uuid
@@ -17,14 +17,14 @@ from rollout_service.transports.folder import SHARED_MEMORY
 
 
 class Versions(NamedTuple):
-    """That an engine holds."""
+    """The versions that an engine holds."""
 
     policy: int
     drafter: int
 
 
 class WeightsFile(NamedTuple):
-    """Where a version's safetensors bytes are: a file on node `node`, and for other nodes an object of Ray's store."""
+    """Where a version's safetensors bytes are: a file on node `node`, and an object in Ray's store for other nodes."""
 
     version: int
     path: str
@@ -34,7 +34,7 @@ class WeightsFile(NamedTuple):
 
 
 def locate(version: int, update: Update) -> WeightsFile:
-    """For every engine of the cluster; the update's file is on this node."""
+    """Make an update, whose file is on this node, available to every engine of the cluster."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -45,7 +45,7 @@ def locate(version: int, update: Update) -> WeightsFile:
 
 @asynccontextmanager
 async def on_this_node(weights: WeightsFile) -> AsyncIterator[Path]:
-    """The bytes as a file of this node: the one that there is, or a copy for as long as the context lasts."""
+    """The bytes as a file on this node: the update's own file, or a copy for as long as the context lasts."""
     import ray
 
     if ray.get_runtime_context().get_node_id() == weights.node:
@@ -60,28 +60,30 @@ async def on_this_node(weights: WeightsFile) -> AsyncIterator[Path]:
 
 
 class Loaded(NamedTuple):
-    """What an engine says of an update that it took."""
+    """What an engine reports about an update that it loaded."""
 
     pause: float
     """seconds from the pause to the resumption of generation"""
     changed: int
     """modules that hold something else than before"""
     modules: int
+    """all modules of the model"""
 
 
 class DifferentBytes(RuntimeError):
-    """An engine read other bytes of a version than were sent, and holds what it held before."""
+    """An engine read other bytes of a version than were sent, and still holds what it held before."""
 
 
 class HalfLoaded(RuntimeError):
-    """Some ranks of an engine read other bytes than were sent, and the others loaded theirs: it must not serve."""
+    """Some ranks of an engine read other bytes than were sent, and the others loaded theirs. The engine must not
+    serve."""
 
 
 def check_all_ranks(received: list[str], sent: str) -> None:
-    """`received` are the checksums of the bytes that an engine's ranks read; those whose own differs from `sent` have
-    loaded nothing. Raises DifferentBytes when that is every rank, HalfLoaded when it is some."""
+    """`received` are the checksums of the bytes that an engine's ranks read. A rank whose checksum is not `sent` has
+    loaded nothing. Raises DifferentBytes when that is so of every rank, and HalfLoaded when it is so of some."""
     different = [checksum for checksum in received if checksum != sent]
     if different:
         error = DifferentBytes if len(different) == len(received) else HalfLoaded
         count = f" on {len(different)} of {len(received)} ranks" if len(received) > 1 else ""
-        raise error(f"read bytes with the BLAKE3 {different[0]}{count}, and the sender's have {sent}")
+        raise error(f"read bytes with the BLAKE3 {different[0]}{count}, but the sender's have {sent}")

@@ -1,4 +1,4 @@
-"""Measurement of step costs and acceptance in a running engine, by a plan: calibration's, or the one at start-up."""
+"""Measurement of step costs and acceptance in a running engine, for a calibration or when the engine starts."""
 
 import asyncio
 import random
@@ -17,34 +17,34 @@ if TYPE_CHECKING:
 
 WARM_UP_TOKENS = 16
 UNCOUNTED = 5
-"""steps of a batch that begins: prompts come in a few steps, and the first decoding step follows none of its kind"""
+"""first steps of a batch that are not counted: some process prompts, and the first decoding step follows one of them"""
 START_STEPS = 3
-"""steps of each batch size and draft length that an engine measures when it starts, twice"""
+"""steps that an engine measures for each batch size and draft length when it starts, twice"""
 START_PROMPT = 8
-"""tokens of the random prompts that it measures with"""
+"""tokens of the random prompts with which it measures"""
 
 
 class Plan(BaseModel):
     """What to measure: every draft length at every batch size."""
 
     prompts: list[list[int]]
-    """token ids; taken in turn"""
+    """token ids, used in turn"""
     batch_sizes: list[int]
     draft_lengths: list[int] | None
     """None for an engine without a drafter, which is measured as draft length 0"""
     steps: int
-    """of each batch size and draft length, at least"""
+    """least number of steps for each batch size and draft length"""
     warm_up: bool = True
-    """the engine's first steps compile and allocate: generate a little before"""
+    """whether to generate a little first, because an engine's first steps compile and allocate"""
     responses: int = 0
-    """completions, ended as the policy ends them, whose acceptance is counted with the longest drafts"""
+    """completions over which acceptance is counted, with the longest drafts; the policy ends them"""
     response_tokens: int = 256
-    """the longest of them"""
+    """most tokens of such a completion"""
     temperature: float = 1.0
 
 
 async def measure(llm: Any, times: StepTimes, lengths: DraftLengths, plan: Plan) -> Measured:
-    """Run the plan on an engine that does nothing else. Its draft lengths are then those of before."""
+    """Run the plan on an engine that does nothing else. Afterwards it has its earlier draft lengths again."""
     timed, counted = Measured(), Measured()
     async with lengths.held() as hold:
         if plan.warm_up:
@@ -57,7 +57,7 @@ async def measure(llm: Any, times: StepTimes, lengths: DraftLengths, plan: Plan)
                         await hold(drafts)
                     times.ask(StepKind(batch, drafts), plan.steps)
                     await _generate(llm, plan, batch, tokens_of_steps(plan.steps, drafts), until=times.enough)
-            # What is drafted past the end of a response says nothing of responses.
+            # Drafts past the end of a response say nothing about responses, so acceptance is counted by itself.
             times.measured = counted
             if plan.draft_lengths is not None:
                 await hold(max(plan.draft_lengths))
@@ -68,7 +68,7 @@ async def measure(llm: Any, times: StepTimes, lengths: DraftLengths, plan: Plan)
 
 
 async def measure_at_start(llm: Any, times: StepTimes, lengths: DraftLengths, context_limit: int) -> StepCosts:
-    """What a step costs at every draft length, with random prompts: some seconds."""
+    """What a step costs at every draft length, measured with random prompts. Takes some seconds."""
     draft_tokens, largest = lengths.config.draft_tokens, lengths.batches
     length = max(1, min(START_PROMPT, context_limit - tokens_of_steps(START_STEPS, draft_tokens)))
     draw, vocabulary = random.Random(0), llm.model_config.get_vocab_size()
@@ -78,7 +78,7 @@ async def measure_at_start(llm: Any, times: StepTimes, lengths: DraftLengths, co
         draft_lengths=list(range(draft_tokens + 1)),
         steps=START_STEPS,
     )
-    # Twice: a machine that is busy for half a second makes all lengths measured meanwhile look slow, for good.
+    # Twice, because a machine that is busy for half a second makes all lengths measured meanwhile look slow.
     passes = [
         await measure(llm, times, lengths, plan),
         await measure(llm, times, lengths, plan.model_copy(update={"warm_up": False})),
@@ -87,7 +87,7 @@ async def measure_at_start(llm: Any, times: StepTimes, lengths: DraftLengths, co
 
 
 def served_metrics(times: StepTimes) -> type[PrometheusStatLogger]:
-    """vLLM's own metrics, of what is asked for: steps that are measured are nobody's."""
+    """vLLM's own metrics, without the steps of a measurement, which no client asked for."""
 
     class ServedMetrics(PrometheusStatLogger):
         def record(self, *args: Any, **more: Any) -> None:
@@ -98,16 +98,16 @@ def served_metrics(times: StepTimes) -> type[PrometheusStatLogger]:
 
 
 def tokens_of_steps(steps: int, drafts: int) -> int:
-    """The longest that a response may become until so many steps are counted: a step yields drafts + 1 tokens at most,
-    and UNCOUNTED steps are not."""
+    """Most tokens of a response until so many steps are counted: a step yields at most drafts + 1 tokens, and UNCOUNTED
+    steps are not counted."""
     return (steps + UNCOUNTED) * (drafts + 1)
 
 
 async def _generate(
     llm: Any, plan: Plan, completions: int, tokens: int, to_the_end: bool = False, until: asyncio.Event | None = None
 ) -> None:
-    """So many completions at a time, of so many tokens unless they may end before, or are aborted when `until` is
-    set."""
+    """Generate so many completions together. Each has so many tokens, unless it may end before (`to_the_end`), or is
+    aborted because `until` was set."""
     sampling = _sampling(tokens, plan.temperature, to_the_end)
     names = [f"measure-{uuid.uuid4().hex}" for _ in range(completions)]
 
@@ -121,7 +121,7 @@ async def _generate(
         await asyncio.wait([generating, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         await llm.abort(names)
-        await llm.get_weight_version()  # answered after the step under way, which slows what comes next, on any engine
+        await llm.get_weight_version()  # returns after the step under way, which would slow what comes next
     await generating
 
 

@@ -20,8 +20,8 @@ async def openai_app(llm: Any, name: str) -> FastAPI:
     UNSENDABLE.apply_to(llm)
     app = build_app(args, ("generate",), llm.model_config)
     await init_app_state(llm, app.state, args, ("generate",))
-    # vLLM's handlers of exceptions tell its web server to exit once the core is dead. Here the actor looks at the core
-    # itself (`Engine.openai`).
+    # vLLM's exception handlers tell its web server to exit once the core is dead. Here the actor checks the core itself
+    # (`Engine.openai`).
     app.state.server = SimpleNamespace(should_exit=False)
     return app
 

@@ -14,16 +14,16 @@ from drafters.schedule import (
 from rollout_service.protocol import DraftChoice, DraftSchedule, ScheduleSource
 
 RULE = (
-    f"The shortest draft is taken whose predicted speed is within {100 * TOLERANCE:.0f} % of the fastest and "
-    f"{1 + LEAST_GAIN:.2f} times that without drafts ({1 + KEPT_GAIN:.2f} times where drafts are in use). "
-    f"The length in use stays where another gains less than {100 * HYSTERESIS:.0f} %."
+    f"The schedule picks the shortest draft whose predicted speed is within {100 * TOLERANCE:.0f} % of the fastest and "
+    f"at least {1 + LEAST_GAIN:.2f} times that without drafts ({1 + KEPT_GAIN:.2f} times while drafts are in use). "
+    f"It keeps the length in use if another gains less than {100 * HYSTERESIS:.0f} %."
 )
 
 
 def given_status(
     engine: int, source: ScheduleSource, ranges: list[Range], running: int, *, configured: bool
 ) -> DraftSchedule:
-    """Of draft lengths that nothing moves: `configured`, or set while the engine runs."""
+    """The status of draft lengths that nothing changes: `configured`, or set while the engine runs."""
     return DraftSchedule(
         engine=engine,
         source=source,
@@ -37,7 +37,7 @@ def given_status(
 def live_status(
     engine: int, source: ScheduleSource, ranges: list[Range], running: int, live: LiveSchedule
 ) -> DraftSchedule:
-    """Of draft lengths that follow acceptance."""
+    """The status of draft lengths that follow acceptance."""
     acceptance = live.acceptance.by_position
 
     def choice(batch: int) -> DraftChoice:
@@ -60,7 +60,8 @@ def live_status(
         changes=live.changes,
         reason=(
             f"{_now(choice(running)) if running else 'Nothing runs at present.'} {RULE} Speeds are predicted from step "
-            f"costs {origin} and acceptance {rates} by position after {live.acceptance.drafts} drafts of this drafter."
+            f"costs {origin}, and from acceptance by position, {rates}, after {live.acceptance.drafts} drafts of this "
+            "drafter."
         ),
     )
 

@@ -1,7 +1,7 @@
 """Speculation counts of one engine by weight version, from vLLM's own statistics after every step.
 
-The newest VERSIONS_KEPT pairs of versions have counts of their own. Those of older pairs are one sum. So totals stay
-exact, and a run of many versions takes no more memory and time than a short one.
+The newest VERSIONS_KEPT pairs of versions have counts of their own. The counts of older pairs are one sum. So totals
+stay exact, and a run of many versions takes no more memory and time than a short one.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ class SpeculationCounts(StatLoggerBase):
     """vLLM's per-step statistics, summed under the versions that the engine held when they arrived."""
 
     def __init__(self, held: Callable[[], Versions]):
-        """`held`: what the engine holds now."""
+        """`held` returns the versions that the engine holds now."""
         self.held = held
         self.by_version: dict[Versions, dict[str, Any]] = {}
-        """oldest first: versions only grow"""
+        """oldest first, because versions only grow"""
         self.older: dict[str, Any] | None = None
         self.by_context: dict[int, Acceptance] = {}
 
@@ -50,7 +50,7 @@ class SpeculationCounts(StatLoggerBase):
             self.by_context[floor] = self.by_context.get(floor, Acceptance()) + acceptance
 
     def forget(self) -> None:
-        """What was drafted to measure costs is nobody's acceptance."""
+        """Forget the counts so far, of drafts that were made to measure costs."""
         self.by_version.clear()
         self.older = None
 
@@ -58,7 +58,7 @@ class SpeculationCounts(StatLoggerBase):
         pass
 
     def rows(self) -> list[dict[str, Any]]:
-        """One a pair of versions, and one of all older pairs, whose versions are None."""
+        """One row for each pair of versions, and one for all older pairs, whose versions are None."""
         rows = [
             {"policy_version": v.policy, "drafter_version": v.drafter, **counts}
             for v, counts in self.by_version.items()

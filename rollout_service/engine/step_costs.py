@@ -1,8 +1,8 @@
 """Step costs: seconds of a decoding step by batch size and draft length, and acceptance, from vLLM's statistics.
 
-A step's time is that between the arrivals of two steps' statistics in the process in front of vLLM's core: what the
-user of the engine waits for, scheduling and the hand-over of tokens included. Only steps are counted in which all the
-completions asked for decode with the draft length asked for, and which follow such a step.
+A step's time is the time between the arrivals of two steps' statistics in the process in front of vLLM's core. It is
+what the user of the engine waits for, scheduling and the hand-over of tokens included. A step counts only if all the
+completions asked for decode in it, with the draft length asked for, and if the step before was such a step too.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ from drafters.schedule import StepCosts
 class StepKind(NamedTuple):
     batch: int
     drafts: int
-    """of each completion"""
+    """draft tokens of each completion"""
 
 
 @dataclass
 class Measured:
-    """Sums of one or several plans."""
+    """What was measured by one or several plans."""
 
     seconds: dict[StepKind, list[float]] = field(default_factory=lambda: defaultdict(list))
     first: dict[StepKind, list[float]] = field(default_factory=lambda: defaultdict(list))
-    """from the prompts' arrival to the end of the first step of a kind"""
+    """seconds from the prompts' arrival to the end of the first step of a kind"""
     drafted: list[int] = field(default_factory=list)
     """completions with a draft at each position, over all steps"""
     accepted: list[int] = field(default_factory=list)
-    """of them, those that accepted it and all before"""
+    """those of them that accepted this draft and all before it"""
 
     def add(self, other: "Measured") -> None:
         for kind, seconds in other.seconds.items():
@@ -46,7 +46,7 @@ class Measured:
         self.accepted = _sum(self.accepted, other.accepted)
 
     def reached(self, batch_sizes: Sequence[int], draft_lengths: Sequence[int]) -> list[int]:
-        """The batch sizes of which every draft length was seen: a KV cache may be too small for the larger ones."""
+        """The batch sizes at which every draft length was seen. A KV cache may be too small for the larger ones."""
         return [b for b in batch_sizes if all(StepKind(b, k) in self.seconds for k in draft_lengths)]
 
     def costs(self, batch_sizes: Sequence[int], draft_tokens: int) -> StepCosts:
@@ -63,8 +63,8 @@ class Measured:
 
 
 def fastest(passes: Sequence[StepCosts]) -> StepCosts:
-    """The least of each cost: what else a machine does makes steps slower, never faster. Batch sizes are those that
-    every pass reached."""
+    """The least of each cost, because other work of the machine makes steps slower, never faster. Batch sizes are those
+    that every pass reached."""
     sizes = [b for b in passes[0].batch_sizes if all(b in costs.batch_sizes for costs in passes)]
 
     def least(name: str) -> list[list[float]]:
@@ -76,8 +76,8 @@ def fastest(passes: Sequence[StepCosts]) -> StepCosts:
 
 
 def _usual(seconds: Sequence[float]) -> float:
-    """The mean of the middle half; of three, of all: one step looks long and the next short when the process in front
-    was late for the first."""
+    """The mean of the middle half, or of all if there are three. One step looks long and the next short when the
+    process in front was late for the first."""
     return float(trim_mean(seconds, 0.25))
 
 
@@ -86,21 +86,21 @@ def _sum(some: list[int], others: list[int]) -> list[int]:
 
 
 class StepTimes(StatLoggerBase):
-    """Fed by vLLM after every step; counts while `measured` is set."""
+    """vLLM calls `record` after every step. Steps count while `measured` is set."""
 
     def __init__(self) -> None:
         self.measured: Measured | None = None
         self.arrival: float | None = None
-        """of prompts whose first step has not been seen"""
+        """time of arrival of prompts whose first step has not been seen"""
         self.enough = asyncio.Event()
-        """as many steps of a kind were counted as were asked for"""
+        """set when as many steps of a kind were counted as were asked for"""
         self._asked: StepKind | None = None
-        """prompts may come a few at a time: meanwhile there are steps of fewer completions, which nobody asked for"""
+        """prompts may come a few at a time, and steps of fewer completions are not counted meanwhile"""
         self._steps = 0
         self._before: tuple[StepKind | None, float] = None, 0.0
 
     def ask(self, kind: StepKind, steps: int) -> None:
-        """Of prompts that arrive now: set `enough` once so many steps are counted."""
+        """Count the steps of prompts that arrive now, and set `enough` once there are so many of this kind."""
         self.arrival, self._asked, self._steps = time.perf_counter(), kind, steps
         self.enough.clear()
 
@@ -128,7 +128,7 @@ class StepTimes(StatLoggerBase):
 
 
 def step_kind(scheduler_stats: Any, iteration_stats: Any) -> StepKind | None:
-    """None for steps with a prompt in them, and with draft lengths that differ."""
+    """The kind of a step; None for a step that processes a prompt, or in which draft lengths differ."""
     running, drafts = scheduler_stats.num_running_reqs, scheduler_stats.spec_decoding_stats
     if not running or iteration_stats.num_prompt_tokens:
         return None

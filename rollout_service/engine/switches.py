@@ -1,11 +1,11 @@
-"""Switches of a running engine: how drafts are drawn and verified. They are there on a CPU alone."""
+"""Switches of a running engine: how drafts are sampled and verified. Only an engine on a CPU has them."""
 
 from drafters.registry import DrafterConfig, make_drafter
 
 
 def check_switches(started: DrafterConfig, asked: DrafterConfig, device: str) -> None:
-    """Raises ValueError, with the field and both values, for what an engine on `device` that was started with one way
-    cannot be switched to. Elsewhere than on a CPU vLLM decides both when it starts."""
+    """Raises ValueError, with the field and both values, when an engine on `device` that was started as `started`
+    cannot be switched to `asked`. On any device but a CPU, vLLM decides both when it starts."""
     if device == "cpu" or not asked.drafts:
         return
     differ = ["verification"] if asked.verification != started.verification else []

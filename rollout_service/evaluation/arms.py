@@ -14,8 +14,8 @@ from rollout_service.protocol import Group, GroupRequest
 
 
 def fetch_models(model: str, drafters: Iterable[DrafterConfig]) -> Path:
-    """The policy's folder, once the checkpoints of all drafters are on this machine too: a wrong name is said before
-    the first engine starts, not before the last. Raises ValueError."""
+    """The policy's folder, once the checkpoints of all drafters are on this machine too. So a wrong name is reported
+    before the first engine starts, not before the last. Raises ValueError."""
     for drafter in drafters:
         if drafter.model is not None:
             resolve_model(drafter.model, "drafters.model")
@@ -23,7 +23,7 @@ def fetch_models(model: str, drafters: Iterable[DrafterConfig]) -> Path:
 
 
 def name_of(drafter: DrafterConfig) -> str:
-    """What progress calls it: kind and checkpoint."""
+    """The drafter's name in progress bars: kind and checkpoint."""
     return drafter.kind if drafter.model is None else f"{drafter.kind} {drafter.model}"
 
 
@@ -34,13 +34,13 @@ class Arm(Protocol):
 
     async def generate(self, group: GroupRequest) -> Group: ...
     async def draft_as(self, drafter: DrafterConfig) -> None:
-        """From now on draw and verify drafts as `drafter` (otherwise equal to the arm's own) says."""
+        """From now on sample and verify drafts as `drafter` says, which otherwise equals the arm's own."""
 
     async def stop(self) -> None: ...
 
 
 class EngineArm:
-    """A fleet of one engine that has the machine's cores when its turn comes."""
+    """A fleet of one engine, which may use all of the machine's cores when its turn comes."""
 
     def __init__(self, config: ServiceConfig):
         self.drafter = config.drafter
@@ -58,7 +58,7 @@ class EngineArm:
 
 
 class EndpointArm:
-    """A running service, with the drafter that it says it has."""
+    """A running service, with the drafter that it reports."""
 
     def __init__(self, client: AsyncRolloutClient, drafter: DrafterConfig):
         self.client, self.drafter = client, drafter
@@ -77,7 +77,7 @@ class EndpointArm:
         return finished
 
     async def draft_as(self, drafter: DrafterConfig) -> None:
-        """A running service keeps to its own way."""
+        """Does nothing: a running service keeps its own settings."""
 
     async def stop(self) -> None:
         await self.client.http.aclose()

@@ -33,17 +33,17 @@ from rollout_service.fleet.resources import check_machine
 from rollout_service.protocol import Group, GroupRequest, Sampling
 
 COMPLETIONS = 8
-"""of a request"""
+"""completions of each request"""
 CANDIDATES = 16
-"""random prompts that each chosen one is the least sure of"""
+"""random prompts that are drawn for each one that is kept"""
 
 Sampled = tuple[Setting, list[Group]]
 Greedy = dict[tuple[int, ...], list[int]]
 
 
 def audit(config: AuditConfig) -> list[AuditRow]:
-    """Sample, test, print, and write audit.json and audit.md to `config.output`. Exits 1 when a row fails or an engine
-    does."""
+    """Sample, test, print, and write audit.json and audit.md to `config.output`. Exits with 1 when a row or an engine
+    fails."""
     console, level = report_console(), Level(config.limit, config.logprob_tolerance)
     try:
         check_folder(config.output, "output")
@@ -78,8 +78,8 @@ def audit(config: AuditConfig) -> list[AuditRow]:
 async def sample(
     config: AuditConfig, recomputation: Recomputation, console: Console
 ) -> tuple[list[Sampled], Greedy | None, int]:
-    """The rows' groups; what greedy decoding without a drafter gives, where an engine without one is audited; and the
-    context limit."""
+    """The groups of each row; the responses of greedy decoding without a drafter, or None if no engine without a
+    drafter ran; and the context limit."""
     with progress(console) as bar:
         if config.endpoint is not None:
             token = config.token.get_secret_value() if config.token else None
@@ -117,12 +117,12 @@ async def sample(
 
 
 def started_as(drafter: DrafterConfig) -> DrafterConfig:
-    """What a row's engine is started with: drawing and verifying are switched while it runs."""
+    """The drafter that a row's engine starts with. How drafts are sampled and verified is switched while it runs."""
     return drafter.model_copy(update={"draft_sampling": "probabilistic", "verification": "auto"})
 
 
 def engine_key(drafter: DrafterConfig) -> str:
-    """Rows of one key share an engine."""
+    """Rows with the same key share an engine."""
     return started_as(drafter).model_dump_json()
 
 
@@ -144,8 +144,8 @@ async def sample_rows(
 class Contexts:
     """The prompts: the configured ones or a few random tokens each, and long ones whose responses end at the limit.
 
-    Of random prompts those are taken after which the policy is least sure: the variance of the surprisal is what a
-    wrong temperature shows in. The choice looks at the policy alone, so it favours no outcome.
+    Of the random prompts, those are kept after which the policy is least sure, because a wrong temperature shows in the
+    variance of the surprisal. The choice depends only on the policy, so it favours no outcome.
     """
 
     def __init__(self, config: AuditConfig, recomputation: Recomputation, limit: int):
@@ -154,7 +154,8 @@ class Contexts:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.longest = limit - config.response_tokens
         if self.longest < 2:
-            raise ValueError(f"response_tokens: {config.response_tokens} leave no room for a prompt in {limit} tokens")
+            room = f"no room for a prompt in a context of {limit} tokens"
+            raise ValueError(f"response_tokens: {config.response_tokens} leaves {room}; give at most {limit - 2}")
         long = -(-config.contexts // 8)
         short = config.contexts - long
         self.prompts = [
@@ -170,7 +171,7 @@ class Contexts:
         return [prompt[-self.longest :] for prompt in prompts]
 
     def _random(self, count: int) -> list[list[int]]:
-        """`count` prompts, none twice, as short as there are enough of: the shorter, the less sure is the policy."""
+        """`count` different prompts, as short as possible, because the policy is less sure after a shorter prompt."""
         found: dict[tuple[int, ...], None] = {}
         length = 1
         while len(found) < count:
@@ -187,13 +188,13 @@ class Contexts:
         return torch.randint(self.vocabulary, (length,), generator=self.generator).tolist()
 
     def requests(self, cut: Cut) -> list[GroupRequest]:
-        """Responses to every context, equally many, COMPLETIONS a request, all with seeds of their own."""
+        """Equally many responses to every context, COMPLETIONS in each request, all with different seeds."""
         config = self.config
         each = -(-config.tokens // (config.response_tokens * len(self.prompts) * COMPLETIONS))
         return [self._request(prompt, cut, COMPLETIONS) for _ in range(each) for prompt in self.prompts]
 
     def greedy_requests(self, cut: Cut) -> list[GroupRequest]:
-        """One response to each of as many prompts as there are tokens to compare."""
+        """One response to each prompt, with enough prompts for `tokens` tokens."""
         return [self._request(prompt, cut, 1) for prompt in self.greedy_prompts]
 
     def _request(self, prompt: list[int], cut: Cut, n: int) -> GroupRequest:

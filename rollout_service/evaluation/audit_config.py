@@ -21,14 +21,15 @@ class AuditedDrafter(Section):
     """One drafter of the grid."""
 
     kind: str
-    """one of the kinds in drafters/registry.py, none included"""
+    """one of the kinds in drafters/registry.py; "none" is one of them"""
     model: str | None = None
     """folder or Hugging Face name of its checkpoint"""
     draft_tokens: int = Field(default=3, ge=1, le=16)
+    """tokens drafted per step (k)"""
 
 
 class Setting(NamedTuple):
-    """One row: what is sampled with."""
+    """The drafter and the sampling parameters of one row."""
 
     drafter: DrafterConfig
     cut: Cut
@@ -41,37 +42,42 @@ class AuditConfig(WithToken, Section):
     """the policy: a folder or a Hugging Face name"""
     engine: EngineConfig = EngineConfig()
     drafters: list[AuditedDrafter] = Field(default=[AuditedDrafter(kind="none")], min_length=1)
+    """drafters to test"""
     temperature: list[Temperature] = Field(default=[0.0, 0.7, 1.0, 1.2], min_length=1)
+    """temperatures to test; 0 takes the most likely token"""
     top_p: list[TopP] = Field(default=[1.0, 0.9], min_length=1)
+    """values of top-p to test; 1 keeps all tokens"""
     top_k: list[TopK] = Field(default=[0, 20], min_length=1)
-    """0 for all tokens"""
+    """values of top-k to test; 0 keeps all tokens"""
     verification: list[VerificationChoice] = Field(default=["standard", "block"], min_length=1)
+    """ways to verify drafts"""
     draft_sampling: list[DraftSampling] = Field(default=["probabilistic", "greedy"], min_length=1)
+    """ways to sample drafts; a drafter whose drafts are deterministic has only greedy"""
     every_combination: bool = False
-    """the whole grid, instead of a set of rows in which every pair of values occurs"""
+    """test the whole grid, instead of a set of rows in which every pair of values occurs"""
 
     tokens: int = Field(default=50_000, ge=100)
-    """at least this many a row"""
+    """sample at least this many tokens in each row"""
     response_tokens: int = Field(default=8, ge=2)
-    """length of every response: short ones hold more tokens that the policy is unsure of"""
+    """length of every response; short responses hold more tokens that the policy is unsure of"""
     contexts: int = Field(default=16, ge=1)
-    """prompts that are sampled from; one in eight is so long that its responses end at the context limit"""
+    """number of prompts; one in eight is so long that its responses end at the context limit"""
     prompts: Path | None = None
-    """JSON lines with `prompt`, `messages` or `prompt_token_ids`, where whole drafts are accepted more often and the
-    bonus token is seen more; when not given, prompts of a few random tokens, where the policy is unsure and the test is
-    sharp"""
+    """JSON lines with `prompt`, `messages` or `prompt_token_ids`. After real prompts whole drafts are accepted more
+    often, so the bonus token is tested more. When not given, each prompt is a few random tokens: the policy is unsure
+    after them, so the test is sharper"""
     seed: int = 0
-    """of the random prompts and of the sampling"""
+    """seed of the random prompts and of the sampling"""
 
     limit: float = Field(default=4.0, gt=0.0)
-    """standard deviations from which a row fails; the other tests use the same level"""
+    """a row fails from this many standard deviations; the other tests use the same level"""
     logprob_tolerance: float = Field(default=1e-4, gt=0.0)
-    """largest difference in nats between returned and recomputed log-probabilities; for an engine in float32"""
+    """largest difference in nats between returned and recomputed log-probabilities; meant for an engine in float32"""
     endpoint: Endpoint | None = None
-    """audit this running service, with the drafter and the verification that it has, instead of starting engines; what
-    engines and drafters are configured with is then not read"""
+    """audit this running service, with its own drafter and verification, instead of starting engines; the settings of
+    engines and drafters are then not read"""
     output: Path = Path("report/audit")
-    """folder of audit.json and audit.md"""
+    """folder for audit.json and audit.md"""
 
     @field_validator("prompts")
     @classmethod
@@ -95,7 +101,7 @@ class AuditConfig(WithToken, Section):
 
     @property
     def context_limit(self) -> int:
-        """The smallest of the drafters': all answer the same prompts."""
+        """The smallest context limit of all drafters, because they all answer the same prompts."""
         return min(self.service(self.drafter_config(drafter)).context_limit for drafter in self.drafters)
 
     def rows(self) -> list[Setting]:
@@ -118,7 +124,7 @@ class AuditConfig(WithToken, Section):
             }
             settings.append(Setting(drafter.model_copy(update=chosen), Cut(temperature, top_p, top_k)))
         unique = {setting.drafter.model_dump_json() + str(setting.cut): setting for setting in settings}
-        # As configured: two drafters may be of one kind.
+        # In the configured order. Two drafters may be of the same kind.
         order = [(drafter.kind, drafter.model, drafter.draft_tokens) for drafter in drafters]
 
         def position(setting: Setting) -> tuple[int, Cut]:
@@ -128,13 +134,13 @@ class AuditConfig(WithToken, Section):
         return sorted(unique.values(), key=position)
 
     def rows_of(self, drafter: DrafterConfig) -> list[Setting]:
-        """The settings of a running service: its drafter is what it is."""
+        """The settings of a running service, whose drafter cannot be changed."""
         cuts = product(self.temperature, self.top_p, self.top_k)
         return [Setting(drafter, Cut(*cut)) for cut in cuts]
 
 
 def pairwise(*factors: list[Any]) -> Iterable[Sequence[Any]]:
-    """Rows in which every pair of values of two factors occurs."""
+    """Rows in which every pair of values of any two factors occurs."""
     if len(factors) < 2:
         return [[value] for value in factors[0]]
     indices = [list(range(len(factor))) for factor in factors]

@@ -26,15 +26,15 @@ def write_report(rows: list[AuditRow], config: AuditConfig, console: Console) ->
     failed = [row for row in rows if row.failures]
     tokens = f"{sum(row.tokens for row in rows):,} tokens"
     console.print(
-        f"[bold red]{len(failed)} of {len(rows)} rows fail[/]: what is sampled is not what it should be."
+        f"[bold red]{len(failed)} of {len(rows)} rows fail[/]: samples do not follow the policy."
         if failed
-        else f"All {len(rows)} rows pass ({tokens}): as far as they can tell, drafting changes nothing that is sampled."
+        else f"All {len(rows)} rows pass ({tokens}): as far as they can tell, drafting does not change what is sampled."
     )
     console.print(f"written to {config.output}: audit.json, audit.md", soft_wrap=True)
 
 
 def cells(row: AuditRow, names: dict[str, str]) -> list[str]:
-    """A row as text, in the order of COLUMNS. `names`: short ones of the drafters' checkpoints."""
+    """A row as text, in the order of COLUMNS. `names`: short names of the drafters' checkpoints."""
     drafting = row.drafter != "none"
     return [
         f"{row.drafter} {row.draft_tokens}" if drafting else row.drafter,
@@ -55,7 +55,8 @@ def cells(row: AuditRow, names: dict[str, str]) -> list[str]:
 
 
 def statistics(row: AuditRow) -> list[str]:
-    """z; the position with the largest |z|; the smallest p of the first two tokens. At temperature 0: what is equal."""
+    """z; the position with the largest |z|; the smallest p-value of the first two tokens. At temperature 0, the number
+    of responses that are equal instead."""
     if row.greedy is not None:
         ties = f", {row.greedy.explained} near ties" if row.greedy.explained else ""
         return ["", f"{row.greedy.identical}/{row.greedy.compared} equal{ties}", ""]

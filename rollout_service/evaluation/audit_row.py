@@ -1,8 +1,8 @@
 """A row of the audit: the tests of one setting's samples, and the verdict.
 
-Where a token stands in its draft is known from the step's record: position i is the i-th token of a step that drafted
-at least i, accepted or put in the place of a refused draft. Given that the step came that far, such a token follows the
-target. (Accepted ones alone do not, and the replacing ones alone do not: only both together.)
+The step's record says where a token stands in its draft. Position i is the i-th token of a step that drafted at least i
+tokens, whether that token was accepted or replaced a refused one. Given that the step came that far, it follows the
+target's distribution. (Accepted tokens alone do not follow it, and replacements alone do not: only both together.)
 """
 
 import math
@@ -23,9 +23,9 @@ from rollout_service.evaluation.goodness_of_fit import EXPECTED, Fit, detectable
 from rollout_service.protocol import Completion, Group
 
 NEAR_TIE = 1e-3
-"""nats between the best two tokens within which an engine and a recomputation may differ at temperature 0"""
+"""nats between the best two tokens, within which the engine and the recomputation may differ at temperature 0"""
 ON_THE_EDGE = 1e-5
-"""nats or probability from the edge of top-k or top-p within which rounding may cut one token more or fewer"""
+"""distance from the edge of top-k (in nats) or top-p (in probability) within which rounding may decide what is cut"""
 
 
 class Score(BaseModel):
@@ -34,41 +34,41 @@ class Score(BaseModel):
 
 
 class PairFit(BaseModel):
-    """The first two tokens after each context, against exact probabilities."""
+    """The first two tokens after each context, tested against exact probabilities."""
 
     p_first: float
-    """of the first tokens, all contexts together"""
+    """p-value of the first tokens, over all contexts together"""
     p_both: float
-    """of the pairs, all contexts together"""
+    """p-value of the pairs, over all contexts together"""
     p_worst_context: float
-    """the smallest of single contexts, corrected for their number"""
+    """the smallest p-value of a single context, corrected for the number of contexts"""
     draws: int
 
 
 class Greedy(BaseModel):
-    """At temperature 0: responses compared with those of the engine without a drafter (or a recomputation)."""
+    """At temperature 0: responses compared with those of the engine without a drafter, or with a recomputation."""
 
     compared: int
     identical: int
     explained: int
-    """differ first where the best two tokens are as good as equal"""
+    """responses whose first difference is where the best two tokens are nearly equal"""
 
 
 class Detectable(BaseModel):
     """The smallest bias that this many tokens would have shown four times in five."""
 
     nats_per_token: float
-    """of the mean surprisal"""
+    """shift of the mean surprisal"""
     temperature: float
     """relative error of the temperature"""
     total_variation: float
-    """of the first token's distribution, whatever the bias looks like"""
+    """total variation of the first token's distribution, whatever form the bias has"""
 
 
 class AuditRow(BaseModel):
     drafter: str
     model: str
-    """folder or Hugging Face name of the drafter's checkpoint; empty where it has none of its own"""
+    """folder or Hugging Face name of the drafter's checkpoint; empty if it has none of its own"""
     draft_tokens: int
     draft_sampling: str
     verification: str
@@ -77,24 +77,24 @@ class AuditRow(BaseModel):
     top_k: int
     tokens: int
     z: float | None
-    """None at temperature 0, where nothing is left to chance"""
+    """None at temperature 0, where nothing is random"""
     positions: dict[str, Score]
-    """z by position: draft 1 to draft k, bonus, undrafted; and of responses that end at the context limit"""
+    """z by position: draft 1 to draft k, bonus, undrafted; and for responses that end at the context limit"""
     fit: PairFit | None
     logprob_difference_max: float
     logprob_difference_mean: float
     logprobs_on_the_edge: int
-    """tokens whose difference counts as 0, because a token lies on the edge of top-k or top-p to within rounding"""
+    """tokens whose difference counts as 0, because rounding decides whether a token is within top-k or top-p"""
     greedy: Greedy | None
     detectable: Detectable | None
     acceptance_length: float
     failures: list[str]
-    """what is wrong; a row without any has passed"""
+    """what is wrong; a row without failures has passed"""
 
 
 @dataclass(frozen=True)
 class Level:
-    """What a row is held to."""
+    """The limits that a row must keep."""
 
     limit: float = 4.0
     logprob_tolerance: float = 1e-4
@@ -108,7 +108,7 @@ def judge(
     setting: Setting, groups: Sequence[Group], recomputation: Recomputation, level: Level, context_limit: int,
     greedy: dict[tuple[int, ...], list[int]] | None = None,
 ) -> AuditRow:  # fmt: skip
-    """`greedy`: at temperature 0, by prompt what the engine gives without a drafter."""
+    """`greedy`: at temperature 0, what the engine without a drafter generates for each prompt."""
     cut = setting.cut
     completions = [(group.prompt_token_ids, c) for group in groups for c in group.completions]
     responses = [Response(prompt, c.token_ids) for prompt, c in completions]
@@ -164,7 +164,8 @@ def logprob_differences(
     responses: Sequence[Response], scores: TokenScores, returned: Tensor, recomputation: Recomputation, cut: Cut,
     level: Level,
 ) -> tuple[Tensor, int]:  # fmt: skip
-    """|returned - recomputed| by token, 0 where rounding at the edge of the cut explains it; and how many it does."""
+    """|returned - recomputed| of each token, or 0 if rounding at the edge of the cut explains it. Also the number of
+    tokens that it explains."""
     differences = (scores.sampled_logprobs - returned).abs()
     if cut.temperature == 0.0 or (cut.top_k == 0 and cut.top_p == 1.0):
         return differences, 0
@@ -184,7 +185,7 @@ def acceptance_length(completions: Sequence[Completion]) -> float:
 
 
 def token_positions(completion: Completion) -> list[str]:
-    """Where each token stands in its step: "draft i", "bonus" (after a wholly accepted draft), "undrafted".
+    """Where each token stands in its step: "draft i", "bonus" (after a draft that was accepted whole), "undrafted".
 
     Example: steps [(0, 0), (3, 1), (3, 3)] give undrafted; draft 1, draft 2; draft 1, draft 2, draft 3, bonus.
     """
@@ -199,7 +200,7 @@ def token_positions(completion: Completion) -> list[str]:
 
 
 def by_position(completions: Sequence[Completion], at_limit: Sequence[bool], scores: TokenScores) -> dict[str, Score]:
-    """`scores` of the completions' tokens; `at_limit` says which completions end at the context limit."""
+    """`scores` are those of the completions' tokens. `at_limit` says which completions end at the context limit."""
     lengths = [len(completion.token_ids) for completion in completions]
     names_N = np.array([name for completion in completions for name in token_positions(completion)])
     chosen = {str(name): names_N == name for name in np.unique(names_N)}
@@ -210,7 +211,7 @@ def by_position(completions: Sequence[Completion], at_limit: Sequence[bool], sco
 
 
 def fit_first_two(responses: Sequence[Response], recomputation: Recomputation, cut: Cut) -> tuple[PairFit, Fit]:
-    """Also the fit of the first tokens alone, over all contexts."""
+    """The p-values of the first two tokens, and the fit of the first tokens alone, over all contexts."""
     first, both = Fit(), Fit()
     single: list[float] = []
     by_prompt: dict[tuple[int, ...], list[tuple[int, int]]] = {}
@@ -222,7 +223,7 @@ def fit_first_two(responses: Sequence[Response], recomputation: Recomputation, c
         pairs = by_prompt[prompt]
         counts = np.bincount([a for a, _ in pairs], minlength=len(of_first))
         of_context = g_test(counts, of_first.numpy())
-        # Pairs that begin with a rare token are rare themselves: they are taken together.
+        # Pairs that begin with a rare token are rare themselves, so they are counted together.
         begins = (of_first * len(pairs) >= EXPECTED).nonzero().flatten().tolist()
         after = [[*prompt, token] for token in begins]
         second_BV = distribution(recomputation.next_logits(after), cut) if after else torch.zeros(0, len(of_first))
@@ -238,7 +239,7 @@ def fit_first_two(responses: Sequence[Response], recomputation: Recomputation, c
 
 
 def distribution(logits_NV: Tensor, cut: Cut) -> Tensor:
-    """What is sampled from, float64 (N, V)."""
+    """The distribution that is sampled from, float64 (N, V)."""
     scaled_NV = logits_NV.double() / cut.temperature
     kept_NV = kept_tokens(scaled_NV, top_p=cut.top_p, top_k=cut.top_k)
     return scaled_NV.masked_fill(~kept_NV, -math.inf).softmax(1)
@@ -247,7 +248,7 @@ def distribution(logits_NV: Tensor, cut: Cut) -> Tensor:
 def compare_greedy(
     responses: Sequence[Response], expected: dict[tuple[int, ...], list[int]] | None, recomputation: Recomputation
 ) -> Greedy:
-    """With `expected` None, against the recomputation: each token must be its most likely one."""
+    """Compare with `expected`, or if that is None with the recomputation, whose most likely token each must be."""
     unique = list({(tuple(r.prompt), tuple(r.tokens)): r for r in responses}.values())
     count = Counter((tuple(r.prompt), tuple(r.tokens)) for r in responses)
     margins = recomputation.runner_up_margins(unique)

@@ -1,7 +1,7 @@
 """`rollout-service calibrate`: costs of a step by batch size and draft length, and the draft lengths that pay.
 
 start an engine without a drafter and one with it
-for each round, at each batch size:     the engine without, then the one with it, at every draft length
+for each round, at each batch size:     measure the first, then the second at every draft length
 choose, predict, write the file that `drafter.schedule` names
 """
 
@@ -40,12 +40,12 @@ Grid = list[list[float]]
 
 
 def calibrate(config: CalibrateConfig) -> Calibration:
-    """Measure, choose, print, and write `config.output`. Exits 1 when an engine fails."""
+    """Measure, choose, print, and write `config.output`. Exits with 1 when an engine fails."""
     console = report_console()
     try:
         check_folder(config.output.parent, "output")
         if config.output.is_dir():
-            raise ValueError(f"output: {config.output} is a folder; give the file to write")
+            raise ValueError(f"output: {config.output} is a folder; give a file")
         with progress(console) as bar:
             turns = asyncio.run(_measure(config, bar))
     except (FleetError, ValueError, OSError) as error:
@@ -64,7 +64,7 @@ def calibrate(config: CalibrateConfig) -> Calibration:
 
 @dataclass
 class Turns:
-    """What was measured, a round each, of two engines that took turns."""
+    """What was measured on two engines that took turns, one entry for each round."""
 
     plain: list[Measured] = field(default_factory=list)
     """of the engine without a drafter"""
@@ -73,8 +73,8 @@ class Turns:
     """by position"""
 
     def costs(self, sizes: Sequence[int], draft_tokens: int) -> tuple[StepCosts, StepCosts]:
-        """Of the engine without a drafter, and of the one with it: in each round relative to the other's in that round,
-        because the machine may be slow for a minute, and then is slow for both."""
+        """Costs of the engine without a drafter, and of the one with it. Each round compares the two with each other,
+        because a machine that is slow for a minute is slow for both."""
         lengths = range(draft_tokens + 1)
         rounds = list(zip(self.plain, self.drafting, strict=True))
         reached = [b for b in sizes if all(p.reached([b], [0]) and d.reached([b], lengths) for p, d in rounds)]
@@ -117,7 +117,8 @@ def plan(
 
 
 async def measure_in_turns(config: CalibrateConfig, without: EngineArm, with_it: EngineArm, bar: Progress) -> Turns:
-    """Of two engines that are in service already. Every other round goes backwards: what a turn follows may matter."""
+    """Measure two engines that are in service already. Every other round goes backwards, because the order may
+    matter."""
     turns, prompts = Turns(), read_prompts(config.model, config.prompts)
     every_length, sizes = list(range(config.drafter.draft_tokens + 1)), config.sizes
     task = bar.add_task("measuring steps", total=config.rounds * len(sizes))
@@ -159,7 +160,7 @@ def choose(config: CalibrateConfig, turns: Turns) -> Calibration:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What figures depend on: processor or GPU, cores, and versions."""
+    """What the figures depend on: processor or GPU, cores, and versions."""
     import torch
 
     processor = next(
@@ -181,10 +182,10 @@ def _cpuinfo() -> Sequence[str]:
 
 
 def table(calibration: Calibration) -> Table:
-    """Milliseconds of a step, the draft length chosen, and the predicted speed-up, one row a batch size."""
+    """Milliseconds of a step, the chosen draft length, and the predicted speed-up, one row for each batch size."""
     costs: StepCosts = calibration.costs
     rates = " ".join(f"{rate:.2f}" for rate in calibration.acceptance)
-    result = Table(title=f"{calibration.kind} on {calibration.policy}: acceptance {rates}; ms a step", box=SIMPLE)
+    result = Table(title=f"{calibration.kind} on {calibration.policy}: acceptance {rates}; ms per step", box=SIMPLE)
     lengths = range(costs.draft_tokens + 1)
     columns = ["streams", "no drafter", *(f"k = {k}" for k in lengths), "chosen", "predicted speed-up"]
     for column in columns:

@@ -2,7 +2,7 @@
 
 for each set of engines that fits:
     start them together
-    for each concurrency, for each round:     each engine, each way of drawing and verifying drafts: its share
+    for each concurrency, for each round:     generate a share of the responses in every row of these engines
     stop them
 recompute every token's distribution, and report
 """
@@ -39,7 +39,8 @@ WARM_UP_TOKENS = 16
 
 
 def compare(config: CompareConfig) -> list[Row]:
-    """Measure, print, and write compare.json, compare.md and plots to `config.output`. Exits 1 when an engine fails."""
+    """Measure, print, and write compare.json, compare.md and plots to `config.output`. Exits with 1 when an engine
+    fails."""
     console = report_console()
     try:
         cells = asyncio.run(measure(config, console))
@@ -85,7 +86,7 @@ async def measure(config: CompareConfig, console: Console) -> list[Cell]:
 async def take_turns(
     config: CompareConfig, arms: Sequence[Arm], requests: list[GroupRequest], bar: Progress
 ) -> list[Cell]:
-    """Measure every row of these arms; in each round every row generates its share of `requests`."""
+    """Measure every row of these arms. In each round every row generates its share of `requests`."""
     turns = [
         (arm, Cell(drafter, concurrency))
         for concurrency in config.concurrency
@@ -97,7 +98,7 @@ async def take_turns(
         r.model_copy(update={"sampling": r.sampling.model_copy(update={"max_tokens": WARM_UP_TOKENS})})
         for r in requests
     ]
-    for arm in arms:  # first steps compile and allocate: they are nobody's speed
+    for arm in arms:  # the first steps compile and allocate, so they are not measured
         await generate_all(arm, short[: config.concurrency[-1]], config.concurrency[-1], lambda: None)
     for concurrency in config.concurrency:
         for share in range(config.rounds):
@@ -113,7 +114,7 @@ async def take_turns(
 
 
 def grid_requests(config: CompareConfig) -> Iterator[GroupRequest]:
-    """Enough responses for a row, over the prompts in turn; response i has the same prompt and seed in every row."""
+    """Enough requests for a row, over the prompts in turn. Response i has the same prompt and seed in every row."""
     prompts = read_prompts(config.model, config.prompts)
     count = -(-config.tokens // config.response_tokens)
     for i in range(count):

@@ -14,18 +14,18 @@ from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
 
 
 class ComparedDrafter(Section):
-    """One drafter of the comparison, with each of these draft lengths and ways of drawing drafts."""
+    """One drafter of the comparison, with each of its draft lengths and ways to sample and verify drafts."""
 
     kind: str
     """one of the kinds in drafters/registry.py"""
     model: str | None = None
     """folder or Hugging Face name of its checkpoint"""
     draft_tokens: list[PositiveInt] = Field(default_factory=list)
-    """draft lengths; the comparison's own when not given"""
+    """draft lengths; when not given, those of the comparison"""
     draft_sampling: list[DraftSampling] = Field(default=["probabilistic"], min_length=1)
-    """probabilistic, greedy, or both for the difference in acceptance"""
+    """probabilistic, greedy, or both to compare their acceptance"""
     verification: list[VerificationChoice] = Field(default=["auto"], min_length=1)
-    """auto, standard, block, or several for the difference in acceptance"""
+    """auto, standard, block, or several to compare their acceptance"""
 
 
 class CompareConfig(WithToken, Section):
@@ -35,31 +35,34 @@ class CompareConfig(WithToken, Section):
     """the policy: a folder or a Hugging Face name"""
     engine: EngineConfig = EngineConfig()
     drafters: list[ComparedDrafter] = Field(default_factory=list)
-    """`none` is always measured too: it is what speed is relative to"""
+    """drafters to compare; `none` is always measured too, because speed is relative to it"""
     draft_tokens: list[PositiveInt] = Field(default=[3], min_length=1)
-    """draft lengths (k) of every drafter that names none itself"""
+    """draft lengths (k) of every drafter that gives none itself"""
     concurrency: list[PositiveInt] = Field(default=[16], min_length=1)
-    """completions under way at the same time"""
+    """numbers of completions that run at the same time"""
     prompts: Path
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`"""
     response_tokens: int = Field(default=64, ge=1)
-    """length of every response: the end of sequence does not end it, so that all arms do the same work"""
+    """length of every response; the end of sequence does not end it, so that all rows do the same work"""
     tokens: int = Field(default=20_000, ge=1)
-    """at least this many tokens a row"""
+    """sample at least this many tokens in each row"""
     temperature: Temperature = 1.0
+    """temperature in every row"""
     top_p: TopP = 1.0
+    """top-p in every row; 1 keeps all tokens"""
     top_k: TopK = 0
+    """top-k in every row; 0 keeps all tokens"""
     rounds: int = Field(default=4, ge=1)
-    """a row is measured in this many turns, drafters alternating, so that a noisy moment hits all alike"""
+    """rounds of measurement; all rows take turns in each, so that a slow moment of the machine hits all alike"""
     engines_at_once: int = Field(default=0, ge=0)
-    """engines kept in memory together, and so alternating; 0: all on a CPU, one on a GPU"""
+    """engines that are kept in memory together and take turns; 0: all on a CPU, one on a GPU"""
     seed: int = 0
-    """of the sampling: response i of every row has the same"""
+    """seed of the sampling; response i has the same seed in every row"""
     endpoint: Endpoint | None = None
-    """measure this running service (one row a concurrency) instead of starting engines; what engines and drafters are
-    configured with is then not read"""
+    """measure this running service, one row for each concurrency, instead of starting engines; the settings of engines
+    and drafters are then not read"""
     output: Path = Path("report/compare")
-    """folder of compare.json, compare.md and the plots"""
+    """folder for compare.json, compare.md and the plots"""
 
     @field_validator("prompts")
     @classmethod
@@ -75,7 +78,7 @@ class CompareConfig(WithToken, Section):
         return self
 
     def arms(self) -> list[DrafterConfig]:
-        """One drafter configuration an engine, `none` first; ways of drawing drafts share an engine."""
+        """One drafter configuration for each engine, `none` first. Ways to sample and verify drafts share an engine."""
         arms = [DrafterConfig()]
         for drafter in self.drafters:
             if drafter.kind != "none":
@@ -86,14 +89,14 @@ class CompareConfig(WithToken, Section):
         return arms
 
     def ways(self, arm: DrafterConfig) -> list[DrafterConfig]:
-        """The arm's drafter with each way of drawing and verifying drafts that is to be measured on its engine."""
+        """The arm's drafter with each way to sample and verify drafts that is measured on its engine."""
         for drafter in self.drafters:
             if (drafter.kind, drafter.model) == (arm.kind, arm.model):
                 samplings = drafter.draft_sampling if make_drafter(arm).samples else ["greedy"]  # deterministic drafts
                 ways = [
                     (sampling, verification)
                     for sampling, verification in product(samplings, drafter.verification)
-                    # Of deterministic drafts both verifications make the same decisions.
+                    # Both verifications make the same decisions about deterministic drafts.
                     if sampling == "probabilistic" or verification == drafter.verification[0]
                 ]
                 return [arm.model_copy(update={"draft_sampling": s, "verification": v}) for s, v in ways]

@@ -4,8 +4,8 @@ from typing import Any, NamedTuple
 
 
 class Cut(NamedTuple):
-    """Temperature 0 is read as 1, uncut: what the engine's log-probabilities are of, where it takes the most likely
-    token."""
+    """At temperature 0 the engine takes the most likely token, and returns log-probabilities of temperature 1 without
+    top-p and top-k. `arguments` are then those."""
 
     temperature: float = 1.0
     top_p: float = 1.0

@@ -1,4 +1,4 @@
-"""The exact policy: transformers' float32 distributions, by which samples are judged."""
+"""The exact policy: transformers' float32 distributions, against which samples are tested."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ TOKENS_A_FORWARD = 8192
 
 
 class Response(NamedTuple):
-    """Token ids of a prompt and of what followed it (at least one)."""
+    """Token ids of a prompt and of its response (at least one)."""
 
     prompt: list[int]
     tokens: list[int]
@@ -30,7 +30,8 @@ class Recomputation:
     def scores(
         self, responses: Sequence[Response], cut: Cut, advance: Callable[[int], None] = lambda tokens: None
     ) -> list[TokenScores]:
-        """Of each response's tokens, in the order of the responses. `advance` hears of finished tokens."""
+        """The scores of each response's tokens, in the order of the responses. `advance` is called with the number of
+        tokens that were finished."""
         by_index: dict[int, TokenScores] = {}
         for index, logits_NV in self._logits(responses):
             tokens = responses[index].tokens
@@ -39,7 +40,8 @@ class Recomputation:
         return [by_index[index] for index in range(len(responses))]
 
     def runner_up_margins(self, responses: Sequence[Response]) -> list[Tensor]:
-        """By response: how far each token's logit is above the best other one's, in nats (negative: not the best)."""
+        """For each response: how far each token's logit is above the best other one, in nats (negative: it is not the
+        best)."""
         margins: dict[int, Tensor] = {}
         for index, logits_NV in self._logits(responses):
             tokens_N1 = torch.tensor(responses[index].tokens)[:, None]
@@ -48,8 +50,9 @@ class Recomputation:
         return [margins[index] for index in range(len(responses))]
 
     def edge_gaps(self, responses: Sequence[Response], cut: Cut) -> list[Tensor]:
-        """By response: how near some token is to the edge of top-k (in nats between the last kept and the next) or of
-        top-p (in probability): where that is rounding error, an engine may rightly cut one token more or fewer."""
+        """For each response: how near some token is to the edge of top-k (in nats between the last kept token and the
+        next) or of top-p (in probability). If that is within rounding error, an engine may rightly cut one token more
+        or fewer."""
         gaps: dict[int, Tensor] = {}
         for index, logits_NV in self._logits(responses):
             descending_NV = (logits_NV.float() / cut.temperature).sort(1, descending=True).values
@@ -63,7 +66,7 @@ class Recomputation:
         return [gaps[index] for index in range(len(responses))]
 
     def next_logits(self, prompts: Sequence[list[int]]) -> Tensor:
-        """Of the token that follows each prompt, (len(prompts), V)."""
+        """The logits of the token that follows each prompt, (len(prompts), V)."""
         by_index = dict(self._logits([Response(prompt, [0]) for prompt in prompts]))
         return torch.cat([by_index[index] for index in range(len(prompts))])
 

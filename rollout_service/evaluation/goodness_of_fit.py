@@ -1,7 +1,7 @@
 """Goodness of fit of counts to exact probabilities, and the deviation that a sample of that size can detect.
 
-C outcomes of one multinomial, n draws. Outcomes expected fewer than EXPECTED times are taken together, since the
-statistic follows a chi-square only where counts are not small.
+C outcomes of one multinomial, n draws. Outcomes that are expected fewer than EXPECTED times are counted together,
+because the statistic follows a chi-square distribution only if counts are not small.
 """
 
 import math
@@ -12,9 +12,9 @@ from scipy.optimize import brentq
 from scipy.stats import chi2, ncx2, norm
 
 EXPECTED = 10.0
-"""draws that an outcome of its own is expected to have"""
+"""least expected draws of an outcome that is counted by itself"""
 POWER = 0.8
-"""chance to notice a bias that is called detectable"""
+"""probability with which a bias that is called detectable is noticed"""
 
 
 class Fit(NamedTuple):
@@ -29,13 +29,13 @@ class Fit(NamedTuple):
 
     @property
     def p(self) -> float:
-        """Chance of a statistic this large when the probabilities are right; 1 where there was nothing to compare."""
+        """Probability of a statistic this large if the distribution is right; 1 if there was nothing to compare."""
         return float(chi2.sf(self.statistic, self.freedom)) if self.freedom else 1.0
 
     def detectable_variation(self, level: float) -> float:
-        """The total variation from which a bias is noticed, at this level of the test, with the chance POWER.
+        """The total variation from which a test at this level notices a bias with probability POWER.
 
-        The non-centrality is n sum (p' - p)^2 / p >= n (2 TV)^2 (Cauchy-Schwarz), whatever the bias looks like.
+        The non-centrality is n sum (p' - p)^2 / p >= n (2 TV)^2 (Cauchy-Schwarz), whatever form the bias has.
         """
         if not self.freedom:
             return 1.0
@@ -51,7 +51,7 @@ def g_test(counts_C: np.ndarray, probabilities_C: np.ndarray) -> Fit:
     alone_C = expected_C >= EXPECTED
     observed = np.append(counts_C[alone_C], counts_C[~alone_C].sum())
     expected = np.append(expected_C[alone_C], expected_C[~alone_C].sum())
-    if 0.0 < expected[-1] < EXPECTED and len(expected) > 1:  # too little even together: goes to the rarest other
+    if 0.0 < expected[-1] < EXPECTED and len(expected) > 1:  # too few even together: added to the rarest other outcome
         rarest = expected[:-1].argmin()
         observed[rarest], expected[rarest] = observed[rarest] + observed[-1], expected[rarest] + expected[-1]
         observed, expected = observed[:-1], expected[:-1]
@@ -62,15 +62,15 @@ def g_test(counts_C: np.ndarray, probabilities_C: np.ndarray) -> Fit:
 
 
 def p_of_z(z: float) -> float:
-    """Two-sided."""
+    """The two-sided p-value of a standard normal z."""
     return float(2.0 * norm.sf(abs(z)))
 
 
 def holm(p_values: list[float]) -> float:
-    """The smallest p-value, corrected for how many there are: Holm's factor for the smallest is their number."""
+    """The smallest p-value, corrected by Holm's method: it is multiplied by the number of p-values."""
     return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
 
 
 def detectable_shift(deviation: float, limit: float) -> float:
-    """The shift of a sum with this standard deviation that passes `limit` deviations with the chance POWER."""
+    """The shift with which a sum of this standard deviation exceeds `limit` deviations with probability POWER."""
     return (limit + float(norm.ppf(POWER))) * deviation

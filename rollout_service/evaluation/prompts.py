@@ -13,8 +13,8 @@ MESSAGES = TypeAdapter(list[Message])
 
 
 def read_prompts(model: str, file: Path) -> list[list[int]]:
-    """Of a file of JSON lines with `prompt`, `messages` (through the policy's chat template) or `prompt_token_ids`.
-    Raises ValueError when it is empty, or when a line has none of them, naming the line."""
+    """The prompts in a file of JSON lines with `prompt`, `messages` (through the policy's chat template) or
+    `prompt_token_ids`. Raises ValueError when the file is empty, and, naming the line, when a line has none of them."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
@@ -28,24 +28,24 @@ def read_prompts(model: str, file: Path) -> list[list[int]]:
             case {"messages": messages}:
                 return chat_token_ids(tokenizer, MESSAGES.validate_python(messages))
             case {"prompt": list()}:
-                raise ValueError("`prompt` is not text; a list of messages is named `messages`")
-        raise ValueError("has neither a `prompt` with text in it, nor `messages`, nor token ids as `prompt_token_ids`")
+                raise ValueError("`prompt` is a list; give text, or name a list of messages `messages`")
+        raise ValueError("has no prompt; give text as `prompt`, or `messages`, or token ids as `prompt_token_ids`")
 
     try:
         prompts = list(json_lines(file, token_ids))
     except ValueError as error:
         raise ValueError(f"prompts: {error}") from error
     if not prompts:
-        raise ValueError(f"prompts: {file} is empty")
+        raise ValueError(f"prompts: {file} is empty; give at least one prompt")
     return prompts
 
 
 def chat_token_ids(tokenizer: Any, messages: list[Message]) -> list[int]:
-    """As the service makes them of a request's messages."""
+    """The token ids that the service, too, makes of a request's messages."""
     try:
         text = tokenizer.apply_chat_template(
             [message.model_dump() for message in messages], tokenize=False, add_generation_prompt=True
         )
-    except Exception as error:  # a chat template is the checkpoint's own code, and says by raising what it refuses
+    except Exception as error:  # a chat template is code of the checkpoint, and raises for what it refuses
         raise ValueError(f"the chat template refuses `messages`: {error}") from error
     return tokenizer.encode(text, add_special_tokens=False)

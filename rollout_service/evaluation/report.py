@@ -40,7 +40,7 @@ def write_report(rows: list[Row], config: CompareConfig, console: Console) -> No
 
 
 def cells(row: Row, names: dict[str, str]) -> list[str]:
-    """A row as text, in the order of COLUMNS. `names`: short ones of the drafters' checkpoints."""
+    """A row as text, in the order of COLUMNS. `names`: short names of the drafters' checkpoints."""
     off = row.drafter == "none"
     low, high = row.acceptance_length_ci or (0.0, 0.0)
     return [
@@ -61,7 +61,7 @@ def cells(row: Row, names: dict[str, str]) -> list[str]:
 
 
 def terminal_table(rows: list[Row], config: CompareConfig) -> Table:
-    """Without the columns that follow from others: the files have them all."""
+    """The table without the columns that follow from others. The files have all columns."""
     work = f"temperature {config.temperature:g}, {config.response_tokens} tokens a response"
     table = Table(title=f"Drafters on {config.model}, {work}", box=SIMPLE, padding=(0, 1, 0, 0))
     shown = [i for i, column in enumerate(COLUMNS) if column not in ("rate", "tokens")]
@@ -81,7 +81,7 @@ def markdown(rows: list[Row]) -> str:
 
 
 Drafter = tuple[str, str]
-"""kind and checkpoint: two heads of one kind are two drafters"""
+"""kind and checkpoint, because two heads of one kind are two drafters"""
 
 
 def drafters_of(rows: list[Row]) -> list[Drafter]:
@@ -89,13 +89,13 @@ def drafters_of(rows: list[Row]) -> list[Drafter]:
 
 
 def style(row: Row, drafters: list[Drafter]) -> dict[str, Any]:
-    """A colour a drafter, a line style a way of drawing and verifying drafts."""
+    """A colour for each drafter, and a line style for each way to sample and verify drafts."""
     way = "--" if row.draft_sampling == "greedy" else ":" if row.verification == "block" else "-"
     return {"color": f"C{drafters.index((row.drafter, row.model))}", "linestyle": way, "marker": "o"}
 
 
 def label(row: Row, drafters: list[Drafter], names: dict[str, str]) -> str:
-    """The drafter as a legend names it: with its checkpoint, where another has its kind."""
+    """The drafter's name in a legend, with its checkpoint if another drafter is of the same kind."""
     alike = [kind for kind, _ in drafters].count(row.drafter) > 1
     name = f"{row.drafter} {names[row.model]}".strip() if alike else row.drafter
     greedy = ", greedy drafts" if row.draft_sampling == "greedy" and KINDS[row.drafter].samples else ""
@@ -103,7 +103,7 @@ def label(row: Row, drafters: list[Drafter], names: dict[str, str]) -> str:
 
 
 def plot_acceptance(rows: list[Row], config: CompareConfig) -> None:
-    """Acceptance by position, one line a drafter, at the lowest concurrency."""
+    """Acceptance by position, one line for each drafter, at the lowest concurrency."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -124,7 +124,7 @@ def plot_acceptance(rows: list[Row], config: CompareConfig) -> None:
 
 
 def plot_speed(rows: list[Row], config: CompareConfig) -> None:
-    """Speed relative to no drafter by concurrency, one line a drafter."""
+    """Speed relative to no drafter by concurrency, one line for each drafter."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""A row of the comparison: one drafter, draft length, sampling of drafts and concurrency, as measured."""
+"""A row of the comparison: what was measured of one drafter, draft length, draft sampling and concurrency."""
 
 import statistics
 from dataclasses import dataclass, field
@@ -11,11 +11,11 @@ from rollout_service.protocol import Group
 
 
 class Row(BaseModel):
-    """One line of compare.json. Intervals are 95 %; ratios are of sums."""
+    """One row of compare.json. Intervals are 95 % confidence intervals. Ratios are ratios of sums."""
 
     drafter: str
     model: str
-    """folder or Hugging Face name of the drafter's checkpoint; empty where it has none of its own"""
+    """folder or Hugging Face name of the drafter's checkpoint; empty if it has none of its own"""
     draft_tokens: int
     draft_sampling: str
     """probabilistic or greedy; greedy for deterministic drafts; empty without a drafter"""
@@ -23,7 +23,7 @@ class Row(BaseModel):
     """standard, block, or auto; empty without a drafter"""
     concurrency: int
     acceptance_length: float
-    """tokens per verification, the verifier's own included; 1 without a drafter"""
+    """tokens that a verification yields, including the one after the accepted drafts; 1 without a drafter"""
     acceptance_length_ci: tuple[float, float] | None
     acceptance_rate: float
     """accepted / drafted"""
@@ -31,20 +31,20 @@ class Row(BaseModel):
     acceptance_by_position: list[float]
     """share of draft steps that accepted at least i tokens"""
     tokens_per_second: float
-    """of responses, over all rounds"""
+    """tokens of responses per second, over all rounds"""
     speedup: float | None
     """median over rounds of the speed relative to `none` in the same round; None without such a baseline"""
     z: float
-    """losslessness: standard normal for a correct sampler"""
+    """the losslessness score, which is standard normal for a correct sampler"""
     tokens: int
 
 
 @dataclass
 class Cell:
-    """The measurements of one row while they are collected, one entry of `seconds` and `tokens` a round."""
+    """The measurements of one row while they are collected. `seconds` and `tokens` have one entry for each round."""
 
     drafter: DrafterConfig
-    """with the way of drawing and verifying drafts"""
+    """the row's drafter, with its way to sample and verify drafts"""
     concurrency: int
     groups: list[Group] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""Steps that every measurement shares: start engines together, keep so many requests in flight, show progress."""
+"""Steps that every measurement shares: start engines together, keep requests in flight, show progress."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -22,7 +22,7 @@ TABLE_WIDTH = 150
 
 
 def report_console() -> Console:
-    """As wide as the tables need, also where the output goes to a file or a narrow window."""
+    """A console as wide as the tables need, even if the output goes to a file or a narrow window."""
     return Console(width=max(Console().width, TABLE_WIDTH))
 
 
@@ -37,7 +37,7 @@ def progress(console: Console) -> Iterator[Progress]:
 
 @asynccontextmanager
 async def started_engines(arms: Sequence[EngineArm], bar: Progress) -> AsyncIterator[None]:
-    """All of them are in service within, and none is left after."""
+    """All engines are in service inside this context, and none is left after it."""
 
     async def start(arm: EngineArm, task: TaskID) -> None:
         await arm.fleet.start()
@@ -54,7 +54,7 @@ async def started_engines(arms: Sequence[EngineArm], bar: Progress) -> AsyncIter
 async def generate_all(
     arm: Arm, requests: Sequence[GroupRequest], concurrency: int, done: Callable[[], None]
 ) -> list[Group]:
-    """Every request, at most `concurrency` at a time: the next begins when one ends."""
+    """Generate every request, at most `concurrency` at a time. The next one begins when one ends."""
     left = iter(requests)
     groups: list[Group] = []
 

@@ -1,1 +1,1 @@
-"""The fleet: starts, routes to, re-weights and restarts the engines. May import weights and engine."""
+"""The fleet: starts and restarts the engines, routes requests and pushes to them. May import weights and engine."""

@@ -1,13 +1,13 @@
-"""Alarms of a stale, half-loaded or outdated drafter: samples stay right and come slower, so nobody would notice.
+"""Alarms for a stale, half-loaded or outdated drafter: samples stay right and only come slower, so nobody would notice.
 
-After every push
-- an engine that read other bytes than were sent has refused them;
-- an update that differs from what was in service must change what the engine's kernels hold, and a new drafter version
-  must differ from the one before at all;
-- once enough draft steps are counted, the acceptance rate is compared with that of the versions before.
+An alarm is raised after a push when
+- an engine read other bytes than were sent, and so refused them;
+- an update differs from what was in service, but changes nothing that an engine's kernels hold;
+- a new drafter version does not differ from the one before;
+- the acceptance rate is much lower than with the versions before, once enough draft steps are counted.
 
-An alarm is raised once for its versions: a log line, the counter `rollout_speculation_alarms_total{kind}`, and an entry
-of GET /v1/speculation, which shows the newest ALARMS_KEPT.
+An alarm is raised once for its versions. It is a log line, an increment of the counter
+`rollout_speculation_alarms_total{kind}`, and an entry of GET /v1/speculation, which shows the newest ALARMS_KEPT.
 """
 
 import logging
@@ -23,14 +23,14 @@ logger = logging.getLogger("rollout_service")
 
 ALARMS_KEPT = 100
 FALLS_KEPT = 1000
-"""pairs of versions whose fall was told; more than the engines count apart"""
+"""pairs of versions whose fall was reported; more than the engines count apart"""
 
 
 class Alarms:
     def __init__(self, config: AlarmConfig, on_alarm: Callable[[AlarmKind], None] = lambda kind: None):
         self.config, self.on_alarm = config, on_alarm
         self.raised: list[SpeculationAlarm] = []
-        self._fallen: dict[tuple[int, int], None] = {}  # pairs of versions whose fall was told, in that order
+        self._fallen: dict[tuple[int, int], None] = {}  # pairs of versions whose fall was reported, in that order
 
     def after_push(
         self,
@@ -41,31 +41,31 @@ class Alarms:
         is_new: bool | None,
         loaded: dict[int, Loaded],
     ) -> None:
-        """`policy` and `drafter` are the versions now in service, `is_new` whether the update differs from what was in
-        service (None: not known), `loaded` what each engine's `load` gave, by index."""
+        """`policy` and `drafter` are the versions now in service. `is_new` says whether the update differs from what
+        was in service (None: not known). `loaded` is what each engine's `load` returned, by index."""
         version = drafter if of == "drafter" else policy
         if of == "drafter" and is_new is False:
             message = (
                 f"drafter version {version} holds the same tensors as the version before it: "
-                "whoever trains the drafter pushed what was in service"
+                "its trainer pushed what was in service already"
             )
             self._raise("not_changed", of, policy, drafter, message)
         for engine, report in loaded.items():
             if is_new and report.changed == 0:
                 message = (
                     f"{of} version {version} changed none of the {report.modules} modules of engine {engine}, "
-                    "though its tensors differ from the ones before: the engine goes on with the old ones"
+                    "although its tensors differ from those before: the engine still uses the old ones"
                 )
                 self._raise("not_changed", of, policy, drafter, message)
 
     def different_bytes(self, of: WeightsOf, policy: int, drafter: int, engine: int, error: str) -> None:
-        """An engine refused what the others loaded."""
+        """Raise the alarm for an engine that refused what the others loaded."""
         version = drafter if of == "drafter" else policy
         self._raise("checksum", of, policy, drafter, f"engine {engine}, {of} version {version}: {error}")
 
     def check_acceptance(self, rows: Sequence[dict[str, Any]]) -> None:
-        """`rows` as `Fleet.speculation` gives them. Both versions only grow: their order is that of the pushes. Rows of
-        pairs that are no longer counted apart were judged when they were."""
+        """`rows` as `Fleet.speculation` returns them. Both versions only grow, so their order is that of the pushes.
+        Pairs that are no longer counted apart were judged while they were."""
 
         def versions(row: dict[str, Any]) -> tuple[int, int]:
             return row["policy_version"], row["drafter_version"]
@@ -74,7 +74,7 @@ class Alarms:
         before: tuple[tuple[int, int], float] | None = None
         for pair, of_pair in groupby(sorted(counted_apart, key=versions), key=versions):
             counts = list(of_pair)
-            # Of the first draft of each step: that of all drafts falls as well when a schedule makes drafts longer.
+            # Only first drafts count, because the rate of all drafts also falls when a schedule makes drafts longer.
             steps, accepted = (sum(r["draft_steps"] for r in counts), sum(r["accepted_by_position"][0] for r in counts))
             if steps < self.config.draft_steps:
                 continue
@@ -93,8 +93,8 @@ class Alarms:
         message = (
             f"the acceptance rate of first drafts fell by {1.0 - rate / before[1]:.0%}, from {before[1]:.3f} with "
             f"policy version {before[0][0]} and drafter version {before[0][1]} to {rate:.3f} with policy version "
-            f"{policy} and drafter version {drafter}; responses are right and slower. Train the drafter, or push one "
-            "that fits the policy"
+            f"{policy} and drafter version {drafter}; responses stay right but come slower. Train the drafter, or push "
+            "one that fits the policy"
         )
         self._raise("acceptance_fell", "drafter" if of == "drafter" else "policy", policy, drafter, message)
 

@@ -1,8 +1,9 @@
-"""Fleet: starts the engines, routes each group to the least loaded, restarts the dead, and gives all new weights.
+"""Fleet: starts the engines, routes each group to the least loaded one, restarts dead ones, and pushes new weights.
 
-- A group goes to one engine. When that engine dies the group is generated again; the client notices only time.
-- An engine is in service from the moment it holds the current weights. A restarted one takes them before it serves,
-  and not during a push.
+- A group goes to one engine. If that engine dies, another one generates the group again, and the client only waits
+  longer.
+- An engine is in service from the moment it holds the current weights. A restarted engine loads them before it serves,
+  but never during a push.
 """
 
 import asyncio
@@ -41,26 +42,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("rollout_service")
 
 ATTEMPTS = 3
-"""times a group is generated before its engines' deaths are the client's business"""
+"""times a group is generated before its client learns that its engines died"""
 CHECK_EVERY = 2.0
-"""seconds between looks at an engine that has nothing to do"""
+"""seconds between checks whether an engine is alive"""
 ENGINE_WITHIN = 300.0
 """seconds a request waits for an engine to come into service"""
 STOP_WITHIN = 10.0
-"""seconds an engine has to end in order; then its actor is killed"""
+"""seconds an engine has to stop by itself before its actor is killed"""
 REPORTED: set[str] = set()
-"""functions of vLLM that were replaced and reported: every engine of a machine replaces the same"""
+"""functions of vLLM whose replacement was reported, because every engine of a machine replaces the same ones"""
 ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted)
-"""NotStarted: Ray made a new actor before the fleet noticed the death"""
+"""NotStarted means that Ray made a new actor before the fleet noticed the death"""
 LONGEST_REASON = 500
-"""characters of why an engine refused a group: vLLM's messages may quote a whole prompt"""
+"""characters of the reason why an engine refused a group, because vLLM's messages may quote a whole prompt"""
 
 
 class Fleet:
     """Use: `fleet = Fleet(config); await fleet.start(); ...; await fleet.stop()`."""
 
     def __init__(self, config: ServiceConfig, *, threads: int | None = None):
-        """`threads` per engine overrides the equal share, without reserving cores: for engines that take turns."""
+        """`threads` of each engine replaces the equal share and reserves no cores, for engines that take turns."""
         self.device = resolve_device(config.engine.device)
         if config.ray_address is None and threads is None:
             check_machine(config, self.device)
@@ -88,18 +89,18 @@ class Fleet:
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
         self.on_started: Callable[[int], None] = lambda index: None
         self.openai_schemas: dict[str, dict[str, Any]] = {}
-        """of the bodies of vLLM's own routes, by path"""
+        """schemas of the bodies of vLLM's own routes, by path"""
         self.wasted_tokens = 0
-        """of completions that were aborted: by a cancellation, or by a weight update that generates them again"""
+        """tokens of completions that were aborted by a cancellation, or by a weight update that generates them again"""
         self._counting: set[asyncio.Task[None]] = set()
         self._watchers: list[asyncio.Task[None]] = []
-        self._change = asyncio.Condition()  # an engine came into service
+        self._change = asyncio.Condition()  # notified when an engine comes into service
 
     # --- life ---
 
     async def start(self) -> None:
-        """Returns when every engine is in service: in a cluster, once it has room for them. Raises FleetError when one
-        cannot start."""
+        """Returns when every engine is in service. In a cluster it waits until there is room for them. Raises
+        FleetError when an engine cannot start."""
         if not ray.is_initialized():
             start_ray(self.config.ray_address, self.config.engine_logs)
         self.pushes.take_up_kept()
@@ -184,7 +185,7 @@ class Fleet:
                     logger.warning("engine %d is in service again", member.index)
             except RayError as error:
                 if isinstance(error, RayTaskError) and not isinstance(error, NotStarted):
-                    # Alive, and unable to start or to answer: a new actor tries again.
+                    # The actor is alive, but cannot start or answer: a new actor tries again.
                     logger.error("engine %d: %s; starting it again", member.index, in_words(error))
                     ray.kill(member.actor, no_restart=False)
                 elif not member.in_service:  # Ray is still making the new actor
@@ -199,7 +200,7 @@ class Fleet:
                 async with asyncio.timeout(ENGINE_WITHIN):  # wait_for can lose the condition's lock to a cancellation
                     await self._change.wait_for(lambda: any(member.in_service for member in self.members))
             except TimeoutError:
-                raise FleetError(f"no engine has come into service for {ENGINE_WITHIN:.0f} s") from None
+                raise FleetError(f"no engine came into service within {ENGINE_WITHIN:.0f} s") from None
         return min((m for m in self.members if m.in_service), key=lambda m: m.load)
 
     async def generate(self, group: GroupRequest) -> Group:
@@ -215,7 +216,7 @@ class Fleet:
                 outcome = await asyncio.shield(call)
                 if isinstance(outcome, Group):
                     return outcome
-                self.wasted_tokens += outcome.tokens  # a weight update aborted it: again, with the new weights
+                self.wasted_tokens += outcome.tokens  # a weight update aborted it: generate it again
             except asyncio.CancelledError:
                 member.actor.abort.remote(key)
                 self._count_what_it_leaves(call)
@@ -248,7 +249,7 @@ class Fleet:
     async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
         """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body.
 
-        An engine that dies before the body begins is replaced by another. Raises FleetError when it dies later, since
+        If an engine dies before the body begins, another one answers. Raises FleetError when it dies later, because
         what was sent cannot be taken back, and after ATTEMPTS deaths.
         """
         for _ in range(ATTEMPTS):
@@ -260,7 +261,7 @@ class Fleet:
             try:
                 async for reference in stream:
                     part = await reference
-                    if isinstance(part, ResponseStart):  # held back: until the body begins another engine can answer
+                    if isinstance(part, ResponseStart):  # held back, so that another engine can still answer
                         start = part
                         continue
                     if not begun:
@@ -288,29 +289,29 @@ class Fleet:
         await asyncio.gather(*(member.actor.set_verification.remote(verification) for member in self.members))
 
     async def schedules(self) -> list[DraftSchedule]:
-        """How many tokens each engine in service drafts at present; none without a drafter."""
+        """How many tokens each engine in service drafts at present; empty without a drafter."""
         if not self.config.drafter.drafts:
             return []
         return list((await self._of_each("schedule")).values())
 
     async def measure(self, plan: "Plan") -> "Measured":
-        """Costs of steps on the first engine, while nothing else is generated."""
+        """Measure the costs of steps on the first engine, while nothing else is generated."""
         return await self.members[0].actor.measure.remote(plan)
 
     async def set_draft_lengths(self, ranges: list[Range]) -> None:
-        """The same of every engine, from its next step on."""
+        """Set the draft lengths of every engine, from its next step on."""
         await asyncio.gather(*(member.actor.set_draft_lengths.remote(ranges) for member in self.members))
 
     async def speculation(self) -> list[dict[str, Any]]:
-        """Counts by version, one row an engine and version."""
+        """Counts by version, one row for each engine and pair of versions."""
         return [row for rows in (await self._of_each("speculation")).values() for row in rows]
 
     async def check_acceptance(self) -> None:
-        """Raise the alarms that the counts so far give reason to."""
+        """Raise the alarms that follow from the counts so far."""
         self.alarms.check_acceptance(await self.speculation())
 
     async def context_acceptance(self) -> list[dict[int, list[int]]]:
-        """Histograms of accepted drafts by context length, one an engine."""
+        """Histograms of accepted drafts by context length, one for each engine."""
         return list((await self._of_each("context_acceptance")).values())
 
     async def metrics(self) -> dict[int, str]:
@@ -318,7 +319,7 @@ class Fleet:
         return await self._of_each("metrics")
 
     async def _of_each(self, method: str) -> dict[int, Any]:
-        """What each engine in service answers, by its index; one that dies meanwhile has no say."""
+        """What each engine in service answers, by its index. An engine that dies meanwhile is left out."""
 
         async def ask(member: Member) -> Any:
             with contextlib.suppress(*ENGINE_LOST):

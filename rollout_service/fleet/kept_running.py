@@ -11,8 +11,8 @@ AGAIN_AFTER = 1.0
 
 
 async def kept_running(what: str, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work` for ever: an error is logged with its traceback, and `work` begins again. A task that nobody awaits
-    would end in silence, and the service would seem to work."""
+    """Run `work` for ever: an error is logged with its traceback, and `work` begins again. Otherwise a task that nobody
+    awaits would end in silence, and the service would only seem to work."""
     while True:
         try:
             await work()

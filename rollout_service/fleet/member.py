@@ -1,4 +1,4 @@
-"""Member: one engine as the fleet knows it, and the errors when engines could not do what was asked."""
+"""Member: one engine as the fleet knows it, and the errors for what engines could not do."""
 
 import time
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from drafters.schedule import StepCosts
 
 
 def in_words(error: BaseException) -> str:
-    """One line: an error of an actor's is its cause, without the traceback that Ray gives as its text."""
+    """The error in one line. For an error in an actor it is the cause, without the traceback that Ray puts into it."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
 
@@ -41,7 +41,7 @@ class Member:
     idle_before: float = 0.0
 
     def add_load(self, completions: int) -> None:
-        """Fewer than nothing when they have ended."""
+        """A negative number for completions that have ended."""
         self.load += completions
         if self.load == 0:
             self.idle_since = time.monotonic()
@@ -49,5 +49,5 @@ class Member:
             self.idle_before, self.idle_since = self.idle_seconds(), None
 
     def idle_seconds(self) -> float:
-        """With nothing to generate, since the start."""
+        """Seconds since the start in which it had nothing to generate."""
         return self.idle_before + (time.monotonic() - self.idle_since if self.idle_since is not None else 0.0)

@@ -1,11 +1,12 @@
 """Pushes: a version's file is checked, kept, loaded by every engine in service, and then published.
 
-- One push at a time, and no engine starts again during one. Of a run's pushes that wait for their turn only the newest
-  is loaded.
-- A push makes the weights its run's. Another run's push is refused until the run releases them, unless it takes over.
-- A version is published when every engine in service holds it. One that could not load it starts again with what is
+- One push is loaded at a time, and no engine restarts meanwhile. Of a run's pushes that wait for their turn only the
+  newest is loaded.
+- The weights belong to the run that pushed them. Another run's push is refused until the run releases them, unless the
+  push takes over.
+- A version is published when every engine in service holds it. An engine that could not load it restarts with what is
   then in service.
-- With a state folder, a version is kept there before any engine takes it; a service that starts again goes on with it.
+- With a state folder, a version is kept there before any engine loads it. A restarted service continues with it.
 """
 
 import asyncio
@@ -29,25 +30,26 @@ from rollout_service.weights.versions import WeightStore
 logger = logging.getLogger("rollout_service")
 
 DRAFTERS_KEPT = 256
-"""drafter versions whose age is known: more than an engine counts apart"""
+"""drafter versions whose age is known; more than an engine counts apart"""
 
 
 class Pushes:
     """Use: `await fleet.pushes.push("policy", version, update)`."""
 
     def __init__(self, store: WeightStore, state: StateFolder | None, alarms: Alarms, members: list[Member]):
-        """`members` are the fleet's, who adds to them later."""
+        """`members` are the fleet's, which adds to them later."""
         self.store, self.state, self.alarms, self.members = store, state, alarms, members
         self.lock = asyncio.Lock()
-        """held during a push, and while an engine starts again"""
+        """held during a push, and while an engine restarts"""
         self.on_published: Callable[[WeightsOf, int], None] = lambda of, version: None
         self.drafter_since: dict[int, int] = {0: 0}
-        """the newest drafter versions, and the policy version that was in service when each came"""
+        """the newest drafter versions, each with the policy version that was in service when it came"""
         self._waiting: list[tuple[WeightsOf, str | None, int]] = []
         """weight set, run and version of each push that waits for its turn"""
 
     def take_up_kept(self) -> None:
-        """What was in service when the state folder was left. Raises FleetError when it does not fit the model."""
+        """Put the weights that the state folder keeps into service. Raises FleetError when they do not fit the
+        model."""
         for of, weights_set in self.store.sets.items():
             kept = self.state.kept(of) if self.state is not None else {}
             if not kept:
@@ -61,7 +63,7 @@ class Pushes:
                 weights_set.check(version, update)
             except RefusedUpdate as error:
                 raise FleetError(
-                    f"state: {kept[version]} is not of this model: {error}; choose another folder"
+                    f"state: {kept[version]} does not fit this model: {error}; choose another folder"
                 ) from None
             weights_set.publish(locate(version, update), seconds=0.0, pause=0.0, run=run)
 
@@ -69,10 +71,11 @@ class Pushes:
         self, of: WeightsOf, version: int, update: Update, run: str | None = None, take_over: bool = False
     ) -> WeightStatus:
         """Load an update into every engine and publish its version, which then belongs to `run`. Its file is kept while
-        in service, else deleted. Each engine verifies its checksum as it reads the bytes, before it changes anything.
+        it is in service, and deleted otherwise. Each engine verifies the checksum of the bytes that it reads before it
+        changes anything.
 
-        Raises RefusedUpdate while every engine holds what it held, FleetError when no engine could take it. The status
-        says `skipped` when a newer version of the run came while this one was waiting for its turn.
+        Raises RefusedUpdate; every engine then holds what it held before. Raises FleetError when no engine could load
+        the update. The status says `skipped` when a newer version of the run came while this one waited for its turn.
         """
         weights_set, waiting = self.store.sets[of], (of, run, version)
         try:
@@ -103,8 +106,8 @@ class Pushes:
         return waiting or (in_service.run == run and in_service.version > version)
 
     async def release(self, run: str) -> int:
-        """The run's weights stay in service and are nobody's from here on; the number of those weight sets. A push of
-        the run that is being loaded is awaited: it would make them the run's again."""
+        """From now on the run's weights belong to no run; they stay in service. Returns the number of these weight
+        sets. Waits for a push that is being loaded, because it would make them the run's again."""
         async with self.lock:
             released = [(of, weights) for of, weights in self.store.sets.items() if weights.status.run == run]
             for of, weights_set in released:
@@ -126,7 +129,7 @@ class Pushes:
             self._forget_all_but_published(of)
             raise refused("checksum", f"{in_words(failed[0][1])}: push again")
         for member, error in failed:
-            # Half-loaded weights serve nobody: the engine starts again with what is then in service.
+            # An engine must not serve half-loaded weights: it restarts with what is then in service.
             logger.error("engine %d could not load %s version %d: %s", member.index, of, version, in_words(error))
             member.in_service = False
             ray.kill(member.actor, no_restart=False)
@@ -144,7 +147,7 @@ class Pushes:
             self._forget_all_but_published(of)
             self._tell_of(of, version, is_new, loaded, failed)
         except Exception:  # the version is in service, and an error would say that it is not
-            logger.exception("%s version %d is in service, and what follows a push failed", of, version)
+            logger.exception("%s version %d is in service, but what follows a push failed", of, version)
         return status
 
     def _tell_of(
@@ -155,7 +158,7 @@ class Pushes:
         loaded: dict[int, Loaded],
         failed: list[tuple[Member, BaseException]],
     ) -> None:
-        """The alarms, and whoever waits for a new version."""
+        """Raise the alarms, and tell whoever waits for a new version."""
         policy, drafter = (self.store.version(name) for name in ("policy", "drafter"))
         if of == "drafter":
             self.drafter_since = dict([*self.drafter_since.items(), (version, policy)][-DRAFTERS_KEPT:])

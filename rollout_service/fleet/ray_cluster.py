@@ -14,11 +14,12 @@ from rollout_service.fleet.member import FleetError
 
 
 def start_ray(address: str | None, engine_logs: bool) -> None:
-    """Join the cluster at `address`, or start one on this machine that ends with this process, whatever clusters run
-    here already. Raises FleetError when there is no cluster at `address`, and when Ray cannot write where it must.
+    """Join the cluster at `address`. Without an address, start a cluster on this machine that ends with this process,
+    whatever clusters run here already. Raises FleetError when there is no cluster at `address`, and when Ray cannot
+    write where it must.
 
-    Who is told to stop decides how: Ray's own handlers of SIGTERM end the process wherever it is, and Ray's agents then
-    live on for a minute. The one in Python is not installed; the native one, which prints a trace, loses its place."""
+    This process handles SIGTERM itself. Ray's handlers would end it at any point, and Ray's agents would then live on
+    for a minute. So Ray's Python handler is not installed. Its native handler, which prints a trace, is replaced."""
     on_sigterm = signal.getsignal(signal.SIGTERM)
     ray._private.utils.set_sigterm_handler = lambda handler: None
     quiet: dict[str, Any] = {"log_to_driver": engine_logs, "logging_level": logging.ERROR}
@@ -30,10 +31,10 @@ def start_ray(address: str | None, engine_logs: bool) -> None:
                 f"ray_address: cannot join a Ray cluster at {address}: {error}; leave ray_address out to start one here"
             ) from error
     else:
-        # Workers that Ray starts before they are asked for are none of ours, which have an environment of their own.
+        # Workers that Ray starts in advance are of no use: those of the engines have an environment of their own.
         config = {"prestart_worker_first_driver": False}
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 512 << 20, "_system_config": config}
-        os.environ.pop("RAY_ADDRESS", None)  # names another cluster, also to every process that is started from here
+        os.environ.pop("RAY_ADDRESS", None)  # it names another cluster, to every child process as well
         try:
             ray.init(address="local", num_cpus=machine_cores(), **own, **quiet)
         except OSError as error:
@@ -43,8 +44,8 @@ def start_ray(address: str | None, engine_logs: bool) -> None:
 
 def _advice(error: OSError) -> str:
     if "AF_UNIX" in str(error):  # the name of a socket has room for 107 bytes
-        return f"its sockets are under {tempfile.gettempdir()}: set RAY_TMPDIR to a folder with a short path, as /tmp"
+        return f"its sockets are under {tempfile.gettempdir()}: set RAY_TMPDIR to a folder with a short path, like /tmp"
     return (
-        f"it writes to the home folder (HOME, {Path.home()}) and to that of temporary files (RAY_TMPDIR or TMPDIR, "
-        f"{tempfile.gettempdir()}): both must be folders that can be written"
+        f"it writes to the home folder (HOME, {Path.home()}) and to the folder of temporary files (RAY_TMPDIR or "
+        f"TMPDIR, {tempfile.gettempdir()}): make both writable"
     )

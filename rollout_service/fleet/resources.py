@@ -1,7 +1,7 @@
-"""Resources that the engines need of a machine or a cluster. Ray makes actors that it has no room for wait in silence.
+"""Resources that the engines need from a machine or a cluster. Ray lets actors that it has no room for wait in silence.
 
-- This machine does not grow: what it does not have is refused before anything starts.
-- A cluster may grow, or be given back what others use: the fleet waits for it, and says what is missing.
+- This machine does not grow, so too large a demand is refused before anything starts.
+- A cluster may grow, or others may free what they use. So the fleet waits for it, and says what is missing.
 """
 
 import asyncio
@@ -18,15 +18,15 @@ from rollout_service.engine.hardware import machine_cores
 logger = logging.getLogger("rollout_service")
 
 LOOK_EVERY = 5.0
-"""seconds between looks at a cluster that has too little"""
+"""seconds between checks of a cluster that has too little"""
 WORDS = {"CPU": "core(s)", "GPU": "GPU(s)"}
 
 
 class Demand(NamedTuple):
-    """So many engines, each of which needs so much of one of Ray's resources, on one node."""
+    """A number of engines, each of which needs an amount of one of Ray's resources on one node."""
 
     fields: str
-    """of the configuration, that say so"""
+    """fields of the configuration that decide it"""
     engines: int
     each: int
     resource: Literal["CPU", "GPU"]
@@ -37,7 +37,7 @@ class Demand(NamedTuple):
 
 
 def demand_of(config: ServiceConfig, device: str, turns: int | None = None) -> Demand:
-    """What a service needs; or what so many engines need together that take `turns` on the same cores."""
+    """What a service needs. With `turns`, what that many engines need that take turns on the same cores."""
     engine = config.engine
     if device == "cuda":
         fields = "engine.tensor_parallel_size" if turns else "engines, engine.tensor_parallel_size"
@@ -48,15 +48,15 @@ def demand_of(config: ServiceConfig, device: str, turns: int | None = None) -> D
 
 
 def check_machine(config: ServiceConfig, device: str, turns: int | None = None) -> None:
-    """Raises ValueError, with the fields and both numbers, when this machine has less than is needed; and for a field
-    that has no effect on the device."""
+    """Raises ValueError, with the fields and both numbers, when this machine has less than is needed. Raises it also
+    for a field that has no effect on the device."""
     try:
         config.engine.check_device(device)
     except ValueError as error:
         raise ValueError(f"engine.{error}") from error
     machine: dict[str, float] = {"CPU": machine_cores(), "GPU": gpus() if device == "cuda" else 0}
     if device == "cuda" and not machine["GPU"]:
-        raise ValueError("engine.device: cuda, and torch finds no GPU on this machine; use auto or cpu")
+        raise ValueError("engine.device: is cuda, but torch finds no GPU on this machine; use auto or cpu")
     missing = shortfall(demand_of(config, device, turns), [machine])
     if missing:
         raise ValueError(f"{missing} on this machine")
@@ -69,24 +69,24 @@ def gpus() -> int:
 
 
 def shortfall(demand: Demand, nodes: Sequence[dict[str, float]]) -> str | None:
-    """In words, what `nodes`, each with its amounts by resource, lack; None when every engine finds a node."""
+    """What `nodes` lack, in words, or None if every engine finds a node. Each node has its amounts by resource."""
     amounts = [int(node.get(demand.resource, 0)) for node in nodes]
     if sum(amount // demand.each for amount in amounts) >= demand.engines:
         return None
     by_node = f" ({' + '.join(map(str, amounts))} by node)" if len(amounts) > 1 else ""
-    return f"{demand}, and there are {sum(amounts)}{by_node}"
+    return f"{demand}, but there are {sum(amounts)}{by_node}"
 
 
 @contextmanager
 def missing_is_said(config: ServiceConfig, device: str) -> Iterator[None]:
-    """Around the start of the engines in a cluster: log lines say what they wait for."""
+    """A context around the start of the engines in a cluster: log lines say what they wait for."""
     if config.ray_address is None:
         yield
         return
     demand = demand_of(config, device)
     free = int(ray.available_resources().get(demand.resource, 0))
     if free < demand.engines * demand.each:
-        logger.warning("%s, and %d are free in the cluster at present", demand, free)
+        logger.warning("%s, but only %d are free in the cluster at present", demand, free)
     watch = asyncio.create_task(say_what_is_missing(demand))
     try:
         yield
@@ -95,8 +95,7 @@ def missing_is_said(config: ServiceConfig, device: str) -> Iterator[None]:
 
 
 async def say_what_is_missing(demand: Demand) -> None:
-    """Until it is cancelled: a log line each time that the cluster is found to have too little, and another amount than
-    before."""
+    """Until it is cancelled, write a log line whenever the cluster has too little and the amount has changed."""
     said = None
     while True:
         missing = shortfall(demand, [node["Resources"] for node in ray.nodes() if node["Alive"]])

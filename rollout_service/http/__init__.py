@@ -1,1 +1,1 @@
-"""The HTTP interface: routes, and what every request and answer passes. May import the server's other rooms."""
+"""The HTTP interface: routes, and what every request and answer passes through. May import all other rooms."""

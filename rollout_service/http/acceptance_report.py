@@ -1,4 +1,4 @@
-"""GET /v1/speculation: the engines' counts, summed over engines, and the ratios over them."""
+"""GET /v1/speculation: the engines' counts, summed over engines, and the ratios of these sums."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -26,9 +26,10 @@ def speculation_status(
     alarms: list[SpeculationAlarm],
     schedules: list[DraftSchedule],
 ) -> SpeculationStatus:
-    """`rows`: one an engine and pair of versions, and one an engine of older pairs, as `Engine.speculation` gives them;
-    `drafter_since`: the policy version that each drafter version came to; `contexts`: one an engine, as
-    `Engine.context_acceptance` gives them. The totals are of all rows; the others of the pairs that are known."""
+    """`rows`: one for each engine and pair of versions, and one for each engine's older pairs, as `Engine.speculation`
+    returns them. `drafter_since`: the policy version in service when each drafter version came. `contexts`: one for
+    each engine, as `Engine.context_acceptance` returns them. The totals are of all rows. The counts by version and by
+    age leave out the older pairs, whose versions are not known."""
     if not drafter.drafts:
         return SpeculationStatus(drafters=[], alarms=alarms)
     pairs: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)

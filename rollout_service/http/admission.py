@@ -1,4 +1,4 @@
-"""Admission: checks of a group before anything is generated, each limit named by its field."""
+"""Admission: checks of a group before anything is generated. Every problem names its field."""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
@@ -9,7 +9,7 @@ from rollout_service.protocol import GroupRequest, Problem, RolloutRequest
 
 
 class Refused(ValueError):
-    """A request that was not begun. `status` is the HTTP status that says so."""
+    """A request that is refused before anything is generated. `status` is the HTTP status of the answer."""
 
     def __init__(self, problems: list[Problem], status: int = 400):
         super().__init__(problems[0].message)
@@ -17,7 +17,7 @@ class Refused(ValueError):
 
 
 def stopping() -> Refused:
-    """For what comes or still waits when the service is told to stop."""
+    """The refusal of requests that arrive or still wait when the service is told to stop."""
     return Refused([Problem(field="service", message="the service is stopping")], status=503)
 
 
@@ -34,8 +34,8 @@ class Admission:
         openai_fields: Mapping[str, Set[str]],
         on_cpu: bool = True,
     ):
-        """`context_limit`: of prompt and response together. `drafting`: whether a drafter is on. `openai_fields`: of
-        vLLM's request types, by path."""
+        """`context_limit`: most tokens of prompt and response together. `drafting`: whether a drafter is on.
+        `openai_fields`: the field names of vLLM's request types, by path."""
         self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
         self.max_tokens, self.drafting, self.on_cpu = context_limit, drafting, on_cpu
         self.openai_fields = openai_fields
@@ -55,7 +55,7 @@ class Admission:
     def _admit(self, group: GroupRequest, where: str, name: str, problems: list[Problem]) -> GroupRequest:
         try:
             field, ids = self._token_ids(group)
-        except Exception as error:  # a chat template is the checkpoint's own code, and says by raising what it refuses
+        except Exception as error:  # a chat template is code of the checkpoint, and raises for what it refuses
             problems.append(Problem(field=f"{where}.messages", message=f"the chat template refuses them: {error}"))
             return group
         if not ids:
@@ -66,13 +66,13 @@ class Admission:
             problems.append(Problem(field=f"{where}.{field}", message=message))
         room = self.max_tokens - len(ids)
         if room < 1:
-            message = f"{len(ids)} tokens are too long: prompt and response together may have {self.max_tokens}"
+            message = f"has {len(ids)} tokens, too many: prompt and response together may have {self.max_tokens}"
             problems.append(Problem(field=f"{where}.{field}", message=message))
         elif group.sampling.max_tokens > room:
-            message = f"{group.sampling.max_tokens} is out of range: after a prompt of {len(ids)} tokens, 1 to {room}"
+            message = f"{group.sampling.max_tokens} is too many: after a prompt of {len(ids)} tokens, give 1 to {room}"
             problems.append(Problem(field=f"{where}.sampling.max_tokens", message=message))
         if group.sampling.min_tokens > group.sampling.max_tokens:
-            message = f"{group.sampling.min_tokens} is above max_tokens, {group.sampling.max_tokens}"
+            message = f"{group.sampling.min_tokens} is more than max_tokens, which is {group.sampling.max_tokens}"
             problems.append(Problem(field=f"{where}.sampling.min_tokens", message=message))
         plain = {"id": name, "prompt": None, "messages": None, "prompt_token_ids": ids}
         return group.model_copy(update=plain)
@@ -87,8 +87,8 @@ class Admission:
         return "prompt", self.tokenizer.encode(group.prompt)
 
     def check_openai(self, path: str, body: dict[str, Any]) -> None:
-        """Refuse what vLLM's handler of this path would ignore or pass on to its harm, and what speculation cannot keep
-        lossless; everything else is vLLM's to judge."""
+        """Raises Refused for fields that vLLM's handler of this path would ignore, or pass on to an engine that cannot
+        take them. Raises it also for fields that speculation cannot keep lossless. vLLM judges everything else."""
         problems = openai_problems(body, self.openai_fields[path])
         refused = not_lossless(body, "openai", drafting=self.drafting, on_cpu=self.on_cpu)
         problems += [Problem(field=field, message=message) for field, message in refused]
@@ -97,12 +97,12 @@ class Admission:
 
 
 def names_of(groups: Sequence[GroupRequest], problems: list[Problem]) -> list[str]:
-    """The groups' ids, which must differ. A group without one has its index, with as many underscores behind it as
-    tell it from the ids that were given."""
+    """The groups' ids, which must differ. A group without an id gets its index, followed by as many underscores as
+    distinguish it from the ids that were given."""
     given: dict[str, int] = {}
     for i, group in enumerate(groups):
         if group.id and given.setdefault(group.id, i) != i:
-            message = f"{group.id!r} is the id of groups.{given[group.id]} too"
+            message = f"{group.id!r} is also the id of groups.{given[group.id]}; give each group its own"
             problems.append(Problem(field=f"groups.{i}.id", message=message))
     names = []
     for i, group in enumerate(groups):

@@ -18,14 +18,14 @@ from rollout_service.telemetry import Telemetry
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Of the policy in `folder`. Two seconds, most of them transformers' import."""
+    """The tokenizer of the policy in `folder`. Takes seconds, most of them to import transformers."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder)
 
 
 def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
-    """The application over a started fleet, its policy's tokenizer, and the queue that it generates from."""
+    """The application over a started fleet, with its policy's tokenizer and the queue of its groups."""
     config = fleet.config
     app = FastAPI(title="rollout-service", summary="RL rollouts with lossless speculative decoding", version="0.1.0")
     app.state.fleet = fleet

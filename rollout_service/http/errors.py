@@ -19,14 +19,14 @@ from rollout_service.queue.finished_groups import UnknownLease
 from rollout_service.transports import RefusedUpdate
 
 RETRY_AFTER = 5
-"""seconds after which a client that was refused for lack of room or of an engine should try again"""
+"""seconds after which a client should try again if it was refused because there was no room or no engine"""
 HEADERS = {
     401: {"WWW-Authenticate": "Bearer"},
     429: {"Retry-After": str(RETRY_AFTER)},
     503: {"Retry-After": str(RETRY_AFTER)},
     507: {"Retry-After": str(RETRY_AFTER)},
 }
-"""of every answer with this status"""
+"""headers of every answer with this status"""
 OPENAI_PATHS = "/v1/completions", "/v1/chat/completions", "/v1/models"
 
 
@@ -50,7 +50,7 @@ def is_openai(path: str) -> bool:
 
 
 def openai_error(status: int, error: str, problems: list[Problem] | None = None) -> dict[str, Any]:
-    """As vLLM's own: `{"error": {"message", "type": "BadRequestError", "param", "code": 400}}`."""
+    """In the form of vLLM's own: `{"error": {"message", "type": "BadRequestError", "param", "code": 400}}`."""
     kind = HTTPStatus(status).phrase.replace(" ", "").removesuffix("Error") + "Error"
     message = "; ".join(f"{p.field}: {p.message}" for p in problems) if problems else error
     param = problems[0].field if problems else None
@@ -58,7 +58,7 @@ def openai_error(status: int, error: str, problems: list[Problem] | None = None)
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Every error that a route raises, also one that nobody foresaw."""
+    """Answer every error that a route raises, unexpected ones included."""
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError | ValidationError)
@@ -77,17 +77,17 @@ def add_error_handlers(app: FastAPI) -> None:
         return answer(request, error.status, str(error))
 
     async def unknown_lease(request: Request, error: Exception) -> JSONResponse:
-        message = f"no such lease: {error}; it was acknowledged or returned, or it is over"
+        message = f"no such lease: {error}; it was acknowledged or returned, or its time is over"
         return answer(request, 404, message, [Problem(field="lease", message=message)])
 
     async def not_routed(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         headers, message = dict(error.headers or {}), str(error.detail)
         if error.status_code == 404:
-            message = f"no such path: {request.url.path}; GET /docs lists those there are"
-        if error.status_code == 405:  # Starlette names the methods of the first route of this path only
+            message = f"no such path: {request.url.path}; GET /docs lists all paths"
+        if error.status_code == 405:  # Starlette names only the methods of the first route of this path
             headers["Allow"] = ", ".join(sorted(methods_of(app, request)))
-            message = f"{request.method} is not offered here: {headers['Allow']}"
+            message = f"this path does not take {request.method}; use {headers['Allow']}"
         return answer(request, error.status_code, message, headers=headers)
 
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
@@ -108,7 +108,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def methods_of(app: FastAPI, request: Request) -> set[str]:
-    """Of all routes of the request's path."""
+    """The methods of all routes of the request's path."""
     return {
         method
         for route in app.routes
@@ -118,5 +118,5 @@ def methods_of(app: FastAPI, request: Request) -> set[str]:
 
 
 def _field(location: tuple[int | str, ...]) -> str:
-    """`groups.3.sampling.top_p`; `body` where it is all of it."""
+    """`groups.3.sampling.top_p`, or `body` for the whole body."""
     return ".".join(str(part) for part in location if part not in ("body", "query", "path")) or "body"

@@ -1,7 +1,7 @@
 """JsonRoute: a route whose JSON body is read once and strictly, and whose query has no unknown parameters.
 
-A body has a content type, is UTF-8 without an encoding over it, and is JSON: no NaN, no lone surrogate, at most some
-200 levels deep. Its fields have the types of the documentation: `false` is no number, and "5" is none either.
+A body must have a content type, and must be uncompressed UTF-8 JSON, without NaN or lone surrogates, and at most about
+200 levels deep. Its fields must have the documented types: neither `false` nor "5" is a number.
 """
 
 from collections.abc import Callable, Coroutine
@@ -46,8 +46,9 @@ class JsonRoute(APIRoute):
 
 
 def read_strictly(body_type: TypeAdapter[Any], body: bytes) -> Any:
-    """The body as `body_type`. From its bytes: FastAPI would make objects of Python of them first, and more of those
-    fit a type. For JSON 5.0 is an integer, which pydantic's strict mode does not know. Raises ValidationError."""
+    """The body as `body_type`. It is validated from its bytes, because FastAPI would first make Python objects of them,
+    which fit more types. In JSON 5.0 is an integer, but not in pydantic's strict mode, so it is converted first. Raises
+    ValidationError."""
     try:
         return body_type.validate_json(body, strict=True)
     except ValidationError as error:
@@ -68,15 +69,15 @@ def _is_whole(value: Any) -> bool:
 
 
 def check_query(request: Request, known: set[str]) -> None:
-    """Raises Refused for a parameter that is not `known`: a misspelt one must not be ignored."""
+    """Raises Refused for a parameter that is not `known`, because a misspelt one must not be ignored."""
     unknown = [name for name in request.query_params if name not in known]
     if unknown:
-        there_are = f"there are {', '.join(sorted(known))}" if known else "there are none"
-        raise Refused([Problem(field=name, message=f"no such parameter of the query; {there_are}") for name in unknown])
+        there_are = f"this route has {', '.join(sorted(known))}" if known else "this route has none"
+        raise Refused([Problem(field=name, message=f"no such query parameter; {there_are}") for name in unknown])
 
 
 def check_content_type(request: Request) -> None:
-    """Raises Refused (415) for a body that does not say that it is plain JSON."""
+    """Raises Refused (415) for a body whose headers do not say that it is plain JSON."""
     given = request.headers.get("content-type", "")
     kind = given.partition(";")[0].strip().lower()
     if kind != "application/json" and not (kind.startswith("application/") and kind.endswith("+json")):
@@ -84,18 +85,18 @@ def check_content_type(request: Request) -> None:
         raise Refused([Problem(field="Content-Type", message=f"{has}: send application/json")], status=415)
     encoding = request.headers.get("content-encoding", "identity").strip().lower()
     if encoding != "identity":
-        message = f"{encoding} is not unpacked here: send the body as it is, without a Content-Encoding"
+        message = f"{encoding} is not unpacked here; send the body uncompressed, without a Content-Encoding"
         raise Refused([Problem(field="Content-Encoding", message=message)], status=415)
 
 
 def read_object(request: Request, body: bytes) -> dict[str, Any]:
-    """The JSON object in the body. Raises Refused where it is none."""
+    """The JSON object in the body. Raises Refused when the body is not one."""
     check_content_type(request)
     try:
         fields = from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        hint = "; NaN and Infinity are no JSON numbers" if b"NaN" in body or b"Infinity" in body else ""
-        raise Refused([Problem(field="body", message=f"is no JSON: {error}{hint}")]) from None
+        hint = "; NaN and Infinity are not JSON numbers" if b"NaN" in body or b"Infinity" in body else ""
+        raise Refused([Problem(field="body", message=f"is not JSON: {error}{hint}")]) from None
     if not isinstance(fields, dict):
         raise Refused([Problem(field="body", message="must be a JSON object")])
     return fields

@@ -1,4 +1,4 @@
-"""The OpenAPI document: FastAPI's, with the statuses that occur, the token, and what this policy's limits are."""
+"""The OpenAPI document: FastAPI's, with the statuses that occur, the token, and the limits of this policy."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ from rollout_service.lossless import described
 from rollout_service.protocol import ErrorBody
 
 MEANINGS = {
-    400: "The request is wrong: the fields that are, and what to do",
+    400: "The request is wrong; the body names the wrong fields and says what to do",
     401: "The token is missing or wrong",
     404: "There is no such model, lease or weight set",
-    408: "The body came too slowly",
-    409: "It contradicts what the service holds already",
+    408: "The body arrived too slowly",
+    409: "The request contradicts what the service already holds",
     413: "The body is larger than the limit",
-    415: "The body is not said to be plain JSON",
-    429: "The queue is full: try again after Retry-After seconds",
+    415: "The headers do not say that the body is plain JSON",
+    429: "The queue is full; try again after Retry-After seconds",
     500: "The service failed; its log has the cause",
-    503: "The service starts or stops, or its engines could not do it: try again after Retry-After seconds",
-    507: "The disk is full",
+    503: "The service is starting or stopping, or no engine could answer; try again after Retry-After seconds",
+    507: "The disk is full, or the queue's share of it",
 }
 VLLM = "vllm."
-"""before the names of vLLM's types: some are ours as well"""
+"""prefix of the names of vLLM's types, because types of ours have some of the same names"""
 ALWAYS = 400, 500, 503
 WITH_BODY = 408, 413, 415
 MORE: dict[str, tuple[int, ...]] = {
@@ -39,7 +39,7 @@ MORE: dict[str, tuple[int, ...]] = {
     "/v1/completions": (404,),
     "/v1/chat/completions": (404,),
 }
-"""statuses of a path's own"""
+"""further statuses of single paths"""
 OPENAI_ERROR = {
     "title": "OpenAIError",
     "type": "object",
@@ -60,7 +60,7 @@ OPENAI_ERROR = {
 
 
 def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
-    """Have GET /openapi.json answer with the completed document."""
+    """Let GET /openapi.json answer with the completed document."""
     plain = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -106,7 +106,7 @@ def add_errors(path: str, operation: dict[str, Any], with_token: bool) -> None:
 
 
 def add_limits(schemas: dict[str, Any], fleet: Fleet) -> None:
-    """Of this service's policy, in the place of the interface's own wider ones."""
+    """Put the limits of this service's policy in place of the interface's wider ones."""
     longest = fleet.config.context_limit - 1
     tokens = schemas["GroupRequest"]["properties"]["prompt_token_ids"]["anyOf"][0]
     tokens["maxItems"] = longest
@@ -116,8 +116,8 @@ def add_limits(schemas: dict[str, Any], fleet: Fleet) -> None:
 
 
 def add_schema(schemas: dict[str, Any], schema: dict[str, Any]) -> dict[str, str]:
-    """vLLM's type of a body becomes one of the document's schemas, and its `$defs` too; a reference to it. What is
-    refused before vLLM sees it is said."""
+    """Add vLLM's type of a body and its `$defs` to the document's schemas, with the bounds that are checked before vLLM
+    sees the body. Returns a reference to it."""
     own = dict(schema) | {"additionalProperties": False}
     schemas.update({f"{VLLM}{name}": part for name, part in own.pop("$defs", {}).items()})
     own["properties"] = {name: dict(part) for name, part in own["properties"].items()}

@@ -1,6 +1,6 @@
 """Start of a service: until its engines are in service it answers 503 with Retry-After, on every path.
 
-It runs in a thread of its own, since what starts the engines holds the main thread for seconds at a time.
+It runs in a thread of its own, because starting the engines blocks the main thread for seconds at a time.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from rollout_service.http.timed_connection import TimedConnection
 
 MESSAGE = "the service is starting: its engines are not in service yet; try again"
 ENDS_WITHIN = 1
-"""seconds that a request has when the service itself takes over; each is answered at once"""
+"""seconds that open requests have when the service itself takes over; each is answered at once"""
 
 
 class Starting(threading.Thread):
-    """From `start` to `end` the listener's connections are answered; later ones wait for who serves next."""
+    """Answers the listener's connections from `start` to `end`. Later connections wait for the service itself."""
 
     def __init__(self, listener: socket.socket):
         super().__init__(name="starting", daemon=True)
@@ -28,7 +28,7 @@ class Starting(threading.Thread):
             starting, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=ENDS_WITHIN, lifespan="off"
         )
         self.server = uvicorn.Server(settings)
-        # uvicorn closes the socket that it is given, and the service goes on with the listener.
+        # uvicorn closes the socket that it is given, and the service still needs the listener.
         self.sockets = [listener.dup()]
 
     def run(self) -> None:

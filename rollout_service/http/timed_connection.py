@@ -1,7 +1,7 @@
 """TimedConnection: a connection of uvicorn's, closed when a request's headers do not arrive in time.
 
-uvicorn limits the time between requests, and none within a head: a client that sends a byte a minute would hold its
-connection for ever.
+uvicorn limits the time between requests, but not the time that a request's headers take. So a client that sends a byte
+a minute would hold its connection for ever.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from typing import Any
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 HEAD_WITHIN = 30.0
-"""seconds from a connection's start, or a head's first byte, to the head's end"""
+"""seconds from a connection's start, or from the first byte of a request's headers, to their end"""
 
 
 class TimedConnection(AutoHTTPProtocol):  # type: ignore[misc, valid-type]

@@ -20,24 +20,24 @@ from rollout_service.protocol.wire_type import WireType
 
 
 class Sampling(WireType):
-    """How tokens are drawn. Only what speculation keeps lossless can be asked for."""
+    """How tokens are sampled. It has only parameters that speculation keeps lossless."""
 
     temperature: Temperature = 1.0
-    """0 takes the most likely token; else 0.01 or more, as the engine has it"""
+    """0 takes the most likely token; any other value must be 0.01 or more, the least that the engine samples with"""
     top_p: TopP = 1.0
-    """smallest set of tokens whose probabilities reach this"""
+    """sample from the smallest set of tokens whose probabilities add up to this"""
     top_k: TopK = 0
-    """the k most likely tokens; 0 for all"""
+    """sample from the k most likely tokens; 0 for all"""
     max_tokens: ResponseTokens = 256
     """longest response, in tokens"""
     min_tokens: int = Field(default=0, ge=0, le=MAX_INT32)
-    """no end of sequence before this many tokens"""
+    """the end of sequence is not sampled before this many tokens"""
     stop: list[Annotated[str, StringConstraints(min_length=1)]] = Field(default_factory=list, max_length=16)
     """strings that end a response"""
     ignore_eos: bool = False
-    """go on to max_tokens past the end of sequence (fixed lengths)"""
+    """continue past the end of sequence up to max_tokens, for responses of a fixed length"""
     seed: int | None = Field(default=None, ge=0, lt=2**31)
-    """completion i of a group draws with seed + i; the sample path also depends on the drafter"""
+    """completion i of a group uses seed + i; which tokens are sampled depends on the drafter too"""
 
     @model_validator(mode="before")
     @classmethod
@@ -53,11 +53,11 @@ class Message(WireType):
 
 
 PROMPTS = "prompt", "prompt_token_ids", "messages"
-"""fields of a group, of which exactly one is given"""
+"""fields of a group; exactly one of them is given"""
 
 
 class GroupRequest(WireType):
-    """One prompt, as text, token ids or chat messages, and how many completions of it.
+    """One prompt, as text, token ids or chat messages, and the number of its completions.
 
     Example: `{"prompt": "2 + 2 =", "n": 8, "sampling": {"temperature": 1.0, "max_tokens": 64}}`
     """
@@ -69,18 +69,18 @@ class GroupRequest(WireType):
     )
 
     id: str | None = Field(default=None, max_length=256)
-    """the client's own name for the group; comes back with it. Without one it is the group's index in the request, with
-    underscores behind it where another group has that name"""
+    """the client's own name for the group, returned with it. When not given, it is the group's index in the request,
+    followed by underscores if another group has that name"""
     prompt: str | None = None
     prompt_token_ids: list[TokenId] | None = Field(default=None, min_length=1)
     messages: list[Message] | None = Field(default=None, min_length=1)
     n: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
-    """completions"""
+    """number of completions"""
     sampling: Sampling = Field(default_factory=Sampling)
     draft_steps: bool = False
-    """let each completion's speculation record hold every step (`steps`)"""
+    """whether each completion's speculation record lists every step (`steps`)"""
     metadata: dict[str, Any] = Field(default_factory=dict)
-    """comes back with the group, untouched"""
+    """returned with the group, unchanged"""
 
     @model_validator(mode="after")
     def one_prompt(self) -> "GroupRequest":
@@ -97,18 +97,19 @@ class GroupRequest(WireType):
     @field_validator("metadata")
     @classmethod
     def comes_back(cls, metadata: dict[str, Any]) -> dict[str, Any]:
-        """What JSON cannot hold would come back as another value: an infinity that 1e400 became, a lone surrogate."""
+        """Refuses a value that JSON cannot hold, because it would come back as another one: an infinity (from 1e400),
+        or a lone surrogate."""
         try:
             json.dumps(metadata, ensure_ascii=False, allow_nan=False).encode()
         except ValueError as error:
-            raise ValueError(f"cannot be written as JSON again: {error}") from None
+            raise ValueError(f"cannot be returned as JSON: {error}") from None
         return metadata
 
 
 class RolloutRequest(WireType):
     groups: list[GroupRequest] = Field(min_length=1, max_length=MAX_GROUPS)
     model: str | None = None
-    """the served policy's name; checked when given"""
+    """the served policy's name; when given, any other name is refused"""
 
 
 class WeightSpan(WireType):
@@ -120,35 +121,41 @@ class WeightSpan(WireType):
 
 
 class Speculation(WireType):
-    """One completion's speculation record. Ratios are of sums over many of these, never means of ratios.
+    """One completion's speculation record. Compute a ratio from sums over many records, never as a mean of ratios.
 
-    Example: 10 steps of 3 drafts, 4 of which accepted none, 6 all:
+    Example: 10 steps of 3 drafts each, of which 4 steps accepted none and 6 steps accepted all:
     `{"draft_steps": 10, "drafted": 30, "accepted": 18, "accepted_histogram": [4, 0, 0, 6], ...}`
     """
 
     drafter: str
+    """kind of the drafter"""
     drafter_version: int
     draft_steps: int
+    """steps that had drafts"""
     drafted: int
+    """tokens that were drafted in these steps"""
     accepted: int
+    """drafted tokens that were accepted"""
     accepted_histogram: list[int]
-    """steps by the number of accepted drafts, 0 to k"""
+    """number of steps by accepted drafts, from 0 to k"""
     steps: list[tuple[int, int]] | None = None
-    """(drafted, accepted) of every step in order, those without drafts as (0, 0), when asked for: a step yields its
-    accepted drafts and one more token, the last one may be cut by the response's end"""
+    """(drafted, accepted) of every step in order, with (0, 0) for a step without drafts; only when the request asks for
+    it. A step yields its accepted drafts and one more token. The end of the response may cut the last step short"""
 
 
 class Completion(WireType):
+    """One response to the prompt of a group."""
+
     index: int
     text: str
     token_ids: list[int]
     logprobs: list[float]
-    """of each token under the distribution it was drawn from (after temperature, top-k, top-p), in nats; at temperature
-    0, where that is certain, under the one of temperature 1"""
+    """log-probability of each token, in nats, under the distribution that it was sampled from (after temperature, top-k
+    and top-p). At temperature 0, where the token is certain, it is the log-probability at temperature 1"""
     weight_versions: list[WeightSpan]
     finish_reason: Literal["stop", "length"]
     stop_reason: int | str | None = None
-    """the stop string or token that ended the response; None for the end of sequence"""
+    """the stop string or token that ended the response; None if the end of sequence or the length limit ended it"""
     speculation: Speculation | None = None
     """None when no drafter is on"""
 
@@ -160,7 +167,7 @@ class Group(WireType):
     prompt_token_ids: list[int]
     completions: list[Completion]
     sampling: Sampling
-    """what it was drawn with: the request's, and the service's own defaults for what that left out"""
+    """the parameters that were used: those of the request, and the service's defaults for the others"""
     engine: int
     """index of the engine that generated it"""
     metadata: dict[str, Any] = Field(default_factory=dict)

@@ -9,12 +9,16 @@ from rollout_service.protocol.wire_type import WireType
 
 
 class AcceptanceCounts(WireType):
-    """Sums since the start, and the ratios vLLM defines over them."""
+    """Sums since the start, and ratios of them as vLLM defines them."""
 
     draft_steps: int
+    """steps that had drafts, counted for each completion"""
     drafted: int
+    """tokens that were drafted in these steps"""
     accepted: int
+    """drafted tokens that were accepted"""
     accepted_by_position: list[int]
+    """steps that accepted the draft at each position"""
     acceptance_length: float
     """accepted / draft_steps + 1"""
     acceptance_rate: float
@@ -34,8 +38,8 @@ class AgedAcceptance(AcceptanceCounts):
 
 
 class ContextAcceptance(WireType):
-    """Draft steps that began with `from_tokens` tokens of context or more, and fewer than twice as many. Finished
-    completions of POST /v1/rollouts only."""
+    """Draft steps that began with at least `from_tokens` tokens of context, and with fewer than twice as many. Only
+    finished completions of /v1/rollouts and /v1/prompts are counted."""
 
     from_tokens: int
     draft_steps: int
@@ -50,9 +54,9 @@ class DrafterAcceptance(AcceptanceCounts):
     draft_sampling: str
     verification: str
     by_version: list[VersionedAcceptance]
-    """of the newest versions; the totals are of all"""
+    """counts of the newest pairs of versions; the totals above are of all versions"""
     by_age: list[AgedAcceptance] = Field(default_factory=list)
-    """of the same versions, where it is known when their drafter came"""
+    """counts of the same versions by the drafter's age, if it is known when the drafter came"""
     by_context_length: list[ContextAcceptance] = Field(default_factory=list)
 
 
@@ -60,15 +64,15 @@ ScheduleSource = Literal["auto", "file", "ranges", "fixed"]
 
 
 class DraftChoice(WireType):
-    """The draft length at one batch size, and the predicted speeds that it was chosen by."""
+    """The draft length at one batch size, and the predicted speeds that decided it."""
 
     batch_size: int
     draft_tokens: int
-    """in use; 0 drafts nothing"""
+    """draft length in use; 0 drafts nothing"""
     tokens_per_second: list[float]
-    """predicted for all completions together, by draft length from 0; without their prompts"""
+    """predicted speed of all completions together, for each draft length from 0, prompts not included"""
     threshold: float
-    """tokens per second that a draft length must reach to be drafted"""
+    """tokens per second that a draft length must reach to be used"""
 
 
 class DraftSchedule(WireType):
@@ -76,34 +80,35 @@ class DraftSchedule(WireType):
 
     engine: int
     source: ScheduleSource
-    """auto: costs measured at the start; file: of a calibration; both follow acceptance. ranges and fixed: as given"""
+    """auto: chosen from step costs measured at the start; file: from a calibration file; both follow acceptance.
+    ranges, fixed: the draft lengths that were given"""
     ranges: list[tuple[int, int, int]]
-    """smallest batch size, largest, draft tokens; 0 drafts nothing"""
+    """(smallest batch size, largest batch size, draft tokens); 0 draft tokens drafts nothing"""
     batch_size: int = 0
     """completions that run now"""
     draft_tokens: int = 0
-    """drafted at that batch size"""
+    """draft length at that batch size"""
     choices: list[DraftChoice] = Field(default_factory=list)
-    """of the measured batch sizes and of the present one; empty where nothing is chosen"""
+    """one for each measured batch size and for the present one; empty if the draft lengths were given"""
     acceptance_by_position: list[float] = Field(default_factory=list)
-    """the estimate that the choice is based on: lately observed, and what was known before"""
+    """the estimate that the choice is based on: recent observations, and what was known before"""
     changes: int = 0
-    """of the schedule since the start"""
+    """how often the schedule has changed since the start"""
     reason: str
-    """what is drafted now, and by which rule"""
+    """what is drafted now, and the rule that decides it"""
 
 
 AlarmKind = Literal["not_changed", "checksum", "acceptance_fell"]
 
 
 class SpeculationAlarm(WireType):
-    """Speculation that has become slow without being wrong. Raised once for a pair of versions."""
+    """Speculation became slower, while samples stay right. An alarm is raised once for each pair of versions."""
 
     kind: AlarmKind
-    """not_changed: a push left what was there; checksum: an engine read other bytes than were sent; acceptance_fell:
-    after a push, the acceptance rate is below the one before by more than the set fraction"""
+    """not_changed: a push changed nothing; checksum: an engine read other bytes than were sent; acceptance_fell: after
+    a push, the acceptance rate is lower than before by more than the fraction alarms.acceptance_fall"""
     of: WeightsOf
-    """the weights whose push it is about"""
+    """the weights whose push caused the alarm"""
     policy_version: int
     drafter_version: int
     message: str
@@ -113,6 +118,6 @@ class SpeculationStatus(WireType):
     drafters: list[DrafterAcceptance]
     """empty when no drafter is on"""
     schedules: list[DraftSchedule] = Field(default_factory=list)
-    """one an engine in service"""
+    """one for each engine in service"""
     alarms: list[SpeculationAlarm] = Field(default_factory=list)
-    """the newest, earliest first"""
+    """the newest alarms, in the order in which they were raised"""

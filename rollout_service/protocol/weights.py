@@ -6,35 +6,36 @@ from rollout_service.protocol.wire_type import WireType
 
 
 class WeightStatus(WireType):
-    """One set of weights as every engine holds it."""
+    """One set of weights, as every engine holds it."""
 
     version: int
-    """0 for the checkpoint the service started with; only grows"""
+    """0 for the checkpoint that the service started with; the number only grows"""
     tensors: int
     bytes: int
     checksum: str
     """BLAKE3 of the pushed safetensors bytes; empty for version 0"""
     seconds: float = 0.0
-    """from the received bytes to the version's publication"""
+    """seconds from receiving the bytes to publishing the version"""
     pause: float = 0.0
-    """of these, the longest time that an engine did not generate"""
+    """the longest part of these seconds in which an engine did not generate"""
     run: str | None = None
-    """the run that the weights belong to: no other replaces them unless it takes over; None when they are nobody's"""
+    """the run that the weights belong to, which others replace only if they take over; None if they belong to no run"""
     skipped: bool = False
-    """answer to a push alone: a newer version came before this one was loaded; the status is of what is in service"""
+    """only in the answer to a push: a newer version came before this one was loaded; the other fields describe the
+    version in service"""
 
 
 class WeightsStatus(WireType):
     policy: WeightStatus
     drafter: WeightStatus | None
-    """None when the drafter has no tensors of its own"""
+    """None if the drafter has no weights of its own"""
     dtype: str
     """the floating-point dtype that pushed tensors must have, e.g. float32"""
     shared_memory: str
-    """folder for pushes from the same machine; holds a file `token` that a local client must read"""
+    """folder for pushes from the same machine; a client that can read the file `token` in it may push through it"""
 
 
 class SharedMemoryPush(WireType):
-    """A push by reference: `file` lies in the service's shared-memory folder."""
+    """A push by reference: the file `file` in the service's shared-memory folder has the tensors."""
 
     file: str = Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")

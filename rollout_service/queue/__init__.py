@@ -1,1 +1,1 @@
-"""The batch queue: prompts in, finished groups out under leases. May import the fleet, which generates them."""
+"""The batch queue: prompts in, finished groups out under leases. May import the fleet, which generates the groups."""

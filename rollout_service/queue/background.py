@@ -1,12 +1,12 @@
 """BackgroundGeneration: keeps the engines busy with the queue's groups, whether or not anybody is waiting for them.
 
-- As many completions are under way as the engines can run, and some more, so that the end of a group leaves no gap.
-- A group whose engine dies is generated again by the fleet; one whose front dies waits again in the queue.
-- A group that an engine refuses is failed, and not tried again. So is one whose engines died in ROUNDS rounds.
-- A group whose engines died in one round is a suspect. One suspect is generated at a time. So a group that kills its
-  engines makes a suspect of what runs beside it, and does not have it failed.
-- When a version is published, groups that can no longer be fresh enough are ended and wait again: whether finished
-  (in the queue) or being generated (here).
+- Somewhat more completions are under way than the engines can run at once, so that the end of a group leaves no gap.
+- If an engine dies, the fleet generates its group again. If the front dies, the group waits in the queue again.
+- A group that an engine refuses is failed, and not tried again. So is a group whose engines died in ROUNDS rounds.
+- A group whose engines died in one round is a suspect. Only one suspect is generated at a time. So a group that kills
+  its engines makes suspects of the groups beside it, but does not make them fail.
+- When a version is published, groups that can no longer be fresh enough wait again, whether they are finished (in the
+  queue) or being generated (here).
 """
 
 import asyncio
@@ -27,21 +27,21 @@ logger = logging.getLogger("rollout_service")
 T = TypeVar("T")
 
 OVERSUBSCRIPTION = 1.5
-"""completions under way to those the engines run at the same time: a group is counted whole until its last one ends"""
+"""completions under way over those that the engines run at once; a group counts whole until its last completion ends"""
 LOOK_EVERY = 0.5
-"""seconds between looks at the leases that are over"""
+"""seconds between checks for leases that are over"""
 AGAIN_AFTER = 1.0
 """seconds after which a group that could not be written, or had no engine, is tried again"""
 ROUNDS = 3
-"""rounds, each of fleet.ATTEMPTS engines that died with the group, after which it is failed: the first may be the fault
-of a group beside it, and the second of the machine"""
+"""rounds after which a group is failed; in each round fleet.ATTEMPTS engines died with it. The first round may be the
+fault of a group beside it, and the second that of the machine"""
 
 
 @dataclass(frozen=True)
 class Run:
     waiting: Waiting
     version: int
-    """in service when it was begun"""
+    """version in service when its generation began"""
     task: asyncio.Task[None]
 
 
@@ -78,7 +78,7 @@ class BackgroundGeneration:
             try:
                 if self.queue.finished.expire_leases():
                     self.news.set()
-                # Nothing is begun while something finished cannot be written: it would only be lost with the process.
+                # Nothing new begins while a finished group cannot be written: it would be lost with the process.
                 while not self.unwritten and self._has_room() and (waiting := self._next_waiting()):
                     self._begin(waiting)
             except Unavailable as error:
@@ -99,7 +99,7 @@ class BackgroundGeneration:
     def _begin(self, waiting: Waiting) -> None:
         task = asyncio.create_task(self._generate(waiting))
         self.running[waiting.arrival] = Run(waiting, self.version, task)
-        # Not in a `finally` of the task: one that is cancelled before its first step never gets there.
+        # Not in a `finally` of the task, which a task that is cancelled before its first step never reaches.
         task.add_done_callback(lambda _: self._ended(waiting))
 
     def _ended(self, waiting: Waiting) -> None:
@@ -108,7 +108,7 @@ class BackgroundGeneration:
         self.news.set()
 
     async def _generate(self, waiting: Waiting) -> None:
-        """Ends with the group finished, failed, or to wait again."""
+        """Generate the group. Afterwards it is finished, failed, or waiting again."""
         arrival = waiting.arrival
         try:
             group = await self.fleet.generate(waiting.request)
@@ -121,7 +121,7 @@ class BackgroundGeneration:
         except FleetError as error:
             logger.error("%s; the group waits in the queue", error)
             await asyncio.sleep(AGAIN_AFTER)
-        except Exception as error:  # of this service: it would come again with the group
+        except Exception as error:  # an error of this service, which the group would cause again
             logger.exception("group %s could not be generated", waiting.request.id)
             await self._fail(arrival, in_words(error))
 
@@ -130,7 +130,7 @@ class BackgroundGeneration:
         if rounds >= ROUNDS:
             await self._fail(arrival, f"{error}, in each of {rounds} rounds")
             return
-        logger.error("%s; it waits in the queue", error)
+        logger.error("%s; the group waits in the queue", error)
         await asyncio.sleep(AGAIN_AFTER)
 
     async def _fail(self, arrival: int, reason: str) -> None:
@@ -141,7 +141,7 @@ class BackgroundGeneration:
         self.telemetry.failed.inc()
 
     async def _write(self, change: Callable[[], T]) -> T:
-        """The queue's answer to a change, once there is room for it."""
+        """Make a change in the queue as soon as there is room for it. Returns what the change returns."""
         self.unwritten += 1
         try:
             while True:
@@ -165,7 +165,7 @@ class BackgroundGeneration:
         self.wake.set()
 
     def _drop_stale(self, version: int, ended: int = 0) -> None:
-        """`ended` groups were being generated."""
+        """`ended`: number of groups whose generation was ended."""
         try:
             self.queue.finished.drop_stale(version)
             self.queue.count(dropped=ended)
@@ -173,13 +173,13 @@ class BackgroundGeneration:
             logger.error("%s", error)
 
     def cancel(self, run: str) -> tuple[int, int]:
-        """Forget a run's groups: their number, and how many of them were being generated."""
+        """Forget a run's groups. Returns their number, and how many of them were being generated."""
         forgotten = self.queue.cancel(run)
         ended = sum(self.running[arrival].task.cancel() for arrival in forgotten if arrival in self.running)
         return len(forgotten), ended
 
     def status(self) -> BatchesStatus:
-        """Of the queue and of the engines that generate its groups."""
+        """The status of the queue, and of the engines that generate its groups."""
         status = self.queue.status(self.running.keys())
         status.tokens_wasted += self.fleet.wasted_tokens
         status.engines_idle = [member.idle_seconds() for member in self.fleet.members]

@@ -1,14 +1,15 @@
-"""BatchQueue: groups from their arrival until they are generated; from then on FinishedGroups has them.
+"""BatchQueue: groups from their arrival until they are generated. After that, FinishedGroups has them.
 
     waiting --(generated)--> finished --(lease)--> leased --(ack)--> acknowledged
      | ^----(too stale)---------'  ^---(nack, or the lease's end)---'
      '--(cannot be generated)--> failed --(lease)--> failed, under a lease --(ack)--> acknowledged
 
-- Every change is one transaction, with its lines of the log: what is answered has been written (synchronous = FULL).
-- A group's id is its client's. An id that is sent again with the same request changes nothing, and with another one is
-  an error. The newest REMEMBERED acknowledged ids are known, without their tokens, and never handed out again; an older
-  one that is sent again is a new group.
-- What is being generated is known to BackgroundGeneration alone, and is `waiting` here: after a restart it waits again.
+- Every change is one transaction, with its lines of the log. It is on disk before it is answered (synchronous = FULL).
+- The client chooses a group's id. Sending an id again with the same request changes nothing. With another request it is
+  an error. The newest REMEMBERED acknowledged ids are known, without their tokens, and never handed out again. An older
+  id that is sent again is a new group.
+- Only BackgroundGeneration knows which groups are being generated. Here they are `waiting`, so they wait again after a
+  restart.
 """
 
 import time
@@ -26,13 +27,13 @@ from rollout_service.queue.queue_status import queue_status
 from rollout_service.queue.records import request_digest, stored_request, what_is_wrong
 
 FILLED = 0.9
-"""share of the quota from which on new prompts are refused: the rest is for finishing those that are in"""
+"""share of the quota above which new prompts are refused; the rest is for finishing groups that are in the queue"""
 FILLED_FOR_RESULTS = 0.97
-"""share from which on finished groups stay in memory: the rest is for leases and acknowledgements, which make room"""
+"""share above which finished groups stay in memory; the rest is for leases and acknowledgements, which make room"""
 
 
 class OtherRequest(ValueError):
-    """Ids that are known with another request: `positions` of them in the prompts that were sent."""
+    """Ids that are known with another request. `positions` are those of their groups in the request."""
 
     def __init__(self, positions: list[int]):
         super().__init__(f"groups {positions} have ids that are known with other requests")
@@ -40,8 +41,8 @@ class OtherRequest(ValueError):
 
 
 class Waiting(NamedTuple):
-    """A group to generate. `arrival` is its key in the queue; `rounds` is how often its generation was given up because
-    its engines had died."""
+    """A group to generate. `arrival` is its key in the queue. `rounds` counts how often its generation was given up
+    because its engines had died."""
 
     arrival: int
     request: GroupRequest
@@ -50,9 +51,10 @@ class Waiting(NamedTuple):
 
 
 class BatchQueue:
-    """`capacity` groups that are not acknowledged; `disk_mib` of database. Times are seconds since the epoch. Use:
+    """At most `capacity` groups that are not acknowledged, in a database of at most `disk_mib`. Times are seconds since
+    the epoch.
 
-    `add` prompts; `finish` or `fail` what is `next_waiting`; lease and acknowledge what is `finished`.
+    Use: `add` prompts; `finish` or `fail` what `next_waiting` returns; `finished.lease` and `finished.acknowledge`.
     """
 
     def __init__(self, file: Path | None, capacity: int, disk_mib: int):
@@ -68,8 +70,8 @@ class BatchQueue:
     # --- prompts in ---
 
     def add(self, request: PromptsRequest, groups: Sequence[GroupRequest]) -> PromptsStatus:
-        """`groups` are the request's, admitted. All are in the queue when this returns, or none: raises Unavailable,
-        and OtherRequest for ids that are known with another request."""
+        """Take the request's `groups`, which were admitted. All are in the queue when this returns. Otherwise none is:
+        it raises Unavailable, or OtherRequest for ids that are known with another request."""
         digests = [request_digest(group) for group in groups]
         known, acknowledged, other = set(), [], []
         for i, group in enumerate(groups):
@@ -97,7 +99,7 @@ class BatchQueue:
         return PromptsStatus(accepted=len(new), known=len(known), acknowledged=acknowledged)
 
     def _known(self, run: str, name: str) -> tuple[tuple[bytes | None] | None, bool]:
-        """The digest of a group that was sent before, in a tuple, and whether it is acknowledged."""
+        """The digest of a group that was sent before, in a tuple, and whether the group is acknowledged."""
         in_queue = self.database.execute("SELECT digest FROM groups WHERE run = ? AND id = ?", (run, name)).fetchone()
         if in_queue is not None:
             return in_queue, False
@@ -106,14 +108,15 @@ class BatchQueue:
     def _make_sure_of_room(self, new: int) -> None:
         in_queue = self.tables.value("SELECT count(*) FROM groups")
         if in_queue + new > self.capacity:
-            raise Unavailable(429, f"{in_queue} groups are in the queue, {new} more than {self.capacity} do not fit")
+            capacity = f"queue.capacity is {self.capacity}"
+            raise Unavailable(429, f"{in_queue} groups are in the queue and {new} more do not fit: {capacity}")
         if self.tables.filled() > FILLED:
             raise Unavailable(
                 507, f"the queue's disk is {self.tables.filled():.0%} full: acknowledge groups, or raise queue.disk_mib"
             )
 
     def cancel(self, run: str) -> list[int]:
-        """Forget the run's groups that are not acknowledged; gives their arrivals."""
+        """Forget the run's groups that are not acknowledged. Returns their arrivals."""
         with self.tables.transaction() as execute:
             rows = execute("DELETE FROM groups WHERE run = ? RETURNING arrival, id", (run,)).fetchall()
             self.tables.forget([arrival for arrival, _ in rows], "requests", "results")
@@ -124,8 +127,8 @@ class BatchQueue:
     # --- generation ---
 
     def next_waiting(self, generating: Set[int] = frozenset(), suspects: bool = True) -> Waiting | None:
-        """The first group to generate that is not among the arrivals `generating`. Without `suspects` none whose
-        engines have died before."""
+        """The first group to generate whose arrival is not in `generating`. Without `suspects`, groups whose engines
+        have died before are left out."""
         while (row := self._first_waiting(generating, suspects)) is not None:
             arrival, max_staleness, rounds = row
             try:
@@ -145,7 +148,7 @@ class BatchQueue:
         return next((row for row in rows if row[0] not in generating), None)
 
     def finish(self, arrival: int, group: Group, version: int) -> None:
-        """Keep a finished group; the policy in service is `version`. Raises Unavailable: then it is not kept."""
+        """Keep a finished group. `version` is the policy in service. Raises Unavailable when it cannot be kept."""
         versions = [span.version for completion in group.completions for span in completion.weight_versions]
         tokens = sum(len(completion.token_ids) for completion in group.completions)
         result = group.model_dump_json(exclude_none=True)
@@ -162,20 +165,20 @@ class BatchQueue:
                 self.tables.log("finished", [row], version=version)
 
     def fail(self, arrival: int, reason: str) -> None:
-        """The group cannot be generated: it is handed out as failed, and not tried again."""
+        """The group cannot be generated. It is handed out as failed, and not tried again."""
         with self.tables.transaction():
             added = self.failed.add({arrival: reason})
         self.failed.tell(added)
 
     def engines_died(self, arrival: int) -> int:
-        """Count a round of engines that died with the group; the number so far, also from before a restart. 0 when its
-        run was cancelled."""
+        """Count a round of engines that died with the group. Returns the number so far, rounds before a restart
+        included, or 0 if the run was cancelled."""
         with self.tables.transaction() as execute:
             row = execute("UPDATE groups SET rounds = rounds + 1 WHERE arrival = ? RETURNING rounds", (arrival,))
             return next(row, (0,))[0]
 
     def count(self, *, dropped: int = 0, wasted_tokens: int = 0) -> None:
-        """What was aborted in the engines before it was finished."""
+        """Count what was aborted in the engines before it was finished."""
         with self.tables.transaction():
             self.tables.count("dropped", dropped)
             self.tables.count("wasted_tokens", wasted_tokens)
@@ -183,11 +186,11 @@ class BatchQueue:
     # --- how it is doing ---
 
     def status(self, generating: Set[int] = frozenset()) -> BatchesStatus:
-        """`generating`: the arrivals of the groups that are."""
+        """`generating`: the arrivals of the groups that are being generated."""
         return queue_status(self.tables, generating, self.capacity, self.persistent)
 
     def log(self) -> Iterator[dict[str, Any]]:
-        """Every accepted, finished, failed, dropped, leased, returned, acknowledged and cancelled group, in order; the
-        newest lines alone."""
+        """The newest lines of the log, in order: every accepted, finished, failed, dropped, leased, returned,
+        acknowledged and cancelled group."""
         for row in self.database.execute("SELECT time, event, run, id, lease, version FROM log ORDER BY seq"):
             yield dict(zip(("time", "event", "run", "id", "lease", "version"), row, strict=True))

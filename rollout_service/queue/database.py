@@ -1,9 +1,9 @@
 """QueueDatabase: the batch queue's tables in SQLite with a write-ahead log, within a quota of disk.
 
 - Every change happens in a `transaction`, with its lines of the log.
-- `groups`, `requests` and `results` hold what is not acknowledged: the queue's capacity bounds them.
-- The file says its FORMAT. One of another format is refused, so that nothing in it is lost or misread in silence.
-- `acknowledged` and `log` keep their newest rows alone, and are trimmed as they grow. So neither the file nor the time
+- `groups`, `requests` and `results` hold what is not acknowledged, so the queue's capacity bounds them.
+- The file says its FORMAT. A file of another format is refused, so that nothing in it is silently lost or misread.
+- `acknowledged` and `log` keep only their newest rows, and are trimmed as they grow. So neither the file nor the time
   that a request takes grows with the number of groups that have passed through.
 """
 
@@ -37,27 +37,27 @@ CREATE TABLE IF NOT EXISTS log (
   seq INTEGER PRIMARY KEY, time REAL, event TEXT, run TEXT, id TEXT, lease TEXT, version INTEGER);
 """
 FORMAT = 1
-"""of the tables, and of the wire types in them; tests/unit/test_stored_formats.py says when to raise it"""
+"""format of the tables and of the wire types in them; tests/unit/test_stored_formats.py says when to raise it"""
 UNNUMBERED = 1
-"""the format of files from before formats had numbers, whose number is 0; the oldest lack the columns that are ADDED"""
+"""format of files from before formats had numbers, in which the number is 0; the oldest lack the columns in ADDED"""
 ADDED = {"groups": {"digest", "rounds"}}
 """columns that version 0.1.0 did not have"""
 INSTEAD = "start the version that wrote it until its groups are trained on, or move it away, which forgets them"
 COUNTED = ("dropped", "wasted_tokens", "acknowledged")
 LOG_ROWS = 100_000
-"""lines of the log that are kept, where the quota has room for them"""
+"""lines of the log that are kept, if the quota has room for them"""
 REMEMBERED = 100_000
-"""acknowledged ids that are remembered, of all runs together, where the quota has room for them"""
+"""acknowledged ids that are remembered, over all runs, if the quota has room for them"""
 LOG_SHARE, REMEMBERED_SHARE = 0.25, 0.125
-"""of the quota: a small one keeps fewer lines and ids, so that they never fill it"""
+"""shares of the quota; with a small quota fewer lines and ids are kept, so that they never fill it"""
 LOG_BYTES, REMEMBERED_BYTES = 128, 96
-"""of a row with its index"""
+"""bytes of a row with its index"""
 LOG_NAME = 64
 """characters of a run's or a group's name that the log keeps"""
 
 
 class Unavailable(RuntimeError):
-    """The queue cannot take or change anything now: 429 when it is full, 507 when its disk is."""
+    """The queue cannot take or change anything now. `status` is 429 when it is full, and 507 when its disk is full."""
 
     def __init__(self, status: int, message: str):
         super().__init__(message)
@@ -86,7 +86,7 @@ class QueueDatabase:
             self._trim("acknowledged", self.remembered)
 
     def _check_format(self, file: Path) -> None:
-        """Raises OtherFormat when the file has another number, or other columns; it stays as it was."""
+        """Raises OtherFormat, and leaves the file as it was, when it has another number or other columns."""
         number, there = self.value("PRAGMA user_version"), _columns(self.connection)
         fresh = sqlite3.connect(":memory:")
         fresh.executescript(SCHEMA)
@@ -98,7 +98,7 @@ class QueueDatabase:
             raise OtherFormat(file, number, FORMAT, INSTEAD)
 
     def _take_over_older_file(self, execute: Any) -> None:
-        """Version 0.1.0 kept acknowledged groups among the others, and no digests."""
+        """Convert a file of version 0.1.0, which kept acknowledged groups among the others, and no digests."""
         if "digest" in [column[1] for column in execute("PRAGMA table_info(groups)")]:
             return
         execute("ALTER TABLE groups ADD COLUMN digest BLOB")
@@ -131,7 +131,7 @@ class QueueDatabase:
         self._trim("log", self.log_rows)
 
     def remember(self, rows: Sequence[tuple[str, str, bytes | None]]) -> None:
-        """Run, id and digest of groups that are acknowledged now."""
+        """Remember groups that are acknowledged now, by run, id and digest."""
         self.connection.executemany(
             "INSERT INTO acknowledged (key, digest) VALUES (?, ?)",
             [(_key(run, name), digest) for run, name, digest in rows],
@@ -140,7 +140,8 @@ class QueueDatabase:
         self.count("acknowledged", len(rows))
 
     def remembered_digest(self, run: str, name: str) -> tuple[bytes | None] | None:
-        """The digest of an acknowledged group, None where an older version kept none; None for one that is unknown."""
+        """The digest of an acknowledged group, in a tuple; None for an unknown group. A digest is None if an older
+        version kept none."""
         return self.connection.execute("SELECT digest FROM acknowledged WHERE key = ?", (_key(run, name),)).fetchone()
 
     def _trim(self, table: str, rows: int) -> None:
@@ -150,7 +151,8 @@ class QueueDatabase:
         return (self.value("PRAGMA page_count") - self.value("PRAGMA freelist_count")) / self.pages
 
     def forget(self, arrivals: list[int], *tables: str) -> None:
-        """Bodies are rows of their own: deleting them makes room, which emptying a column does not."""
+        """Delete the bodies of groups. They are rows of their own, because deleting a row makes room, and emptying a
+        column does not."""
         for table in tables:
             self.connection.executemany(f"DELETE FROM {table} WHERE arrival = ?", [(arrival,) for arrival in arrivals])
 
@@ -168,5 +170,5 @@ def _columns(connection: sqlite3.Connection) -> dict[str, set[str]]:
 
 
 def _key(run: str, name: str) -> bytes:
-    """16 bytes, however long the names are: what is remembered has a known size."""
+    """16 bytes, however long the names are, so that remembered ids have a known size."""
     return hashlib.blake2b(json.dumps([run, name]).encode(), digest_size=16).digest()

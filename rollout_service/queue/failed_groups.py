@@ -18,8 +18,8 @@ class FailedGroups:
         """called with the id of a group that failed, and why"""
 
     def add(self, reasons: dict[int, str]) -> list[tuple[str, str]]:
-        """Within a transaction: groups by arrival, and why each failed. Gives (id, reason) of those whose run was not
-        cancelled: for `tell`, once the transaction is over."""
+        """Mark groups as failed, within a transaction. `reasons` says why, by arrival. Returns (id, reason) of those
+        whose run was not cancelled; pass it to `tell` once the transaction is over."""
         added = []
         for arrival, reason in reasons.items():
             row = self.tables.connection.execute(
@@ -43,11 +43,11 @@ class FailedGroups:
             self.on_failed(name, reason)
 
     def any_of(self, run: str) -> bool:
-        """Whether the run has one that is not leased."""
+        """Whether the run has a failed group that is not leased."""
         return self.tables.value(f"SELECT count(*) FROM groups WHERE run = ? AND {NOT_LEASED}", run) > 0
 
     def of(self, run: str) -> list[Any]:
-        """(arrival, id, body) of the run's that are not leased, in the order of arrival."""
+        """(arrival, id, body) of the run's failed groups that are not leased, in the order of arrival."""
         return self.tables.connection.execute(
             f"SELECT arrival, id, body FROM groups JOIN results USING (arrival) WHERE run = ? AND {NOT_LEASED} "
             "ORDER BY arrival",

@@ -1,8 +1,8 @@
 """FinishedGroups: generated groups, handed out under leases until they are acknowledged, and never too stale.
 
-- The staleness bound is checked in `lease`, whatever happened before. `drop_stale` only spares the work.
-- A lease that is over returns its groups; so does one whose trainer begins anew.
-- The failed groups of a run are handed out with its finished ones, by any lease.
+- The staleness bound is checked in `lease`, whatever happened before. `drop_stale` only saves work.
+- A lease that is over returns its groups. So do the leases of a trainer that starts again.
+- Every lease hands out the failed groups of its run together with the finished ones.
 """
 
 import time
@@ -31,7 +31,7 @@ class FinishedGroups:
             execute("UPDATE leases SET deadline = max(deadline, ? + seconds)", (time.time(),))
 
     def available(self, request: LeaseRequest, version: int) -> int:
-        """Finished groups fresh enough to be leased."""
+        """The number of finished groups that are fresh enough to be leased."""
         oldest = version - request.max_staleness if request.max_staleness is not None else 0
         return self.tables.value(
             "SELECT count(*) FROM groups WHERE state = 'finished' AND run = ? AND oldest >= ? "
@@ -42,8 +42,8 @@ class FinishedGroups:
     def should_wait(self, request: LeaseRequest, version: int) -> bool:
         """Whether the batch is not complete, and waiting may complete it.
 
-        A failed group does not cut a batch short while others of its run are to come. It ends the wait when none is:
-        then nobody could complete the batch but the client, who must learn of the failure first.
+        A failed group does not cut a batch short while other groups of its run are to come. It ends the wait when none
+        is: then only the client can complete the batch, and must learn of the failure first.
         """
         available = self.available(request, version)
         if available >= request.groups:
@@ -54,7 +54,7 @@ class FinishedGroups:
         return self.tables.value(to_come, request.run) > available
 
     def drop_stale(self, version: int) -> None:
-        """Finished groups that can no longer be handed out wait again, as the policy in service is `version`."""
+        """Let finished groups that can no longer be handed out wait again. `version` is the policy in service."""
         with self.tables.transaction():
             self._drop("max_staleness IS NOT NULL AND oldest < ? - max_staleness", (version,), version)
 
@@ -72,9 +72,9 @@ class FinishedGroups:
         return len(rows)
 
     def lease(self, request: LeaseRequest, version: int) -> Batch:
-        """The oldest fresh groups of the run, at most as many as asked for, and all of its failed ones. `version` is
-        the policy's that will be trained on them: the newest of that in service and the trainer's own. Groups too stale
-        for it are dropped."""
+        """Lease the first fresh groups of the run, at most as many as asked for, and all of its failed ones. `version`
+        is that of the policy that will be trained on them: the one in service, or the trainer's own if it is newer.
+        Groups that are too stale for it are dropped."""
         name, now = uuid.uuid4().hex, time.time()
         with self.tables.transaction() as execute:
             stale = 0
@@ -110,7 +110,7 @@ class FinishedGroups:
         )
 
     def acknowledge(self, lease: str, names: list[str] | None) -> LeaseStatus:
-        """Remove the lease's groups, or those named, failed ones too. Raises UnknownLease."""
+        """Remove the lease's groups, or those named, failed ones included. Raises UnknownLease."""
         with self.tables.transaction() as execute:
             ended, status = self._ended(lease, names)
             self.database.executemany("DELETE FROM groups WHERE arrival = ?", [(row[0],) for row in ended])
@@ -120,7 +120,7 @@ class FinishedGroups:
         return status
 
     def release(self, lease: str, names: list[str] | None) -> LeaseStatus:
-        """Hand them out again. Raises UnknownLease."""
+        """Let the lease's groups, or those named, be handed out again. Raises UnknownLease."""
         with self.tables.transaction() as execute:
             ended, status = self._ended(lease, names)
             self.database.executemany(
@@ -147,13 +147,14 @@ class FinishedGroups:
         )
 
     def release_run(self, run: str) -> int:
-        """Hand out again all that the run has leased: its trainer begins anew. Gives the number of groups."""
+        """Let all groups that the run has leased be handed out again, because its trainer starts again. Returns their
+        number."""
         held = "SELECT DISTINCT lease FROM groups WHERE run = ? AND lease IS NOT NULL"
         leases = self.database.execute(held, (run,)).fetchall()
         return sum(len(self.release(lease, None).groups) for (lease,) in leases)
 
     def extend(self, lease: str, seconds: float) -> LeaseStatus:
-        """The lease ends that many seconds from now. Raises UnknownLease."""
+        """Let the lease end this many seconds from now. Raises UnknownLease."""
         with self.tables.transaction() as execute:
             execute("UPDATE leases SET seconds = ?, deadline = ? WHERE id = ?", (seconds, time.time() + seconds, lease))
             held = [name for (name,) in execute("SELECT id FROM groups WHERE lease = ?", (lease,))]
@@ -162,6 +163,6 @@ class FinishedGroups:
         return LeaseStatus(lease=lease, groups=held, lost=[])
 
     def expire_leases(self) -> int:
-        """Return the groups of leases that are over; gives their number."""
+        """Let the groups of leases that are over be handed out again. Returns their number."""
         over = [name for (name,) in self.database.execute("SELECT id FROM leases WHERE deadline < ?", (time.time(),))]
         return sum(len(self.release(name, None).groups) for name in over)

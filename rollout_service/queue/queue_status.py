@@ -1,6 +1,6 @@
 """Status of the batch queue: groups by their state, leases, and why a batch is short.
 
-What is counted here is what is in the queue. So the time it takes does not grow with what has passed through.
+Only groups that are in the queue are counted here. So the time does not grow with the number that have passed through.
 """
 
 import time
@@ -21,7 +21,7 @@ def queue_status(tables: QueueDatabase, generating: Set[int], capacity: int, per
     counts = dict(database.execute("SELECT name, value FROM counts"))
     waiting = {arrival for (arrival,) in database.execute("SELECT arrival FROM groups WHERE state = 'waiting'")}
     return BatchesStatus(
-        waiting=len(waiting - generating),  # what is generated may have been cancelled since
+        waiting=len(waiting - generating),  # groups under way may have been cancelled since
         generating=len(generating),
         finished=len(finished),
         leased=states.get("leased", 0) + states.get("failed, leased", 0),
@@ -39,13 +39,13 @@ def queue_status(tables: QueueDatabase, generating: Set[int], capacity: int, per
 
 
 def count_states(tables: QueueDatabase, where: str = "", *parameters: Any) -> dict[str, int]:
-    """Groups by state; those that failed and are leased by a name of their own."""
+    """The number of groups in each state. Failed groups that are leased count as a state of their own."""
     query = "SELECT CASE WHEN state = 'failed' AND lease IS NOT NULL THEN 'failed, leased' ELSE state END, count(*)"
     return dict(tables.connection.execute(f"{query} FROM groups {where} GROUP BY 1", parameters))
 
 
 def why_short(tables: QueueDatabase, request: LeaseRequest, given: int, stale: int) -> str:
-    """Of a batch that was just leased: `given` groups, after `stale` ones were dropped."""
+    """Why a batch that was just leased is short: it has `given` groups, after `stale` ones were dropped."""
     states = count_states(tables, "WHERE run = ?", request.run)
     waiting, failed = states.get("waiting", 0), states.get("failed", 0) + states.get("failed, leased", 0)
     parts = [f"{given} of {request.groups} groups", f"{waiting} are waiting or being generated"]

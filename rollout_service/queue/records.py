@@ -1,7 +1,7 @@
 """Records of groups in the queue's database: how they are read back, and how requests are told apart.
 
-A newer version of the service, with the same format, may have written it. So unknown fields are left out, and what
-still cannot be read is one group's failure.
+A newer version of the service with the same format may have written them. So unknown fields are ignored, and a record
+that still cannot be read fails only its own group.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from rollout_service.protocol import FailedGroup, Group, GroupRequest
 
 
 def request_digest(group: GroupRequest) -> bytes:
-    """16 bytes that tell an admitted request from another one. Fields at their defaults are left out: a field that a
-    newer version adds does not change the digests of what was sent before."""
+    """16 bytes that distinguish an admitted request from others. Fields with their default values are left out, so that
+    a field that a newer version adds does not change the digests of earlier requests."""
     fields = group.model_dump(mode="json", exclude_defaults=True)
     return hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=16).digest()
 
@@ -27,7 +27,7 @@ def stored_request(body: str) -> GroupRequest:
 
 
 def stored_metadata(body: str) -> dict[str, Any]:
-    """Of a stored request; empty when that cannot be read."""
+    """The metadata of a stored request; empty if it cannot be read."""
     try:
         return stored_request(body).metadata
     except ValidationError:
@@ -35,7 +35,7 @@ def stored_metadata(body: str) -> dict[str, Any]:
 
 
 def stored_results(rows: Iterable[tuple[int, str, str]]) -> tuple[dict[int, Group], dict[int, str]]:
-    """Of (arrival, id, body): the finished groups by arrival, and why others cannot be read."""
+    """From rows of (arrival, id, body): the finished groups by arrival, and the reasons why others cannot be read."""
     groups, unreadable = {}, {}
     for arrival, _, body in rows:
         try:

@@ -1,12 +1,11 @@
 """The shared-memory folder of a service: the files that trainers on its machine write, and its engines read.
 
 /dev/shm/rollout-service-3f.../
-    owner                      locked while the service runs; the folder of one that was killed goes with the next start
-    token                      the folder's name: a client that can read it is on this machine, and may push through it
-    push-....safetensors       a trainer's, who deletes it once its push is answered
-    received-....safetensors   the service's own: one on its way to the engines, and the version in service
-    spare-policy.safetensors   the version before, whose memory the next push writes over: new memory takes three times
-                               as long
+    owner                      locked while the service runs; a start deletes the folders of services that were killed
+    token                      the folder's name; a client that can read it is on this machine, and may push through it
+    push-....safetensors       written by a trainer, which deletes it once its push is answered
+    received-....safetensors   the service's own: a version on its way to the engines, and the version in service
+    spare-policy.safetensors   the version before; the next push writes over it, which is faster than into new memory
 """
 
 import contextlib
@@ -22,7 +21,7 @@ OWNER, TOKEN = "owner", "token"
 
 
 class WeightsFolder:
-    """Of a service that runs."""
+    """The folder of a running service."""
 
     def __init__(self) -> None:
         remove_orphans()
@@ -33,7 +32,7 @@ class WeightsFolder:
         (self.path / TOKEN).write_text(self.path.name, encoding="utf-8")
 
     def new_file(self) -> Path:
-        """A name that no file has."""
+        """A path that no file has yet."""
         return self.path / f"received-{uuid.uuid4().hex}.safetensors"
 
     def close(self) -> None:
@@ -42,7 +41,7 @@ class WeightsFolder:
 
 
 def is_of_this_machine(folder: Path) -> bool:
-    """Whether a service's folder is here, and ours to read."""
+    """Whether a service's folder is on this machine, and can be read."""
     try:
         return (folder / TOKEN).read_text(encoding="utf-8") == folder.name
     except OSError:
@@ -50,12 +49,12 @@ def is_of_this_machine(folder: Path) -> bool:
 
 
 def spare_file(folder: Path, of: WeightsOf) -> Path:
-    """Of a version that is no longer in service. Whoever can rename it may write over it."""
+    """The file of a version that is no longer in service. Whoever can rename it may write over it."""
     return folder / f"spare-{of}.safetensors"
 
 
 def make_writable(file: Path, of: WeightsOf) -> Path:
-    """`file`, made of the spare one of its folder, or empty."""
+    """Make `file` of the spare file in its folder, or make an empty file. Returns `file`."""
     try:
         spare_file(file.parent, of).rename(file)
     except FileNotFoundError:
@@ -64,7 +63,7 @@ def make_writable(file: Path, of: WeightsOf) -> Path:
 
 
 def remove_orphans() -> None:
-    """Folders of services that were killed: nobody holds the lock in them any more."""
+    """Remove the folders of services that were killed: nobody holds the lock in them any more."""
     for file in SHARED_MEMORY.glob(f"rollout-service-*/{OWNER}"):
         with contextlib.suppress(OSError), file.open("r+", encoding="utf-8") as owner:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -33,7 +33,7 @@ class HttpReceiver:
         self.folder = folder
 
     async def adopt(self, of: WeightsOf, body: AsyncIterable[bytes], checksum: str | None, limit: int) -> Update:
-        """The checksum is taken while the bytes arrive."""
+        """The checksum is computed while the bytes arrive."""
         file = make_writable(self.folder.new_file(), of)
         received, hasher = 0, blake3()
         try:
@@ -41,7 +41,7 @@ class HttpReceiver:
                 async for chunk in body:
                     received += len(chunk)
                     if received > limit:
-                        message = f"more than {limit} bytes, which these tensors cannot need"
+                        message = f"has more than {limit} bytes, which these tensors cannot need"
                         raise refused("body", message, status=413)
                     hasher.update(chunk)
                     out.write(chunk)

@@ -1,6 +1,6 @@
 """Transport through shared memory, on the service's own machine: the trainer writes a file and sends its name.
 
-The service does not read the bytes: the engines verify their checksum as they read them.
+The service does not read the bytes. The engines verify their checksum when they read them.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from rollout_service.transports.transport import Sent, Update, refused
 
 CONTENT_TYPE = "application/json"
 REFERENCE_LIMIT = 64 << 10
-"""bytes of a body that is the name of a file"""
+"""most bytes of a body that names a file"""
 
 
 class SharedMemorySender:
@@ -40,7 +40,7 @@ class SharedMemorySender:
 
 
 def write(file: Path, parts: Sequence[memoryview]) -> None:
-    """Over what is in the file."""
+    """Write over what is in the file."""
     with file.open("r+b") as out:
         out.writelines(parts)
         out.truncate()
@@ -59,7 +59,8 @@ class SharedMemoryReceiver:
         return Update(file, checksum)
 
     def link(self, name: str) -> Path:
-        """A trainer's file in the folder, under a name of ours: it deletes its own. Raises RefusedUpdate."""
+        """A trainer's file in the folder, linked under a name of ours, because the trainer deletes its own. Raises
+        RefusedUpdate."""
         file = self.folder.new_file()
         try:
             os.link(self.folder.path / name, file)
@@ -69,11 +70,11 @@ class SharedMemoryReceiver:
 
 
 async def read(body: AsyncIterable[bytes]) -> bytes:
-    """All of it. Raises RefusedUpdate (413) once it is larger than a reference can be; the rest is not read."""
+    """The whole body. Raises RefusedUpdate (413) once it is larger than a reference can be; the rest is not read."""
     whole = bytearray()
     async for chunk in body:
         whole += chunk
         if len(whole) > REFERENCE_LIMIT:
-            message = f"more than {REFERENCE_LIMIT} bytes, and a push by reference needs no more"
+            message = f"has more than {REFERENCE_LIMIT} bytes, and a push by reference needs fewer"
             raise refused("body", message, status=413)
     return bytes(whole)

@@ -1,14 +1,14 @@
-"""Transport: a way of a version's bytes from a trainer to the service. Both of its ends are in one file.
+"""Transport: a way to get a version's bytes from a trainer to the service. Both of its ends are in one file.
 
     trainer                          POST /v1/weights/{of}                       service
     Sender.send(of, parts) --------> the manifest, and the bytes or ----------> Receiver.adopt(of, body)
       gives what to put there        what says where they are                     gives a file of its own
 
-- The manifest is the same for all transports: the query has the version, its run and the checksum of its bytes; these
-  are a safetensors file, whose header has the tensors by name, shape and dtype.
+- The manifest is the same for all transports. The query has the version, its run and the checksum of its bytes. The
+  bytes are a safetensors file, whose header has the tensors by name, shape and dtype.
 - The body's content type says which transport it is.
-- A sender's context lasts until the service has answered: what it lent may be taken back then.
-- What a receiver gives is whole, and the service's: nothing that the trainer does later changes it.
+- A sender's context lasts until the service has answered. Then the sender may take back what it lent.
+- What a receiver returns is complete and belongs to the service. Nothing that the trainer does later changes it.
 """
 
 from collections.abc import AsyncIterable, Iterable, Sequence
@@ -20,7 +20,7 @@ from rollout_service.protocol import Problem, WeightsOf
 
 
 class Sent(NamedTuple):
-    """What a push carries of a transport's."""
+    """What a transport puts into the request of a push."""
 
     content: bytes | Iterable[bytes]
     """the request's body"""
@@ -42,19 +42,19 @@ class Update(NamedTuple):
     file: Path
     """safetensors, in the service's shared-memory folder"""
     checksum: str
-    """BLAKE3 that the file's bytes must have"""
+    """the BLAKE3 that the file's bytes must have"""
 
 
 class Receiver(Protocol):
     """The service's end."""
 
     async def adopt(self, of: WeightsOf, body: AsyncIterable[bytes], checksum: str | None, limit: int) -> Update:
-        """`checksum` is the sender's, where it said one, and `limit` the most bytes that the tensors can need. Raises
+        """`checksum` is the sender's, if it sent one. `limit` is the most bytes that the tensors can need. Raises
         RefusedUpdate; then nothing is left of the update."""
 
 
 class RefusedUpdate(ValueError):
-    """An update that was not loaded anywhere: what is wrong with it. `status` is the HTTP status that says so."""
+    """An update that no engine loaded, and what is wrong with it. `status` is the HTTP status of the answer."""
 
     def __init__(self, message: str, problems: list[Problem], status: int = 400):
         super().__init__(message)
@@ -62,12 +62,12 @@ class RefusedUpdate(ValueError):
 
 
 def refused(field: str, message: str, status: int = 400) -> RefusedUpdate:
-    """For one thing that is wrong."""
+    """The RefusedUpdate for one thing that is wrong."""
     return RefusedUpdate(message, [Problem(field=field, message=message)], status)
 
 
 def check_received(received: str, sent: str | None) -> None:
     """Raises RefusedUpdate when bytes with the checksum `received` are not the sender's."""
     if sent is not None and received != sent:
-        message = f"received bytes with the BLAKE3 {received}, and the sender's have {sent}: push again"
+        message = f"the received bytes have the BLAKE3 {received}, but the sender's have {sent}; push again"
         raise refused("checksum", message)

@@ -4,14 +4,14 @@ table.py                   every function that is replaced or wrapped; `rollout-
 patch.py                   what a row of the table is
 patches/                   functions that are wrong on this platform: tested, and replaced only if they fail
 verification.py            the project's own verification, in the place of vLLM's
-draft_steps.py             a record of every step of a completion
+draft_steps.py             a record of every step of a completion, steps without drafts included
 draft_length_lookup.py     the schedule of draft lengths, changed while the engine runs
-idle_drafter.py            a drafter that is idle while nothing is drafted, and catches up after
+idle_drafter.py            a drafter that is idle while nothing is drafted, and catches up afterwards
 logprobs_without_text.py   log-probabilities of rollouts without each token's text
-cache_salt.py              a KV cache that is kept across pushes, told apart by weight version
-unsendable.py              what cannot be sent to vLLM's core is the client's error
+cache_salt.py              entries of a KV cache that is kept across pushes, separated by weight version
+unsendable.py              the client's error for a request that cannot be sent to vLLM's core
 worker.py                  what the service asks of a worker: load weights in place, switch the draft sampling
-weight_digests.py          what a model holds, as one number a module
+weight_digests.py          what a model holds, as one number for each module
 core_process.py            the process of vLLM's core: forked from a server that has imported vLLM meanwhile
 preloaded.py               what that server imports
 parent_death.py            an engine's process ends with its parent

@@ -1,4 +1,4 @@
-"""Cache salt: what begins after a push must not find the old weights' keys and values in the KV cache.
+"""Cache salt: it keeps requests that begin after a push from finding the old weights' keys and values in the KV cache.
 
 Each policy version has a salt of its own, in engines that keep their cache across pushes (`weights.kv_cache = "keep"`).
 """
@@ -12,8 +12,8 @@ NAME = "vllm.v1.engine.async_llm.AsyncLLM.generate"
 
 
 def salt_prompts(llm: Any, version: Callable[[], int]) -> None:
-    """From now on every prompt that `llm.generate` is given has the salt of `version()`, with its own after it. vLLM's
-    routes call the same method: they are salted as the service's own."""
+    """From now on every prompt that `llm.generate` is given has the salt of `version()`, followed by its own. vLLM's
+    routes call the same method, so their prompts are salted as well."""
     generate = llm.generate
 
     def salted(prompt: dict[str, Any], *arguments: Any, **more: Any) -> Any:
@@ -25,8 +25,8 @@ def salt_prompts(llm: Any, version: Callable[[], int]) -> None:
 
 CACHE_SALT = Patch(
     NAME,
-    "a prefix that is cached under one version of the weights is found by prompts that come under the next",
-    when='on the engine\'s own object, with weights.policy = "keep" and weights.kv_cache = "keep"',
+    "prompts that come after a push find prefixes that were cached under the version before",
+    when='on the engine\'s own object, with weights.running = "keep" and weights.kv_cache = "keep"',
     unneeded="vLLM's prefix cache tells versions of the weights apart",
     apply=salt_prompts,
     shown_by="tests/integration/test_pushes.py::test_what_begins_after_a_push_does_not_meet_a_kept_cache_on_any_route",

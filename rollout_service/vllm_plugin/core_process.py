@@ -1,10 +1,11 @@
 """Core process of vLLM: forked from a server that imports vLLM while the actor does the same, which saves seconds.
 
-vLLM would spawn it once the actor has done, and it would import everything again. A fork of the actor itself is out of
-the question: Ray has threads in it. The server has none (but OpenBLAS's, which know of forks) and does nothing else, on
-a GPU as well: importing initialises no device, and outside of Ray it is vLLM's own way to fork after it.
+vLLM would spawn it after the actor's imports, and it would import everything again. The actor itself cannot be forked,
+because Ray has threads in it. The server has no threads (except OpenBLAS's, which handle forks) and does nothing else.
+This is right on a GPU too: importing initialises no device, and outside of Ray vLLM itself forks after its imports.
 
-A core process that fails tells the actor why. vLLM itself writes that to a log, and says "see root cause above".
+A core process that fails tells the actor why. vLLM itself only writes the reason to a log, and says "see root cause
+above".
 """
 
 import contextlib
@@ -20,15 +21,15 @@ from rollout_service.vllm_plugin.patch import Patch
 
 NAME = "vllm.v1.engine.utils.get_mp_context"
 LONGEST_REASON = 4096
-"""characters of why a core process failed: a pipe holds them, although nobody reads"""
+"""characters of the reason why a core process failed; a pipe holds that many even if nobody reads it"""
 
 
 class CoreFailed(RuntimeError):
-    """vLLM's core process ended with an error, which is the message."""
+    """vLLM's core process ended with an error. The message is that error."""
 
 
 class CoreProcess(ForkServerProcess):
-    """With the environment of the process that asks for it, as one that is spawned has it: vLLM adds to that."""
+    """It has the environment of the process that asks for it, as a spawned process has. vLLM adds to that."""
 
     def __init__(self, *args: Any, **more: Any) -> None:
         super().__init__(*args, **more)
@@ -37,7 +38,7 @@ class CoreProcess(ForkServerProcess):
         STARTED.append(self)
 
     def run(self) -> None:
-        # Only what differs: where all of it moves, a process can no longer change its title.
+        # Only what differs, because a process whose whole environment moves can no longer change its title.
         os.environ.update(dict(self.environment.items() - os.environ.items()))
         try:
             super().run()
@@ -46,18 +47,18 @@ class CoreProcess(ForkServerProcess):
             raise
 
     def reason(self) -> str | None:
-        """Why it failed, once it has."""
+        """Why it failed; None if it has not."""
         return self.heard.recv() if self.heard.poll() else None
 
 
 STARTED: list[CoreProcess] = []
-"""by this process"""
+"""core processes that this process has started"""
 
 
 @contextlib.contextmanager
 def says_why_it_failed() -> Iterator[None]:
-    """Where vLLM starts its core process: raises CoreFailed with that one's own error. Without one, or where it was
-    killed, vLLM's error stays."""
+    """A context in which vLLM starts its core process. Raises CoreFailed with the error of the core process itself. If
+    it gave none, as when it was killed, vLLM's error stays."""
     try:
         yield
     except RuntimeError as error:
@@ -72,13 +73,13 @@ class CoreContext(ForkServerContext):
 
 
 def prepare_core_process() -> None:
-    """Start the server; it imports while this process goes on."""
+    """Start the server. It imports while this process continues."""
     multiprocessing.set_forkserver_preload(["rollout_service.vllm_plugin.preloaded"])
     forkserver.ensure_running()
 
 
 def fork_core_process() -> None:
-    """Have vLLM take its core process from the server. Its workers, of several GPUs, are spawned as ever."""
+    """Let vLLM take its core process from the server. Its workers for several GPUs are still spawned."""
     utils: Any = import_module("vllm.v1.engine.utils")
 
     stock = utils.get_mp_context
@@ -92,7 +93,7 @@ def fork_core_process() -> None:
 
 CORE_PROCESS = Patch(
     NAME,
-    "it gives a context that spawns the core process, which imports vLLM again: seconds later than a fork that has it",
+    "it returns a context that spawns the core process, which then imports vLLM again and starts seconds later",
     when="in each engine's actor, before it starts vLLM",
     unneeded="vLLM can be told how to start its core process",
     apply=fork_core_process,

@@ -1,9 +1,9 @@
 """Draft-length lookup: vLLM's table of draft lengths by batch size, changed in a running engine.
 
-vLLM's scheduler looks the draft length of each step up by the number of running requests in a table that it builds
-when it starts (`num_speculative_tokens_per_batch_size`). Another table in its place counts from the next step on. The
-scheduler lives in the engine's core process, which `collective_rpc` to the workers does not reach when they have
-processes of their own, so this is a method of the core:
+For each step, vLLM's scheduler looks up the draft length by the number of running requests. It builds the table when it
+starts (`num_speculative_tokens_per_batch_size`). Another table in its place takes effect from the next step on. The
+scheduler lives in the engine's core process, which `collective_rpc` does not reach when the workers have processes of
+their own. So this is a method of the core:
 `await llm.engine_core.call_utility_async("set_draft_lengths", ranges)`.
 """
 
@@ -21,8 +21,8 @@ def let_draft_lengths_change() -> None:
 
 
 def set_draft_lengths(core: Any, ranges: list[Any]) -> None:
-    """`ranges` as drafters.schedule.Range, for an engine that was started with some schedule. Drafts that are already
-    made are verified as they are."""
+    """`ranges` are of drafters.schedule.Range, for an engine that was started with some schedule. Drafts that have been
+    made already are verified as they are."""
     from vllm.v1.spec_decode.dynamic.utils import build_dynamic_sd_schedule_lookup
 
     scheduler = core.scheduler

@@ -1,7 +1,7 @@
-"""Draft steps of a completion, recorded also without drafts, so that each token can be attributed to one.
+"""Draft steps of a completion: those without drafts are recorded too, so that each token can be attributed to a step.
 
-vLLM's detailed record (`per_request_spec_decode_metrics`) has one entry a step that had drafts. Where a drafter skips
-steps (n-grams that match nothing), nothing says where in the response the others stand.
+vLLM's detailed record (`per_request_spec_decode_metrics`) has one entry for each step that had drafts. If a drafter
+skips steps (n-grams that match nothing), nothing says where in the response the other steps are.
 """
 
 import functools
@@ -13,7 +13,7 @@ NAME = "vllm.v1.core.sched.scheduler.Scheduler.update_from_output"
 
 
 def record_undrafted_steps() -> None:
-    """Let vLLM's scheduler note "0 drafted, 0 accepted" where a request gains a token in a step without drafts."""
+    """Let vLLM's scheduler record "0 drafted, 0 accepted" when a request gains a token in a step without drafts."""
     from vllm.v1.core.sched.scheduler import Scheduler
 
     stock = Scheduler.update_from_output

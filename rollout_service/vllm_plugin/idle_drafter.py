@@ -1,11 +1,13 @@
-"""Idle drafter: it is asked for no drafts, and does not run; its KV cache catches up when it is asked again.
+"""Idle drafter: it does not run while it is asked for no drafts, and its KV cache catches up when drafts begin again.
 
-vLLM runs the drafter's first forward at draft length zero as well, so that its KV cache has no holes when drafts begin
-again. Here what that forward would have read is held instead, and one forward over all that a request is behind fills
-the holes before its next drafts. Requests that end before that, or a few tokens later, cost nothing. What is held is
-found by its slot in the KV cache, so it is shared, kept and overwritten as the cache's blocks are, prefixes of other
-requests included.
-Nor is anything verified in a step that has no drafts: it samples as an engine without a drafter does.
+vLLM runs the drafter's first forward pass at draft length zero too, so that its KV cache has no holes when drafts begin
+again. Here, what that forward pass would have read is held instead. Before a request's next drafts, one forward pass
+over all its held tokens fills the holes. A request that ends before that, or a few tokens later, costs nothing.
+
+What is held is found by its slot in the KV cache. So it is shared, kept and overwritten as the cache's blocks are,
+prefixes of other requests included.
+
+A step without drafts verifies nothing either. It samples as an engine without a drafter does.
 
 B requests, T positions, N tokens, S slots of the KV cache, C rows of held states. For models of text whose drafter has
 one KV cache group.
@@ -19,15 +21,16 @@ from torch import Tensor
 from rollout_service.vllm_plugin.patch import Patch
 
 HELD_BYTES = 512 * 2**20
-"""of policy's hidden states. The oldest give way; a hole that is never filled lowers acceptance, and nothing else."""
+"""bytes of the policy's hidden states that are held; the oldest are overwritten first. A hole that is never filled
+lowers acceptance, and does nothing else"""
 
 CATCH_UP = 8
-"""tokens that a request may still get, up to which it is not brought up to date. Reading what 15 responses of 48 tokens
-are behind took as long as two of their steps, and drafts save a third of a step"""
+"""a request that can get at most so many more tokens is not brought up to date, because that would take longer than
+its drafts would save"""
 
 
 class IdleDrafter:
-    """Stands before three methods of vLLM's model runner, and calls them when there is something to do."""
+    """Stands in for three methods of vLLM's model runner, and calls them when there is something to do."""
 
     def __init__(self, runner: Any):
         for patch in IDLE_DRAFTER:
@@ -35,18 +38,18 @@ class IdleDrafter:
         self.runner, self.drafter = runner, runner.drafter
         slots, device = runner.kv_cache_config.num_blocks * self.drafter.block_size, self.drafter.device
         self.row_of_slot_S = torch.full((slots,), -1, device=device)
-        """of what is held, -1 where the drafter has written; it counts if the row's slot agrees"""
+        """the row that holds a slot's state, or -1 if the drafter wrote the slot; it counts if the row's slot agrees"""
         self.token_of_slot_S = torch.zeros(slots, dtype=torch.int32, device=device)
         self.states_CH: Tensor | None = None
-        """what the drafter reads of the policy (H = 0 where it reads nothing); None until something is held"""
+        """what the drafter reads of the policy (H = 0 if it reads nothing); None until something is held"""
         self.slot_of_row_C = self.rows_C = torch.empty(0)
         self.next_row = 0
         self.up_to_date: frozenset[str] = frozenset()
         """requests without holes"""
         self.behind: frozenset[str] = frozenset()
-        """requests with holes that the last step without drafts left"""
+        """requests with holes, as the last step without drafts left them"""
         self.drafted = True
-        """in the last step"""
+        """whether the last step drafted"""
         self.stock_sample, self.stock_propose = runner._sample, runner.propose_draft_token_ids
         self.stock_take = runner.take_draft_token_ids
         runner._sample, runner.propose_draft_token_ids = self.sample, self.propose
@@ -59,7 +62,7 @@ class IdleDrafter:
 
     def take(self) -> Any:
         """`GPUModelRunner.take_draft_token_ids`. None leaves the scheduler as it is, which forgets drafts when it
-        schedules them. Handing over empty ones meant to wait for Python's lock, which vLLM's output thread then has."""
+        schedules them. To hand over empty drafts would take Python's lock, which vLLM's output thread has then."""
         return self.stock_take() if self.drafted else None
 
     def propose(
@@ -124,7 +127,7 @@ class IdleDrafter:
             self.rows_C = torch.arange(rows, device=slots_N.device)
         begin = self.next_row if self.next_row + len(slots_N) <= len(self.states_CH) else 0
         self.next_row = begin + len(slots_N)
-        rows = slice(begin, self.next_row)  # no indices: they take twice as long, and this is what length zero costs
+        rows = slice(begin, self.next_row)  # not indices, which are slower: this is what length zero costs
         torch.cat([states_NH[: len(slots_N)] for states_NH in states], dim=-1, out=self.states_CH[rows])
         self.slot_of_row_C[rows] = slots_N
         self.row_of_slot_S[slots_N] = self.rows_C[rows]
@@ -132,7 +135,7 @@ class IdleDrafter:
 
     def _fill(self, metadata: Any, tokens_N: Tensor, worth_B: Tensor) -> bool:
         """Let the drafter read the first run of held tokens of each request that is worth it, as many as its buffers
-        take. Whether there were any. `tokens_N` are the step's own, which follow those that are held."""
+        take. Returns whether there were any. `tokens_N` are the step's own tokens, which follow the held ones."""
         from vllm.v1.attention.backend import CommonAttentionMetadata
 
         drafter, size = self.drafter, self.drafter.block_size
@@ -188,16 +191,16 @@ class IdleDrafter:
 RUNNER = "vllm.v1.worker.gpu_model_runner.GPUModelRunner"
 BY_WRAPPED = {
     f"{RUNNER}._sample": (
-        "it verifies in a step that has no drafts, which takes longer than to sample",
+        "it verifies in a step that has no drafts, which takes longer than sampling",
         "self, logits, spec_decode_metadata",
     ),
     f"{RUNNER}.propose_draft_token_ids": (
-        "it runs the drafter's first forward in a step that drafts nothing, so that its KV cache has no holes",
+        "it runs the drafter's first forward pass in a step that drafts nothing, to keep its KV cache without holes",
         "self, scheduler_output, sampled_token_ids, sampling_metadata, hidden_states, sample_hidden_states, "
         "aux_hidden_states, spec_decode_metadata, common_attn_metadata, slot_mappings",
     ),
     f"{RUNNER}.take_draft_token_ids": (
-        "it hands over empty drafts, and waits for Python's lock, which vLLM's output thread then has",
+        "it hands over empty drafts, and for that waits for Python's lock, which vLLM's output thread then has",
         "self",
     ),
 }

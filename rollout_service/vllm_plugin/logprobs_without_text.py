@@ -1,8 +1,8 @@
 """Log-probabilities of rollouts, without the text of each token, which nobody reads.
 
-vLLM decodes every sampled token once more, alone, to put its text beside its log-probability, and takes 17 instead of
-9 us a token to process an engine's output, in the process in front of the core. Of a rollout's log-probabilities, which
-are flat (`SamplingParams.flat_logprobs`), only the numbers are read. Those of vLLM's own routes have their text.
+vLLM decodes every sampled token a second time, by itself, to put its text beside its log-probability. That takes a
+large part of the time to process an engine's output, in the process in front of the core. A rollout's log-probabilities
+are flat (`SamplingParams.flat_logprobs`), and only their numbers are read. Those of vLLM's own routes keep their text.
 """
 
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ NAME = "vllm.v1.engine.logprobs.LogprobsProcessor.from_new_request"
 
 
 def leave_text_out_of_flat_logprobs() -> None:
-    """Give vLLM's processor of log-probabilities no tokenizer where they are flat."""
+    """Give vLLM's processor of log-probabilities no tokenizer if they are flat."""
     from vllm.v1.engine.logprobs import LogprobsProcessor
 
     stock = LogprobsProcessor.from_new_request
@@ -40,7 +40,7 @@ def flat_logprobs_have_no_text() -> bool:
 
 LOGPROBS_WITHOUT_TEXT = Patch(
     NAME,
-    "it has each sampled token decoded once more for its text, which nobody reads of a rollout: it takes twice as long",
+    "it decodes each sampled token a second time for its text, which nobody reads in a rollout",
     when="when the plugin is loaded, on every device",
     unneeded="flat log-probabilities come without the tokens' texts",
     apply=leave_text_out_of_flat_logprobs,

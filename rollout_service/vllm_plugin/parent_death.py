@@ -1,4 +1,4 @@
-"""Death of the parent: an engine's process ends with the actor that started it, also when SIGKILL ended that one."""
+"""Death of the parent: an engine's process ends with the actor that started it, even if SIGKILL ended the actor."""
 
 import multiprocessing
 import os
@@ -12,7 +12,7 @@ def end_with_parent() -> None:
         return
 
     def watch() -> None:
-        parent.join()  # of a process that a server forked as well: a pipe of the parent's closes
+        parent.join()  # also if a server forked this process: a pipe of the parent's closes
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()

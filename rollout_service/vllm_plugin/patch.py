@@ -15,7 +15,7 @@ class Patch:
     """A row of the table (table.py).
 
     A self-test runs the function on a few numbers. It decides whether the patch is applied, and so tells when it is no
-    longer needed. Where only a running engine shows the effect, there is a test that fails without it instead.
+    longer needed. If only a running engine shows the effect, an integration test fails without the patch instead.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Patch:
     when: str
     """where it is replaced or wrapped"""
     unneeded: str
-    """what vLLM has to do for the patch to go"""
+    """what must be true of vLLM before the patch can go"""
     apply: Callable[..., Any]
     is_right: Callable[[], bool] | None = None
     """the self-test"""
@@ -41,8 +41,8 @@ class Patch:
         return self.apply.__module__.replace(".", "/") + ".py"
 
     def ensure(self) -> bool:
-        """Apply it once in this process, unless vLLM's own function passes the self-test. Whether it was applied now.
-        Raises RuntimeError when vLLM's functions are not what it relies on, and when it does not help."""
+        """Apply it once in this process, unless vLLM's own function passes the self-test. Returns whether it was
+        applied now. Raises RuntimeError when vLLM's functions are not what it relies on, and when it does not help."""
         if self.name in APPLIED:  # vLLM loads its plugins more than once in a process
             return False
         if self.passes():
@@ -85,11 +85,11 @@ class Patch:
 
 
 def defect(name: str, reason: str, is_right: Callable[[], bool], apply: Callable[[], None]) -> Patch:
-    """A function that is wrong or very slow on a CPU."""
+    """The patch of a function that is wrong or very slow on a CPU."""
     return Patch(
         name,
         reason,
-        when="on a CPU when the plugin is loaded, where it fails its self-test",
+        when="on a CPU when the plugin is loaded, if it fails its self-test",
         unneeded="it passes its self-test",
         apply=apply,
         is_right=is_right,

@@ -21,7 +21,7 @@ from rollout_service.vllm_plugin.unsendable import UNSENDABLE
 logger = logging.getLogger("vllm.rollout_service")
 
 DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
-"""wrong or very slow on a CPU: replaced there, where they fail their self-test"""
+"""functions that are wrong or very slow on a CPU, and are replaced there if they fail their self-test"""
 AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT]
 """what vLLM lacks, put in place in each of its processes"""
 ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, CACHE_SALT, UNSENDABLE]
@@ -44,7 +44,7 @@ def replace_defects() -> list[str]:
 
     if not current_platform.is_cpu():
         return []
-    # vLLM registers its kernels once more when it makes its worker, and would warn of each.
+    # vLLM registers its kernels again when it makes its worker, and would warn about each.
     logging.getLogger("vllm.triton_utils.dispatcher").setLevel(logging.ERROR)
     for patch in DEFECTS:
         STOCK.setdefault(patch.name, resolve_name(patch.name))
@@ -63,7 +63,7 @@ def listing() -> Iterator[str]:
     """The table in lines of text, for a process in which none is applied."""
     passed = unneeded()
     for patch in PATCHES:
-        test = "only that vLLM's functions are those that it was written for"
+        test = "checks only that vLLM's functions are those that it was written for"
         if patch.is_right is not None:
             here = "PASSES WITHOUT IT here" if patch.name in passed else "fails without it here"
             test = f"{patch.is_right.__name__}, {here}"

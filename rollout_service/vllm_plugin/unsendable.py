@@ -1,4 +1,4 @@
-"""Unsendable requests are the client's error: vLLM's core takes no number over 64 bits and no lone surrogate."""
+"""Unsendable requests are the client's error: vLLM's core takes neither numbers over 64 bits nor lone surrogates."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -10,8 +10,9 @@ NAME = "vllm.v1.engine.async_llm.AsyncLLM.generate"
 
 
 def refuse_what_cannot_be_sent(llm: Any) -> None:
-    """From now on `llm.generate` raises VLLMValidationError, which the routes answer with 400, for what cannot be sent.
-    vLLM's own EngineGenerateError says nothing. The causes are those that vLLM's handlers take for the client's."""
+    """From now on `llm.generate` raises VLLMValidationError for a request that cannot be sent, which the routes answer
+    with 400. vLLM's own EngineGenerateError does not say why. The causes are those that vLLM's handlers attribute to
+    the client."""
     from vllm.exceptions import VLLMValidationError
     from vllm.v1.engine.exceptions import EngineGenerateError
 

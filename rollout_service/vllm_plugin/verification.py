@@ -1,6 +1,6 @@
 """Verification in vLLM: the project's own (drafters/verification.py) instead of vLLM's `rejection_sample`.
 
-Taken where vLLM's own fails its self-test, and on request everywhere: `verification = "standard" | "block"`.
+It is used on a CPU: if vLLM's own fails its self-test, and on request (`verification = "standard" | "block"`).
 """
 
 from importlib import import_module
@@ -19,8 +19,8 @@ def rejection_sampler() -> Any:
 
 
 def make_rejection_sample(verification: Verification) -> Any:
-    """A function with the arguments of vLLM's `rejection_sample`, and what it returns: int32 (R, K + 1), -1 past the
-    end. Synthetic acceptance is not lossless, and not served: its arguments are not looked at."""
+    """A function with the arguments and the result of vLLM's `rejection_sample`: int32 (R, K + 1), -1 past the end. It
+    ignores the arguments of synthetic acceptance, which is not lossless and never served."""
 
     def rejection_sample(
         draft_token_ids: torch.Tensor,
@@ -57,8 +57,8 @@ def make_rejection_sample(verification: Verification) -> Any:
 
 
 def rejection_sample_is_right() -> bool:
-    """Drafts that the target allows with certainty are accepted, impossible ones are replaced, and one that is no token
-    (-1) is never passed on."""
+    """Drafts that are certain under the target are accepted, impossible ones are replaced, and a draft that is not a
+    token (-1) is never passed on."""
     certain = torch.full((4, 3), -torch.inf)
     certain[torch.arange(4), torch.tensor([1, 2, 1, 0])] = 0.0
     drafted = torch.tensor([1, 2, -1, 2], dtype=torch.int32)

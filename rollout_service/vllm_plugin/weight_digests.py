@@ -1,7 +1,7 @@
 """Weight digests: one number for each module of a model, which changes with the weights that its kernels use.
 
-On a CPU a linear layer's weight is packed inside its kernel and cannot be read back; its digest is that of the layer's
-output for a fixed input instead, so a stale packed copy is seen as well.
+On a CPU a linear layer's weight is packed inside its kernel and cannot be read back. Its digest is that of the layer's
+output for a fixed input instead, which also shows a packed copy that is stale.
 """
 
 import zlib
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 WIDTH = 4093
-"""64-bit words: a prime, so that rows, heads or experts that change places do not stay in their columns"""
+"""64-bit words in a row; a prime, so that rows, heads or experts that change places do not stay in their columns"""
 
 
 def digest(tensor: Tensor) -> int:
-    """Of the tensor's bits, order included: of the column sums of its words in rows of WIDTH, which one pass at the
-    memory's speed takes, wherever the tensor is. Engines do not generate meanwhile."""
+    """A digest of the tensor's bits and their order: that of the column sums of its words in rows of WIDTH. It takes
+    one pass at the memory's speed, wherever the tensor is, because engines do not generate meanwhile."""
     raw = tensor.detach().contiguous().flatten().view(torch.uint8)
     if raw.storage_offset() % 8:
         raw = raw.clone()

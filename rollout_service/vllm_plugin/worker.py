@@ -1,4 +1,4 @@
-"""WorkerExtension: the service's own calls of a vLLM worker. vLLM mixes this class into its worker."""
+"""WorkerExtension: the service's own calls to a vLLM worker. vLLM mixes this class into its worker."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -8,15 +8,15 @@ import torch
 
 
 class WorkerExtension:
-    """Methods reached with `collective_rpc`; vLLM refuses names that its worker already has."""
+    """Methods for `collective_rpc`. vLLM refuses names that its worker already has."""
 
     reading: Future[tuple[dict[str, torch.Tensor], str]]
     """the update that comes next: its tensors and their checksum"""
     held: dict[bool, dict[str, int]] = {}  # noqa: RUF012
-    """what the model of the last update, by `of_drafter`, has held since; the other model may share tensors with it"""
+    """by `of_drafter`, what the model of the last update has held since; the other model may share tensors with it"""
 
     def read_checkpoint_tensors(self, file: str) -> None:
-        """Begin to read a safetensors file for `load_checkpoint_tensors`: the step under way goes on meanwhile."""
+        """Begin to read a safetensors file for `load_checkpoint_tensors`. The step under way continues meanwhile."""
         from rollout_service.tensor_bytes import map_tensors
 
         pool = ThreadPoolExecutor(1)
@@ -26,9 +26,9 @@ class WorkerExtension:
     def load_checkpoint_tensors(self, checksum: str, of_drafter: bool) -> dict[str, Any]:
         """Load the file that is being read (checkpoint names) into the running policy or drafter, in place.
 
-        vLLM's layerwise reload packs each layer for its kernel again, so speed stays what it was at start-up. Returns
-        the checksum of the bytes read here, and how many of the model's modules hold something else than before; bytes
-        whose checksum is not `checksum` are not loaded.
+        vLLM's layerwise reload packs each layer for its kernel again, so speed stays what it was at the start. Returns
+        the checksum of the bytes that were read, and how many of the model's modules hold something else than before.
+        Bytes whose checksum is not `checksum` are not loaded.
         """
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader import reload
@@ -69,8 +69,8 @@ class WorkerExtension:
         IdleDrafter(worker.model_runner)
 
     def set_verification(self, verification: str) -> None:
-        """Verify drafts with the project's own `standard` or `block` verification; `auto` leaves vLLM's own where it is
-        right on this platform."""
+        """Verify drafts with the project's own `standard` or `block` verification. `auto` leaves vLLM's own in place if
+        it is right on this platform."""
         from rollout_service.vllm_plugin import verification as own
         from rollout_service.vllm_plugin.patch import APPLIED
         from rollout_service.vllm_plugin.table import STOCK

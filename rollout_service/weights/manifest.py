@@ -10,16 +10,15 @@ FLOATING = {"F64", "F32", "BF16", "F16"}
 def problems(update: dict[str, TensorSpec], expected: dict[str, TensorSpec], dtype: str) -> list[Problem]:
     """Everything that keeps `update` from replacing `expected` as a whole in an engine of `dtype` (e.g. float32).
 
-    An update may hold buffers that nobody loads, as the checkpoint may: the engine passes over them.
+    An update may hold buffers that nobody loads, as a checkpoint may. The engine ignores them.
     """
-    found = [
-        Problem(field=name, message="missing: an update holds every tensor") for name in expected if name not in update
-    ]
+    missing = "missing; an update must hold every tensor"
+    found = [Problem(field=name, message=missing) for name in expected if name not in update]
     for name, (shape, given) in update.items():
         if is_unused_buffer(name):
             continue
         if name not in expected:
-            found.append(Problem(field=name, message="unknown: the checkpoint in service has no tensor of this name"))
+            found.append(Problem(field=name, message="unknown; the checkpoint in service has no tensor of this name"))
             continue
         wanted = expected[name]
         wanted_dtype = DTYPES[dtype] if wanted.dtype in FLOATING else wanted.dtype

@@ -1,10 +1,10 @@
-"""The state folder: what a service that starts again goes on from. One service at a time has it.
+"""The state folder: what a restarted service continues with. Only one service at a time uses it.
 
-state/format                      the number of this layout; a folder of another one is refused
+state/format                      the number of this layout; a folder with another number is refused
 state/lock                        held while a service runs (flock: a killed one releases it)
 state/queue.sqlite                the batch queue
 state/weights/policy-12.safetensors   the version in service, one file a weight set
-state/weights/policy-12.json          {"run": NAME}: the run that it belongs to; none when it is nobody's
+state/weights/policy-12.json          {"run": NAME}: the run that it belongs to; no file if it belongs to no run
 """
 
 import fcntl
@@ -19,16 +19,16 @@ from drafters.files.stored_format import OtherFormat
 from rollout_service.protocol import WeightsOf
 
 FORMAT = 1
-"""of the folder's files, the queue's own aside; tests/unit/test_stored_formats.py says when to raise it"""
+"""format of the folder's files, except the queue; tests/unit/test_stored_formats.py says when to raise it"""
 UNNUMBERED = 1
-"""the format of folders from before formats had numbers"""
+"""format of folders from before formats had numbers"""
 INSTEAD = "start the version that wrote it, or choose another folder, and push the weights again"
 KEPT = re.compile(r"(policy|drafter)-\d+\.(safetensors|json)")
 
 
 class StateFolder:
     def __init__(self, folder: Path):
-        """Raises ValueError when another service has the folder, it has another format, or it cannot be written."""
+        """Raises ValueError when another service uses the folder, it has another format, or it cannot be written."""
         self.folder = folder
         self.weights = folder / "weights"
         try:
@@ -58,8 +58,8 @@ class StateFolder:
         return self.folder / "queue.sqlite"
 
     def keep(self, of: WeightsOf, version: int, file: Path, run: str | None = None) -> str:
-        """A copy that lasts, and its checksum; the earlier versions stay until `forget_all_but`. It belongs to `run`.
-        Raises OSError when the disk is full."""
+        """Keep a copy on disk, and return its checksum. Earlier versions stay until `forget_all_but`. The version
+        belongs to `run`. Raises OSError when the disk is full."""
         kept = self.weights / f"{of}-{version}.safetensors"
         partial = kept.with_name(f".{kept.name}")
         hasher = blake3()
@@ -94,7 +94,7 @@ class StateFolder:
         return json.loads(file.read_text(encoding="utf-8"))["run"] if file.is_file() else None
 
     def release(self, of: WeightsOf, version: int) -> None:
-        """A kept version is nobody's from here on."""
+        """From now on a kept version belongs to no run."""
         self._owner(of, version).unlink(missing_ok=True)
 
     def _owner(self, of: WeightsOf, version: int) -> Path:

@@ -1,7 +1,8 @@
-"""Weight versions: what an update must hold, and what is in service. A WeightSet is the one owner of the latter.
+"""Weight versions: what an update must hold, and what is in service.
 
-All others ask `WeightStore.version`, or are told of a version that is published (`Pushes.on_published`). An engine
-knows what it holds itself, and the state folder what a service that starts again goes on with.
+Only a WeightSet keeps the version in service. Others ask `WeightStore.version`, or are told of a published version
+(`Pushes.on_published`). An engine keeps only what it holds itself, and the state folder keeps what a restarted service
+continues with.
 """
 
 import math
@@ -29,8 +30,8 @@ class WeightSet:
         self.of, self.expected, self.dtype = of, expected, dtype
         elements = sum(math.prod(spec.shape) for spec in expected.values())
         self.status = WeightStatus(version=0, tensors=len(expected), bytes=0, checksum="")
-        """changed by `publish` and `release` alone"""
-        # Eight bytes an element is the widest dtype there is: a larger body cannot be an update of these tensors.
+        """changed only by `publish` and `release`"""
+        # The widest dtype has eight bytes an element, so a larger body cannot be an update of these tensors.
         self.largest_bytes = 8 * elements + HEADER_ALLOWANCE
         self.file: WeightsFile | None = None
 
@@ -49,31 +50,32 @@ class WeightSet:
             raise refused("body", str(error)) from None
         if found:
             raise RefusedUpdate(
-                f"the {self.of} update was refused as a whole: {len(found)} of its tensors do not fit; "
+                f"the whole {self.of} update was refused: {len(found)} of its tensors do not fit; "
                 f"version {self.version} stays in service",
                 found,
             )
 
     def check_owner(self, run: str | None, take_over: bool) -> None:
-        """Raises RefusedUpdate when the weights in service belong to another run than the push, which is not to take
-        over. A push without a run is nobody's."""
+        """Raises RefusedUpdate when the weights in service belong to another run than the push, unless the push takes
+        over. A push without a run belongs to no run."""
         owner = self.status.run
         if owner is None or owner == run or take_over:
             return
         push = "this push names no run" if run is None else f"this push is of the run {run!r}"
         message = f"the {self.of} in service, version {self.version}, belongs to the run {owner!r}, and {push}"
         what_to_do = (
-            "wait for that run's end, or go on with it (`rl-loop train --resume`), or take the service over from it "
+            "wait until that run ends, or continue it (`rl-loop train --resume`), or take the service over from it "
             "(take_over=true, `rl-loop train --take_over`)"
         )
         raise RefusedUpdate(message, [Problem(field="run", message=what_to_do)], status=409)
 
     def release(self) -> None:
-        """The weights in service are nobody's from here on."""
+        """From now on the weights in service belong to no run."""
         self.status = self.status.model_copy(update={"run": None})
 
     def publish(self, weights: WeightsFile, seconds: float, pause: float, run: str | None = None) -> WeightStatus:
-        """`weights` is what every engine now holds, and belongs to `run`. The file before it becomes the spare one."""
+        """Put `weights` into service, which every engine now holds and which belong to `run`. The file that was in
+        service becomes the spare one."""
         path = Path(weights.path)
         if self.file is not None:
             Path(self.file.path).rename(spare_file(path.parent, self.of))
@@ -93,7 +95,7 @@ class WeightSet:
 class WeightStore:
     """Both weight sets of a service, and the shared-memory folder that their files lie in.
 
-    The file in service is kept: an engine that restarts takes it.
+    The file in service is kept, because an engine that restarts loads it.
     """
 
     def __init__(self, policy_folder: Path, drafter: Drafter, dtype: str):
@@ -106,14 +108,14 @@ class WeightStore:
             self.sets["drafter"] = WeightSet("drafter", checkpoint_specs(of_drafter, drafter.owns), dtype)
 
     def version(self, of: WeightsOf) -> int:
-        """In service; 0 where the drafter has no weights of its own."""
+        """The version in service; 0 if the drafter has no weights of its own."""
         return self.sets[of].version if of in self.sets else 0
 
     def differs(self, of: WeightsOf, update: Update) -> bool | None:
-        """Whether an update differs from what is in service; None where only reading a whole policy would tell.
+        """Whether an update differs from what is in service; None if only reading a whole policy would tell.
 
-        A service's first drafter comes from a checkpoint, whose tensors are compared in the update's dtype; being equal
-        is then no fault: a trainer that begins with that checkpoint may push it to be sure.
+        A service's first drafter comes from a checkpoint, whose tensors are compared in the update's dtype. Equal
+        tensors then give None, because a trainer that begins with that checkpoint may push it to be sure.
         """
         in_service = self.sets[of].status
         if in_service.version > 0:

@@ -85,7 +85,7 @@ def test_what_speculation_cannot_keep_lossless_is_refused_only_with_a_drafter(en
         except Refused as refused:
             (problem,) = refused.problems
             assert problem.field == field
-            assert f"Instead: {entry.instead}; or serve without a drafter" in problem.message
+            assert f"because {entry.reason}; {entry.instead}, or serve without a drafter" in problem.message
             return True
         return False
 
@@ -101,7 +101,7 @@ def test_a_rollout_request_cannot_have_fields_that_speculation_cannot_keep_lossl
     with pytest.raises(ValidationError) as wrong:
         Sampling.model_validate({field: None})
     if entry.on_rollouts:
-        assert f"{field} is not offered, since {entry.reason}. Instead: {entry.instead}" in str(wrong.value)
+        assert f"{field} is not offered, because {entry.reason}; {entry.instead}" in str(wrong.value)
 
 
 def test_the_page_of_losslessness_names_what_is_refused_on_which_route():

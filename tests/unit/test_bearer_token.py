@@ -66,8 +66,8 @@ def test_without_a_token_there_is_none(monkeypatch):
     ("content", "flags", "said"),
     [
         (None, [], "token_file: {file}: No such file or directory"),
-        (" \n", [], "token_file: {file}: is empty"),
-        ("hush", ["--token", "psst"], "token_file: holds another token than `token`; give one of them"),
+        (" \n", [], "token_file: {file} is empty; write the token into it"),
+        ("hush", ["--token", "psst"], "token_file: its token differs from `token`; give only one of them"),
         ("hush", ["--token", ""], "token: Value should have at least 1 item after validation, not 0"),
     ],
 )

@@ -32,7 +32,7 @@ def test_a_result_that_cannot_be_written_is_reported_before_any_work(file, capsy
         with pytest.raises(SystemExit, match=f"rollout-service {command.__name__}: output: {file} is a file; choose a"):
             command(config)
     below = CalibrateConfig(prompts=file, output=file.parent, drafter={"kind": "mtp"}, **of_engines)
-    with pytest.raises(SystemExit, match=r"output: .* is a folder; give the file to write"):
+    with pytest.raises(SystemExit, match=r"output: .* is a folder; give a file"):
         calibrate(below)
     assert train(["--model", "never looked for", "--output", str(file)]) == 1
     assert f"rl-loop train: output: {file} is a file; choose a folder" in capsys.readouterr().err

@@ -131,12 +131,12 @@ def test_prompts_may_be_messages_of_a_chat_as_the_service_takes_them(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({"prompt": [{"role": "user", "content": "a"}]}, "a list of messages is named `messages`"),
+        ({"prompt": [{"role": "user", "content": "a"}]}, "name a list of messages `messages`"),
         ({"messages": [{"rule": "user"}]}, "role"),
         ({"messages": "a"}, "valid list"),
-        ({"prompt_token_ids": ["a"]}, "has neither"),
-        ({"text": "a"}, "has neither"),
-        ({"prompt": ""}, "has neither"),
+        ({"prompt_token_ids": ["a"]}, "has no prompt"),
+        ({"text": "a"}, "has no prompt"),
+        ({"prompt": ""}, "has no prompt"),
     ],
 )
 def test_lines_that_are_not_prompts_are_refused_with_their_number(line, said, tmp_path):

@@ -201,7 +201,7 @@ def test_no_proxy_is_obeyed(no_proxy, monkeypatch):
     ("proxy", "what_to_do"),
     [
         ("socks5://me:secret@10.0.0.1:1080", "pip install 'httpx[socks]'"),
-        ("socks4://10.0.0.1:1080", "give an http or socks5 one"),
+        ("socks4://10.0.0.1:1080", "use an http or socks5 proxy"),
     ],
 )
 def test_a_command_names_the_variable_of_a_proxy_that_cannot_be_used(proxy, what_to_do, monkeypatch, tmp_path, capsys):

@@ -133,7 +133,7 @@ async def test_a_temperature_that_is_not_a_number_is_refused_as_such(service):
     ]
     body = b'{"prompt": "a", "temperature": NaN}'
     response = await service[0].post("/v1/completions", content=body, headers=JSON)
-    assert "NaN and Infinity are no JSON numbers" in error_of(response)
+    assert "NaN and Infinity are not JSON numbers" in error_of(response)
 
 
 async def test_the_answer_quotes_the_chat_templates_own_error(service):
@@ -148,7 +148,7 @@ async def test_a_misspelt_parameter_of_the_query_is_refused(service):
     for method, path in (("DELETE", "/v1/prompts?run=a&rnu=b"), ("GET", "/v1/batches?run=a"), ("GET", "/health?x=1")):
         response = await service[0].request(method, path)
         assert response.status_code == 400
-        assert "no such parameter" in error_of(response)
+        assert "no such query parameter" in error_of(response)
 
 
 async def test_the_run_that_weights_belong_to_is_shown_until_it_ends(service):
@@ -179,7 +179,7 @@ async def test_the_metrics_give_the_version_in_service_also_after_a_restart(serv
         ({"tempreature": 0.5}, "tempreature", "did you mean temperature"),
         ({"n": 513}, "n", "1 to 512"),
         ({"top_k": 2**64}, "top_k", "out of range"),
-        ({"temperature": 0.001}, "temperature", "sampled as 0.01"),
+        ({"temperature": 0.001}, "temperature", "0.001 is too low"),
         ({"max_tokens": 2**64}, "max_tokens", "64 bits"),
         ({"prompt": [[1, 2**70]]}, "prompt", "64 bits"),
     ],

@@ -90,5 +90,5 @@ async def test_a_push_that_is_cut_off_is_logged_in_one_line(route, content_type,
         status, _ = await route(content_type, [b"x", None, b""], version=7)
     assert status == weights.CLIENT_CLOSED_REQUEST
     (record,) = caplog.records
-    assert record.message == "the push of policy version 7 ended before all of it was received; nothing has changed"
+    assert record.message == "the push of policy version 7 ended before all of it arrived; nothing has changed"
     assert record.exc_info is None

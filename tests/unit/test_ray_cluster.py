@@ -49,7 +49,7 @@ def test_an_address_without_a_cluster_is_named(calls, monkeypatch, error):
         (OSError("AF_UNIX path length cannot exceed 107 bytes"), "set RAY_TMPDIR to a folder with a short path"),
         (
             PermissionError("[Errno 13] Permission denied: '/.ray'"),
-            r"home folder \(HOME, .*must be folders that can be",
+            r"home folder \(HOME, .*make both writable",
         ),
     ],
 )

@@ -30,9 +30,9 @@ def machine(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"engine": {"cores": 4}}, r"engines, engine.cores: 1 engine\(s\) of 4 core\(s\) each need 4, and there are 2"),
-        ({"engines": 2, "engine": {"cores": 2}}, r"2 engine\(s\) of 2 core\(s\) each need 4, and there are 2"),
-        ({"engines": 3}, r"engines: 3 engine\(s\) of 1 core\(s\) each need 3, and there are 2 on this machine"),
+        ({"engine": {"cores": 4}}, r"engines, engine.cores: 1 engine\(s\) of 4 core\(s\) each need 4, but there are 2"),
+        ({"engines": 2, "engine": {"cores": 2}}, r"2 engine\(s\) of 2 core\(s\) each need 4, but there are 2"),
+        ({"engines": 3}, r"engines: 3 engine\(s\) of 1 core\(s\) each need 3, but there are 2 on this machine"),
     ],
 )
 def test_a_service_that_needs_more_cores_than_there_are_is_refused(fields, said):
@@ -46,13 +46,13 @@ def test_a_service_that_needs_more_cores_than_there_are_is_refused(fields, said)
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
     config = ServiceConfig(model="m", engines=2)
-    with pytest.raises(ValueError, match=r"2 engine\(s\) of 1 GPU\(s\) each need 2, and there are 1 on this machine"):
+    with pytest.raises(ValueError, match=r"2 engine\(s\) of 1 GPU\(s\) each need 2, but there are 1 on this machine"):
         check_machine(config, "cuda")
     check_machine(config, "cuda", turns=1)
     with pytest.raises(ValueError, match=r"engine.tensor_parallel_size: 2 engine"):
         check_machine(config, "cuda", turns=2)
     monkeypatch.setattr("rollout_service.fleet.resources.gpus", lambda: 0)
-    with pytest.raises(ValueError, match=r"engine.device: cuda, and torch finds no GPU"):
+    with pytest.raises(ValueError, match=r"engine.device: is cuda, but torch finds no GPU"):
         check_machine(config, "cuda", turns=1)
 
 
@@ -67,7 +67,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch):
 def test_engines_that_take_turns_share_the_cores_and_none_may_ask_for_more(command, config_type, more, tmp_path):
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n', encoding="utf-8")
     fields = {"model": "never looked for", "prompts": tmp_path / "prompts.jsonl", **more}
-    with pytest.raises(SystemExit, match=r"engine.cores: 1 engine\(s\) of 3 core\(s\) each need 3, and there are 2"):
+    with pytest.raises(SystemExit, match=r"engine.cores: 1 engine\(s\) of 3 core\(s\) each need 3, but there are 2"):
         command(config_type(engine={"device": "cpu", "cores": 3}, **fields))
     check_machine(ServiceConfig(model="m", engine={"cores": 2}), "cpu", turns=5)
 

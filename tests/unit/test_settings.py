@@ -70,7 +70,7 @@ def test_a_secret_is_not_printed(toml, capsys):
         (["--engine.dtype", "float8"], "engine.dtype"),
         (["--engine.vllm", '{"speculative_config": {"synthetic_acceptance_rates": [1.0]}}'], "drafter.verification"),
         (["--engine.vllm", '{"logits_processors": ["a.B"]}'], "engine.vllm.logits_processors"),
-        (["--engine.vllm", '{"override_generation_config": {"top_p": 0.5}}'], "give them in each request"),
+        (["--engine.vllm", '{"override_generation_config": {"top_p": 0.5}}'], "give others in each request"),
         (["--engine.vllm", '{"no_such": 1}'], "engine.vllm.no_such: vLLM has no engine argument of this name"),
         (["--engine.vllm", '{"max_model_len": 64}'], "set engine.max_model_len instead"),
     ],
@@ -85,7 +85,7 @@ def test_a_wrong_value_ends_the_command_and_names_the_field(toml, capsys, argume
 def test_a_value_that_vllm_refuses_is_reported_with_its_argument():
     config = ServiceConfig(model="m", engine={"vllm": {"block_size": 7}})
     with (
-        pytest.raises(ValueError, match=r"engine\.vllm\.block_size: vLLM does not start with what is given: not 7"),
+        pytest.raises(ValueError, match=r"engine\.vllm\.block_size: vLLM does not start with this: not 7"),
         names_engine_arguments(config),
     ):
         raise ValueError("not 7")
@@ -195,8 +195,8 @@ def test_a_misspelt_field_of_the_file_gives_one_line_with_the_nearest_names(tmp_
         (["--port", "70000"], "port: Input should be less than or equal to 65535 (got '70000')"),
         (
             ["--host", "::"],
-            "token: listening on :: needs a token; set one here, in token_file or in ROLLOUT_SERVICE_TOKEN, "
-            'or host = "127.0.0.1"',
+            "token: listening on :: needs a token; set token, token_file or the environment variable "
+            'ROLLOUT_SERVICE_TOKEN, or listen on host = "127.0.0.1"',
         ),
         (
             ["--drafter.kind", "oracle"],
@@ -254,7 +254,11 @@ def test_a_file_that_is_not_toml_gives_one_line(content, said, tmp_path, capsys)
         (CompareConfig, ["--concurrency", "0"], "concurrency.0: Input should be greater than 0 (got"),
         (CompareConfig, ["--draft_tokens", "[3,0]"], "draft_tokens.1: Input should be greater than 0 (got"),
         (CalibrateConfig, [*MTP, "--batch_sizes", "0"], "batch_sizes.0: Input should be greater than 0 (got"),
-        (CalibrateConfig, [*MTP, "--batch_sizes", "[65]"], "batch_sizes: all are above engine.max_num_seqs, 64"),
+        (
+            CalibrateConfig,
+            [*MTP, "--batch_sizes", "[65]"],
+            "batch_sizes: all are above engine.max_num_seqs, which is 64",
+        ),
     ],
 )
 def test_measuring_with_nothing_is_refused(config_type, arguments, said, capsys):

@@ -86,7 +86,7 @@ def test_a_drafters_update_holds_its_own_tensors_and_never_the_policys(store):
     drafter = store.sets["drafter"]
     assert set(drafter.expected) == {"mtp.fc.weight"}
     drafter.check(1, pushed(store, {"mtp.fc.weight": torch.zeros(4, 8)}))
-    with pytest.raises(RefusedUpdate, match="refused as a whole"):
+    with pytest.raises(RefusedUpdate, match="the whole drafter update was refused"):
         drafter.check(1, pushed(store, {"mtp.fc.weight": torch.zeros(4, 8), "lm_head.weight": torch.zeros(8, 4)}))
 
 

@@ -1,4 +1,4 @@
-"""POST /v1/prompts, /v1/batches/...: groups generated in the background, and finished ones out under leases."""
+"""POST /v1/prompts, /v1/batches/...: groups are generated in the background and handed out under leases."""
 
 import asyncio
 import contextlib
@@ -33,15 +33,15 @@ def background(request: Request) -> BackgroundGeneration:
 
 @router.post("/v1/prompts")
 async def prompts(request: Request, body: PromptsRequest) -> PromptsStatus:
-    """Take groups to generate in the background; they are kept before the answer.
+    """Take groups to generate in the background. They are stored before the answer is sent.
 
-    429 with Retry-After when the queue is full, 507 when its disk is, 409 for an id that came before with another
-    request: then none of them was taken.
+    The answer is 429 with Retry-After when the queue is full, 507 when its disk is full, and 409 for an id that came
+    before with another request. Then none of the groups was taken.
     """
     admission: Admission = request.app.state.admission
     names = [group.id for group in body.groups]
     problems = [
-        Problem(field=f"groups.{i}.id", message="is needed: without it a group sent again would be generated twice")
+        Problem(field=f"groups.{i}.id", message="is needed; without it a group sent twice would be generated twice")
         for i, name in enumerate(names)
         if not name
     ]
@@ -51,7 +51,7 @@ async def prompts(request: Request, body: PromptsRequest) -> PromptsStatus:
     try:
         status = background(request).queue.add(body, groups)
     except OtherRequest as error:
-        message = "came before with another prompt, sampling or metadata: give what is new an id of its own"
+        message = "came before with another prompt, sampling or metadata; give the new group an id of its own"
         raise Refused(
             [Problem(field=f"groups.{i}.id", message=f"{names[i]!r} {message}") for i in error.positions], status=409
         ) from error
@@ -61,9 +61,9 @@ async def prompts(request: Request, body: PromptsRequest) -> PromptsStatus:
 
 @router.delete("/v1/prompts")
 async def cancel(request: Request, run: str = Query()) -> dict[str, int]:
-    """Forget a run's groups that are not acknowledged, wherever they are; generation of those under way is ended.
+    """Forget a run's groups that are not acknowledged, wherever they are, and end the generation of those under way.
 
-    `forgotten` is their number, and `ended` the number of those of them that were being generated.
+    `forgotten` is the number of these groups, and `ended` is how many of them were being generated.
     """
     forgotten, ended = background(request).cancel(run)
     return {"forgotten": forgotten, "ended": ended}
@@ -71,10 +71,12 @@ async def cancel(request: Request, run: str = Query()) -> dict[str, int]:
 
 @router.post("/v1/batches/lease")
 async def lease(request: Request, body: LeaseRequest) -> Batch:
-    """Finished groups, none older than the bound, under a lease; fewer than asked for after the wait, and why.
+    """Lease finished groups, none older than the bound. After the wait there may be fewer than asked for; `short` says
+    why.
 
-    The run's failed groups come under the same lease, which may hold them alone. They do not cut a batch short: they
-    end the wait once nothing of the run is to come any more. Who wants to learn of them sooner gives a shorter wait.
+    The run's failed groups come under the same lease, which may hold only failed groups. A failed group does not cut a
+    batch short. It ends the wait only when no other group of the run is still to come. A client that wants to learn of
+    failures sooner asks for a shorter wait.
     """
     generation = background(request)
     deadline = time.monotonic() + body.wait
@@ -87,16 +89,16 @@ async def lease(request: Request, body: LeaseRequest) -> Batch:
             async with asyncio.timeout(min(left, 1.0)):
                 await generation.news.wait()
         if await request.is_disconnected():
-            return Batch(lease=None, groups=[], version=version, short="the client has gone")
+            return Batch(lease=None, groups=[], version=version, short="the client disconnected")
         version = max(generation.version, version)
     batch = generation.queue.finished.lease(body, version)
-    generation.wake.set()  # what was dropped is generated again
+    generation.wake.set()  # dropped groups are generated again
     return batch
 
 
 @router.post("/v1/batches/{lease}/ack")
 async def acknowledge(request: Request, lease: str, body: LeaseGroups = ALL) -> LeaseStatus:
-    """Remove the lease's groups, or those named: they are never handed out again. 404 for a lease that is over."""
+    """Remove the lease's groups, or those named. They are never handed out again. 404 for a lease that is over."""
     return background(request).queue.finished.acknowledge(lease, body.groups)
 
 
@@ -110,13 +112,13 @@ async def release(request: Request, lease: str, body: LeaseGroups = ALL) -> Leas
 
 @router.post("/v1/batches/{lease}/extend")
 async def extend(request: Request, lease: str, body: LeaseExtension) -> LeaseStatus:
-    """Let the lease end so many seconds from now. 404 for a lease that is over."""
+    """Let the lease end this many seconds from now. 404 for a lease that is over."""
     return background(request).queue.finished.extend(lease, body.seconds)
 
 
 @router.delete("/v1/batches")
 async def release_run(request: Request, run: str = Query()) -> dict[str, int]:
-    """Return all that a run has leased to the queue, at once: for a trainer that begins anew."""
+    """Return all groups that a run has leased to the queue, at once, because its trainer starts again."""
     returned = background(request).queue.finished.release_run(run)
     background(request).news.set()
     return {"returned": returned}
@@ -124,5 +126,5 @@ async def release_run(request: Request, run: str = Query()) -> dict[str, int]:
 
 @router.get("/v1/batches")
 async def batches(request: Request) -> BatchesStatus:
-    """Groups by where they are, ages, leases, and what was generated in vain."""
+    """How many groups are in which state, their ages, the leases, and what was generated in vain."""
     return background(request).status()

@@ -1,6 +1,6 @@
 """POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine.
 
-GET /v1/models is answered here, also while no engine is in service.
+GET /v1/models is answered here, even while no engine is in service.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"], route_class
 PASSED_ON = ("content-type", "accept", "x-request-id")
 SAMPLING_HEADER = "x-sampling"
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
-"""the service's own, whatever the checkpoint's generation_config says; echoed with what the request gave"""
+"""the service's own, whatever the checkpoint's generation_config says; the answer's header has what was used"""
 CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that left before its answer"""
 NOTHING_LEFT = b"max_tokens must be at least 1, got 0"
@@ -44,13 +44,13 @@ async def models(request: Request) -> dict[str, Any]:
 
 @router.post("/v1/completions")
 async def completions(request: Request) -> Response:
-    """As vLLM's route of this name, with all its extra fields."""
+    """vLLM's route of this name, with all its extra fields."""
     return await generation(request)
 
 
 @router.post("/v1/chat/completions")
 async def chat_completions(request: Request) -> Response:
-    """As vLLM's route of this name, with all its extra fields."""
+    """vLLM's route of this name, with all its extra fields."""
     return await generation(request)
 
 
@@ -62,22 +62,22 @@ async def generation(request: Request) -> Response:
     response = await through_an_engine(request, body)
     if isinstance(response, StreamingResponse) and response.status_code == 400 and fields.get("max_tokens") != 0:
         response = await explained(response, admission.max_tokens)
-    if response.status_code == 200:  # vLLM has checked them
+    if response.status_code == 200:  # vLLM has checked the fields
         given = {name: fields[name] for name in DEFAULTS if fields.get(name) is not None}
         response.headers[SAMPLING_HEADER] = json.dumps(DEFAULTS | given)
     return response
 
 
 async def through_an_engine(request: Request, body: bytes) -> Response:
-    """The answer of an engine: whole, or a stream whose errors are events of its own. Raises FleetError, Refused when
-    the service stops before there is an answer, and HTTPException when the engine has none at all."""
+    """The answer of an engine: whole, or a stream in which errors are events. Raises FleetError. Raises Refused when
+    the service stops before there is an answer, and HTTPException when the engine cannot answer."""
     headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
     parts: AsyncIterator[Any] = request.app.state.fleet.openai(request.method, request.url.path, headers, body)
     first, gone = asyncio.ensure_future(anext(parts)), asyncio.create_task(disconnected(request))
     stop = asyncio.create_task(request.app.state.stopping.wait())
     try:
         await asyncio.wait({first, gone, stop}, return_when=asyncio.FIRST_COMPLETED)
-        if not first.done():  # nobody is left to answer, or to be answered: the engine stops generating
+        if not first.done():  # the client has gone or the service stops, so the engine stops generating
             first.cancel()
             await asyncio.wait({first})
             if stop.done():
@@ -97,16 +97,16 @@ async def through_an_engine(request: Request, body: bytes) -> Response:
 
 
 async def explained(refusal: StreamingResponse, limit: int) -> Response:
-    """vLLM gives a response what its prompt leaves of the context, and then says of the rest only that it is 0."""
+    """The refusal of a prompt that fills the context, in words: vLLM's own says only that max_tokens is 0."""
     body = b"".join([part async for part in refusal.body_iterator])  # type: ignore[misc]
     if NOTHING_LEFT in body:
-        message = f"has {limit} tokens, and prompt and response together may have {limit}"
+        message = f"has {limit} tokens, too many: prompt and response together may have {limit}"
         return JSONResponse(openai_error(400, message, [Problem(field="prompt", message=message)]), 400)
     return Response(body, 400, {name: value for name, value in refusal.headers.items() if name not in DROPPED})
 
 
 async def with_error_event(parts: AsyncIterator[bytes], is_stopping: asyncio.Event) -> AsyncIterator[bytes]:
-    """The parts of an event stream, and where they break off an event that says why, in the form of vLLM's own."""
+    """The parts of an event stream. If it breaks off, a last event says why, in the form of vLLM's own."""
     try:
         async for part in until(is_stopping, parts):
             yield part
@@ -117,7 +117,7 @@ async def with_error_event(parts: AsyncIterator[bytes], is_stopping: asyncio.Eve
 
 
 async def until(is_stopping: asyncio.Event, parts: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The parts, as long as the service is not told to stop. Raises Refused then."""
+    """The parts, until the service is told to stop. Then it raises Refused."""
     stop = asyncio.create_task(is_stopping.wait())
     try:
         while True:
@@ -138,6 +138,6 @@ async def until(is_stopping: asyncio.Event, parts: AsyncIterator[bytes]) -> Asyn
 
 
 async def disconnected(request: Request) -> None:
-    """Return when the client has gone. The body has been read: what comes next is the disconnection."""
+    """Return when the client has gone. The body has been read, so only the disconnection can follow."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

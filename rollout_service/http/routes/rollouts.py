@@ -1,4 +1,4 @@
-"""POST /v1/rollouts: groups in, finished groups out, one a line, each as it finishes."""
+"""POST /v1/rollouts: groups in, finished groups out, one on each line, each as it finishes."""
 
 import asyncio
 import logging
@@ -26,12 +26,12 @@ class Lines(StreamingResponse):
     "/v1/rollouts", response_class=Lines, response_model=Group | ErrorBody, response_description="One group a line"
 )
 async def rollouts(request: Request, body: RolloutRequest) -> Lines:
-    """Generate groups. The answer is a stream of lines, each a finished `Group`, in the order they finish.
+    """Generate groups. The answer is a stream of lines, each a finished `Group`, in the order in which they finish.
 
-    A group that fails has an `ErrorBody` with its id in its place. An `ErrorBody` without one is the last line: the
-    service stops. Disconnecting ends the generation.
+    In place of a group that fails, the line is an `ErrorBody` with the group's id. An `ErrorBody` without an id is the
+    last line, and says that the service is stopping. Disconnecting ends the generation.
     """
-    # Tokenizing thousands of prompts takes a while: other requests go on meanwhile.
+    # In a thread, because tokenizing thousands of prompts takes a while and other requests must not wait for it.
     groups = await asyncio.to_thread(request.app.state.admission.admit, body)
     state = request.app.state
     lines = lines_of(state.fleet, state.telemetry, groups, state.stopping)
@@ -41,7 +41,7 @@ async def rollouts(request: Request, body: RolloutRequest) -> Lines:
 async def lines_of(
     fleet: Fleet, telemetry: Telemetry, groups: list[GroupRequest], stopping: asyncio.Event
 ) -> AsyncIterator[str]:
-    """A line for each group as it ends: the group, or an ErrorBody with its id. Closing ends the generation."""
+    """A line for each group when it ends: the group, or an ErrorBody with its id. Closing ends the generation."""
     lines: asyncio.Queue[str | None] = asyncio.Queue()
 
     async def generate(group: GroupRequest) -> None:
@@ -63,7 +63,7 @@ async def lines_of(
                 return
             yield line
         await fleet.check_acceptance()
-    finally:  # the client has gone, or the service stops: nothing goes on in the engines
+    finally:  # when the client has gone or the service stops, nothing goes on in the engines
         for task in (watching, *tasks):
             task.cancel()
         await asyncio.gather(watching, *tasks, return_exceptions=True)
@@ -75,7 +75,7 @@ async def line_of(fleet: Fleet, telemetry: Telemetry, group: GroupRequest) -> st
     except FleetError as error:
         return ErrorBody(error=str(error), group=group.id).model_dump_json(exclude_none=True) + "\n"
     except Exception as error:
-        logger.exception("group %s", group.id)
+        logger.exception("group %s could not be generated", group.id)
         message = f"the service failed: {type(error).__name__}; its log has the cause"
         return ErrorBody(error=message, group=group.id).model_dump_json(exclude_none=True) + "\n"
     telemetry.finished(finished)

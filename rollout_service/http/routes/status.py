@@ -16,7 +16,7 @@ async def health() -> dict[str, str]:
     return {"status": "up"}
 
 
-@router.get("/ready", responses={503: {"model": dict[str, bool], "description": "One is not, or does not answer"}})
+@router.get("/ready", responses={503: {"model": dict[str, bool], "description": "An engine does not answer"}})
 async def ready(request: Request, response: Response) -> dict[str, bool]:
     """200 when every engine is in service and answers, else 503."""
     answers = await request.app.state.fleet.ready()
@@ -32,7 +32,7 @@ class Metrics(Response):
 
 @router.get("/metrics", response_class=Metrics)
 async def metrics(request: Request) -> Metrics:
-    """Prometheus text: the front's counters, and vLLM's of every engine."""
+    """Prometheus text: the front's own metrics, and vLLM's metrics of every engine."""
     fleet: Fleet = request.app.state.fleet
     telemetry = request.app.state.telemetry
     for member in fleet.members:
@@ -47,8 +47,8 @@ async def metrics(request: Request) -> Metrics:
 
 @router.get("/v1/speculation")
 async def speculation(request: Request) -> SpeculationStatus:
-    """Acceptance since the start: per drafter, by position, weight versions, the drafter's age and context length; the
-    schedule of draft lengths in use, and why; and the alarms."""
+    """Acceptance since the start, by position, weight versions, the drafter's age and context length. Also the draft
+    lengths in use with the reason for them, and the alarms."""
     fleet: Fleet = request.app.state.fleet
     rows = await fleet.speculation()
     fleet.alarms.check_acceptance(rows)

@@ -1,6 +1,6 @@
 """POST /v1/weights/{policy|drafter}: a new version, as a safetensors stream or as a file in shared memory.
 
-GET and DELETE /v1/weights: the versions in service and the runs that they belong to; a run releases its own.
+GET /v1/weights: the versions in service, and the runs that they belong to. DELETE /v1/weights: a run releases its own.
 """
 
 import asyncio
@@ -48,7 +48,8 @@ async def weights(request: Request) -> WeightsStatus:
 
 @router.delete("/v1/weights")
 async def release(request: Request, run: str = Query(min_length=1, max_length=LONGEST_RUN)) -> dict[str, int]:
-    """A run ends: its weights stay in service and are nobody's, so that any run may push. `released` weight sets."""
+    """Release a run's weights when the run ends: they stay in service, but belong to no run, so that any run may push.
+    `released` is the number of weight sets."""
     return {"released": await request.app.state.fleet.pushes.release(run)}
 
 
@@ -61,13 +62,17 @@ async def push(
     run: str | None = Query(default=None, min_length=1, max_length=LONGEST_RUN),
     take_over: bool = False,
 ) -> WeightStatus:
-    """Load new weights into every engine, in place; answers when all hold them and the version is published.
+    """Load new weights into every engine, in place. The answer comes when all hold them and the version is published.
 
-    `checksum` is the sender's BLAKE3 of the safetensors bytes: what arrives different is refused. A body's is taken
-    while it is received, that of a file in shared memory when the engines read it, before they change anything.
-    The body holds every tensor under its checkpoint name. What does not fit is refused as a whole with a list.
-    The version belongs to `run`: a push of another run, or of none, is a 409 until the run releases its weights, unless
-    it says `take_over`.
+    `checksum` is the sender's BLAKE3 of the safetensors bytes. Bytes with another checksum are refused. The service
+    checks a body while it arrives; the engines check a file in shared memory when they read it, before they change
+    anything.
+
+    The body holds every tensor under its checkpoint name. If anything does not fit, the whole update is refused with a
+    list of what is wrong.
+
+    The version belongs to `run`. A push of another run, or of none, is answered with 409 until the run releases its
+    weights, unless the push says `take_over`.
     """
     fleet: Fleet = request.app.state.fleet
     if of not in fleet.store.sets:
@@ -78,7 +83,7 @@ async def push(
     try:
         update = await way.adopt(of, request.stream(), checksum, weights_set.largest_bytes)
     except ClientDisconnect:
-        message = f"the push of {of} version {version} ended before all of it was received; nothing has changed"
+        message = f"the push of {of} version {version} ended before all of it arrived; nothing has changed"
         logger.warning("%s", message)
         raise Refused([Problem(field="body", message=message)], status=CLIENT_CLOSED_REQUEST) from None
     # Shielded: a client that disconnects must not stop a push half-way through the engines.

@@ -1,4 +1,4 @@
-"""Patches of the registration of the CPU's kernels."""
+"""Patches for the registration of the CPU's kernels."""
 
 import sys
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from rollout_service.vllm_plugin.patch import defect
 
 
 def kernels_are_rebound() -> bool:
-    """A kernel's copy in another module is rebound, also beside an object that answers every attribute (llvmlite's)."""
+    """A kernel's copy in another module is rebound, even beside an object that has every attribute (llvmlite's)."""
     dispatcher: Any = import_module("vllm.triton_utils.dispatcher")
 
     class AnswersAll:
@@ -33,7 +33,7 @@ def replace_rebind_kernels() -> None:
     dispatcher: Any = import_module("vllm.triton_utils.dispatcher")
 
     def _rebind_kernels(overrides: list[tuple[Any, Any]]) -> None:
-        """Every module's attributes, and the attribute `kernel` of their values, that are an original kernel."""
+        """Rebind attributes of modules, and the attribute `kernel` of their values, if they are an original kernel."""
         wrappers = {id(original): wrapper for original, wrapper in overrides}
         for module in list(sys.modules.values()):
             for name, value in list((getattr(module, "__dict__", None) or {}).items()):

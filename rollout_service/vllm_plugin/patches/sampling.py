@@ -1,4 +1,4 @@
-"""Patches of sampling and verification: functions that would draw from another distribution, or end the engine."""
+"""Patches for sampling and verification: functions that sample from a wrong distribution, or end the engine."""
 
 from importlib import import_module
 from types import SimpleNamespace
@@ -48,7 +48,7 @@ def replace_expand() -> None:
 
 
 def no_drafts_is_right() -> bool:
-    """A step in which no request has a draft (n-grams that match nothing) goes through with top-k set."""
+    """A step in which no request has a draft (n-grams that match nothing) works with top-k set."""
     sampling = SimpleNamespace(
         all_greedy=False, temperature=torch.ones(1), top_k=torch.tensor([2], dtype=torch.int32), top_p=None
     )
@@ -70,11 +70,11 @@ def replace_sampling_constraints() -> None:
 
 
 class _GotPast(Exception):
-    """Raised by what the function reads next."""
+    """Raised by what the function reads after the faulty part."""
 
 
 def seeded_prefill_is_right() -> bool:
-    """A seeded request whose step ends within its prompt, so that what was sampled is discarded, goes through."""
+    """A seeded request works if its step ends within its prompt, so that what was sampled is discarded."""
     runner: Any = import_module("vllm.v1.worker.gpu_model_runner")
 
     class Ids:
@@ -99,7 +99,7 @@ def replace_bookkeeping() -> None:
     stock = runner.GPUModelRunner._bookkeeping_sync
 
     def _bookkeeping_sync(self: Any, *args: Any, **kwargs: Any) -> Any:
-        # Of the generators it only winds back those of discarded samples; on a CPU they draw on instead.
+        # It uses the generators only to wind back those of discarded samples. On a CPU they continue instead.
         batch, generators = self.input_batch, self.input_batch.generators
         batch.generators = {}
         try:
@@ -114,7 +114,7 @@ SAMPLING = [
     defect(
         "vllm.v1.sample.rejection_sampler.expand_batch_to_tokens",
         "its CPU kernel writes to a copy unless the values are int64, so draft positions are divided by uninitialised "
-        "memory and tokens are drawn from the wrong distribution at every temperature but 0",
+        "memory, and tokens are sampled from a wrong distribution at every temperature except 0",
         expand_is_right,
         replace_expand,
     ),
@@ -126,14 +126,14 @@ SAMPLING = [
     ),
     defect(
         NAME,
-        "its CPU kernel passes on drafts that are no tokens (-1), where they are to be refused",
+        "its CPU kernel passes on drafts that are not tokens (-1), which it should refuse",
         rejection_sample_is_right,
         replace_rejection_sample,
     ),
     defect(
         "vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync",
-        "it winds back the generator of a seeded request whose prefill takes several steps (as after a weight update), "
-        "which generators of a CPU cannot do, and the engine ends",
+        "it winds back the generator of a seeded request whose prefill takes several steps (as after a weight update); "
+        "a CPU's generators cannot be wound back, so the engine ends",
         seeded_prefill_is_right,
         replace_bookkeeping,
     ),

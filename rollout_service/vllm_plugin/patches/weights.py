@@ -1,4 +1,4 @@
-"""Patches of weight updates: functions that would go on with old values."""
+"""Patches for weight updates: functions that would still use old values."""
 
 from importlib import import_module
 from types import SimpleNamespace
@@ -115,7 +115,7 @@ def replace_finalize_reload() -> None:
             method: Any = getattr(layer, "quant_method", None)
             if weight is None or method is None or weight.numel() == 0:
                 continue
-            if weight.data_ptr() in seen:  # tied to a layer that was loaded: packed from the shared weight
+            if weight.data_ptr() in seen:  # tied to a layer that was loaded: pack the shared weight
                 method.process_weights_after_loading(layer)
             seen.setdefault(weight.data_ptr(), layer)
 
@@ -130,7 +130,7 @@ def replace_finalize_reload() -> None:
 WEIGHTS = [
     defect(
         f"{EXPERTS}.UnquantizedFusedMoEMethod._setup_kernel",
-        "a weight update leaves the experts in plain layout where the CPU kernel reads the packed one",
+        "a weight update leaves the experts in plain layout, but the CPU kernel reads the packed layout",
         experts_are_packed_again,
         replace_setup_kernel,
     ),
