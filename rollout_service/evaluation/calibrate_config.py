@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, FilePath, PositiveInt, field_validator, model_validator
 
 from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
@@ -18,7 +18,7 @@ class CalibrateConfig(Section):
     engine: EngineConfig = EngineConfig()
     drafter: DrafterConfig
     """`draft_tokens` is the longest draft that is measured; `schedule` has no part in it"""
-    prompts: Path
+    prompts: FilePath
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`: acceptance is measured on their responses"""
     batch_sizes: list[PositiveInt] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
     """completions at a time; those above engine.max_num_seqs are left out"""
@@ -34,13 +34,6 @@ class CalibrateConfig(Section):
     temperature: Temperature = 1.0
     output: Path = Path("report/schedule.json")
     """the file to write"""
-
-    @field_validator("prompts")
-    @classmethod
-    def prompts_exist(cls, path: Path) -> Path:
-        if not path.is_file():
-            raise ValueError("no such file")
-        return path
 
     @field_validator("drafter")
     @classmethod
