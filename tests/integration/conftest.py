@@ -1,4 +1,4 @@
-"""One launched service, shared by all tests that go over HTTP."""
+"""One launched service, shared by all tests that go over HTTP; and which tests run in one process."""
 
 import json
 import shutil
@@ -16,6 +16,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-within", type=float, default=300.0, help="seconds after which no more are inflicted")
     parser.addoption("--bad-requests", type=int, default=500, help="how many are sent beside a training run")
     parser.addoption("--faults-seed", type=int, default=17, help="which, and when")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one group run in one process: all that share the service, else those of a file."""
+    for item in items:
+        shared = "service" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("service" if shared else item.path.stem))
 
 
 @pytest.fixture(scope="session")

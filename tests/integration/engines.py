@@ -14,10 +14,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+"""processes that run tests side by side; they divide the cores, since OpenMP's threads spin while they wait"""
+CORES = max(1, (os.cpu_count() or 1) // WORKERS)
+
 # Before vllm is imported anywhere in this process.
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_PLUGINS": "rollout_service",
-    "OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": str(CORES), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
 }  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,8 +61,9 @@ def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
 def launching(*arguments: str) -> Iterator[subprocess.Popen]:
     """`rollout-service launch` in a process of its own, at a free port; its stderr is a pipe."""
     environment = {k: v for k, v in os.environ.items() if k not in ("VLLM_PLUGINS", "OMP_NUM_THREADS")}
+    share = ("--engine.cores", str(CORES)) if WORKERS > 1 else ()
     process = subprocess.Popen(
-        [str(Path(sys.executable).parent / "rollout-service"), "launch", "--port", "0", *arguments],
+        [str(Path(sys.executable).parent / "rollout-service"), "launch", "--port", "0", *share, *arguments],
         stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
     )  # fmt: skip
     try:
