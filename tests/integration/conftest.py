@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
-from engines import MODELS, launched
+from engines import MODELS, Kept, launched
 from over_http import policy_tensors
 
 from rollout_service.client import RolloutClient
@@ -18,11 +18,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-seed", type=int, default=17, help="which, and when")
 
 
+KINDS = "ngram", "draft_model", "eagle3", "mtp"
+BY_KIND = "test_idle_drafter", "test_lossless", "test_schedule"
+"""files whose tests share an engine of a kind of drafter; the MTP head's where no kind is named"""
+
+
+def group_of(item: pytest.Item) -> str:
+    if "service" in getattr(item, "fixturenames", ()):
+        return "service"
+    if item.path.stem in BY_KIND:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return f"engine of {next((kind for kind in KINDS if kind in parameters), 'mtp')}"
+    return item.path.stem
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one group run in one process: all that share the service, else those of a file."""
+    """Tests of one group run in one process, one after the other."""
+    items.sort(key=group_of)
     for item in items:
-        shared = "service" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("service" if shared else item.path.stem))
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_engine_is_left() -> Iterator[None]:
+    yield
+    Kept.end()
 
 
 @pytest.fixture(scope="session")

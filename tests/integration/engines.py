@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
@@ -29,10 +29,35 @@ MODELS = ROOT / "deploy" / "demo" / "models"
 START_WITHIN = 240
 
 
+class Kept:
+    """The engine that the next test finds running, if it asks for the same. One at most: two of them in a process
+    disturb each other."""
+
+    key, llm, stack = "", None, ExitStack()
+
+    @classmethod
+    def end(cls) -> None:
+        cls.stack.close()
+        cls.key, cls.llm = "", None
+
+
+def kept_llm(folder, drafter, draft_lengths, **more):
+    """`in_process_llm` that goes on running. For tests that leave it as they found it, but for its draft lengths."""
+    key = f"{folder} {drafter} {draft_lengths} {more}"
+    if Kept.key != key:
+        Kept.end()
+        Kept.llm = Kept.stack.enter_context(in_process_llm(folder, drafter, draft_lengths, **more))
+        Kept.key = key
+    Kept.llm.reset_prefix_cache()
+    Kept.llm.llm_engine.engine_core.engine_core.set_draft_lengths(draft_lengths)
+    return Kept.llm
+
+
 @contextmanager
 def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
     """vLLM with everything in this process, configured as the engine's actor does it; `draft_lengths` are ranges
     of a schedule that can be changed."""
+    Kept.end()
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
