@@ -21,7 +21,7 @@ CORES = max(1, (os.cpu_count() or 1) // WORKERS)
 # Before vllm is imported anywhere in this process.
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_PLUGINS": "rollout_service",
-    "OMP_NUM_THREADS": str(CORES), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": str(CORES), "NUMBA_NUM_THREADS": str(CORES), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
 }  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
