@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FilePath, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from drafters.by_kind import kinds_described
@@ -43,10 +43,10 @@ class TaskConfig(Section):
     """reasoning_gym: the dataset's own parameters"""
     size: int = Field(default=1_000_000, ge=1)
     """reasoning_gym: problems in each split; training starts over after the last one"""
-    path: Path | None = None
+    path: FilePath | None = None
     """jsonl: the file of prompts; each line is a JSON object with `answer`, and with `prompt` (text or messages) or
     `messages`"""
-    held_out_path: Path | None = None
+    held_out_path: FilePath | None = None
     """jsonl: the file of held-out prompts; if it is not set, the last tenth of `path` is held out"""
     seed: int = Field(default=0, ge=0)
     """reasoning_gym: selects the problems; jsonl: selects their order"""
@@ -88,13 +88,6 @@ class TaskConfig(Section):
         if reward is not None and not PATH.fullmatch(reward):
             raise ValueError("must be package.module:function")
         return reward
-
-    @field_validator("path", "held_out_path")
-    @classmethod
-    def _exists(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_file():
-            raise ValueError("no such file")
-        return path
 
     @model_validator(mode="after")
     def _is_read(self) -> "TaskConfig":

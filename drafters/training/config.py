@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FilePath, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from drafters.files.home import in_home
@@ -61,7 +61,7 @@ class TrainDrafterConfig(Section):
     """the kind of drafter; mtp only for architectures for which vLLM serves an MTP head (qwen3_next)"""
     policy: str
     """the policy: a folder or a Hugging Face name"""
-    data: Path
+    data: FilePath
     """JSON lines: groups as POST /v1/rollouts returns them, or objects with one of these: `prompt_token_ids` and
     `response_token_ids`; `prompt` (text or messages) and `response`; `messages`; `text`. Or a plain text file (.txt)"""
     out: Path
@@ -87,13 +87,6 @@ class TrainDrafterConfig(Section):
     """auto is cuda if there is a GPU"""
     threads: Threads = 0
     """CPU threads; 0 for all"""
-
-    @field_validator("data")
-    @classmethod
-    def _exists(cls, data: Path) -> Path:
-        if not data.is_file():
-            raise ValueError("no such file")
-        return data
 
     @model_validator(mode="after")
     def _shape_is_read(self) -> Self:

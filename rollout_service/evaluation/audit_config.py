@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from allpairspy import AllPairs
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, FilePath, model_validator
 
 from drafters.drafter import DraftSampling, VerificationChoice
 from drafters.registry import DrafterConfig, make_drafter
@@ -62,7 +62,7 @@ class AuditConfig(WithToken, Section):
     """length of every response; short responses hold more tokens that the policy is unsure of"""
     contexts: int = Field(default=16, ge=1)
     """number of prompts; one in eight is so long that its responses end at the context limit"""
-    prompts: Path | None = None
+    prompts: FilePath | None = None
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`. After real prompts whole drafts are accepted more
     often, so the bonus token is tested more. When not given, each prompt is a few random tokens: the policy is unsure
     after them, so the test is sharper"""
@@ -78,13 +78,6 @@ class AuditConfig(WithToken, Section):
     engines and drafters are then not read"""
     output: Path = Path("report/audit")
     """folder for audit.json and audit.md"""
-
-    @field_validator("prompts")
-    @classmethod
-    def prompts_exist(cls, path: Path | None) -> Path | None:
-        if path is not None and not path.is_file():
-            raise ValueError("no such file")
-        return path
 
     @model_validator(mode="after")
     def known_drafters(self) -> "AuditConfig":

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, FilePath, PositiveInt, field_validator, model_validator
 
 from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
@@ -18,7 +18,7 @@ class CalibrateConfig(Section):
     engine: EngineConfig = EngineConfig()
     drafter: DrafterConfig
     """`draft_tokens` is the longest draft that is measured; `schedule` is not used"""
-    prompts: Path
+    prompts: FilePath
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`; acceptance is measured on responses to them"""
     batch_sizes: list[PositiveInt] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
     """numbers of completions that run at a time; those above engine.max_num_seqs are left out"""
@@ -37,13 +37,6 @@ class CalibrateConfig(Section):
     """temperature of the responses"""
     output: Path = Path("report/schedule.json")
     """file to write"""
-
-    @field_validator("prompts")
-    @classmethod
-    def prompts_exist(cls, path: Path) -> Path:
-        if not path.is_file():
-            raise ValueError("no such file")
-        return path
 
     @field_validator("drafter")
     @classmethod

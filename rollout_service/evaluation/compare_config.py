@@ -3,7 +3,7 @@
 from itertools import product
 from pathlib import Path
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, FilePath, PositiveInt, model_validator
 
 from drafters.drafter import DraftSampling, VerificationChoice
 from drafters.registry import DrafterConfig, make_drafter
@@ -40,7 +40,7 @@ class CompareConfig(WithToken, Section):
     """draft lengths (k) of every drafter that gives none itself"""
     concurrency: list[PositiveInt] = Field(default=[16], min_length=1)
     """numbers of completions that run at the same time"""
-    prompts: Path
+    prompts: FilePath
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`"""
     response_tokens: int = Field(default=64, ge=1)
     """length of every response; the end of sequence does not end it, so that all rows do the same work"""
@@ -63,13 +63,6 @@ class CompareConfig(WithToken, Section):
     and drafters are then not read"""
     output: Path = Path("report/compare")
     """folder for compare.json, compare.md and the plots"""
-
-    @field_validator("prompts")
-    @classmethod
-    def prompts_exist(cls, path: Path) -> Path:
-        if not path.is_file():
-            raise ValueError("no such file")
-        return path
 
     @model_validator(mode="after")
     def known_drafters(self) -> "CompareConfig":

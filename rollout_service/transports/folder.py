@@ -26,10 +26,12 @@ class WeightsFolder:
     def __init__(self) -> None:
         remove_orphans()
         self.path = SHARED_MEMORY / f"rollout-service-{uuid.uuid4().hex}"
-        self.path.mkdir(mode=0o700)
-        self.owner = (self.path / OWNER).open("w", encoding="utf-8")
+        making = self.path.with_name(f".{self.path.name}")  # else one not locked yet were an orphan to another service
+        making.mkdir(mode=0o700)
+        self.owner = (making / OWNER).open("w", encoding="utf-8")
         fcntl.flock(self.owner, fcntl.LOCK_EX)
-        (self.path / TOKEN).write_text(self.path.name, encoding="utf-8")
+        (making / TOKEN).write_text(self.path.name, encoding="utf-8")
+        making.rename(self.path)
 
     def new_file(self) -> Path:
         """A path that no file has yet."""

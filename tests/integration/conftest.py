@@ -1,11 +1,11 @@
-"""One launched service, shared by all tests that go over HTTP."""
+"""One launched service, shared by all tests that go over HTTP; and which tests run in one process."""
 
 import json
 import shutil
 from collections.abc import Iterator
 
 import pytest
-from engines import MODELS, launched
+from engines import MODELS, Kept, launched
 from over_http import policy_tensors
 
 from rollout_service.client import RolloutClient
@@ -16,6 +16,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-within", type=float, default=300.0, help="seconds after which no more are inflicted")
     parser.addoption("--bad-requests", type=int, default=500, help="how many are sent beside a training run")
     parser.addoption("--faults-seed", type=int, default=17, help="which, and when")
+
+
+KINDS = "ngram", "draft_model", "eagle3", "mtp"
+BY_KIND = "test_idle_drafter", "test_lossless", "test_schedule"
+"""files whose tests share an engine of a kind of drafter; the MTP head's where no kind is named"""
+
+
+def group_of(item: pytest.Item) -> str:
+    if "service" in getattr(item, "fixturenames", ()):
+        return "service"
+    if item.path.stem in BY_KIND:
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return f"engine of {next((kind for kind in KINDS if kind in parameters), 'mtp')}"
+    return item.path.stem
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one group run in one process, one after the other."""
+    items.sort(key=group_of)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_engine_is_left() -> Iterator[None]:
+    yield
+    Kept.end()
 
 
 @pytest.fixture(scope="session")

@@ -8,16 +8,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+"""processes that run tests side by side; they divide the cores, since OpenMP's threads spin while they wait"""
+CORES = max(1, (os.cpu_count() or 1) // WORKERS)
+
 # Before vllm is imported anywhere in this process.
 os.environ |= {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_PLUGINS": "rollout_service",
-    "OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": str(CORES), "NUMBA_NUM_THREADS": str(CORES), "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
 }  # fmt: skip
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,10 +30,35 @@ MODELS = ROOT / "deploy" / "demo" / "models"
 START_WITHIN = 240
 
 
+class Kept:
+    """The engine that the next test finds running, if it asks for the same. One at most: two of them in a process
+    disturb each other."""
+
+    key, llm, stack = "", None, ExitStack()
+
+    @classmethod
+    def end(cls) -> None:
+        cls.stack.close()
+        cls.key, cls.llm = "", None
+
+
+def kept_llm(folder, drafter, draft_lengths, **more):
+    """`in_process_llm` that goes on running. For tests that leave it as they found it, but for its draft lengths."""
+    key = f"{folder} {drafter} {draft_lengths} {more}"
+    if Kept.key != key:
+        Kept.end()
+        Kept.llm = Kept.stack.enter_context(in_process_llm(folder, drafter, draft_lengths, **more))
+        Kept.key = key
+    Kept.llm.reset_prefix_cache()
+    Kept.llm.llm_engine.engine_core.engine_core.set_draft_lengths(draft_lengths)
+    return Kept.llm
+
+
 @contextmanager
 def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
     """vLLM with everything in this process, configured as by the engine's actor. `draft_lengths`: ranges of a schedule
     that can be changed."""
+    Kept.end()
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -57,8 +87,9 @@ def in_process_llm(folder, drafter, draft_lengths=None, **more) -> Iterator:
 def launching(*arguments: str) -> Iterator[subprocess.Popen]:
     """`rollout-service launch` as a process, at a free port, with a pipe as its stderr."""
     environment = {k: v for k, v in os.environ.items() if k not in ("VLLM_PLUGINS", "OMP_NUM_THREADS")}
+    share = ("--engine.cores", str(CORES)) if WORKERS > 1 else ()
     process = subprocess.Popen(
-        [str(Path(sys.executable).parent / "rollout-service"), "launch", "--port", "0", *arguments],
+        [str(Path(sys.executable).parent / "rollout-service"), "launch", "--port", "0", *share, *arguments],
         stderr=subprocess.PIPE, text=True, cwd=ROOT, env=environment,
     )  # fmt: skip
     try:

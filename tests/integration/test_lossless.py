@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from engines import MODELS, in_process_llm
-from tiny_models import save_drafter, save_policy
+from engines import MODELS, in_process_llm, kept_llm
 
 from drafters import verification
 from drafters.registry import DrafterConfig
@@ -88,33 +87,40 @@ class Auditor:
         return {tuple(g.prompt_token_ids): g.completions[0].token_ids for g in groups}
 
 
+OPTIONS = {"max_num_seqs": 64, "max_model_len": LIMIT + 4}
+OF_DRAFTS = {"per_request_spec_decode_metrics": "detailed"}
+
+
 @contextmanager
 def engine(drafter, policy=POLICY, **more):
     drafter = KINDS[drafter] if isinstance(drafter, str) else drafter
-    more = {"max_num_seqs": 64, "max_model_len": LIMIT + 4, **more}
-    if drafter.kind != "none":
-        more["per_request_spec_decode_metrics"] = "detailed"
-    with in_process_llm(policy, drafter, **more) as llm:
+    of_drafts = OF_DRAFTS if drafter.kind != "none" else {}
+    with in_process_llm(policy, drafter, **(OPTIONS | of_drafts | more)) as llm:
         yield llm
 
 
-@pytest.fixture(scope="module")
+def shared_engine(kind):
+    """The demo's policy and a drafter of it: three drafts a step, until the test asks for other draft lengths."""
+    return kept_llm(POLICY, KINDS[kind], [(1, 64, 3)], **(OPTIONS | OF_DRAFTS))
+
+
+@pytest.fixture(scope="session")
 def short():
     return Auditor(tokens=8_000)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def long():
     return Auditor(tokens=50_000)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def familiar():
     """Prompts of the drafters' own task, so that whole drafts are accepted and bonus tokens follow."""
     return Auditor(tokens=20_000, prompts=MODELS.parent / "prompts.jsonl", response_tokens=32)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def greedy(short):
     with engine("none") as llm:
         assert short.row(llm, KINDS["none"], Cut(0.7, 0.9, 20)).failures == []
@@ -123,49 +129,35 @@ def greedy(short):
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
 def test_every_drafter_passes_with_both_verifications(kind, short, greedy):
-    with engine(kind) as llm:
-        for method, cut in (("standard", Cut(1.0)), ("block", Cut(1.0)), ("block", Cut(0.7, 0.9, 20))):
-            drafter = KINDS[kind].model_copy(update={"verification": method})
-            row = short.row(llm, drafter, cut)
-            assert row.failures == []
-            assert {"draft 1", "draft 2", "undrafted", "context limit"} <= row.positions.keys()
-            assert sum(score.tokens for name, score in row.positions.items() if name != "context limit") == row.tokens
-        assert short.row(llm, drafter, Cut(0.0), greedy=greedy).failures == []
-
-
-@pytest.mark.parametrize("kind", ["draft_model", "eagle3"])
-def test_a_second_architecture_passes(kind, tmp_path):
-    """A random Qwen3 with a random drafter: almost no draft is accepted, and every token is uncertain."""
-    policy = save_policy("qwen3", seed=0, folder=tmp_path / "policy", tokenizer=POLICY)
-    drafter = save_drafter(kind, policy, seed=1, folder=tmp_path / "drafter")
-    auditor = Auditor(8_000, tmp_path / "policy")
-    with engine("none", tmp_path / "policy") as llm:
-        greedy = auditor.greedy_of(llm)
-    with engine(drafter, tmp_path / "policy") as llm:
-        for method, cut in (("standard", Cut(1.0, 0.9)), ("block", Cut(0.7, 1.0, 20)), ("block", Cut(0.0))):
-            row = auditor.row(llm, drafter.model_copy(update={"verification": method}), cut, greedy=greedy)
-            assert row.failures == []
+    llm = shared_engine(kind)
+    for method, cut in (("standard", Cut(1.0)), ("block", Cut(1.0)), ("block", Cut(0.7, 0.9, 20))):
+        drafter = KINDS[kind].model_copy(update={"verification": method})
+        row = short.row(llm, drafter, cut)
+        assert row.failures == []
+        assert {"draft 1", "draft 2", "undrafted", "context limit"} <= row.positions.keys()
+        assert sum(score.tokens for name, score in row.positions.items() if name != "context limit") == row.tokens
+    assert short.row(llm, drafter, Cut(0.0), greedy=greedy).failures == []
 
 
 def test_faults_of_verification_are_caught_and_placed(short, long, familiar, monkeypatch):
     def scores(row):
         return {name: abs(score.z) for name, score in row.positions.items()}
 
-    with engine("mtp") as llm:
-        drafter = KINDS["mtp"].model_copy(update={"verification": "standard"})
-        with monkeypatch.context() as fault:  # the residual is drawn from the target
-            fault.setattr(verification, "residual", lambda target_NV, drafts, rows, weights: target_NV[rows])
-            row = long.row(llm, drafter, Cut(1.0))
-            assert "first two tokens" in row.failures
-            assert max(scores(row), key=scores(row).get).startswith("draft")
-            assert max(scores(row)["bonus"], scores(row)["undrafted"]) < 4
-        with monkeypatch.context() as fault:  # the token after an accepted draft comes from the drafter
-            fault.setattr("rollout_service.vllm_plugin.verification.verify", bonus_from_the_drafter)
-            row = familiar.row(llm, drafter, Cut(1.0))
-            assert "surprisal at bonus" in row.failures
-            assert max(scores(row), key=scores(row).get) == "bonus"
-        assert familiar.row(llm, drafter, Cut(1.0)).failures == []
-        assert short.row(llm, drafter, Cut(1.0)).failures == []
+    llm = shared_engine("mtp")
+    drafter = KINDS["mtp"].model_copy(update={"verification": "standard"})
+    with monkeypatch.context() as fault:  # the residual is drawn from the target
+        fault.setattr(verification, "residual", lambda target_NV, drafts, rows, weights: target_NV[rows])
+        row = long.row(llm, drafter, Cut(1.0))
+        assert "first two tokens" in row.failures
+        assert max(scores(row), key=scores(row).get).startswith("draft")
+        assert max(scores(row)["bonus"], scores(row)["undrafted"]) < 4
+    with monkeypatch.context() as fault:  # the token after an accepted draft comes from the drafter
+        fault.setattr("rollout_service.vllm_plugin.verification.verify", bonus_from_the_drafter)
+        row = familiar.row(llm, drafter, Cut(1.0))
+        assert "surprisal at bonus" in row.failures
+        assert max(scores(row), key=scores(row).get) == "bonus"
+    assert familiar.row(llm, drafter, Cut(1.0)).failures == []
+    assert short.row(llm, drafter, Cut(1.0)).failures == []
 
 
 VERIFY = verification.verify
@@ -188,38 +180,37 @@ def test_faults_of_the_distribution_are_caught(short, monkeypatch):
     if expand not in APPLIED:
         pytest.skip("vLLM's own function is right on this platform")
     constraints = rejection_sampler.apply_sampling_constraints
-    with engine("mtp") as llm:
-        with monkeypatch.context() as fault:  # vLLM's own function, as installed on a CPU
-            fault.setattr(rejection_sampler, "expand_batch_to_tokens", STOCK[expand])
-            row = short.row(llm, KINDS["mtp"], Cut(0.7))
-            assert {"surprisal", "log-probabilities"} <= set(row.failures)
-        with monkeypatch.context() as fault:  # the temperature is applied twice where drafts are verified
-            fault.setattr(
-                rejection_sampler,
-                "apply_sampling_constraints",
-                lambda logits, cu, sampling: constraints(constraints(logits, cu, sampling), cu, sampling),
-            )
-            row = short.row(llm, KINDS["mtp"], Cut(0.7))
-            assert {"surprisal", "log-probabilities"} <= set(row.failures)
-            assert abs(row.positions["draft 1"].z) > 4 > abs(row.positions["undrafted"].z)
+    llm = shared_engine("mtp")
+    with monkeypatch.context() as fault:  # vLLM's own function, as installed on a CPU
+        fault.setattr(rejection_sampler, "expand_batch_to_tokens", STOCK[expand])
+        row = short.row(llm, KINDS["mtp"], Cut(0.7))
+        assert {"surprisal", "log-probabilities"} <= set(row.failures)
+    with monkeypatch.context() as fault:  # the temperature is applied twice where drafts are verified
+        fault.setattr(
+            rejection_sampler,
+            "apply_sampling_constraints",
+            lambda logits, cu, sampling: constraints(constraints(logits, cu, sampling), cu, sampling),
+        )
+        row = short.row(llm, KINDS["mtp"], Cut(0.7))
+        assert {"surprisal", "log-probabilities"} <= set(row.failures)
+        assert abs(row.positions["draft 1"].z) > 4 > abs(row.positions["undrafted"].z)
+
+
+def test_a_temperature_wrong_by_2_percent_is_caught_with_50000_tokens(long):
+    llm = shared_engine("mtp")
+    row = long.row(llm, KINDS["mtp"], Cut(1.0), told=Cut(1.02))
+    assert row.tokens >= 50_000
+    assert row.detectable.temperature <= 0.02
+    assert set(row.failures) - {"log-probabilities"}  # those show it too, but are not tested here
+
+
+def test_greedy_decoding_that_differs_is_caught(short, greedy):
+    wrong = {prompt: [*tokens[:-1], (tokens[-1] + 1) % 160] for prompt, tokens in greedy.items()}
+    row = short.row(shared_engine("mtp"), KINDS["mtp"], Cut(0.0), greedy=wrong)
+    assert row.failures == ["differs from greedy decoding"]
+    assert row.greedy.identical == 0
 
 
 def test_log_probabilities_before_temperature_are_caught(short):
     with engine("mtp", logprobs_mode="raw_logprobs") as llm:
         assert short.row(llm, KINDS["mtp"], Cut(0.7)).failures == ["log-probabilities"]
-
-
-def test_a_temperature_wrong_by_2_percent_is_caught_with_50000_tokens(long):
-    with engine("mtp") as llm:
-        row = long.row(llm, KINDS["mtp"], Cut(1.0), told=Cut(1.02))
-        assert row.tokens >= 50_000
-        assert row.detectable.temperature <= 0.02
-        assert set(row.failures) - {"log-probabilities"}  # those show it too, but are not tested here
-
-
-def test_greedy_decoding_that_differs_is_caught(short, greedy):
-    with engine("mtp") as llm:
-        wrong = {prompt: [*tokens[:-1], (tokens[-1] + 1) % 160] for prompt, tokens in greedy.items()}
-        row = short.row(llm, KINDS["mtp"], Cut(0.0), greedy=wrong)
-        assert row.failures == ["differs from greedy decoding"]
-        assert row.greedy.identical == 0

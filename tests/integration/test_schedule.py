@@ -3,9 +3,9 @@
 import itertools
 
 import pytest
-from engines import launched, wait_until
+from engines import Kept, launched, wait_until
 from over_http import PROMPT, requests
-from test_lossless import KINDS, Auditor, engine
+from test_lossless import KINDS, Auditor, shared_engine
 
 from rollout_service.client import RolloutClient
 from rollout_service.evaluation.cut import Cut
@@ -16,46 +16,47 @@ SCHEDULES = [[(1, 64, 3)], [(1, 20, 1), (21, 64, 0)], [(1, 64, 2)], [(1, 10, 0),
 
 @pytest.mark.parametrize("kind", ["ngram", "draft_model", "eagle3", "mtp"])
 def test_samples_follow_the_policy_while_the_schedule_changes_every_few_steps(kind, monkeypatch):
-    with engine(kind, draft_lengths=SCHEDULES[0]) as llm:
-        core = llm.llm_engine.engine_core.engine_core
-        stock, schedules, seen = core.scheduler.schedule, itertools.cycle(SCHEDULES), set()
-        steps = itertools.count()
+    llm = shared_engine(kind)
+    core = llm.llm_engine.engine_core.engine_core
+    stock, schedules, seen = core.scheduler.schedule, itertools.cycle(SCHEDULES), set()
+    steps = itertools.count()
 
-        def schedule(*args, **kwargs):
-            if next(steps) % 5 == 0:
-                core.set_draft_lengths(next(schedules))
-            output = stock(*args, **kwargs)
-            seen.add(output.num_spec_tokens_to_schedule)
-            return output
+    def schedule(*args, **kwargs):
+        if next(steps) % 5 == 0:
+            core.set_draft_lengths(next(schedules))
+        output = stock(*args, **kwargs)
+        seen.add(output.num_spec_tokens_to_schedule)
+        return output
 
-        monkeypatch.setattr(core.scheduler, "schedule", schedule)
-        verdict = Auditor(tokens=12_000).row(llm, KINDS[kind], Cut(1.0, 0.9, 20))
-        assert verdict.failures == []
-        assert seen == {0, 1, 2, 3}
+    monkeypatch.setattr(core.scheduler, "schedule", schedule)
+    verdict = Auditor(tokens=12_000).row(llm, KINDS[kind], Cut(1.0, 0.9, 20))
+    assert verdict.failures == []
+    assert seen == {0, 1, 2, 3}
 
 
 def test_the_engine_refuses_a_schedule_that_is_none():
-    with engine("mtp", draft_lengths=[(1, 64, 3)]) as llm:
-        core = llm.llm_engine.engine_core.engine_core
-        before = core.scheduler.dynamic_sd_lookup
-        with pytest.raises(ValueError, match="start at 1"):
-            core.set_draft_lengths([(2, 64, 3)])
-        assert core.scheduler.dynamic_sd_lookup is before
+    llm = shared_engine("mtp")
+    core = llm.llm_engine.engine_core.engine_core
+    before = core.scheduler.dynamic_sd_lookup
+    with pytest.raises(ValueError, match="start at 1"):
+        core.set_draft_lengths([(2, 64, 3)])
+    assert core.scheduler.dynamic_sd_lookup is before
 
 
 @pytest.mark.parametrize("kind", ["draft_model", "eagle3", "mtp"])
-def test_samples_follow_the_policy_while_a_drafter_is_idle_every_few_steps(kind, monkeypatch):
-    with engine(kind, draft_lengths=SCHEDULES[0]) as llm:
-        llm.collective_rpc("let_drafter_idle")
-        core = llm.llm_engine.engine_core.engine_core
-        stock, steps = core.scheduler.schedule, itertools.count()
+def test_samples_follow_the_policy_while_a_drafter_is_idle_every_few_steps(kind, monkeypatch, request):
+    llm = shared_engine(kind)
+    request.addfinalizer(Kept.end)  # the drafter would idle in the next test too
+    llm.collective_rpc("let_drafter_idle")
+    core = llm.llm_engine.engine_core.engine_core
+    stock, steps = core.scheduler.schedule, itertools.count()
 
-        def schedule(*args, **kwargs):
-            core.set_draft_lengths([(1, 64, 0 if next(steps) % 20 < 10 else 3)])
-            return stock(*args, **kwargs)
+    def schedule(*args, **kwargs):
+        core.set_draft_lengths([(1, 64, 0 if next(steps) % 20 < 10 else 3)])
+        return stock(*args, **kwargs)
 
-        monkeypatch.setattr(core.scheduler, "schedule", schedule)
-        assert Auditor(tokens=12_000).row(llm, KINDS[kind], Cut(1.0, 0.9, 20)).failures == []
+    monkeypatch.setattr(core.scheduler, "schedule", schedule)
+    assert Auditor(tokens=12_000).row(llm, KINDS[kind], Cut(1.0, 0.9, 20)).failures == []
 
 
 def test_a_service_says_what_it_drafts_at_the_present_batch_size_and_why():

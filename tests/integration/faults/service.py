@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import psutil
-from engines import ROOT, START_WITHIN
+from engines import CORES, ROOT, START_WITHIN
 
 from drafters.files.text_lines import byte_lines
 
@@ -79,7 +79,7 @@ class Service(Process):
         began = self.log.read_text().count("Serving") if self.log.exists() else 0
         self.spawn(
             "rollout-service", "launch", "--config", "deploy/demo/service.toml", "--port", str(self.port),
-            "--state", str(self.state), *self.flags,
+            "--state", str(self.state), "--engine.cores", str(CORES), *self.flags,
         )  # fmt: skip
         deadline = time.monotonic() + START_WITHIN
         while self.log.read_text().count("Serving") == began:
