@@ -27,7 +27,7 @@ class EngineConfig(Section):
     max_num_seqs: int = Field(default=64, ge=1)
     """completions that one engine runs at the same time; further ones wait"""
     kv_cache_gib: float | None = Field(default=None, gt=0)
-    """size of the KV cache. When not given: 1 GiB on a CPU, and on a GPU what gpu_memory_utilization leaves"""
+    """size of the KV cache, in GiB. When not given: 1 on a CPU, and on a GPU what gpu_memory_utilization leaves"""
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """on cuda only: share of each GPU's memory that the engine may use"""
     tensor_parallel_size: int = Field(default=1, ge=1)

@@ -80,4 +80,4 @@ def described(route: Route = "openai") -> str:
         for entry in NOT_LOSSLESS
         if route != "rollouts" or entry.on_rollouts
     ]
-    return "\n".join(["Requests with these are refused, because drafted tokens would not follow them:", "", *lines])
+    return "\n".join(["These fields are refused, because drafted tokens would not follow them:", "", *lines])

@@ -27,7 +27,9 @@ class Telemetry:
         )
         self.completions = Counter("rollout_completions", "Finished completions", registry=self.registry)
         self.tokens = Counter("rollout_tokens", "Tokens of finished completions", registry=self.registry)
-        self.in_flight = Gauge("rollout_groups_in_flight", "Groups being generated", registry=self.registry)
+        self.in_flight = Gauge(
+            "rollout_groups_in_flight", "Groups of POST /v1/rollouts that are being generated", registry=self.registry
+        )
         self.pushes = Counter("rollout_weight_pushes", "Published weight versions", ["of"], registry=self.registry)
         self.version = Gauge("rollout_weight_version", "Weight version in service", ["of"], registry=self.registry)
         self.pause = Histogram(

@@ -42,7 +42,6 @@ class AuditConfig(WithToken, Section):
     """the policy: a folder or a Hugging Face name"""
     engine: EngineConfig = EngineConfig()
     drafters: list[AuditedDrafter] = Field(default=[AuditedDrafter(kind="none")], min_length=1)
-    """drafters to test"""
     temperature: list[Temperature] = Field(default=[0.0, 0.7, 1.0, 1.2], min_length=1)
     """temperatures to test; 0 takes the most likely token"""
     top_p: list[TopP] = Field(default=[1.0, 0.9], min_length=1)

@@ -35,7 +35,7 @@ class CompareConfig(WithToken, Section):
     """the policy: a folder or a Hugging Face name"""
     engine: EngineConfig = EngineConfig()
     drafters: list[ComparedDrafter] = Field(default_factory=list)
-    """drafters to compare; `none` is always measured too, because speed is relative to it"""
+    """`none` is always measured too, because speed is relative to it"""
     draft_tokens: list[PositiveInt] = Field(default=[3], min_length=1)
     """draft lengths (k) of every drafter that gives none itself"""
     concurrency: list[PositiveInt] = Field(default=[16], min_length=1)

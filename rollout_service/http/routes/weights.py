@@ -49,7 +49,9 @@ async def weights(request: Request) -> WeightsStatus:
 @router.delete("/v1/weights")
 async def release(request: Request, run: str = Query(min_length=1, max_length=LONGEST_RUN)) -> dict[str, int]:
     """Release a run's weights when the run ends: they stay in service, but belong to no run, so that any run may push.
-    `released` is the number of weight sets."""
+
+    `released` is the number of weight sets that were released.
+    """
     return {"released": await request.app.state.fleet.pushes.release(run)}
 
 
