@@ -68,6 +68,8 @@ def _of_object(entry: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Ite
                 if "token_ids" not in completion:
                     raise ValueError("a completion has no `token_ids`")
                 yield Sample(prompt, completion["token_ids"])
+        case {"error": str(), "group": str()}:  # a group that failed, as the service streams it: no sample
+            return
         case {"prompt_token_ids": [*prompt], "response_token_ids": [*response]}:
             yield Sample(prompt, response)
         case {"prompt": str(prompt), "response": str(response)}:

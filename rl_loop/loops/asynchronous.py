@@ -100,6 +100,7 @@ class AsynchronousLoop(TrainingLoop):
                 self._evaluate()
                 self._finish_evaluation(wait=True)
             self.save()
+            self._wait_for_push(self._version(self.state.step))  # the service goes on with the policy of the end
             # The run's remaining groups were trained on and await acknowledgement, or were more than it needed.
             self._with_retries(lambda: self.client.cancel_prompts(self.state.run))
         finally:
@@ -172,10 +173,14 @@ class AsynchronousLoop(TrainingLoop):
         newest = max((version for group in groups for version in versions_of(group)), default=0)
         if newest <= self.pusher.offered:
             # Engines sample with a version before its push is answered; the answer says whether it is ours.
-            self.pusher.wait_for(newest)
-            if self.pusher.failure is not None:
-                raise self.pusher.failure
+            self._wait_for_push(newest)
         self.ownership.check(groups)
+
+    def _wait_for_push(self, version: int) -> None:
+        """Wait until that version, or a newer one, is in service. Raises the error that ended the pusher."""
+        self.pusher.wait_for(version)
+        if self.pusher.failure is not None:
+            raise self.pusher.failure
 
     def _count(self, batch: StepBatch, after: RunState) -> None:
         self.ledger.consume(batch.names)

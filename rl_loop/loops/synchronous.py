@@ -42,8 +42,8 @@ class SynchronousLoop(TrainingLoop):
         self.save()
         while self.state.step < self.config.steps:
             self._step()
+        self._publish()  # the service goes on with the policy that the run ended with
         if self.config.evaluate_every:
-            self._publish()
             self._evaluate()
         self.save()
 

@@ -21,6 +21,7 @@ from drafters.training.data import read_samples
 from drafters.training.losses import DraftDistance, soft_cross_entropy, top_k_cross_entropy
 from drafters.training.offline import split
 from drafters.training.samples import Sample
+from rollout_service.protocol import ErrorBody
 
 
 @pytest.fixture(scope="module")
@@ -231,6 +232,15 @@ def test_plain_text_is_cut_into_samples_and_bad_lines_are_named(tmp_path):
     (tmp_path / "bad.jsonl").write_text('{"text": "12"}\n{"prompt": "12"}\n')
     with pytest.raises(ValueError, match=r"bad.jsonl, line 2: .*'prompt'.*expected"):
         read_samples(tmp_path / "bad.jsonl", tokenizer, max_length=3)
+
+
+def test_a_recording_of_a_run_with_failed_groups_is_training_data(tmp_path):
+    """Recordings and rollout streams have an error line for each group that failed."""
+    failure = ErrorBody(error="ValueError: the prompt is too long", group="b").model_dump_json()
+    group = json.dumps({"prompt_token_ids": [1], "completions": [{"token_ids": [2, 3]}]})
+    (tmp_path / "train-000001.jsonl").write_text(f"{group}\n{failure}\n")
+    samples = read_samples(tmp_path / "train-000001.jsonl", character_tokenizer(), max_length=8)
+    assert samples == [Sample([1], [2, 3])]
 
 
 @pytest.mark.parametrize("name", ["messages", "prompt"])

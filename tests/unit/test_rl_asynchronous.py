@@ -195,6 +195,14 @@ def test_with_max_staleness_0_no_token_is_stale(tmp_path, service, pool):
         assert abs(metrics.z) < 4.0
 
 
+def test_after_a_run_the_service_holds_the_policy_that_the_run_ended_with(tmp_path, service, pool):
+    running = loop(config(tmp_path, steps=2), service, pool)
+    running.run()
+    assert service.versions[-1] == 3
+    ended, served = running.learner.export(torch.float32), service.source.model.state_dict()
+    assert all(torch.equal(ended[name], served[name]) for name in ended)
+
+
 def test_a_dead_trainer_resumes_from_its_checkpoint_and_loses_or_repeats_nothing(tmp_path, pool):
     service = QueueService(tmp_path / "queue.sqlite")
     settings = config(tmp_path / "run", steps=8, checkpoint_every=3, keep_checkpoints=9)

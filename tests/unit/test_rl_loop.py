@@ -124,6 +124,14 @@ def test_versions_grow_past_those_the_service_has(tmp_path):
     assert source.version == 10
 
 
+@pytest.mark.parametrize("evaluate_every", [0, 1])
+def test_after_a_run_the_service_holds_the_policy_that_the_run_ended_with(tmp_path, evaluate_every):
+    source = toys.SamplingSource(toys.llama())
+    loop = run(toys.config(tmp_path, steps=2, evaluate_every=evaluate_every), source)
+    ended, served = loop.learner.export(torch.float32), source.model.state_dict()
+    assert all(torch.equal(ended[name], served[name]) for name in ended)
+
+
 def test_groups_of_equal_reward_leave_the_policy_alone(tmp_path):
     class Indifferent(toys.CountLetterA):
         def reward(self, problem, response):
