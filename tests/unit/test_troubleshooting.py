@@ -21,7 +21,7 @@ def page(*rows):
 
 def test_a_message_that_no_page_has_is_found():
     missing = {**MESSAGES, "the moon is too far away: …": ["rl_loop/moon.py:1"]}
-    assert list(differences(PAGES, missing)) == ["in no page: the moon is too far away: …"]
+    assert list(differences(PAGES, missing)) == ["rl_loop/moon.py:1: in no page: the moon is too far away: …"]
 
 
 def test_a_message_that_the_source_does_not_have_is_found():
@@ -30,9 +30,9 @@ def test_a_message_that_the_source_does_not_have_is_found():
 
 
 def test_a_page_may_shorten_a_message_but_not_to_a_few_words():
-    long = "endpoint: … serves … version … of the run …. Wait until that run ends"
-    assert list(differences([page("`endpoint: … serves … version …`")], [long])) == []
-    assert len(list(differences([page("`endpoint: …`")], [long]))) == 2
+    long = {"endpoint: … serves … version … of the run …. Wait until that run ends": ["rl_loop/preflight.py:1"]}
+    assert list(differences([page("`endpoint: … serves … version …`")], long)) == []
+    assert len(list(differences([page("`endpoint: …`")], long))) == 2
 
 
 def test_code_in_the_first_column_of_such_tables_is_read():

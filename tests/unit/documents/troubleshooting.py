@@ -1,7 +1,7 @@
 """Messages in the tables of the pages on troubleshooting, and how they compare with those of the source."""
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from html import unescape
 
 from documents.errors import VARIES
@@ -32,12 +32,13 @@ def is_of(page_message: str, message: str) -> bool:
     return enough and re.fullmatch(pattern, message) is not None
 
 
-def differences(pages: Collection[Page], messages: Collection[str]) -> Iterator[str]:
-    """What the pages lack, and what they have although the source has no such message."""
+def differences(pages: Collection[Page], messages: Mapping[str, list[str]]) -> Iterator[str]:
+    """What the pages lack, and what they have although the source has no such message. `messages`: each with its places
+    in the source."""
     told = [(f"{page.name}:{line}", message) for page in pages for line, message in shown(page)]
-    for message in messages:
+    for message, places in messages.items():
         if not any(is_of(page_message, message) for _, page_message in told):
-            yield f"in no page: {message}"
+            yield f"{places[0]}: in no page: {message}"
     for place, page_message in told:
         if not any(is_of(page_message, message) for message in messages):
             yield f"{place}: not in the source: {page_message}"
