@@ -11,6 +11,8 @@ from pymdownx.slugs import slugify
 ROOT = Path(__file__).resolve().parents[3]
 FENCE = re.compile(r" *(`{3,})([^`]*)")
 HEADING = re.compile(r"#{1,6} (.+)")
+CODE = re.compile(r"(?<!`)(`+)(?!`)(.+?)(?<!`)\1(?!`)", re.DOTALL)
+"""inline code; more than one backtick on each side where the code has backticks itself"""
 LINK = re.compile(r"\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 slug = slugify(case="lower")
 
@@ -69,8 +71,8 @@ class Page:
     @cached_property
     def inline_code(self) -> list[tuple[int, str]]:
         """(line, code)"""
-        found = re.finditer(r"(?<!`)(`+)([^`]+)\1(?!`)", self.prose)
-        return [(self._line(code.start()), " ".join(code[2].split())) for code in found]
+        found = CODE.finditer(self.prose)
+        return [(self._line(code.start()), " ".join(code[2].split())) for code in found if code[2].strip()]
 
     def links(self) -> Iterator[tuple[int, str]]:
         for link in LINK.finditer(re.sub(r"`[^`]*`", lambda code: "`" * len(code[0]), self.prose)):
