@@ -106,7 +106,7 @@ def shared_engine(kind):
 
 @pytest.fixture(scope="session")
 def short():
-    return Auditor(tokens=8_000)
+    return Auditor(tokens=5_000)
 
 
 @pytest.fixture(scope="session")
