@@ -15,7 +15,7 @@ from typing import Any
 
 from math_verify import parse, verify
 
-from rl_loop.config import Grader
+from rl_loop.task_config import Grader
 
 WRAPPING = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}|[$`]|\*\*|\\[()\[\]]")
 COMMAND = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+")

@@ -27,7 +27,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from drafters.files.text_lines import numbered_json_lines
-from rl_loop.config import TaskConfig
+from rl_loop.task_config import TaskConfig
 from rl_loop.tasks.grading import check_answer, grade
 from rl_loop.tasks.task import Split, TaskError, TaskProblem, extract_answer, problem_from_text
 from rollout_service.protocol import Message

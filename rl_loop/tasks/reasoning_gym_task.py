@@ -2,7 +2,7 @@
 
 import warnings
 
-from rl_loop.config import TaskConfig
+from rl_loop.task_config import TaskConfig
 from rl_loop.tasks.task import Split, TaskError, TaskProblem, extract_answer, problem_from_text
 
 with warnings.catch_warnings():

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from rl_loop.config import TaskConfig
+from rl_loop.task_config import TaskConfig
 from rollout_service.protocol import Message
 
 Split = Literal["train", "held_out"]

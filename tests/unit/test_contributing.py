@@ -99,7 +99,7 @@ print(type(loss).__name__, found.loss.item(), logprobs_N.grad.tolist(), found.me
 
 def test_the_task_is_configured_by_its_kind_and_grades(python):
     said = python("""
-from rl_loop.config import TaskConfig
+from rl_loop.task_config import TaskConfig
 from rl_loop.tasks import make_task
 task = make_task(TaskConfig(kind="sums"))
 problem = task.prompt("train", 10_003)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rl_loop.config import TaskConfig
+from rl_loop.task_config import TaskConfig
 from rl_loop.tasks import TaskError, make_task
 from rl_loop.tasks.task import extract_answer
 

@@ -10,7 +10,7 @@ import rl_toys as toys
 
 from drafters.files.text_lines import byte_lines, json_lines, read_text
 from drafters.training.data import read_samples
-from rl_loop.config import TaskConfig
+from rl_loop.task_config import TaskConfig
 from rl_loop.tasks import TaskError, make_task
 from rollout_service.evaluation import prompts
 

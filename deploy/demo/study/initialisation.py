@@ -14,7 +14,7 @@ from drafters.files.text_lines import json_lines
 from drafters.registry import DrafterConfig, HeadShape, LearnerKind
 from drafters.training.command import train_drafter
 from drafters.training.config import TrainDrafterConfig
-from rl_loop.config import TaskConfig
+from rl_loop.task_config import TaskConfig
 from rl_loop.tasks import TaskProblem, make_task
 
 STREAMS = 32
