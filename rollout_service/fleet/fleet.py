@@ -1,37 +1,34 @@
-"""Fleet: starts the engines, routes each group to the least loaded one, restarts dead ones, and pushes new weights.
+"""Fleet: starts the engines, restarts dead ones, and pushes new weights into them. routing.py gives them requests.
 
-- A group goes to one engine. If that engine dies, another one generates the group again, and the client only waits
-  longer.
-- An engine is in service from the moment it holds the current weights. A restarted engine loads them before it serves,
-  but never during a push.
+An engine is in service from the moment it holds the current weights. A restarted engine loads them before it serves,
+but never during a push.
 """
 
 import asyncio
 import contextlib
 import logging
-import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from drafters.files.checkpoint_folder import checkpoint_names, read_config
 from drafters.files.model_folder import resolve_model
 from drafters.registry import make_drafter
 from drafters.schedule import Range
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.asgi import ResponseStart
-from rollout_service.engine.engine import Aborted, Engine, NotStarted
+from rollout_service.engine.engine import Engine, NotStarted
 from rollout_service.engine.hardware import engine_environment, interpreter, machine_cores, resolve_device
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.kept_running import kept_running
-from rollout_service.fleet.member import EnginesDied, FleetError, GroupFailed, Member, in_words
+from rollout_service.fleet.member import FleetError, Member, in_words
 from rollout_service.fleet.pushes import Pushes
 from rollout_service.fleet.ray_cluster import start_ray
 from rollout_service.fleet.resources import check_machine, missing_is_said
-from rollout_service.protocol import DraftSchedule, Group, GroupRequest
+from rollout_service.fleet.routing import ENGINE_LOST, Routing
+from rollout_service.protocol import DraftSchedule
 from rollout_service.weights.state_folder import StateFolder
 from rollout_service.weights.versions import WeightStore
 
@@ -41,27 +38,20 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("rollout_service")
 
-ATTEMPTS = 3
-"""times a group is generated before its client learns that its engines died"""
 CHECK_EVERY = 2.0
 """seconds between checks whether an engine is alive"""
-ENGINE_WITHIN = 300.0
-"""seconds a request waits for an engine to come into service"""
 STOP_WITHIN = 10.0
 """seconds an engine has to stop by itself before its actor is killed"""
 REPORTED: set[str] = set()
 """functions of vLLM whose replacement was reported, because every engine of a machine replaces the same ones"""
-ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted)
-"""NotStarted means that Ray made a new actor before the fleet noticed the death"""
-LONGEST_REASON = 500
-"""characters of the reason why an engine refused a group, because vLLM's messages may quote a whole prompt"""
 
 
-class Fleet:
+class Fleet(Routing):
     """Use: `fleet = Fleet(config); await fleet.start(); ...; await fleet.stop()`."""
 
     def __init__(self, config: ServiceConfig, *, threads: int | None = None):
         """`threads` of each engine replaces the equal share and reserves no cores, for engines that take turns."""
+        super().__init__()
         self.device = resolve_device(config.engine.device)
         if config.ray_address is None and threads is None:
             check_machine(config, self.device)
@@ -85,16 +75,11 @@ class Fleet:
         self.alarms = Alarms(config.alarms)
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
-        self.members: list[Member] = []
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
         self.on_started: Callable[[int], None] = lambda index: None
         self.openai_schemas: dict[str, dict[str, Any]] = {}
         """schemas of the bodies of vLLM's own routes, by path"""
-        self.wasted_tokens = 0
-        """tokens of completions that were aborted by a cancellation, or by a weight update that generates them again"""
-        self._counting: set[asyncio.Task[None]] = set()
         self._watchers: list[asyncio.Task[None]] = []
-        self._change = asyncio.Condition()  # notified when an engine comes into service
 
     # --- life ---
 
@@ -191,94 +176,6 @@ class Fleet:
                 elif not member.in_service:  # Ray is still making the new actor
                     await asyncio.sleep(CHECK_EVERY)
                 member.in_service = False
-
-    # --- generation ---
-
-    async def _least_loaded(self) -> Member:
-        async with self._change:
-            try:
-                async with asyncio.timeout(ENGINE_WITHIN):  # wait_for can lose the condition's lock to a cancellation
-                    await self._change.wait_for(lambda: any(member.in_service for member in self.members))
-            except TimeoutError:
-                raise FleetError(f"no engine came into service within {ENGINE_WITHIN:.0f} s") from None
-        return min((m for m in self.members if m.in_service), key=lambda m: m.load)
-
-    async def generate(self, group: GroupRequest) -> Group:
-        """The finished group. Cancelling aborts it in the engine. Raises GroupFailed when an engine refuses it,
-        EnginesDied after ATTEMPTS deaths, and FleetError when no engine comes into service."""
-        deaths = 0
-        while deaths < ATTEMPTS:
-            member = await self._least_loaded()
-            key = f"group-{uuid.uuid4().hex}"
-            member.add_load(group.n)
-            call = asyncio.ensure_future(member.actor.generate.remote(group, key))
-            try:
-                outcome = await asyncio.shield(call)
-                if isinstance(outcome, Group):
-                    return outcome
-                self.wasted_tokens += outcome.tokens  # a weight update aborted it: generate it again
-            except asyncio.CancelledError:
-                member.actor.abort.remote(key)
-                self._count_what_it_leaves(call)
-                raise
-            except ENGINE_LOST:
-                member.in_service = False
-                deaths += 1
-            except RayTaskError as error:
-                raise GroupFailed(in_words(error)[:LONGEST_REASON]) from None
-            except RayError as error:  # the answer is lost, whatever became of the engine
-                logger.warning("engine %d: group %s: %s", member.index, group.id, in_words(error))
-                deaths += 1
-            finally:
-                member.add_load(-group.n)
-        raise EnginesDied(f"group {group.id or group.prompt_token_ids}: its engine died {ATTEMPTS} times in a row")
-
-    def _count_what_it_leaves(self, call: "asyncio.Future[Group | Aborted]") -> None:
-        async def count() -> None:
-            with contextlib.suppress(RayError):
-                outcome = await call
-                if isinstance(outcome, Aborted):
-                    self.wasted_tokens += outcome.tokens
-                else:
-                    self.wasted_tokens += sum(len(completion.token_ids) for completion in outcome.completions)
-
-        task = asyncio.create_task(count())
-        self._counting.add(task)
-        task.add_done_callback(self._counting.discard)
-
-    async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
-        """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body.
-
-        If an engine dies before the body begins, another one answers. Raises FleetError when it dies later, because
-        what was sent cannot be taken back, and after ATTEMPTS deaths.
-        """
-        for _ in range(ATTEMPTS):
-            member = await self._least_loaded()
-            member.add_load(1)
-            stream = member.actor.openai.options(num_returns="streaming").remote(method, path, headers, body)
-            start: ResponseStart | None = None
-            begun = False
-            try:
-                async for reference in stream:
-                    part = await reference
-                    if isinstance(part, ResponseStart):  # held back, so that another engine can still answer
-                        start = part
-                        continue
-                    if not begun:
-                        begun = True
-                        yield start
-                    yield part
-                if not begun:
-                    yield start
-                return
-            except ENGINE_LOST as error:
-                member.in_service = False
-                if begun:
-                    raise FleetError(f"engine {member.index} died while it answered") from error
-            finally:
-                ray.cancel(stream)
-                member.add_load(-1)
-        raise FleetError(f"the engine that answered died {ATTEMPTS} times in a row")
 
     # --- control ---
 

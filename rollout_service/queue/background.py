@@ -33,7 +33,7 @@ LOOK_EVERY = 0.5
 AGAIN_AFTER = 1.0
 """seconds after which a group that could not be written, or had no engine, is tried again"""
 ROUNDS = 3
-"""rounds after which a group is failed; in each round fleet.ATTEMPTS engines died with it. The first round may be the
+"""rounds after which a group is failed; in each round routing.ATTEMPTS engines died with it. The first round may be the
 fault of a group beside it, and the second that of the machine"""
 
 
