@@ -40,6 +40,15 @@ def first_sentence(page: Page) -> Iterator[str]:
             yield f"{page.name}:1: the page must begin with a title and one sentence"
 
 
+def wrapped_numbers(page: Page) -> Iterator[str]:
+    """A line of a paragraph that begins with a number and a full stop would begin a list."""
+    before = ""
+    for number, line in enumerate(page.prose.split("\n"), start=1):
+        if re.match(r"\d+\. ", line) and re.match(r"\w", before) and not re.match(r"\d+\. ", before):
+            yield f"{page.name}:{number}: {line[:3]!r} begins a list; wrap the line elsewhere"
+        before = line
+
+
 def toml_blocks(page: Page) -> Iterator[str]:
     for block in page.blocks_of("toml"):
         if (command := FILES.get(block.title)) is None:
@@ -169,6 +178,6 @@ def _at(page: Page, block: Block) -> str:
 
 
 CHECKS: tuple[Callable[[Page], Iterator[str]], ...] = (
-    length, first_sentence, toml_blocks, command_lines, python_blocks, formulas, links, named_files,
+    length, first_sentence, wrapped_numbers, toml_blocks, command_lines, python_blocks, formulas, links, named_files,
     routes_and_metrics,
 )  # fmt: skip
