@@ -7,7 +7,7 @@ USAGE = """usage: rollout-service COMMAND [--config FILE] [--FIELD VALUE ...] [-
 commands:
   launch    serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint
   calibrate measure what a step costs and how many drafts are accepted; choose the draft length for each batch size
-  compare   compare acceptance, speed and losslessness of drafters on one policy, side by side
+  compare   compare acceptance, speed and losslessness of drafters on one policy; exit with 1 if a row is not lossless
   audit     test, setting by setting, that drafters do not change what is sampled; exit with 1 if they do
   patches   list every function of vLLM that is replaced or wrapped, why, and whether that is still needed
 

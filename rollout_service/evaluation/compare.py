@@ -40,7 +40,7 @@ WARM_UP_TOKENS = 16
 
 def compare(config: CompareConfig) -> list[Row]:
     """Measure, print, and write compare.json, compare.md and plots to `config.output`. Exits with 1 when an engine
-    fails."""
+    fails, and after writing when a row is not lossless."""
     console = report_console()
     try:
         cells = asyncio.run(measure(config, console))
@@ -54,6 +54,8 @@ def compare(config: CompareConfig) -> list[Row]:
         ray.shutdown()
     rows = judge(config, cells, console)
     write_report(rows, config, console)
+    if not all(row.is_lossless for row in rows):
+        sys.exit(1)
     return rows
 
 

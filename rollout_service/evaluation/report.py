@@ -9,10 +9,9 @@ from rich.table import Table
 
 from drafters.registry import KINDS
 from rollout_service.evaluation.compare_config import CompareConfig
-from rollout_service.evaluation.rows import Row
+from rollout_service.evaluation.rows import Z_LIMIT, Row
 from rollout_service.evaluation.short_names import short_names
 
-Z_LIMIT = 4.0
 COLUMNS = (
     "drafter", "model", "k", "drafts", "verified", "streams", "acceptance length", "rate", "by position", "tokens/s",
     "speed-up", "z", "tokens",
@@ -29,7 +28,7 @@ def write_report(rows: list[Row], config: CompareConfig, console: Console) -> No
     plot_acceptance(rows, config)
     plot_speed(rows, config)
     console.print(terminal_table(rows, config))
-    failed = [row for row in rows if abs(row.z) >= Z_LIMIT]
+    failed = [row for row in rows if not row.is_lossless]
     fewest = min(row.tokens for row in rows)
     console.print(
         f"[bold red]{len(failed)} row(s) are not lossless: |z| is {Z_LIMIT:.0f} or more[/]"
@@ -70,7 +69,7 @@ def terminal_table(rows: list[Row], config: CompareConfig) -> Table:
     names = short_names(row.model for row in rows)
     for row in rows:
         values = cells(row, names)
-        table.add_row(*(values[i] for i in shown), style=None if abs(row.z) < Z_LIMIT else "red")
+        table.add_row(*(values[i] for i in shown), style=None if row.is_lossless else "red")
     return table
 
 

@@ -9,6 +9,9 @@ from drafters.acceptance import Acceptance, length_interval, total
 from drafters.registry import DrafterConfig
 from rollout_service.protocol import Group
 
+Z_LIMIT = 4.0
+"""a correct sampler's |z| is larger once in 16,000 rows"""
+
 
 class Row(BaseModel):
     """One row of compare.json. Intervals are 95 % confidence intervals. Ratios are ratios of sums."""
@@ -37,6 +40,11 @@ class Row(BaseModel):
     z: float
     """the losslessness score, which is standard normal for a correct sampler"""
     tokens: int
+
+    @property
+    def is_lossless(self) -> bool:
+        """As far as its tokens can tell."""
+        return abs(self.z) < Z_LIMIT
 
 
 @dataclass

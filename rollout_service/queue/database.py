@@ -95,7 +95,7 @@ class QueueDatabase:
             for table, columns in _columns(fresh).items()
         )
         if (number or UNNUMBERED) != FORMAT or not fits:
-            raise OtherFormat(file, number, FORMAT, INSTEAD)
+            raise OtherFormat(file, number if fits else f"{number} with other columns", FORMAT, INSTEAD)
 
     def _take_over_older_file(self, execute: Any) -> None:
         """Convert a file of version 0.1.0, which kept acknowledged groups among the others, and no digests."""

@@ -46,9 +46,10 @@ class StateFolder:
     def _check_format(self, file: Path) -> None:
         """Raises OtherFormat, and leaves the folder as it was."""
         number = int(file.read_text(encoding="utf-8")) if file.is_file() else 0
-        fits = all(KEPT.fullmatch(kept.name) for kept in self.weights.glob("[!.]*"))
-        if (number or UNNUMBERED) != FORMAT or not fits:
-            raise OtherFormat(self.folder, number, FORMAT, INSTEAD)
+        strange = [kept.name for kept in self.weights.glob("[!.]*") if not KEPT.fullmatch(kept.name)]
+        if (number or UNNUMBERED) != FORMAT or strange:
+            found = f"{number} with weights/{min(strange)}" if strange else number
+            raise OtherFormat(self.folder, found, FORMAT, INSTEAD)
         if number != FORMAT:
             with replacing(file) as partial:
                 partial.write_text(f"{FORMAT}\n", encoding="utf-8")

@@ -1,5 +1,7 @@
 """Rows of the comparison: ratios of sums, speed relative to the same round's baseline, and their keys."""
 
+import asyncio
+import contextlib
 import json
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from drafters.registry import DrafterConfig
+from rollout_service.evaluation import compare as comparing
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.report import drafters_of, label, markdown, plot_acceptance, plot_speed, style
@@ -109,6 +112,22 @@ def test_two_heads_of_one_kind_have_different_names_in_plots(tmp_path, monkeypat
     plot_acceptance(rows, config)
     plot_speed(rows, config)
     assert drawn == ["eagle3 first/head, k=3", "eagle3 second/head, k=3"] * 2
+
+
+@pytest.mark.parametrize(("z", "code"), [(-4.1, 1), (3.9, None)])
+def test_a_comparison_with_a_row_that_is_not_lossless_is_written_and_exits_with_1(z, code, tmp_path, monkeypatch):
+    cell = Cell(DrafterConfig(), 4)
+    cell.add_round([group(100, None)], 2.0)
+    row = cell.row(None, z)
+    monkeypatch.setattr(comparing, "measure", lambda config, console: asyncio.sleep(0))
+    monkeypatch.setattr(comparing, "judge", lambda *_: [row])
+    prompts = POLICY.parents[1] / "prompts.jsonl"
+    config = CompareConfig(model=str(POLICY), prompts=prompts, drafters=[], output=tmp_path / "compare")
+    ended = pytest.raises(SystemExit) if code else contextlib.nullcontext()
+    with ended as exited:
+        comparing.compare(config)
+    assert json.loads((config.output / "compare.json").read_text())[0]["z"] == z
+    assert not code or exited.value.code == code
 
 
 def test_a_short_name_is_the_shortest_unique_end_of_a_path():

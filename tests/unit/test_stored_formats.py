@@ -171,19 +171,19 @@ def test_a_queue_from_before_formats_had_numbers_is_read_and_numbered(kept, numb
 
 
 @pytest.mark.parametrize(
-    ("number", "statement"),
+    ("number", "statement", "found"),
     [
-        (database.FORMAT + 1, "SELECT 1"),
-        (0, "ALTER TABLE groups RENAME COLUMN oldest TO version"),
-        (database.FORMAT, "ALTER TABLE requests ADD COLUMN more TEXT"),
+        (database.FORMAT + 1, "SELECT 1", f"format {database.FORMAT + 1}"),
+        (0, "ALTER TABLE groups RENAME COLUMN oldest TO version", "format 0 with other columns"),
+        (database.FORMAT, "ALTER TABLE requests ADD COLUMN more TEXT", f"format {database.FORMAT} with other columns"),
     ],
 )
-def test_a_queue_of_another_format_is_refused_in_a_line_and_left_as_it_is(kept, number, statement):
+def test_a_queue_of_another_format_is_refused_in_a_line_and_left_as_it_is(kept, number, statement, found):
     change(kept, statement, f"PRAGMA user_version = {number}")
     before = kept.read_bytes()
     with pytest.raises(OtherFormat, match="move it away") as refused:
         BatchQueue(kept, capacity=9, disk_mib=1)
-    assert str(refused.value).startswith(f"{kept} has format {number}, and this version reads format {database.FORMAT}")
+    assert str(refused.value).startswith(f"{kept} has {found}, and this version reads format {database.FORMAT}: ")
     assert "\n" not in str(refused.value)
     assert kept.read_bytes() == before
 
@@ -227,14 +227,21 @@ def test_a_new_state_folder_has_what_the_kept_one_has(folder, tmp_path):
         )
 
 
-@pytest.mark.parametrize(("number", "name"), [(2, "policy-12.json"), (0, "policy-12.owner"), (1, "target-12.json")])
-def test_a_state_folder_of_another_format_is_refused_in_a_line_and_left_as_it_is(folder, number, name):
+@pytest.mark.parametrize(
+    ("number", "name", "found"),
+    [
+        (2, "policy-12.json", "2"),
+        (0, "policy-12.owner", "0 with weights/policy-12.owner"),
+        (1, "target-12.json", "1 with weights/target-12.json"),
+    ],
+)
+def test_a_state_folder_of_another_format_is_refused_in_a_line_and_left_as_it_is(folder, number, name, found):
     (folder / "format").write_text(f"{number}\n")
     (folder / "weights" / name).touch()
     before = sorted(folder.rglob("*"))
     with pytest.raises(OtherFormat, match="choose another folder") as refused:
         StateFolder(folder)
-    assert str(refused.value).startswith(f"{folder} has format {number}, and this version reads format 1: ")
+    assert str(refused.value).startswith(f"{folder} has format {found}, and this version reads format 1: ")
     assert sorted({*folder.rglob("*")} - {folder / "lock"}) == before
 
 
