@@ -32,6 +32,7 @@ def group_of(item: pytest.Item) -> str:
     return item.path.stem
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of one group run in one process, one after the other."""
     items.sort(key=group_of)

@@ -80,6 +80,15 @@ def assert_told_that_it_stops(rollout, completion, stream):
         assert "stopping" in error["message"]
 
 
+def streamed(http, body, all_begun):
+    """The events of a streamed completion. It waits at the first one until all streams have begun."""
+    with http.stream("POST", "/v1/completions", json=body | {"stream": True}) as answer:
+        lines = (line for line in answer.iter_lines() if line)
+        first = next(lines)
+        all_begun.wait()
+        return [first, *lines]
+
+
 def test_openai_requests_outlive_an_engine_or_say_that_it_died():
     """One of two engines is killed while it answers both kinds of requests."""
     flags = ("--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--engines", "2")
@@ -88,15 +97,16 @@ def test_openai_requests_outlive_an_engine_or_say_that_it_died():
         http.post("/v1/completions", json=body).raise_for_status()
         with ThreadPoolExecutor(12) as pool:
             whole = [pool.submit(http.post, "/v1/completions", json=body | {"n": 16}) for _ in range(6)]
-            streams = [pool.submit(http.post, "/v1/completions", json=body | {"stream": True}) for _ in range(6)]
-            time.sleep(1.0)
+            all_begun = threading.Barrier(7, timeout=60)
+            streams = [pool.submit(streamed, http, body, all_begun) for _ in range(6)]
+            all_begun.wait()
             find_child(process, "EngineCore").kill()
             time.sleep(0.5)
             assert http.get("/health").status_code == 200
             assert http.get("/v1/models").json()["data"][0]["id"] == "demo-policy"
             assert http.get("/metrics").status_code == http.get("/v1/speculation").status_code == 200
         assert [answer.result().status_code for answer in whole] == [200] * 6
-        events = [stream.result().text.rstrip().split("\n\n") for stream in streams]
+        events = [stream.result() for stream in streams]
         broken = [lines for lines in events if lines[-1] != "data: [DONE]"]
         assert 0 < len(broken) < 6
         assert all(lines[-1].startswith('data: {"error": {"message": ') for lines in broken)
