@@ -16,8 +16,8 @@ endif
 FAULTS ?= 100
 TOPICS := lossless drafters queue weights http fleet engine trainer losses tasks config documents
 UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
-# Tests that share a service or an engine run in one process (tests/integration/conftest.py).
-INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --dist loadgroup --durations 12
+# Tests that share a service or an engine run in the same process (tests/integration/conftest.py).
+INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --durations 12
 
 .PHONY: help venv docs demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
 .PHONY: lint format clean

@@ -3,10 +3,13 @@
 import json
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from engines import MODELS, Kept, launched
 from over_http import policy_tensors
+from xdist.scheduler import LoadScopeScheduling
 
 from rollout_service.client import RolloutClient
 
@@ -21,23 +24,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 KINDS = "ngram", "draft_model", "eagle3", "mtp"
 BY_KIND = "test_idle_drafter", "test_lossless", "test_schedule"
 """files whose tests share an engine of a kind of drafter; the MTP head's where no kind is named"""
+OVER_HTTP = "test_asynchronous", "test_commands", "test_pushes", "test_service"
+"""files whose tests share a service"""
 
 
-def group_of(item: pytest.Item) -> str:
-    if "service" in getattr(item, "fixturenames", ()):
-        return "service"
-    if item.path.stem in BY_KIND:
-        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
-        return f"engine of {next((kind for kind in KINDS if kind in parameters), 'mtp')}"
-    return item.path.stem
+def group_of(nodeid: str) -> str:
+    """The tests of one group run in one process, one after the other. Elsewhere a group is a file."""
+    path, _, name = nodeid.partition("::")
+    file = Path(path).stem
+    if file in BY_KIND:
+        parameters = name.partition("[")[2].rstrip("]").split("-")
+        return next((kind for kind in KINDS if kind in parameters), "mtp")
+    return "service" if file in OVER_HTTP else file
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class ByGroup(LoadScopeScheduling):
+    """xdist's own `loadgroup` does not group with pytest 9: it renames tests, and pytest keeps their names."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group_of(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
+    return ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of one group run in one process, one after the other."""
-    items.sort(key=group_of)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group_of(item)))
+    items.sort(key=lambda item: group_of(item.nodeid))
 
 
 @pytest.fixture(scope="session", autouse=True)
