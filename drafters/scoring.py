@@ -91,7 +91,7 @@ def kept_tokens(scaled_NV: Tensor, *, top_p: float, top_k: int) -> Tensor:
 class SurprisalSums(BaseModel):
     """Sums over tokens for z = sum(surprisal - entropy) / sqrt(sum of the variances of surprisal).
 
-    Under a correct sampler z is standard normal. |z| above 4 means that another distribution was sampled.
+    Under a correct sampler z is close to standard normal: |z| is above 4 about once in 16,000 times.
     """
 
     tokens: int = 0

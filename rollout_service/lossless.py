@@ -1,8 +1,8 @@
 """Lossless sampling: the one list of parameters that are refused because drafted tokens would not follow them.
 
-Every route checks requests against it. `rollout-service launch --help` and GET /docs print it, and a test compares the
-README with it. Each entry says why, and what to use instead. The range of a parameter is part of its type (protocol/),
-and is the same with and without a drafter.
+Every route checks requests against it. `rollout-service launch --help` and GET /docs print it, and a test compares
+docs/losslessness.md with it. Each entry says why, and what to use instead. The range of a parameter is part of its type
+(protocol/), and is the same with and without a drafter.
 """
 
 from collections.abc import Iterator, Mapping

@@ -12,13 +12,38 @@ GROUPS = {
     "What vLLM lacks, where it is used": table.ELSEWHERE,
 }
 
+STILL_NEEDED = """## Is a patch still needed?
+
+A *self-test* tries vLLM's function on a few numbers, without the patch. If vLLM has no such function, the self-test
+fails until it has one. `rollout-service patches` prints one of these for each patch:
+
+| it prints | meaning |
+|---|---|
+| `fails without it here` | The patch is needed on this machine. |
+| `PASSES WITHOUT IT here` | vLLM is right on this machine. If it is on every device of the patch, delete the patch. |
+| `checks only that vLLM's functions are those …` | There is no self-test. Run the test. |
+
+A *test* starts an engine, and fails without the patch. To try a new vLLM, let the function that applies the patch
+return at once (it is in the file that the patch names). Then run the test, such as:
+
+```sh
+python -m pytest -n 0 tests/integration/test_core_server.py -k test_vllm_takes_its_core_process_from_it
+```
+
+If the test passes all the same, delete the patch: its code, and its name in the table. The test of
+`Scheduler.update_from_output` takes the patch out itself. Its last line fails once vLLM does not need the patch.
+
+*When* says on which device a patch acts. On a GPU, vLLM has another model runner (V2). No patch changes that one."""
+"""how to find out, after an upgrade of vLLM, that a patch can go"""
+
 
 def page() -> str:
     parts = [
         fill(
             "`rollout-service patches` prints the same and runs each self-test on your machine. An engine does not "
             "start with a vLLM that a patch was not written for, and the error names the function."
-        )
+        ),
+        STILL_NEEDED,
     ]
     for group, patches in GROUPS.items():
         parts += [f"## {group}", *map(_section, patches)]
@@ -36,7 +61,7 @@ def _section(patch: Patch) -> str:
         facts["Self-test"] = f"`{patch.is_right.__name__}`"
     if patch.shown_by:
         file, test = patch.shown_by.split("::")
-        facts["Test"] = f"`{test}` in [{file}]({TO_ROOT}/{file})"
+        facts["Test"] = f"`{test}` in [{file}]({TO_ROOT}/{file}) fails without the patch"
     facts["Unneeded when"] = marked(patch.unneeded)
     facts["File"] = f"[{patch.file}]({TO_ROOT}/{patch.file})"
     heading = ".".join(patch.name.split(".")[-2:])

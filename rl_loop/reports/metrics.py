@@ -107,7 +107,7 @@ class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap, Up
     entropy: float
     """mean over tokens, in nats"""
     z: float
-    """surprisal z of the step's tokens that the trained policy sampled; a correct sampler gives a standard normal"""
+    """surprisal z of the step's tokens that the trained policy sampled; about standard normal if all is right"""
     z_running: float
     """the same over all steps so far"""
     tokens_per_second: float

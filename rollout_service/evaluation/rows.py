@@ -38,7 +38,7 @@ class Row(BaseModel):
     speedup: float | None
     """median over rounds of the speed relative to `none` in the same round; None without such a baseline"""
     z: float
-    """the losslessness score, which is standard normal for a correct sampler"""
+    """the losslessness score, which is close to standard normal for a correct sampler"""
     tokens: int
 
     @property

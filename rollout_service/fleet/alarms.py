@@ -1,10 +1,13 @@
 """Alarms for a stale, half-loaded or outdated drafter: samples stay right and only come slower, so nobody would notice.
 
-An alarm is raised after a push when
+An alarm is raised at a push when
 - an engine read other bytes than were sent, and so refused them;
 - an update differs from what was in service, but changes nothing that an engine's kernels hold;
-- a new drafter version does not differ from the one before;
-- the acceptance rate is much lower than with the versions before, once enough draft steps are counted.
+- a new drafter version does not differ from the one before.
+
+One is also raised when the acceptance rate is much lower than with the pair of versions just before, once enough draft
+steps are counted. `check_acceptance` finds it: GET /metrics, GET /v1/speculation and the end of a rollout stream call
+it. A slow decline over many versions raises none.
 
 An alarm is raised once for its versions. It is a log line, an increment of the counter
 `rollout_speculation_alarms_total{kind}`, and an entry of GET /v1/speculation, which shows the newest ALARMS_KEPT.

@@ -14,6 +14,7 @@ MEANINGS = {
     400: "The request is wrong; the body names the wrong fields and says what to do",
     401: "The token is missing or wrong",
     404: "There is no such model, lease or weight set",
+    405: "The path does not take this method; the header Allow names those that it takes",
     408: "The body arrived too slowly",
     409: "The request contradicts what the service already holds",
     413: "The body is larger than the limit",

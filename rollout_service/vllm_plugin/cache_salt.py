@@ -26,7 +26,7 @@ def salt_prompts(llm: Any, version: Callable[[], int]) -> None:
 CACHE_SALT = Patch(
     NAME,
     "prompts that come after a push find prefixes that were cached under the version before",
-    when='on the engine\'s own object, with weights.running = "keep" and weights.kv_cache = "keep"',
+    when='on the engine\'s own object, on every device, with weights.running = "keep" and weights.kv_cache = "keep"',
     unneeded="vLLM's prefix cache tells versions of the weights apart",
     apply=salt_prompts,
     shown_by="tests/integration/test_pushes.py::test_what_begins_after_a_push_does_not_meet_a_kept_cache_on_any_route",

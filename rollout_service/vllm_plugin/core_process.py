@@ -94,7 +94,7 @@ def fork_core_process() -> None:
 CORE_PROCESS = Patch(
     NAME,
     "it returns a context that spawns the core process, which then imports vLLM again and starts seconds later",
-    when="in each engine's actor, before it starts vLLM",
+    when="in each engine's actor, on every device, before it starts vLLM",
     unneeded="vLLM can be told how to start its core process",
     apply=fork_core_process,
     shown_by="tests/integration/test_core_server.py::test_vllm_takes_its_core_process_from_it",

@@ -14,7 +14,7 @@ APPLIED: list[str] = []
 class Patch:
     """A row of the table (table.py).
 
-    A self-test runs the function on a few numbers. It decides whether the patch is applied, and so tells when it is no
+    A self-test tries the function on a few numbers. It decides whether the patch is applied, and so tells when it is no
     longer needed. If only a running engine shows the effect, an integration test fails without the patch instead.
     """
 

@@ -34,7 +34,7 @@ def refuse_what_cannot_be_sent(llm: Any) -> None:
 UNSENDABLE = Patch(
     NAME,
     "it raises EngineGenerateError, which the routes answer with 500, for a request that cannot be sent to the core",
-    when="on the engine's own object, once vLLM's routes are used",
+    when="on the engine's own object, on every device, once vLLM's routes are used",
     unneeded="vLLM's routes answer such a request with 400",
     apply=refuse_what_cannot_be_sent,
     shown_by="tests/integration/test_service.py::test_what_cannot_be_sent_to_vllms_core_is_a_wrong_request",

@@ -53,9 +53,9 @@ average {length:.1f} tokens.
 
 ## Drafters
 Each drafter was trained on {samples} samples of the policy for the training prompts at temperature 1. Training took
-{steps} steps of {drafter_batch} samples with AdamW, a cosine schedule with peak learning rate {learning_rate}, and seed
-{seed}. The loss is {loss} over {draft_steps} draft steps. Each draft step has {step_decay} times the weight of the step
-before it.
+{steps} steps of {drafter_batch} samples with AdamW, a cosine schedule with peak learning rate {learning_rate}, and
+seed {seed}. The loss is {loss} over {draft_steps} draft steps. Each draft step has {step_decay} times the weight of the
+step before it.
 
 Acceptance is predicted on samples for the held-out prompts, with {draft_tokens} probabilistic draft tokens at
 temperature 1:

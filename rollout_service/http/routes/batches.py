@@ -74,9 +74,9 @@ async def lease(request: Request, body: LeaseRequest) -> Batch:
     """Lease finished groups, none older than the bound. After the wait there may be fewer than asked for; `short` says
     why.
 
-    The run's failed groups come under the same lease, which may hold only failed groups. A failed group does not cut a
-    batch short. It ends the wait only when no other group of the run is still to come. A client that wants to learn of
-    failures sooner asks for a shorter wait.
+    The run's failed groups come under the same lease, which may hold only failed groups. After a failure the call still
+    waits for the other groups of the run. When none of them is to come, it answers at once. A client that wants to
+    learn of failures sooner asks for a shorter wait.
     """
     generation = background(request)
     deadline = time.monotonic() + body.wait

@@ -1,5 +1,6 @@
 """Patches for sampling and verification: functions that sample from a wrong distribution, or end the engine."""
 
+from dataclasses import replace
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -124,11 +125,16 @@ SAMPLING = [
         no_drafts_is_right,
         replace_sampling_constraints,
     ),
-    defect(
-        NAME,
-        "its CPU kernel passes on drafts that are not tokens (-1), which it should refuse",
-        rejection_sample_is_right,
-        replace_rejection_sample,
+    replace(
+        defect(
+            NAME,
+            "its CPU kernel passes on drafts that are not tokens (-1), which it should refuse",
+            rejection_sample_is_right,
+            replace_rejection_sample,
+        ),
+        when="on a CPU: when the plugin is loaded, if it fails its self-test, and always with "
+        "`drafter.verification` standard or block",
+        unneeded="it passes its self-test, and vLLM has block verification on a CPU",
     ),
     defect(
         "vllm.v1.worker.gpu_model_runner.GPUModelRunner._bookkeeping_sync",
