@@ -1,6 +1,11 @@
 """Page of patches, docs/reference/patches.md: the functions of vLLM that are replaced or wrapped, and why."""
 
+import tomllib
+from collections import Counter
+
 from generate.markdown import compose, fill, marked
+from generate.markdown import table as markdown_table
+from generate.tree import ROOT
 from rollout_service.vllm_plugin import table
 from rollout_service.vllm_plugin.patch import Patch
 
@@ -23,8 +28,9 @@ fails until it has one. `rollout-service patches` prints one of these for each p
 | `PASSES WITHOUT IT here` | vLLM is right on this machine. If it is on every device of the patch, delete the patch. |
 | `checks only that vLLM's functions are those …` | There is no self-test. Run the test. |
 
-A *test* starts an engine, and fails without the patch. To try a new vLLM, let the function that applies the patch
-return at once (it is in the file that the patch names). Then run the test, such as:
+A *test* starts an engine, and fails without the patch. To see whether a new vLLM still needs the patch, write `return`
+as the first line of the function that the table lists under "applied by" (for a class, of its `__init__`). Then run the
+test, such as:
 
 ```sh
 python -m pytest -n 0 tests/integration/test_core_server.py -k test_vllm_takes_its_core_process_from_it
@@ -33,12 +39,27 @@ python -m pytest -n 0 tests/integration/test_core_server.py -k test_vllm_takes_i
 If the test passes all the same, delete the patch: its code, and its name in the table. The test of
 `Scheduler.update_from_output` takes the patch out itself. Its last line fails once vLLM does not need the patch.
 
+To take another vLLM:
+
+1. Change vLLM's version in `pyproject.toml`, and run `make venv`.
+2. Run `rollout-service patches`, and the test of each patch that has no self-test.
+3. Run `make test`. An error `… was written for … and must be adapted` names a function that has changed.
+
 *When* says on which device a patch acts. On a GPU, vLLM has another model runner (V2). No patch changes that one."""
 """how to find out, after an upgrade of vLLM, that a patch can go"""
 
 
 def page() -> str:
+    """Raises AssertionError if two patches have the same heading."""
+    names = Counter(map(_short, table.PATCHES))
+    headings = {id(p): _short(p) if names[_short(p)] == 1 else f"{_short(p)} ({_module(p)})" for p in table.PATCHES}
+    assert len(set(headings.values())) == len(table.PATCHES), "two patches have the same heading"
     parts = [
+        fill(f"The patches are for vLLM {_vllm_version()}. The table lists them, and a section says more about each."),
+        markdown_table(
+            ["function of vLLM", "patch", "applied by", "device", "self-test"],
+            [_row(p, headings[id(p)]) for p in table.PATCHES],
+        ),
         fill(
             "`rollout-service patches` prints the same and runs each self-test on your machine. An engine does not "
             "start with a vLLM that a patch was not written for, and the error names the function."
@@ -46,7 +67,7 @@ def page() -> str:
         STILL_NEEDED,
     ]
     for group, patches in GROUPS.items():
-        parts += [f"## {group}", *map(_section, patches)]
+        parts += [f"## {group}", *(_section(patch, headings[id(patch)]) for patch in patches)]
     return compose(
         "Patches of vLLM",
         "Every function of vLLM that is replaced or wrapped: why, when, how it is tested, and when the patch can go.",
@@ -55,7 +76,31 @@ def page() -> str:
     )
 
 
-def _section(patch: Patch) -> str:
+def _short(patch: Patch) -> str:
+    return ".".join(patch.name.split(".")[-2:])
+
+
+def _module(patch: Patch) -> str:
+    return patch.file.split("/")[-1].removesuffix(".py")
+
+
+def _vllm_version() -> str:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    (version,) = {
+        package.split("==")[1] for extra in extras.values() for package in extra if package.startswith("vllm")
+    }
+    return version
+
+
+def _row(patch: Patch, heading: str) -> list[str]:
+    anchor = "".join(c for c in heading.lower().replace(" ", "-") if c.isalnum() or c in "-_")
+    device = "CPU" if "on a CPU" in patch.when else "every device"
+    test = f"`{patch.is_right.__name__}`" if patch.is_right is not None else "none: run its test"
+    file = f"[{_module(patch)}]({TO_ROOT}/{patch.file})"
+    return [f"[{heading}](#{anchor})", file, f"`{patch.apply.__name__}`", device, test]
+
+
+def _section(patch: Patch, heading: str) -> str:
     facts = {"Function": f"`{patch.name}`", "Why": marked(patch.reason), "When": marked(patch.when)}
     if patch.is_right is not None:
         facts["Self-test"] = f"`{patch.is_right.__name__}`"
@@ -64,5 +109,4 @@ def _section(patch: Patch) -> str:
         facts["Test"] = f"`{test}` in [{file}]({TO_ROOT}/{file}) fails without the patch"
     facts["Unneeded when"] = marked(patch.unneeded)
     facts["File"] = f"[{patch.file}]({TO_ROOT}/{patch.file})"
-    heading = ".".join(patch.name.split(".")[-2:])
     return "\n".join([f"### {heading}", "", *(f"- {name}: {said}" for name, said in facts.items())])
