@@ -30,6 +30,17 @@ from drafters.files.toml_file import read_toml
 from drafters.wrong_fields import did_you_mean, new_name, wrong_fields
 
 
+def _is_file(path: Path) -> Path:
+    path = in_home(path)
+    if not path.is_file():
+        raise ValueError("no such file")
+    return path
+
+
+ExistingFile = Annotated[Path, AfterValidator(_is_file)]
+"""pydantic's FilePath does not know `~`"""
+
+
 class Section(BaseModel):
     """A part of a configuration. A docstring under a field is its help text; unknown names are errors."""
 

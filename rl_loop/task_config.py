@@ -3,10 +3,10 @@
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, FilePath, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import CliImplicitFlag
 
-from drafters.settings import Section
+from drafters.settings import ExistingFile, Section
 from rl_loop.custom_function import PATH
 
 TASKS = {
@@ -31,10 +31,10 @@ class TaskConfig(Section):
     """reasoning_gym: the dataset's own parameters"""
     size: int = Field(default=1_000_000, ge=1)
     """reasoning_gym: problems in each split; training starts over after the last one"""
-    path: FilePath | None = None
+    path: ExistingFile | None = None
     """jsonl: the file of prompts; each line is a JSON object with `answer`, and with `prompt` (text or messages) or
     `messages`"""
-    held_out_path: FilePath | None = None
+    held_out_path: ExistingFile | None = None
     """jsonl: the file of held-out prompts; if it is not set, the last tenth of `path` is held out"""
     seed: int = Field(default=0, ge=0)
     """reasoning_gym: selects the problems; jsonl: selects their order"""

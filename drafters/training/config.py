@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, FilePath, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import CliImplicitFlag
 
 from drafters.files.home import in_home
 from drafters.registry import HeadShape, LearnerKind
-from drafters.settings import Section, Threads
+from drafters.settings import ExistingFile, Section, Threads
 
 Objective = Literal["soft_cross_entropy", "total_variation", "top_k"]
 
@@ -61,7 +61,7 @@ class TrainDrafterConfig(Section):
     """the kind of drafter; mtp only for architectures for which vLLM serves an MTP head (qwen3_next)"""
     policy: str
     """the policy: a folder or a Hugging Face name"""
-    data: FilePath
+    data: ExistingFile
     """JSON lines: groups as POST /v1/rollouts returns them, or objects with one of these: `prompt_token_ids` and
     `response_token_ids`; `prompt` (text or messages) and `response`; `messages`; `text`. Or a plain text file (.txt)"""
     out: Path

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from allpairspy import AllPairs
-from pydantic import Field, FilePath, model_validator
+from pydantic import Field, model_validator
 
 from drafters.drafter import DraftSampling, VerificationChoice
 from drafters.registry import DrafterConfig, make_drafter
-from drafters.settings import Section
+from drafters.settings import ExistingFile, Section
 from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.evaluation.cut import Cut
@@ -61,7 +61,7 @@ class AuditConfig(WithToken, Section):
     """length of every response; short responses hold more tokens that the policy is unsure of"""
     contexts: int = Field(default=16, ge=1)
     """number of prompts; one in eight is so long that its responses end at the context limit"""
-    prompts: FilePath | None = None
+    prompts: ExistingFile | None = None
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`. After real prompts whole drafts are accepted more
     often, so the bonus token is tested more. When not given, each prompt is a few random tokens: the policy is unsure
     after them, so the test is sharper"""

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from pydantic import Field, FilePath, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from drafters.registry import DrafterConfig, make_drafter
-from drafters.settings import Section
+from drafters.settings import ExistingFile, Section
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.protocol import Temperature
 
@@ -18,7 +18,7 @@ class CalibrateConfig(Section):
     engine: EngineConfig = EngineConfig()
     drafter: DrafterConfig
     """`draft_tokens` is the longest draft that is measured; `schedule` is not used"""
-    prompts: FilePath
+    prompts: ExistingFile
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`; acceptance is measured on responses to them"""
     batch_sizes: list[PositiveInt] = Field(default=[1, 2, 4, 8, 16, 32, 64], min_length=1)
     """numbers of completions that run at a time; those above engine.max_num_seqs are left out"""

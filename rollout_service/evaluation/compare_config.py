@@ -3,11 +3,11 @@
 from itertools import product
 from pathlib import Path
 
-from pydantic import Field, FilePath, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from drafters.drafter import DraftSampling, VerificationChoice
 from drafters.registry import DrafterConfig, make_drafter
-from drafters.settings import Section
+from drafters.settings import ExistingFile, Section
 from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
@@ -40,7 +40,7 @@ class CompareConfig(WithToken, Section):
     """draft lengths (k) of every drafter that gives none itself"""
     concurrency: list[PositiveInt] = Field(default=[16], min_length=1)
     """numbers of completions that run at the same time"""
-    prompts: FilePath
+    prompts: ExistingFile
     """JSON lines with `prompt`, `messages` or `prompt_token_ids`"""
     response_tokens: int = Field(default=64, ge=1)
     """length of every response; the end of sequence does not end it, so that all rows do the same work"""

@@ -118,7 +118,7 @@ def test_the_drafter_learns_and_every_push_holds_what_the_engine_loads(name, kin
     loop = run(settings(tmp_path / "run", kind, folder), model, source)
     before = load_learner(kind, folder, model()).checkpoint()
     assert all(torch.equal(before[name], tensor) for name, tensor in source.pushed[0].items()), "as in the checkpoint"
-    assert [pushed.keys() for pushed in source.pushed] == [before.keys()] * 4
+    assert [pushed.keys() for pushed in source.pushed] == [before.keys()] * 5, "before each step, and at the end"
     changed = [n for n in before if before[n].is_floating_point() and not torch.equal(before[n], source.pushed[3][n])]
     assert changed
     assert not any("embed_tokens" in name for name in changed if kind == "eagle3")
