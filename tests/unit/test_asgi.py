@@ -74,7 +74,7 @@ async def test_closing_ends_a_handler_that_the_application_waits_for_in_a_second
     first = asyncio.create_task(anext(asgi.call(app, "POST", "/", {}, b"")))
     await begun.wait()
     first.cancel()
-    await asyncio.wait_for(ended.wait(), 1)
+    assert await asyncio.wait_for(ended.wait(), 1), "within a second"
 
 
 async def test_an_error_that_was_answered_is_a_complete_answer_and_any_other_is_raised():

@@ -33,8 +33,7 @@ def test_a_row_is_complete_and_names_an_existing_test(row):
 
 
 def test_the_installed_vllm_is_the_one_that_every_patch_was_written_for():
-    for row in table.PATCHES:
-        row.check()
+    assert [row.check() for row in table.PATCHES] == [None] * len(table.PATCHES)  # raises for another one
 
 
 @pytest.mark.parametrize("row", [row for row in table.PATCHES if row.relies_on], ids=lambda row: row.name)

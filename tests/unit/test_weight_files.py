@@ -136,8 +136,9 @@ def test_a_buffer_that_no_engine_loads_is_not_expected_but_may_be_pushed(policy,
     write_index(policy)
     store = WeightStore(policy, make_drafter(DrafterConfig(kind="mtp")), "float32")
     try:
+        assert buffer not in store.sets["policy"].expected
         for tensors in (PUSHED, PUSHED | {buffer: torch.zeros(2)}):
-            store.sets["policy"].check(1, pushed(store, tensors))
+            store.sets["policy"].check(1, pushed(store, tensors))  # raises where they do not fit
     finally:
         store.close()
 

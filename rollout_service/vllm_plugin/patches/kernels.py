@@ -52,8 +52,8 @@ def replace_rebind_kernels() -> None:
 KERNELS = [
     defect(
         "vllm.triton_utils.dispatcher._rebind_kernels",
-        "it fails on modules that hold objects without a plain __dict__ (llvmlite's, once n-grams have loaded it), so "
-        "the CPU kernels of a second engine in a process cannot be registered",
+        "it fails on modules that hold objects without a plain __dict__, such as llvmlite's, which n-grams load. The "
+        "CPU kernels of a second engine in a process cannot be registered then",
         kernels_are_rebound,
         replace_rebind_kernels,
     ),
