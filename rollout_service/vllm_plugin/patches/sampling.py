@@ -114,8 +114,8 @@ def replace_bookkeeping() -> None:
 SAMPLING = [
     defect(
         "vllm.v1.sample.rejection_sampler.expand_batch_to_tokens",
-        "its CPU kernel writes to a copy unless the values are int64. Draft positions are then divided by uninitialised "
-        "memory, and tokens follow a wrong distribution at every temperature except 0",
+        "its CPU kernel writes to a copy unless the values are int64. Draft positions are then divided by "
+        "uninitialised memory, and tokens follow a wrong distribution at every temperature except 0",
         expand_is_right,
         replace_expand,
     ),
