@@ -67,8 +67,8 @@ class Routes(Section):
     concurrent_when_busy: list[int] = Field(default=[16], min_length=0)
     """the same, while another process keeps one core busy"""
     response_tokens: int = Field(default=72, ge=1)
-    responses: int = Field(default=64, ge=1)
-    """responses of each arm in a round, in waves of concurrent requests"""
+    waves: int = Field(default=3, ge=1)
+    """waves of concurrent requests, of each arm in a round"""
     rounds: int = Field(default=8, ge=1)
 
 

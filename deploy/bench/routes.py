@@ -60,21 +60,20 @@ async def _measure(config: BenchConfig, kind: str, url: str, stock_url: str) -> 
             task = bar.add_task(f"routes, {kind}", total=plan.rounds * len(cases) * len(arms))
             for round in range(-1, plan.rounds):  # round -1 warms up
                 for n, busy in cases:
-                    waves = max(1, plan.responses // n)
                     with a_busy_core() if busy else nullcontext():
                         for name, (where, route, stream) in list(arms.items())[:: -1 if round % 2 else 1]:
                             before, began = cpu_seconds(), time.perf_counter()
-                            for wave in range(waves):
+                            for wave in range(plan.waves):
                                 chosen = [prompts[(wave * n + i) % len(prompts)] for i in range(n)]
                                 await send(session, where, route, chosen, plan.response_tokens, stream)
                             seconds = time.perf_counter() - began
                             if round < 0:
                                 continue
                             case = f"{n}{', one core busy' * busy}"
-                            speeds[case][name].append(waves * n * plan.response_tokens / seconds)
+                            speeds[case][name].append(plan.waves * n * plan.response_tokens / seconds)
                             used = cpu_seconds() - before
                             spent[f"{case}: {name}"] += Counter(
-                                {"between": sum(used[p] for p in BETWEEN), "requests": waves * n, **used}
+                                {"between": sum(used[p] for p in BETWEEN), "requests": plan.waves * n, **used}
                             )
                             bar.advance(task)
     return _figures(kind, speeds), {

@@ -6,6 +6,7 @@ another node it listens on a TCP port, and each request must hold the name of th
 """
 
 import asyncio
+import logging
 import os
 import secrets
 import socket
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from rollout_service.transports.folder import is_of_this_machine
+
+logger = logging.getLogger("rollout_service")
 
 KEY_HEADER = "x-engine-key"
 BACKLOG = 2048
@@ -60,19 +63,37 @@ class HttpServer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """vLLM's routes answer the death of its core like any error. That answer must not be passed on: the actor ends,
-        and the fleet asks another engine."""
+        and the fleet asks another engine. Any other error that vLLM's routes do not answer is answered here."""
         if self.key is not None and not secrets.compare_digest(key_of(scope), self.key):
             return await Response("this port is the service's own", 403)(scope, receive, send)
+        has_begun = False
 
         async def checked(message: Message) -> None:
-            if self.llm.errored:
-                os._exit(1)
+            nonlocal has_begun
+            self._end_with_core()
+            has_begun = True
             await send(message)
 
-        if self.app is None:
-            async with self.making:
-                self.app = self.app or await self.make_app()
-        await self.app(scope, receive, checked)
+        try:
+            if self.app is None:
+                async with self.making:
+                    self.app = self.app or await self.make_app()
+            await self.app(scope, receive, checked)
+        except Exception as error:
+            self._end_with_core()
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            if not has_begun:  # Starlette raises an error again after it has answered it
+                await JSONResponse(error_of(error), 500)(scope, receive, send)
+
+    def _end_with_core(self) -> None:
+        if self.llm.errored:
+            os._exit(1)
+
+
+def error_of(error: Exception) -> dict[str, Any]:
+    """An error in the form of vLLM's own."""
+    message = f"the engine could not answer: {type(error).__name__}: {' '.join(str(error).split())}"
+    return {"error": {"message": message, "type": "InternalServerError", "param": None, "code": 500}}
 
 
 def key_of(scope: Scope) -> bytes:

@@ -27,6 +27,7 @@ class EngineHttp:
         is_path = address.startswith("/")
         connector = aiohttp.UnixConnector(address, limit=0) if is_path else aiohttp.TCPConnector(limit=0)
         self.url = "http://engine" if is_path else f"http://{address}"
+        self.streams: set[aiohttp.StreamReader] = set()
         self.session = aiohttp.ClientSession(
             connector=connector, timeout=ENDLESS, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar(),
             headers={} if is_path else {KEY_HEADER: key}, skip_auto_headers=("User-Agent", "Accept-Encoding"),
@@ -38,20 +39,23 @@ class EngineHttp:
         response = await self.session.request(method, self.url + path, headers=headers, data=body)
         kept = {name.lower(): value for name, value in response.headers.items()}
         if kept.get("content-type", "").startswith("text/event-stream"):
-            return Answer(response.status, kept, pieces(response))
+            return Answer(response.status, kept, self._pieces(response))
         async with response:
             return Answer(response.status, kept, await response.read())
 
+    async def _pieces(self, response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
+        self.streams.add(response.content)
+        try:
+            async for piece in response.content.iter_any():
+                yield piece
+        except RuntimeError as error:  # what aiohttp raises for a read after the end of the session
+            raise aiohttp.ClientConnectionError("hung up") from error
+        finally:
+            self.streams.discard(response.content)
+            response.release() if response.content.at_eof() else response.close()
+
     async def close(self) -> None:
-        """Requests that wait for their answer raise CONNECTION_LOST."""
+        """Requests that wait for their answer, or for more of it, raise CONNECTION_LOST."""
+        for stream in self.streams:  # closing the session would let some of them wait for ever
+            stream.set_exception(aiohttp.ClientConnectionError("hung up"))
         await self.session.close()
-
-
-async def pieces(response: aiohttp.ClientResponse) -> AsyncGenerator[bytes, None]:
-    try:
-        async for piece in response.content.iter_any():
-            yield piece
-    except RuntimeError as error:  # aiohttp's answer if the connections were closed on this side
-        raise aiohttp.ClientConnectionError("closed") from error
-    finally:
-        response.close() if not response.content.at_eof() else response.release()

@@ -1,6 +1,7 @@
 """The server in an engine's actor and the front's connections to it, over real sockets. No vLLM is started."""
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -66,6 +67,16 @@ async def stream():
     return StreamingResponse(endless(), media_type="text/event-stream")
 
 
+@app.post("/silent")
+async def silent():
+    async def one_event():
+        begun.append("silent")
+        yield "data: x\n\n"
+        await asyncio.Event().wait()
+
+    return StreamingResponse(one_event(), media_type="text/event-stream")
+
+
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "token").write_text(tmp_path.name)
@@ -126,9 +137,12 @@ async def test_a_cancelled_request_ends_a_handler_in_a_task_of_its_own(folder):
     await engine.close()
 
 
-async def test_closing_the_connections_ends_requests_that_wait_and_streams_that_run(folder):
+@pytest.mark.parametrize("path", ["/stream", "/silent"])
+async def test_closing_the_connections_ends_requests_that_wait_and_streams_that_run(folder, path):
     engine = served(folder)
-    events = (await engine.ask("POST", "/stream", {}, b"")).body
+    events = (await engine.ask("POST", path, {}, b"")).body
+    assert await anext(events)
+    following = asyncio.create_task(anext(events))
     waiting = asyncio.create_task(engine.ask("POST", "/slow", {}, b""))
     await until(lambda: len(begun) == 2)
     await engine.close()
@@ -136,6 +150,7 @@ async def test_closing_the_connections_ends_requests_that_wait_and_streams_that_
         await asyncio.wait_for(waiting, 2)
     with pytest.raises(CONNECTION_LOST):
         async with asyncio.timeout(2):
+            await following
             [piece async for piece in events]
 
 
@@ -171,9 +186,25 @@ async def test_the_answer_of_a_dead_core_is_not_passed_on(folder, monkeypatch):
     async def dead(scope, receive, send):
         await send({"type": "http.response.start", "status": 500, "headers": []})
 
-    async def make():
-        return dead
+    async def raises(scope, receive, send):
+        raise RuntimeError("EngineCore died")
 
-    with pytest.raises(Ended):
-        await HttpServer(SimpleNamespace(errored=True), make, folder, 0)({}, None, send)
+    for failing in (dead, raises):
+        server = HttpServer(SimpleNamespace(errored=True), None, folder, 0)
+        server.app = failing
+        with pytest.raises(Ended):
+            await server({"method": "POST", "path": "/"}, None, send)
     assert not sent
+
+
+async def test_an_error_that_the_application_does_not_answer_is_answered_in_one_line(folder):
+    async def raises(scope, receive, send):
+        raise IndexError("no such\n token")
+
+    server = HttpServer(SimpleNamespace(errored=False), None, folder, 0)
+    server.app = raises
+    engine = EngineHttp(server.start(), folder.name)
+    answer = await engine.ask("POST", "/v1/completions", {}, b"")
+    assert answer.status == 500
+    assert json.loads(answer.body)["error"]["message"] == "the engine could not answer: IndexError: no such token"
+    await engine.close()
