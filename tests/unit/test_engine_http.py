@@ -94,6 +94,10 @@ def served(folder):
     return EngineHttp(server.start(), folder.name)
 
 
+async def all_of(first, others):
+    return [await first, *[piece async for piece in others]]
+
+
 async def until(condition):
     async with asyncio.timeout(5):
         while not condition():
@@ -149,9 +153,7 @@ async def test_closing_the_connections_ends_requests_that_wait_and_streams_that_
     with pytest.raises(CONNECTION_LOST):
         await asyncio.wait_for(waiting, 2)
     with pytest.raises(CONNECTION_LOST):
-        async with asyncio.timeout(2):
-            await following
-            [piece async for piece in events]
+        await asyncio.wait_for(all_of(following, events), 2)
 
 
 async def test_an_engine_that_is_not_there_is_a_lost_connection(folder):
