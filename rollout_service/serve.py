@@ -15,6 +15,7 @@ from rollout_service.config import ServiceConfig
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError
 from rollout_service.http.app import load_tokenizer, make_app
+from rollout_service.http.app import stop as stop_requests
 from rollout_service.http.starting import Starting
 from rollout_service.http.timed_connection import TimedConnection
 from rollout_service.queue.background import BackgroundGeneration
@@ -84,10 +85,10 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
         settings = uvicorn.Config(
             app, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"
         )
-        server = Server(settings)
+        server, stopping = Server(settings), list[asyncio.Task[None]]()
 
         def end() -> None:
-            app.state.stopping.set()  # running requests tell their clients, and end
+            stopping.append(asyncio.create_task(stop_requests(app)))
             server.should_exit = True
 
         stop = end

@@ -16,6 +16,7 @@ from learner import learner
 from padding import ensure_padded
 from rollout_batch import rollout_batch
 from rollout_speed import rollout_speed
+from routes import routes
 from service import service
 from start import start
 from step import step
@@ -29,6 +30,7 @@ MEASURE: dict[str, Callable[[BenchConfig], tuple[list[Figure], Any]]] = {
     "rollout_speed": rollout_speed,
     "rollout_batch": rollout_batch,
     "service": service,
+    "routes": routes,
     "weights": weights,
     "learner": learner,
     "start": start,

@@ -11,7 +11,7 @@ from drafters.registry import DrafterConfig
 from drafters.settings import Section
 from rollout_service.config import EngineConfig, ServiceConfig
 
-Item = Literal["rollout_speed", "rollout_batch", "step", "service", "weights", "learner", "start"]
+Item = Literal["rollout_speed", "rollout_batch", "step", "service", "routes", "weights", "learner", "start"]
 
 DrafterKind = Literal["mtp", "eagle3", "draft_model"]
 
@@ -55,6 +55,21 @@ class Service(Section):
     response_tokens: int = Field(default=72, ge=1)
     responses_per_stream: int = Field(default=2, ge=1)
     rounds: int = Field(default=7, ge=1)
+
+
+class Routes(Section):
+    """The routes of single requests, against /v1/rollouts and stock vLLM's server."""
+
+    routes: list[Literal["rollouts", "completions", "chat", "generate"]] = Field(
+        default=["rollouts", "completions", "chat", "generate"], min_length=1
+    )
+    concurrent: list[int] = Field(default=[1, 16, 64], min_length=1)
+    concurrent_when_busy: list[int] = Field(default=[16], min_length=0)
+    """the same, while another process keeps one core busy"""
+    response_tokens: int = Field(default=72, ge=1)
+    waves: int = Field(default=3, ge=1)
+    """waves of concurrent requests, of each arm in a round"""
+    rounds: int = Field(default=8, ge=1)
 
 
 class Weights(Section):
@@ -106,7 +121,8 @@ class BenchConfig(Section):
     """Measure the service's speed. Ratios are within one run, in which arms take turns; medians have 95 % intervals."""
 
     only: list[Item] = Field(
-        default=["rollout_speed", "rollout_batch", "service", "weights", "learner", "start", "step"], min_length=1
+        default=["rollout_speed", "rollout_batch", "service", "routes", "weights", "learner", "start", "step"],
+        min_length=1,
     )
     """items to measure; the table also shows items that earlier runs left in `output`"""
     source: Path = Path("deploy/demo/models")
@@ -130,6 +146,7 @@ class BenchConfig(Section):
     rollout_speed: RolloutSpeed = RolloutSpeed()
     rollout_batch: RolloutBatch = RolloutBatch()
     service: Service = Service()
+    routes: Routes = Routes()
     weights: Weights = Weights()
     learner: LearnerSpeed = LearnerSpeed()
     start: Start = Start()

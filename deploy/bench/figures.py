@@ -16,6 +16,7 @@ ITEMS = {
     "weights": "5. Weights",
     "learner": "6. Learner",
     "start": "7. Start",
+    "routes": "8. Routes of single requests",
 }
 
 

@@ -9,15 +9,16 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from drafters.registry import make_drafter
 from drafters.schedule import Range, StepCosts
 from rollout_service.config import ServiceConfig
-from rollout_service.engine import asgi
 from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
 from rollout_service.engine.completions import completion_of, draft_steps
+from rollout_service.engine.http_server import HttpServer
 from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_all_ranks, on_this_node
 from rollout_service.engine.openai_app import openai_app, openai_schemas
 from rollout_service.engine.switches import check_switches
@@ -48,6 +49,8 @@ class Started(NamedTuple):
     """costs of its steps, if they were measured, for the engine that takes its place after a restart"""
     openai_schemas: dict[str, dict[str, Any]]
     """schemas of the bodies of vLLM's own routes, by path"""
+    address: str
+    """where its HTTP server listens for requests to these routes"""
 
 
 class Aborted(NamedTuple):
@@ -81,11 +84,12 @@ class Engine:
     """The fleet makes it an actor (`ray.remote(Engine)`). It has no sync methods, because they would block
     generation."""
 
-    def __init__(self, config: dict[str, Any], model_folder: str, device: str, index: int):
+    def __init__(self, config: dict[str, Any], model_folder: str, device: str, index: int, service_folder: str):
+        """`service_folder` is the service's own, in the memory of the front's machine."""
         self.config = ServiceConfig.model_validate(config)
         self.model_folder, self.device, self.index = model_folder, device, index
+        self.service_folder = Path(service_folder)
         self.llm: Any = None
-        self.app: Any = None
         self.versions = Versions(0, 0)
         """versions that it holds; a push is published once every engine holds it"""
         prepare_core_process()
@@ -134,7 +138,10 @@ class Engine:
             costs = costs or await measure_at_start(self.llm, self.times, self.lengths, self.config.context_limit)
             self.counts.forget()
             await self.lengths.measured(costs)
-        return Started((await self.llm.collective_rpc("replaced_functions"))[0], costs, openai_schemas())
+        make_app = functools.partial(openai_app, self.llm, self.config.served_name)
+        self.server = HttpServer(self.llm, make_app, self.service_folder, self.index)
+        replaced = (await self.llm.collective_rpc("replaced_functions"))[0]
+        return Started(replaced, costs, openai_schemas(), self.server.start())
 
     async def measure(self, plan: "Plan") -> "Measured":
         """Measure the costs of steps, while nothing else is generated."""
@@ -247,20 +254,6 @@ class Engine:
     async def check(self) -> None:
         """Return when vLLM's core process answers."""
         await self.llm.get_weight_version()
-
-    async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
-        """A request to vLLM's own OpenAI-compatible routes: one asgi.ResponseStart, then pieces of the body.
-
-        vLLM's routes answer the death of its core like any error. That answer must not be passed on: the actor ends,
-        and the fleet asks another engine.
-        """
-        self._must_be_started()
-        if self.app is None:
-            self.app = await openai_app(self.llm, self.config.served_name)
-        async for part in asgi.call(self.app, method, path, headers, body):
-            if self.llm.errored:
-                os._exit(1)
-            yield part
 
     def _check_switch(self, **asked: str) -> None:
         started = self.config.drafter

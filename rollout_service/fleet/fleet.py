@@ -100,6 +100,7 @@ class Fleet(Routing):
                         str(self.folder.resolve()),
                         self.device,
                         index,
+                        str(self.store.folder.path),
                     )
                 )
                 self.members.append(Member(index, actor))
@@ -125,6 +126,7 @@ class Fleet(Routing):
             await asyncio.wait_for(stops, STOP_WITHIN)
         for member in self.members:
             ray.kill(member.actor, no_restart=True)
+            await member.disconnect()
         self.store.close()
         if self.state is not None:
             self.state.close()
@@ -143,7 +145,9 @@ class Fleet(Routing):
         async with self.pushes.lock if member.restarts else contextlib.nullcontext():
             files = {of: weights.file for of, weights in self.store.sets.items()}
             started = await member.actor.start.remote(files.get("policy"), files.get("drafter"), member.costs)
-            member.in_service, member.costs, self.openai_schemas = True, started.costs, started.openai_schemas
+            member.costs, self.openai_schemas = started.costs, started.openai_schemas
+            await member.connect(started.address, self.store.folder.path.name)
+            member.in_service = True
         for function, reason in started.replaced.items():
             if function not in REPORTED:
                 REPORTED.add(function)

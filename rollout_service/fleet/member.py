@@ -7,6 +7,7 @@ from typing import Any
 from ray.exceptions import RayTaskError
 
 from drafters.schedule import StepCosts
+from rollout_service.fleet.engine_http import EngineHttp
 
 
 def in_words(error: BaseException) -> str:
@@ -27,6 +28,10 @@ class EnginesDied(FleetError):
     """Every engine that took the group died with it."""
 
 
+class HungUp(FleetError):
+    """The service stops, so the request was ended."""
+
+
 @dataclass
 class Member:
     """One engine as the fleet sees it."""
@@ -37,8 +42,18 @@ class Member:
     load: int = 0  # completions under way
     restarts: int = 0
     costs: StepCosts | None = None  # measured at its first start
+    http: EngineHttp | None = None  # to the HTTP server of the actor that was started last
     idle_since: float | None = field(default_factory=time.monotonic)
     idle_before: float = 0.0
+
+    async def connect(self, address: str, key: str) -> None:
+        """Use the HTTP server of the actor that has just started. Connections to the actor before it are closed."""
+        await self.disconnect()
+        self.http = EngineHttp(address, key)
+
+    async def disconnect(self) -> None:
+        if self.http is not None:
+            await self.http.close()
 
     def add_load(self, completions: int) -> None:
         """A negative number for completions that have ended."""

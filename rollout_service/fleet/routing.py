@@ -8,15 +8,14 @@ import asyncio
 import contextlib
 import logging
 import uuid
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 
-import ray
 from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError, RayError, RayTaskError
 
-from rollout_service.engine.asgi import ResponseStart
 from rollout_service.engine.engine import Aborted, NotStarted
-from rollout_service.fleet.member import EnginesDied, FleetError, GroupFailed, Member, in_words
+from rollout_service.fleet.engine_http import CONNECTION_LOST, Answer, EngineHttp
+from rollout_service.fleet.member import EnginesDied, FleetError, GroupFailed, HungUp, Member, in_words
 from rollout_service.protocol import Group, GroupRequest
 
 logger = logging.getLogger("rollout_service")
@@ -27,6 +26,8 @@ ENGINE_WITHIN = 300.0
 """seconds a request waits for an engine to come into service"""
 ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted)
 """NotStarted means that Ray made a new actor before the fleet noticed the death"""
+SESSIONS_KEPT = 65_536
+"""sessions whose engine is known; the one whose last request is longest ago is forgotten first"""
 LONGEST_REASON = 500
 """characters of the reason why an engine refused a group, because vLLM's messages may quote a whole prompt"""
 
@@ -38,17 +39,38 @@ class Routing:
         self.members: list[Member] = []
         self.wasted_tokens = 0
         """tokens of completions that were aborted by a cancellation, or by a weight update that generates them again"""
+        self.hung_up = False
+        """whether the service stops"""
+        self._of_session: dict[str, Member] = {}
         self._counting: set[asyncio.Task[None]] = set()
         self._change = asyncio.Condition()  # notified when an engine comes into service
 
     async def _least_loaded(self) -> Member:
+        if not any(member.in_service for member in self.members):
+            await self._engine_in_service()
+        return min((m for m in self.members if m.in_service), key=lambda m: m.load)
+
+    async def _engine_in_service(self) -> None:
+        """Wait for an engine to come into service."""
         async with self._change:
             try:
                 async with asyncio.timeout(ENGINE_WITHIN):  # wait_for can lose the condition's lock to a cancellation
-                    await self._change.wait_for(lambda: any(member.in_service for member in self.members))
+                    await self._change.wait_for(lambda: self.hung_up or any(m.in_service for m in self.members))
             except TimeoutError:
                 raise FleetError(f"no engine came into service within {ENGINE_WITHIN:.0f} s") from None
-        return min((m for m in self.members if m.in_service), key=lambda m: m.load)
+        if self.hung_up:
+            raise HungUp("the service is stopping")
+
+    async def _engine_of(self, session: str) -> Member:
+        """The engine that has the prefix of the session's earlier requests; the least loaded for a new session, and for
+        one whose engine has died."""
+        member = self._of_session.pop(session, None)
+        if member is None or not member.in_service:
+            member = await self._least_loaded()
+        self._of_session[session] = member  # the newest is the last
+        if len(self._of_session) > SESSIONS_KEPT:
+            del self._of_session[next(iter(self._of_session))]
+        return member
 
     async def generate(self, group: GroupRequest) -> Group:
         """The finished group. Cancelling aborts it in the engine. Raises GroupFailed when an engine refuses it,
@@ -93,36 +115,63 @@ class Routing:
         self._counting.add(task)
         task.add_done_callback(self._counting.discard)
 
-    async def openai(self, method: str, path: str, headers: dict[str, str], body: bytes) -> AsyncIterator[Any]:
-        """One request to vLLM's own routes in the least loaded engine: a ResponseStart, then pieces of the body.
+    async def openai(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, session: str | None = None
+    ) -> Answer:
+        """The answer of vLLM's own routes. The requests of a `session` go to one engine, others to the least loaded.
 
-        If an engine dies before the body begins, another one answers. Raises FleetError when it dies later, because
-        what was sent cannot be taken back, and after ATTEMPTS deaths.
+        If an engine dies before its answer has begun, another one answers. A stream that has begun ends with FleetError
+        when its engine dies, because what was sent cannot be taken back. Raises FleetError after ATTEMPTS deaths, and
+        HungUp after `hang_up`.
         """
         for _ in range(ATTEMPTS):
-            member = await self._least_loaded()
+            member = await self._least_loaded() if session is None else await self._engine_of(session)
+            connections = member.http
+            assert connections is not None
             member.add_load(1)
-            stream = member.actor.openai.options(num_returns="streaming").remote(method, path, headers, body)
-            start: ResponseStart | None = None
-            begun = False
             try:
-                async for reference in stream:
-                    part = await reference
-                    if isinstance(part, ResponseStart):  # held back, so that another engine can still answer
-                        start = part
-                        continue
-                    if not begun:
-                        begun = True
-                        yield start
-                    yield part
-                if not begun:
-                    yield start
-                return
-            except ENGINE_LOST as error:
-                member.in_service = False
-                if begun:
-                    raise FleetError(f"engine {member.index} died while it answered") from error
+                answer = await connections.ask(method, path, headers, body)
+                if not isinstance(answer.body, bytes):
+                    answer = await self._begun(member, connections, answer)
+                    member.add_load(1)  # until the stream ends
+                return answer
+            except CONNECTION_LOST:
+                self._lost(member, connections)
             finally:
-                ray.cancel(stream)
                 member.add_load(-1)
         raise FleetError(f"the engine that answered died {ATTEMPTS} times in a row")
+
+    async def _begun(self, member: Member, connections: EngineHttp, answer: Answer) -> Answer:
+        """The stream, whose first piece has come. Raises CONNECTION_LOST if the engine dies before it."""
+        stream = answer.body
+        assert not isinstance(stream, bytes)
+        first = await anext(stream, b"")
+
+        async def body() -> AsyncGenerator[bytes, None]:
+            try:
+                async with aclosing(stream):
+                    yield first
+                    async for piece in stream:
+                        yield piece
+            except CONNECTION_LOST as error:
+                self._lost(member, connections)
+                raise FleetError(f"engine {member.index} died while it answered") from error
+            finally:
+                member.add_load(-1)
+
+        return answer._replace(body=body())
+
+    def _lost(self, member: Member, connections: EngineHttp) -> None:
+        """Raises HungUp if the connections were lost because this side has hung up."""
+        if self.hung_up:
+            raise HungUp("the service is stopping")
+        if member.http is connections:  # and not those of the actor that took its place
+            member.in_service = False
+
+    async def hang_up(self) -> None:
+        """End the requests to vLLM's routes, those that wait included, with HungUp."""
+        async with self._change:
+            self.hung_up = True
+            self._change.notify_all()
+        for member in self.members:
+            await member.disconnect()

@@ -49,3 +49,9 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
     describe(app, fleet, with_token=token is not None)
     app.add_middleware(Guard, token=token, body_limit=config.body_limit_mib << 20, stopping=app.state.stopping)
     return app
+
+
+async def stop(app: FastAPI) -> None:
+    """Let the requests under way tell their clients that the service stops, and end. Later ones are refused."""
+    app.state.stopping.set()
+    await app.state.fleet.hang_up()

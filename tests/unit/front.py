@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import httpx
 
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.asgi import ResponseStart
 from rollout_service.fleet.alarms import Alarms
+from rollout_service.fleet.engine_http import Answer
+from rollout_service.fleet.member import HungUp
 from rollout_service.http.app import make_app
 from rollout_service.protocol import Completion, Group, WeightSpan, WeightStatus
 from rollout_service.queue.batch_queue import BatchQueue
@@ -44,6 +45,7 @@ class StubFleet:
         self.store = SimpleNamespace(sets=sets, folder=SimpleNamespace(path="/none"), version=lambda of: 0)
         self.pushes = SimpleNamespace(on_published=None, drafter_since={})
         self.outcomes, self.begun, self.ended, self.asked = {}, [], [], []
+        self.hung_up = asyncio.Event()
 
     async def generate(self, group):
         self.begun.append(group.id)
@@ -61,21 +63,32 @@ class StubFleet:
         prompt = group.prompt_token_ids
         return Group(id=group.id, prompt_token_ids=prompt, completions=[completion], sampling=group.sampling, engine=0)
 
-    async def openai(self, method, path, headers, body):
-        """The answer to the prompt `slow` never ends; as a stream it at least begins."""
-        self.asked.append(body)
+    async def openai(self, method, path, headers, body, session=None):
+        """The answer to the prompt `slow` does not end before the service hangs up; as a stream it at least begins."""
+        self.asked.append((path, headers, body, session))
         fields = json.loads(body)
         slow, stream = fields.get("prompt") == "slow", fields.get("stream")
-        try:
-            if slow and not stream:
-                await asyncio.Event().wait()
-            kind = "text/event-stream" if stream else "application/json"
-            yield ResponseStart(200, [("content-type", kind)])
-            yield b"data: {}\n\n" if stream else b"{}"
+
+        async def events():
+            yield b"data: {}\n\n"
             if slow:
-                await asyncio.Event().wait()
+                await self.wait(body)
+
+        if stream:
+            return Answer(200, {"content-type": "text/event-stream"}, events())
+        if slow:
+            await self.wait(body)
+        return Answer(200, {"content-type": "application/json"}, b"{}")
+
+    async def wait(self, body):
+        try:
+            await self.hung_up.wait()
+            raise HungUp("the service is stopping")
         finally:
             self.ended.append(body)
+
+    async def hang_up(self):
+        self.hung_up.set()
 
     async def check_acceptance(self): ...
 

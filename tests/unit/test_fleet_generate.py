@@ -11,6 +11,7 @@ from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 from rollout_service.engine.engine import NotStarted
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import EnginesDied, GroupFailed, Member
+from rollout_service.fleet.routing import Routing
 from rollout_service.protocol import Group, GroupRequest, Sampling
 
 
@@ -38,8 +39,8 @@ class Actor:
 def fleet(*actors):
     """A fleet that was not started: all members are in service, and restart at once."""
     fleet = object.__new__(Fleet)
+    Routing.__init__(fleet)
     fleet.members = [Member(i, actor) for i, actor in enumerate(actors)]
-    fleet.wasted_tokens, fleet._counting, fleet._change = 0, set(), asyncio.Condition()
 
     async def least_loaded():
         return min(fleet.members, key=lambda member: (not member.in_service, member.load))
@@ -139,6 +140,7 @@ async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, 
     here, watched = fleet(), asyncio.Event()
     here.config = SimpleNamespace(engines=1, ray_address=None, for_engine=dict)
     here.pushes = SimpleNamespace(take_up_kept=lambda: None)
+    here.store = SimpleNamespace(folder=SimpleNamespace(path=Path("/service")))
     here.folder, here.device, here.reserved_cores, here.threads = Path(), "cpu", 1, 1
     errors = [OSError("no space left on device")]
 

@@ -9,6 +9,7 @@ from front import StubFleet, front
 
 from rollout_service.fleet.member import FleetError
 from rollout_service.fleet.pushes import Pushes
+from rollout_service.http.app import stop
 from rollout_service.lossless import described
 from rollout_service.protocol import MAX_VERSION, WeightStatus
 from rollout_service.weights.versions import WeightSet
@@ -231,7 +232,6 @@ async def test_an_unforeseen_error_is_a_complete_answer_in_the_routes_form(servi
 
     async def broken(*_):
         raise KeyError("server")
-        yield
 
     app.state.fleet.openai = broken
     response = await client.post("/v1/completions", json={"prompt": "a"})
@@ -286,7 +286,7 @@ async def test_a_stopping_service_says_so_on_every_route(service):
     leasing = asyncio.create_task(client.post("/v1/batches/lease", json={"wait": 60}))
     while "fast" not in app.state.fleet.ended:
         await asyncio.sleep(0.01)
-    app.state.stopping.set()
+    await stop(app)
     response = await asyncio.wait_for(running, 2)
     lines = [json.loads(line) for line in response.text.splitlines()]
     assert [line.get("id") for line in lines] == ["fast", None]
@@ -307,7 +307,7 @@ async def test_an_engines_answer_ends_in_the_routes_form_when_the_service_stops(
     running = asyncio.create_task(client.post("/v1/completions", json=body))
     while not app.state.fleet.asked:
         await asyncio.sleep(0.01)
-    app.state.stopping.set()
+    await stop(app)
     response = await asyncio.wait_for(running, 2)
     if stream:
         *_, last, end = response.text.split("\n\n")

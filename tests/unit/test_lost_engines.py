@@ -1,25 +1,30 @@
 """Lost engines: an engine dies or is briefly unreachable; which one answers instead, and what its actor does."""
 
 import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 
+import aiohttp
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from drafters.registry import DrafterConfig
-from rollout_service.engine.asgi import ResponseStart
 from rollout_service.engine.engine import Engine, NotStarted, Started
 from rollout_service.engine.loading import DifferentBytes, HalfLoaded, check_all_ranks
 from rollout_service.fleet import fleet as fleet_module
+from rollout_service.fleet import routing
+from rollout_service.fleet.engine_http import Answer
 from rollout_service.fleet.fleet import Fleet
-from rollout_service.fleet.member import FleetError, Member
+from rollout_service.fleet.member import FleetError, HungUp, Member
+from rollout_service.fleet.routing import Routing
 from rollout_service.http.errors import add_error_handlers
 from rollout_service.http.routes import openai
 
-JSON, EVENTS = (ResponseStart(200, [("Content-Type", of)]) for of in ("application/json", "text/event-stream"))
+JSON, EVENTS = ({"content-type": of} for of in ("application/json", "text/event-stream"))
 LOST = ActorUnavailableError("lost", None)
+GONE = aiohttp.ServerDisconnectedError()
 
 
 def in_actor(error):
@@ -27,28 +32,47 @@ def in_actor(error):
     return RayTaskError("f", "a traceback", error).as_instanceof_cause()
 
 
-def engine(index, *parts, **answers):
-    """In service. It answers OpenAI requests with `parts` and other calls with `answers`, and raises exceptions."""
+class Connections:
+    """To an engine that answers with `headers` and `parts`, and raises exceptions among them."""
+
+    def __init__(self, headers, *parts):
+        self.headers, self.parts, self.asked, self.closed = headers, parts, 0, asyncio.Event()
+
+    async def ask(self, method, path, headers, body):
+        self.asked += 1
+        if isinstance(self.headers, Exception):
+            raise self.headers
+        return Answer(200, self.headers, self.stream() if self.headers is EVENTS else self.parts[0])
+
+    async def stream(self):
+        for part in self.parts:
+            if part is None:
+                await self.closed.wait()
+                raise GONE
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    async def close(self):
+        self.closed.set()
+
+
+def engine(index, headers=None, *parts, **answers):
+    """In service. It answers OpenAI requests with `headers` and `parts`, and other calls with `answers`."""
 
     async def given(part):
         if isinstance(part, Exception):
             raise part
         return part
 
-    async def stream():
-        for part in parts:
-            yield given(part)
-
-    streaming = SimpleNamespace(remote=lambda *request: stream())
     methods = {name: SimpleNamespace(remote=lambda *_, a=answer: given(a)) for name, answer in answers.items()}
-    return Member(index, SimpleNamespace(openai=SimpleNamespace(options=lambda **_: streaming), **methods), True)
+    return Member(index, SimpleNamespace(**methods), True, http=Connections(headers, *parts))
 
 
 @pytest.fixture
-def fleet(monkeypatch):
-    monkeypatch.setattr("ray.cancel", lambda stream: None)
+def fleet():
     fleet = Fleet.__new__(Fleet)
-    fleet.members, fleet._change = [], asyncio.Condition()
+    Routing.__init__(fleet)
     fleet.config = SimpleNamespace(drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508)
     return fleet
 
@@ -56,17 +80,15 @@ def fleet(monkeypatch):
 def answer(fleet):
     app = FastAPI()
     app.state.fleet, app.state.admission = fleet, SimpleNamespace(check_openai=lambda path, fields: None)
-    app.state.stopping = asyncio.Event()
     app.include_router(openai.router)
     add_error_handlers(app)
     with TestClient(app) as client:
         return client.post("/v1/completions", json={"prompt": "a"})
 
 
-@pytest.mark.parametrize("lost", [LOST, in_actor(NotStarted("new"))])
-@pytest.mark.parametrize("before", [(), (JSON,)])
-def test_an_openai_answer_whose_body_has_not_begun_comes_from_another_engine(fleet, lost, before):
-    fleet.members += [engine(0, *before, lost), engine(1, JSON, b"{}")]
+@pytest.mark.parametrize("lost", [(GONE,), (EVENTS, GONE)])
+def test_an_openai_answer_whose_body_has_not_begun_comes_from_another_engine(fleet, lost):
+    fleet.members += [engine(0, *lost), engine(1, JSON, b"{}")]
     response = answer(fleet)
     assert (response.status_code, response.content) == (200, b"{}")
     assert [member.in_service for member in fleet.members] == [False, True]
@@ -74,24 +96,67 @@ def test_an_openai_answer_whose_body_has_not_begun_comes_from_another_engine(fle
 
 
 def test_an_event_stream_that_has_begun_ends_with_an_error_event(fleet):
-    fleet.members += [engine(0, EVENTS, b"data: {}\n\n", LOST), engine(1, EVENTS, b"data: again\n\n")]
+    fleet.members += [engine(0, EVENTS, b"data: {}\n\n", GONE), engine(1, EVENTS, b"data: again\n\n")]
     events = answer(fleet).text.split("\n\n")
     assert events[0] == "data: {}"
     assert events[1].startswith('data: {"error": {"message": "FleetError: engine 0 died while it answered"')
     assert events[2:] == [""]
+    assert [member.load for member in fleet.members] == [0, 0]
 
 
-async def test_any_other_answer_that_has_begun_is_broken_off(fleet):
-    fleet.members.append(engine(0, JSON, b"{", LOST))
-    with pytest.raises(FleetError, match="died while it answered"):
-        [part async for part in fleet.openai("POST", "/", {}, b"")]
+async def test_an_engine_that_was_started_again_is_not_lost_with_the_connections_to_the_one_before(fleet):
+    fleet.members.append(engine(0, EVENTS, b"data: {}\n\n", GONE))
+    stream = (await fleet.openai("POST", "/", {}, b"")).body
+    fleet.members[0].http = Connections(JSON, b"{}")
+    with pytest.raises(FleetError, match="engine 0 died while it answered"):
+        [part async for part in stream]
+    assert fleet.members[0].in_service
 
 
-def test_an_engine_that_cannot_answer_gives_a_complete_error_answer_in_one_line(fleet):
-    fleet.members.append(engine(0, in_actor(IndexError("no such token"))))
-    response = answer(fleet)
-    assert response.status_code == 500
-    assert response.json()["error"]["message"] == "the engine could not answer: IndexError: no such token"
+async def test_engines_that_die_again_and_again_end_the_attempts_of_an_openai_request(fleet):
+    fleet.members += [engine(index, GONE) for index in range(4)]
+    with pytest.raises(FleetError, match="died 3 times in a row"):
+        await fleet.openai("POST", "/", {}, b"")
+    assert sum(member.http.asked for member in fleet.members) == 3
+
+
+async def test_requests_of_a_session_go_to_one_engine_as_long_as_it_lives(fleet):
+    fleet.members += [engine(index, JSON, str(index).encode()) for index in range(3)]
+
+    async def ask(session):
+        return int((await fleet.openai("POST", "/", {}, b"", session)).body)
+
+    first = await ask("a")
+    for member in fleet.members:
+        member.load += 5 * (member.index == first)
+    assert [await ask("a") for _ in range(3)] == [first] * 3, "although it has the most to do"
+    assert await ask("b") != first
+    fleet.members[first].in_service = False
+    second = await ask("a")
+    fleet.members[first].in_service = True
+    assert await ask("a") == second != first
+
+
+async def test_only_the_sessions_that_came_last_are_known(fleet, monkeypatch):
+    monkeypatch.setattr(routing, "SESSIONS_KEPT", 2)
+    fleet.members.append(engine(0, JSON, b"{}"))
+    for session in ("a", "b", "a", "c"):
+        await fleet.openai("POST", "/", {}, b"", session)
+    assert list(fleet._of_session) == ["a", "c"]
+
+
+async def test_hanging_up_ends_requests_that_run_and_those_that_wait_for_an_engine(fleet):
+    fleet.members.append(engine(0, EVENTS, b"data: {}\n\n", None))
+    stream = (await fleet.openai("POST", "/", {}, b"")).body
+    assert await anext(stream) == b"data: {}\n\n"
+    fleet.members[0].in_service = False
+    running, waiting = (asyncio.create_task(each) for each in (anext(stream), fleet.openai("POST", "/", {}, b"")))
+    await asyncio.sleep(0)
+    await fleet.hang_up()
+    for task in (running, waiting):
+        with pytest.raises(HungUp):
+            await asyncio.wait_for(task, 2)
+    assert fleet.members[0].load == 0
 
 
 def test_the_model_is_described_while_no_engine_is_in_service(fleet):
@@ -120,7 +185,8 @@ async def watched(fleet, member, monkeypatch):
     killed = []
     monkeypatch.setattr("ray.kill", lambda actor, no_restart: killed.append(actor))
     monkeypatch.setattr(fleet_module, "CHECK_EVERY", 0.01)
-    fleet.pushes, fleet.store = SimpleNamespace(lock=asyncio.Lock()), SimpleNamespace(sets={})
+    fleet.pushes = SimpleNamespace(lock=asyncio.Lock())
+    fleet.store = SimpleNamespace(sets={}, folder=SimpleNamespace(path=Path("/service")))
     fleet.on_started = lambda index: None
     watching = asyncio.create_task(fleet._watch(member))
     async with asyncio.timeout(2), fleet._change:
@@ -131,7 +197,7 @@ async def watched(fleet, member, monkeypatch):
 
 @pytest.mark.parametrize(("check", "kills"), [(in_actor(NotStarted("new")), 0), (LOST, 0), (in_actor(KeyError()), 1)])
 async def test_a_new_actor_is_started_and_only_one_that_cannot_answer_is_killed(fleet, monkeypatch, check, kills):
-    member = engine(0, check=check, start=Started({}, None, {}))
+    member = engine(0, check=check, start=Started({}, None, {}, "/socket"))
     assert await watched(fleet, member, monkeypatch) == kills
     assert (member.in_service, member.restarts) == (True, 1)
 
@@ -149,7 +215,7 @@ def empty(monkeypatch):
 
     monkeypatch.setattr("os._exit", end)
     actor = Engine.__new__(Engine)
-    actor.llm, actor.app, actor.index = None, None, 0
+    actor.llm, actor.index = None, 0
     return actor
 
 
@@ -163,18 +229,6 @@ async def test_an_actor_that_is_started_already_ends_instead_of_loading_a_second
 async def test_an_actor_that_is_not_started_says_so(empty, method):
     with pytest.raises(NotStarted):
         await getattr(empty, method)()
-    with pytest.raises(NotStarted):
-        await anext(empty.openai("GET", "/", {}, b""))
-
-
-async def test_the_answer_of_a_dead_core_is_not_passed_on(empty):
-    async def app(scope, receive, send):
-        await send({"type": "http.response.start", "status": 500, "headers": []})
-        await send({"type": "http.response.body", "body": b"EngineCore encountered an issue"})
-
-    empty.llm, empty.app = SimpleNamespace(errored=True), app
-    with pytest.raises(Ended):
-        await anext(empty.openai("GET", "/", {}, b""))
 
 
 def test_every_rank_must_have_read_the_bytes_that_were_sent():

@@ -1,0 +1,192 @@
+"""Item 8: the routes of single requests, against POST /v1/rollouts and against stock vLLM's server.
+
+Every arm generates the same number of responses to the same prompts. `/v1/rollouts` gets them in one request, every
+other route one request each, all at once. Stock's server has no drafter and none of this project's patches. The details
+have the processor time of the processes between the client and vLLM's core, for each request.
+"""
+
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import aiohttp
+from bench_config import BenchConfig
+from figures import Figure, figure
+from processes import STOP_WITHIN, flags, launched
+from service import cpu_seconds
+from transformers import AutoTokenizer
+
+from drafters.registry import DrafterConfig
+from rollout_service.evaluation.running import progress, report_console
+
+GOAL = 0.97
+NEVER_BELOW = 1.0
+PATHS = {"rollouts": "/v1/rollouts", "completions": "/v1/completions", "chat": "/v1/chat/completions"}
+PATHS["generate"] = "/inference/v1/generate"
+BETWEEN = "front", "engine's actor", "Ray"
+"""processes between the client and vLLM's core"""
+
+
+def routes(config: BenchConfig) -> tuple[list[Figure], Any]:
+    figures, details = [], {}
+    with stock(config) as stock_url:
+        for drafter in (DrafterConfig(), config.drafter(config.drafters[0], schedule="auto")):
+            with launched(*flags(config.served(drafter))) as url:
+                found, measured = asyncio.run(_measure(config, drafter.kind, url, stock_url))
+            figures += found
+            details[drafter.kind] = measured
+    return figures, details
+
+
+async def _measure(config: BenchConfig, kind: str, url: str, stock_url: str) -> tuple[list[Figure], Any]:
+    plan = config.routes
+    arms = {"stock": (stock_url, "completions", False)}
+    arms |= {route: (url, route, False) for route in plan.routes}
+    arms |= {f"{route}, streamed": (url, route, True) for route in plan.routes if route != "rollouts"}
+    prompts = _prompts(config)
+    speeds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    spent: dict[str, Counter[str]] = defaultdict(Counter)
+    cases = [(n, busy) for busy in (False, True) for n in (plan.concurrent if not busy else plan.concurrent_when_busy)]
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+        with progress(report_console()) as bar:
+            task = bar.add_task(f"routes, {kind}", total=plan.rounds * len(cases) * len(arms))
+            for round in range(-1, plan.rounds):  # round -1 warms up
+                for n, busy in cases:
+                    with a_busy_core() if busy else nullcontext():
+                        for name, (where, route, stream) in list(arms.items())[:: -1 if round % 2 else 1]:
+                            before, began = cpu_seconds(), time.perf_counter()
+                            for wave in range(plan.waves):
+                                chosen = [prompts[(wave * n + i) % len(prompts)] for i in range(n)]
+                                await send(session, where, route, chosen, plan.response_tokens, stream)
+                            seconds = time.perf_counter() - began
+                            if round < 0:
+                                continue
+                            case = f"{n}{', one core busy' * busy}"
+                            speeds[case][name].append(plan.waves * n * plan.response_tokens / seconds)
+                            used = cpu_seconds() - before
+                            spent[f"{case}: {name}"] += Counter(
+                                {"between": sum(used[p] for p in BETWEEN), "requests": plan.waves * n, **used}
+                            )
+                            bar.advance(task)
+    return _figures(kind, speeds), {
+        "tokens_per_second": speeds,
+        "cpu_milliseconds_a_request": {
+            arm: {name: round(1e3 * of / used["requests"], 3) for name, of in used.items() if name != "requests"}
+            for arm, used in spent.items()
+        },
+    }
+
+
+def _figures(kind: str, speeds: dict[str, dict[str, list[float]]]) -> list[Figure]:
+    figures = []
+    for case, of_arm in speeds.items():
+        for name, values in of_arm.items():
+            if name == "stock":
+                continue
+            what = f"{name}, drafter {kind}, {case} concurrent"
+            against_stock = [a / b for a, b in zip(values, of_arm["stock"], strict=True)]
+            figures.append(figure("routes", f"{what}, against stock", "x", against_stock, goal=NEVER_BELOW))
+            if name != "rollouts":
+                ratios = [a / b for a, b in zip(values, of_arm["rollouts"], strict=True)]
+                figures.append(figure("routes", f"{what}, against rollouts", "x", ratios, goal=GOAL))
+    return figures
+
+
+def _prompts(config: BenchConfig) -> list[tuple[str, list[int]]]:
+    """Each prompt as the text of a chat message, and as the token ids that the chat template makes of it."""
+    tokenizer = AutoTokenizer.from_pretrained(config.policy)
+    found = []
+    for line in config.prompts.read_text(encoding="utf-8").splitlines():
+        text = json.loads(line)["prompt"]
+        chat = tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+        found.append((text, tokenizer.encode(chat, add_special_tokens=False)))
+    return found
+
+
+async def send(
+    session: aiohttp.ClientSession,
+    url: str,
+    route: str,
+    prompts: Sequence[tuple[str, list[int]]],
+    length: int,
+    stream: bool,
+) -> None:
+    """One response of `length` tokens to each prompt, all at once."""
+    if route == "rollouts":
+        sampling = {"max_tokens": length, "ignore_eos": True}
+        groups = [{"prompt_token_ids": ids, "sampling": sampling} for _, ids in prompts]
+        await post(session, url + PATHS[route], {"groups": groups})
+        return
+    bodies = [body(route, text, ids, length, stream) for text, ids in prompts]
+    await asyncio.gather(*(post(session, url + PATHS[route], each) for each in bodies))
+
+
+def body(route: str, text: str, ids: list[int], length: int, stream: bool) -> dict[str, Any]:
+    sampling: dict[str, Any] = {"max_tokens": length, "ignore_eos": True, "temperature": 1.0}
+    if route == "generate":
+        return {"token_ids": ids, "sampling_params": sampling | {"logprobs": 1}, "stream": stream}
+    prompt = {"prompt": ids} if route == "completions" else {"messages": [{"role": "user", "content": text}]}
+    return prompt | sampling | {"model": "policy", "stream": stream}
+
+
+async def post(session: aiohttp.ClientSession, url: str, what: dict[str, Any]) -> None:
+    async with session.post(url, json=what) as response:
+        answer = await response.read()
+        assert response.status == 200, answer
+
+
+@contextmanager
+def stock(config: BenchConfig) -> Iterator[str]:
+    """vLLM's own server with the service's settings of the engine, and without this project's plugin."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    engine = config.engine
+    command = [
+        sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", config.policy,
+        "--served-model-name", "policy", "--host", "127.0.0.1", "--port", str(port), "--dtype", engine.dtype,
+        "--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_num_seqs),
+        "--generation-config", "vllm", "--enforce-eager", "--disable-uvicorn-access-log",
+        "--kv-cache-memory-bytes", str(int((engine.kv_cache_gib or 1) * 2**30)),
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        command, env=os.environ | {"VLLM_PLUGINS": ""}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        asyncio.run(_healthy(f"http://127.0.0.1:{port}", process))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(STOP_WITHIN)
+
+
+async def _healthy(url: str, process: "subprocess.Popen[bytes]") -> None:
+    async with aiohttp.ClientSession() as session:
+        while process.poll() is None:
+            try:
+                async with session.get(f"{url}/health") as answer:
+                    if answer.status == 200:
+                        return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.5)
+    raise RuntimeError("stock vLLM's server did not start")
+
+
+@contextmanager
+def a_busy_core() -> Iterator[None]:
+    """Another process that keeps one core busy."""
+    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
