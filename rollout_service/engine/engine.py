@@ -20,6 +20,7 @@ from rollout_service.engine.arguments import engine_arguments, names_engine_argu
 from rollout_service.engine.completions import completion_of, draft_steps
 from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_all_ranks, on_this_node
 from rollout_service.engine.openai_app import openai_app, openai_schemas
+from rollout_service.engine.openai_arguments import check_parsers
 from rollout_service.engine.switches import check_switches
 from rollout_service.imports import uncollected
 from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest
@@ -118,6 +119,7 @@ class Engine:
         with names_engine_arguments(self.config), says_why_it_failed():
             self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
         self.lengths.core = self.llm.engine_core
+        check_parsers(self.config.openai, self.config.served_name, self.llm.renderer.get_tokenizer())
         if self.config.weights.keeps_cache:
             CACHE_SALT.apply_to(self.llm, lambda: self.versions.policy)
         # vLLM's own routes check lengths against this process's copy, so they keep the drafter's positions free too.
@@ -256,7 +258,7 @@ class Engine:
         """
         self._must_be_started()
         if self.app is None:
-            self.app = await openai_app(self.llm, self.config.served_name)
+            self.app = await openai_app(self.llm, self.config)
         async for part in asgi.call(self.app, method, path, headers, body):
             if self.llm.errored:
                 os._exit(1)

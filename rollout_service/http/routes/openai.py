@@ -1,11 +1,7 @@
-"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine.
-
-GET /v1/models is answered here, even while no engine is in service.
-"""
+"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine."""
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,7 +11,7 @@ from ray.exceptions import RayTaskError
 
 from rollout_service.fleet.member import FleetError, in_words
 from rollout_service.http.admission import Refused, stopping
-from rollout_service.http.errors import openai_error
+from rollout_service.http.errors import CLIENT_CLOSED_REQUEST, openai_error
 from rollout_service.http.json_route import JsonRoute, read_object
 from rollout_service.protocol import Problem
 
@@ -25,21 +21,8 @@ PASSED_ON = ("content-type", "accept", "x-request-id")
 SAMPLING_HEADER = "x-sampling"
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 """the service's own, whatever the checkpoint's generation_config says; the answer's header has what was used"""
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that left before its answer"""
 NOTHING_LEFT = b"max_tokens must be at least 1, got 0"
 DROPPED = ("content-length", "transfer-encoding", "connection")
-
-
-@router.get("/v1/models")
-async def models(request: Request) -> dict[str, Any]:
-    """The served policy, as vLLM describes it."""
-    config = request.app.state.fleet.config
-    model = {
-        "id": config.served_name, "object": "model", "created": int(time.time()), "owned_by": "vllm",
-        "root": config.served_name, "parent": None, "max_model_len": config.context_limit,
-    }  # fmt: skip
-    return {"object": "list", "data": [model]}
 
 
 @router.post("/v1/completions")
