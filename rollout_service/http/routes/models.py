@@ -11,6 +11,7 @@ from rollout_service.http.json_route import JsonRoute
 
 router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"], route_class=JsonRoute)
 SINCE = int(time.time())
+"""when the service started, in seconds since 1970"""
 
 
 class ServedModel(BaseModel):
@@ -18,7 +19,7 @@ class ServedModel(BaseModel):
 
     id: str
     object: Literal["model"] = "model"
-    created: int = SINCE
+    created: int
     owned_by: str = "vllm"
     root: str
     parent: None = None
@@ -48,4 +49,5 @@ async def model(request: Request, model: str) -> ServedModel:
 
 def served(request: Request) -> ServedModel:
     config = request.app.state.fleet.config
-    return ServedModel(id=config.served_name, root=config.served_name, max_model_len=config.context_limit)
+    name = config.served_name
+    return ServedModel(id=name, created=SINCE, root=name, max_model_len=config.context_limit)
