@@ -43,7 +43,7 @@ def document() -> dict[str, Any]:
     body: Schema = {"type": "object", "properties": {}}
     vllm = {"/v1/completions": "CompletionRequest", "/v1/chat/completions": "ChatCompletionRequest"}
     fleet: Any = SimpleNamespace(
-        config=SimpleNamespace(context_limit=UNLIMITED),
+        config=SimpleNamespace(context_limit=UNLIMITED, served_name="policy"),
         policy_config={"vocab_size": UNLIMITED},
         openai_schemas={path: body | {"title": name} for path, name in vllm.items()},
     )

@@ -74,7 +74,7 @@ def entry(scope: Scope, counted: Counted, seconds: float) -> dict[str, Any]:
         "status": CLIENT_CLOSED_REQUEST if counted.gone or counted.status is None else counted.status,
         "seconds": round(seconds, 6),
         "bytes_in": counted.bytes_in,
-        "bytes_out": counted.bytes_out,
+        "bytes_out": 0 if scope["method"] == "HEAD" else counted.bytes_out,  # the server leaves the body out
         "client": f"{client[0]}:{client[1]}" if client else None,
     }
     session = next((value for name, value in scope["headers"] if name == SESSION), None)

@@ -81,6 +81,8 @@ def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
             schemas["ErrorBody"].pop("$defs", None)
             schemas["OpenAIError"] = OPENAI_ERROR
             add_limits(schemas, fleet)
+            for parameter in document["paths"]["/v1/models/{model}"]["get"]["parameters"]:
+                parameter["schema"]["enum"] = [fleet.config.served_name]
             schemas["Sampling"]["description"] += f"\n\n{described('rollouts')}"
             for path, operations in document["paths"].items():
                 for operation in operations.values():

@@ -16,7 +16,7 @@ from rollout_service.fleet import fleet as fleet_module
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError, Member
 from rollout_service.http.errors import add_error_handlers
-from rollout_service.http.routes import openai
+from rollout_service.http.routes import models, openai
 
 JSON, EVENTS = (ResponseStart(200, [("Content-Type", of)]) for of in ("application/json", "text/event-stream"))
 LOST = ActorUnavailableError("lost", None)
@@ -97,7 +97,7 @@ def test_an_engine_that_cannot_answer_gives_a_complete_error_answer_in_one_line(
 def test_the_model_is_described_while_no_engine_is_in_service(fleet):
     app = FastAPI()
     app.state.fleet = fleet
-    app.include_router(openai.router)
+    app.include_router(models.router)
     (model,) = TestClient(app).get("/v1/models").json()["data"]
     assert (model["id"], model["object"], model["max_model_len"]) == ("demo", "model", 508)
 

@@ -1,4 +1,4 @@
-"""The section [openai]: vLLM's parsers, by names that are checked before anything starts, and what they make of text."""
+"""The section [openai]: vLLM's parsers, their names checked before anything starts, and what they make of text."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,13 +28,19 @@ def said(capsys, *flags):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--openai.tool_parser", "hermse"], "openai.tool_parser: vLLM has no parser of this name; did you mean hermes"),
+        (
+            ["--openai.tool_parser", "hermse"],
+            "openai.tool_parser: vLLM has no parser of this name; did you mean hermes",
+        ),
         (["--openai.reasoning_parser", "qwn3"], "openai.reasoning_parser: vLLM has no parser of this name"),
         (["--openai.auto_tool_choice", "true"], "openai.auto_tool_choice: needs a tool_parser"),
         (["--openai.tool_parser", "hermes"], "openai.tool_parser: has no effect with auto_tool_choice = false"),
         (["--openai.chat_template", "/none.jinja"], "openai.chat_template: /none.jinja: cannot be read"),
         (["--openai.chat_template", __file__[:-3]], "cannot be read"),
-        (["--engine.vllm", '{"reasoning_parser": "qwen3"}'], "engine.vllm.reasoning_parser: set openai.reasoning_parser"),
+        (
+            ["--engine.vllm", '{"reasoning_parser": "qwen3"}'],
+            "engine.vllm.reasoning_parser: set openai.reasoning_parser",
+        ),
     ],
 )
 def test_a_wrong_section_is_refused_before_anything_starts(capsys, flags, words):

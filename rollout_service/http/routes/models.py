@@ -22,7 +22,7 @@ class ServedModel(BaseModel):
     created: int
     owned_by: str = "vllm"
     root: str
-    parent: None = None
+    parent: str | None = None
     max_model_len: int
 
 
