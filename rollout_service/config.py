@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from drafters.files.home import in_home
 from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
-from rollout_service.bearer_token import VARIABLE, WithToken
+from rollout_service.bearer_token import VARIABLE, WithAdminToken
 from rollout_service.vllm_arguments import check_arguments
+from rollout_service.vllm_parsers import check_parser
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -100,7 +103,80 @@ class AlarmConfig(Section):
     """draft steps to count for a pair of versions before its acceptance is judged"""
 
 
-class ServiceConfig(WithToken, Section):
+class OpenAIConfig(Section):
+    """What vLLM's handlers make of chats on OpenAI's routes. The chat template is also that of `messages` in groups."""
+
+    tool_parser: str | None = None
+    """name of vLLM's parser of the policy's tool calls, such as hermes or qwen3_coder (vLLM's --tool-call-parser)"""
+    auto_tool_choice: bool = False
+    """answer requests with tools, where the policy itself decides whether to call one (vLLM's
+    --enable-auto-tool-choice); needs tool_parser"""
+    reasoning_parser: str | None = None
+    """name of vLLM's parser that separates the policy's reasoning from its answer, such as qwen3 (vLLM's
+    --reasoning-parser)"""
+    chat_template: str | None = None
+    """file of a Jinja chat template that replaces the checkpoint's, or the template itself"""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    """what chat templates get in addition, such as {enable_thinking = false}; a chat request may override it (vLLM's
+    --default-chat-template-kwargs)"""
+
+    @field_validator("tool_parser", "reasoning_parser")
+    @classmethod
+    def known_to_vllm(cls, name: str | None, info: ValidationInfo) -> str | None:
+        if name is not None:
+            check_parser("tool_parser" if info.field_name == "tool_parser" else "reasoning_parser", name)
+        return name
+
+    @field_validator("chat_template")
+    @classmethod
+    def read_here(cls, given: str | None) -> str | None:
+        """The template's text, because engines may run on machines that do not have the file."""
+        if given is None or "{" in given:
+            return given
+        try:
+            text = in_home(Path(given)).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{given}: cannot be read, and is no Jinja template either: {error}") from None
+        if "{" not in text:
+            raise ValueError(f"{given}: holds no Jinja template")
+        return text
+
+    @model_validator(mode="after")
+    def parses_what_it_offers(self) -> "OpenAIConfig":
+        if self.auto_tool_choice and self.tool_parser is None:
+            raise ValueError("auto_tool_choice: needs a tool_parser, which finds the calls in the policy's text")
+        if not self.auto_tool_choice:
+            self.refuse_unread(["tool_parser"], "auto_tool_choice = false")
+        return self
+
+
+class CorsConfig(Section):
+    """Which web pages of other origins may call the service from a browser. Their preflights need no token."""
+
+    origins: list[str] = Field(default_factory=list)
+    """origins such as "https://example.org:8443"; "*" allows all; an empty list allows none"""
+    credentials: bool = False
+    """let pages send cookies, for a proxy before the service that reads them; the service itself reads none"""
+
+    @field_validator("origins")
+    @classmethod
+    def are_origins(cls, origins: list[str]) -> list[str]:
+        for origin in origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (
+                parts.scheme not in ("http", "https") or origin != f"{parts.scheme}://{parts.netloc}"
+            ):
+                raise ValueError(f'{origin!r} is no origin; write it like "https://example.org", without a path')
+        return origins
+
+    @model_validator(mode="after")
+    def names_whom_it_trusts(self) -> "CorsConfig":
+        if self.credentials and "*" in self.origins:
+            raise ValueError('credentials: cannot be given to all origins ("*"); name the origins')
+        return self
+
+
+class ServiceConfig(WithAdminToken, Section):
     """Serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint."""
 
     model: str
@@ -120,9 +196,13 @@ class ServiceConfig(WithToken, Section):
     """folder that keeps the batch queue and the weights in service, so that a restarted service continues with them;
     without it they are only in memory"""
     queue: QueueConfig = QueueConfig()
+    openai: OpenAIConfig = OpenAIConfig()
+    cors: CorsConfig = CorsConfig()
     weights: WeightsConfig = WeightsConfig()
     body_limit_mib: int = Field(default=64, ge=1)
     """largest request body, in MiB; pushed weights are limited by the size of the model instead"""
+    access_log: Literal["off", "text", "json"] = "off"
+    """a line on stderr for each request when its answer ends: as text, or as JSON"""
     engine_logs: bool = False
     """show the engines' own log lines; otherwise Ray keeps them in its session folder"""
     ray_address: str | None = None
@@ -143,8 +223,9 @@ class ServiceConfig(WithToken, Section):
         return self
 
     def for_engine(self) -> dict[str, Any]:
-        """The fields that an engine's actor needs, as JSON: all of them except the front's address and token."""
-        return self.model_dump(mode="json", exclude={"host", "port", "token", "token_file"})
+        """The fields that an engine's actor needs, as JSON: all of them except the front's address and tokens."""
+        front = {"host", "port", "token", "token_file", "admin_token", "admin_token_file", "cors", "access_log"}
+        return self.model_dump(mode="json", exclude=front)
 
     @property
     def context_limit(self) -> int:

@@ -19,6 +19,7 @@ class Refusal:
     `on_rollouts`, /v1/rollouts and /v1/prompts refuse them too, with and without a drafter."""
 
     fields: tuple[str, ...]
+    """names of the body's fields; `tools.*.function.strict` is that field of every tool"""
     reason: str
     instead: str
     on_rollouts: bool = False
@@ -33,6 +34,7 @@ class Refusal:
 
 
 GRAMMAR = "a grammar rejects some drafted tokens, which the CPU engine's sampler cannot handle"
+BY_GRAMMAR = f"vLLM enforces it by a grammar, and {GRAMMAR}"
 
 NOT_LOSSLESS = (
     Refusal(
@@ -56,6 +58,14 @@ NOT_LOSSLESS = (
     Refusal(
         ("tool_choice",), GRAMMAR, "use tool_choice auto or none", on_gpu=False, asks_nothing=(None, "none", "auto")
     ),
+    Refusal(("parallel_tool_calls",), BY_GRAMMAR, "use the first call alone", on_gpu=False, asks_nothing=(None, True)),
+    Refusal(
+        ("tools.*.function.strict",),
+        BY_GRAMMAR,
+        "check the arguments yourself",
+        on_gpu=False,
+        asks_nothing=(None, False),
+    ),
 )
 
 
@@ -68,9 +78,26 @@ def not_lossless(
             if route == "rollouts":
                 if entry.on_rollouts and name in fields:
                     yield name, f"is not offered, because {entry.reason}; {entry.instead}"
-            elif drafting and (on_cpu or entry.on_gpu) and fields.get(name) not in entry.asks_nothing:
+            elif drafting and (on_cpu or entry.on_gpu):
                 instead = f"{entry.instead}, or serve without a drafter"
-                yield name, f"cannot be used with a drafter on, because {entry.reason}; {instead}"
+                for found, value in _given(fields, name):
+                    if value not in entry.asks_nothing:
+                        yield found, f"cannot be used with a drafter on, because {entry.reason}; {instead}"
+
+
+def _given(fields: Any, name: str, where: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field of this name, with its place in the body: `tools.3.function.strict` for `tools.*.function.strict`."""
+    first, _, rest = name.partition(".")
+    parts: list[tuple[Any, Any]] = []
+    if first == "*" and isinstance(fields, list):
+        parts = list(enumerate(fields))
+    elif isinstance(fields, Mapping) and first in fields:
+        parts = [(first, fields[first])]
+    for part, value in parts:
+        if rest:
+            yield from _given(value, rest, f"{where}{part}.")
+        else:
+            yield f"{where}{part}", value
 
 
 def described(route: Route = "openai") -> str:

@@ -2,20 +2,24 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import ray
 import uvicorn
 from rich.console import Console
 
+from rollout_service.bearer_token import ADMIN_VARIABLE, NEEDS_TOKEN
 from rollout_service.config import ServiceConfig
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError
 from rollout_service.http.app import load_tokenizer, make_app
 from rollout_service.http.app import stop as stop_requests
+from rollout_service.http.outermost import outermost
 from rollout_service.http.starting import Starting
 from rollout_service.http.timed_connection import TimedConnection
 from rollout_service.queue.background import BackgroundGeneration
@@ -28,13 +32,15 @@ GRACE = 5
 def launch(config: ServiceConfig) -> None:
     """Serve until SIGINT or SIGTERM, then end everything that was started. Exits with 1 when it cannot start."""
     console = Console(stderr=True)
+    if config.token is None and os.environ.get(ADMIN_VARIABLE):
+        sys.exit(f"rollout-service launch: {ADMIN_VARIABLE}: {NEEDS_TOKEN}")
     try:
         listener = socket.create_server((config.host, config.port), family=_family(config.host))
     except OSError as error:
         where = url_of(config.host, config.port)
         message = f"cannot listen on {where}: {error.strerror}; choose another host or port"
         sys.exit(f"rollout-service launch: host, port: {message}")
-    starting = Starting(listener)
+    starting = Starting(listener, partial(outermost, config=config))
     starting.start()
     try:
         asyncio.run(_serve(config, listener, starting, console))
@@ -78,7 +84,8 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
         what = f"{config.served_name} on {fleet.device}, drafter {config.drafter.kind}"
         with console.status(f"Starting {config.engines} engine(s): {what}") as status:
             fleet.on_started = lambda i: status.update(f"{what}: engine {i} is in service")
-            tokenizer, _ = await asyncio.gather(asyncio.to_thread(load_tokenizer, fleet.folder), fleet.start())
+            loading = asyncio.to_thread(load_tokenizer, fleet.folder, config.openai.chat_template)
+            tokenizer, _ = await asyncio.gather(loading, fleet.start())
         app = make_app(fleet, tokenizer, queue)
         background = app.state.background
         background.start()

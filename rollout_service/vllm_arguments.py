@@ -22,6 +22,7 @@ SETTINGS = {
     "enforce_eager": "engine.enforce_eager", "max_model_len": "engine.max_model_len",
     "max_num_seqs": "engine.max_num_seqs", "tensor_parallel_size": "engine.tensor_parallel_size",
     "kv_cache_memory_bytes": "engine.kv_cache_gib", "gpu_memory_utilization": "engine.gpu_memory_utilization",
+    "reasoning_parser": "openai.reasoning_parser",
 }  # fmt: skip
 """vLLM's engine arguments that the service's own settings decide"""
 

@@ -9,7 +9,8 @@ TOPICS = {
     "queue": "asynchronous background bad_requests batch_queue faults soak stored_formats",
     "weights": """lasting loading push_route pushes state_folder tensor_bytes transports weight_files
                   weight_updates""",
-    "http": "admission bearer_token client endpoint engine_http front guard service starting",
+    "http": """access_log admission bearer_token client cors endpoint engine_http front guard models_route probes
+                request_ids service starting tokens tool_parsers tools""",
     "fleet": "alarms deaths fleet_generate lost_engines ray_cluster resources",
     "engine": "cache_salt core_process core_server gpu_kit hardware patch_table patches",
     "trainer": """commands extended_files learner_interface model_folder padding rl_asynchronous rl_checkpoint

@@ -11,18 +11,23 @@ from fastapi import FastAPI
 from generate.markdown import code, compose, fill, marked, sentence, table
 from generate.schema import FIELDS, Link, Schema, default_of, fields, type_of
 from rollout_service.http.openapi import MEANINGS, VLLM, describe
-from rollout_service.http.routes import batches, openai, rollouts, status, weights
+from rollout_service.http.routes import batches, models, openai, probes, rollouts, status, weights
 from rollout_service.protocol import INTERFACE_VERSION, VERSION_HEADER
 
 UNLIMITED = 2**31
 """more than any policy's context or vocabulary, so that the interface's own limits show"""
-ROUTERS = {"rollouts": rollouts, "batches": batches, "weights": weights, "openai": openai, "status": status}
+ROUTERS = {
+    "rollouts": rollouts, "batches": batches, "weights": weights, "models": models, "openai": openai, "status": status,
+    "probes": probes,
+}  # fmt: skip
 """by the name of their page"""
 GLOSSES = {
     "rollouts": "Groups of prompts in, a stream of finished groups out: the route and its types.",
     "batches": "Groups that are generated in the background and handed out under leases: the routes and their types.",
     "weights": "New weights into running engines, and the versions in service: the routes and their types.",
     "openai": "The routes that vLLM answers in OpenAI's form.",
+    "models": "The served policy, as OpenAI's clients and vLLM's clients read it.",
+    "probes": "What load balancers and clients of vLLM ask a server before they use it.",
     "status": "Health, readiness, metrics, and the state of speculation: the routes and their types.",
 }
 TITLES = {"openai": "HTTP: OpenAI's routes"}
@@ -38,7 +43,7 @@ def document() -> dict[str, Any]:
     body: Schema = {"type": "object", "properties": {}}
     vllm = {"/v1/completions": "CompletionRequest", "/v1/chat/completions": "ChatCompletionRequest"}
     fleet: Any = SimpleNamespace(
-        config=SimpleNamespace(context_limit=UNLIMITED),
+        config=SimpleNamespace(context_limit=UNLIMITED, served_name="policy"),
         policy_config={"vocab_size": UNLIMITED},
         openai_schemas={path: body | {"title": name} for path, name in vllm.items()},
     )
@@ -105,7 +110,7 @@ def pages() -> dict[str, str]:
     routes = {
         name: [
             (method.upper(), path, paths[path][method])
-            for path in dict.fromkeys(route.path for route in module.router.routes)
+            for path in dict.fromkeys(route.path_format for route in module.router.routes)
             for method in paths[path]
         ]
         for name, module in ROUTERS.items()
@@ -134,9 +139,9 @@ def _index(routes: dict[str, list[tuple[str, str, dict[str, Any]]]], types: Type
             "interface's own limits."
         ),
         fill(
-            "A service that has a token asks for it (`Authorization: Bearer TOKEN`) on every route but `/health`. A "
-            f"client may send the interface's version, {INTERFACE_VERSION}, in the header `{VERSION_HEADER}`; the "
-            "service answers 400 to any other version."
+            "A service that has a token asks for it (`Authorization: Bearer TOKEN`) on every route but `/health` and "
+            f"`/ping`. Control routes ask for the admin token instead. A client may send the interface's version, "
+            f"{INTERFACE_VERSION}, in the header `{VERSION_HEADER}`; the service answers 400 to any other version."
         ),
         "## Routes",
         table(("route", "what it does"), rows),

@@ -35,6 +35,12 @@ def engine_arguments(
             "gpu_memory_utilization": engine.gpu_memory_utilization,
         }
     )
+    more = platform | engine.vllm
+    if config.openai.reasoning_parser is not None:  # so that grammars begin where the reasoning ends
+        from vllm.config import StructuredOutputsConfig
+
+        grammars = {"reasoning_parser": config.openai.reasoning_parser, **more.get("structured_outputs_config", {})}
+        more["structured_outputs_config"] = StructuredOutputsConfig(**grammars)
     speculative = make_drafter(config.drafter).speculative_config()
     if speculative and draft_lengths is not None:
         speculative["num_speculative_tokens_per_batch_size"] = draft_lengths
@@ -54,7 +60,7 @@ def engine_arguments(
         logprobs_mode="processed_logprobs",  # of the distribution that was sampled from
         generation_config="vllm",  # a checkpoint's own sampling defaults must not change what is asked for
         worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
-        **(platform | engine.vllm),
+        **more,
     )
 
 

@@ -21,6 +21,7 @@ from rollout_service.engine.completions import completion_of, draft_steps
 from rollout_service.engine.http_server import HttpServer
 from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_all_ranks, on_this_node
 from rollout_service.engine.openai_app import openai_app, openai_schemas
+from rollout_service.engine.openai_arguments import check_parsers
 from rollout_service.engine.switches import check_switches
 from rollout_service.imports import uncollected
 from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest
@@ -122,6 +123,7 @@ class Engine:
         with names_engine_arguments(self.config), says_why_it_failed():
             self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
         self.lengths.core = self.llm.engine_core
+        check_parsers(self.config.openai, self.config.served_name, self.llm.renderer.get_tokenizer())
         if self.config.weights.keeps_cache:
             CACHE_SALT.apply_to(self.llm, lambda: self.versions.policy)
         # vLLM's own routes check lengths against this process's copy, so they keep the drafter's positions free too.
@@ -138,7 +140,7 @@ class Engine:
             costs = costs or await measure_at_start(self.llm, self.times, self.lengths, self.config.context_limit)
             self.counts.forget()
             await self.lengths.measured(costs)
-        make_app = functools.partial(openai_app, self.llm, self.config.served_name)
+        make_app = functools.partial(openai_app, self.llm, self.config)
         self.server = HttpServer(self.llm, make_app, self.service_folder, self.index)
         replaced = (await self.llm.collective_rpc("replaced_functions"))[0]
         return Started(replaced, costs, openai_schemas(), self.server.start())

@@ -5,19 +5,22 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from rollout_service.config import ServiceConfig
+from rollout_service.engine.openai_arguments import openai_arguments
+from rollout_service.vllm_plugin.grammars import GRAMMARS
 from rollout_service.vllm_plugin.unsendable import UNSENDABLE
 
 
-async def openai_app(llm: Any, name: str) -> FastAPI:
-    """The routes of `vllm serve`, where the policy is called `name`."""
+async def openai_app(llm: Any, config: ServiceConfig) -> FastAPI:
+    """The routes of `vllm serve`, with the policy's name and the section [openai] of the configuration."""
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--generation-config", "vllm"])
-    args.model, args.served_model_name = name, [name]
+    args = openai_arguments(config.openai)
+    args.model, args.served_model_name = config.served_name, [config.served_name]
     UNSENDABLE.apply_to(llm)
+    if config.drafter.drafts and llm.vllm_config.device_config.device_type == "cpu":
+        GRAMMARS.apply_to(llm)
     app = build_app(args, ("generate",), llm.model_config)
     await init_app_state(llm, app.state, args, ("generate",))
     # vLLM's exception handlers tell its web server to exit once the core is dead. Here the actor checks the core itself

@@ -33,18 +33,25 @@ class Admission:
         drafting: bool,
         openai_fields: Mapping[str, Set[str]],
         on_cpu: bool = True,
+        chat_template_kwargs: Mapping[str, Any] = {},
     ):
         """`context_limit`: most tokens of prompt and response together. `drafting`: whether a drafter is on.
-        `openai_fields`: the field names of vLLM's request types, by path."""
+        `openai_fields`: the field names of vLLM's request types, by path. `chat_template_kwargs`: what the chat
+        template gets in addition to the messages."""
         self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
         self.max_tokens, self.drafting, self.on_cpu = context_limit, drafting, on_cpu
-        self.openai_fields = openai_fields
+        self.openai_fields, self.chat_template_kwargs = openai_fields, chat_template_kwargs
+
+    def check_model(self, name: str) -> None:
+        """Raises Refused (404) for another name than the policy's."""
+        if name != self.name:
+            message = f"unknown model {name!r}; this service has {self.name!r}"
+            raise Refused([Problem(field="model", message=message)], status=404)
 
     def admit(self, request: RolloutRequest) -> list[GroupRequest]:
         """The groups with their token ids and ids. Raises Refused with every problem of every group."""
-        if request.model is not None and request.model != self.name:
-            message = f"unknown model {request.model!r}; this service has {self.name!r}"
-            raise Refused([Problem(field="model", message=message)], status=404)
+        if request.model is not None:
+            self.check_model(request.model)
         problems: list[Problem] = []
         names = names_of(request.groups, problems)
         groups = [self._admit(group, f"groups.{i}", names[i], problems) for i, group in enumerate(request.groups)]
@@ -82,7 +89,9 @@ class Admission:
             return "prompt_token_ids", group.prompt_token_ids
         if group.messages is not None:
             messages = [message.model_dump() for message in group.messages]
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.chat_template_kwargs
+            )
             return "messages", self.tokenizer.encode(text, add_special_tokens=False)
         return "prompt", self.tokenizer.encode(group.prompt)
 

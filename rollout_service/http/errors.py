@@ -1,5 +1,6 @@
 """Errors as answers: an ErrorBody, and on OpenAI's routes the form that OpenAI's clients read."""
 
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -18,6 +19,9 @@ from rollout_service.queue.database import Unavailable
 from rollout_service.queue.finished_groups import UnknownLease
 from rollout_service.transports import RefusedUpdate
 
+logger = logging.getLogger("rollout_service")
+CLIENT_CLOSED_REQUEST = 499
+"""nginx's status for a client that left before the end of its answer"""
 RETRY_AFTER = 5
 """seconds after which a client should try again if it was refused because there was no room or no engine"""
 HEADERS = {
@@ -91,6 +95,7 @@ def add_error_handlers(app: FastAPI) -> None:
         return answer(request, error.status_code, message, headers=headers)
 
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:
+        logger.error("%s %s failed: %s", request.method, request.url.path, type(error).__name__)  # uvicorn has the rest
         return answer(request, 500, f"the service failed: {type(error).__name__}; its log has the cause")
 
     for kind, handler in {

@@ -4,7 +4,6 @@ It is plain ASGI, so that a disconnection reaches a route that streams.
 """
 
 import asyncio
-import secrets
 import time
 from typing import Any
 
@@ -13,6 +12,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from rollout_service.http.admission import Refused, stopping
 from rollout_service.http.errors import answer
+from rollout_service.http.tokens import Tokens
 from rollout_service.protocol import INTERFACE_VERSION, VERSION_HEADER, Problem
 
 IDLE = 60.0
@@ -22,62 +22,68 @@ SLOWEST = 1 << 20
 WEIGHTS = "/v1/weights/"
 
 
-class Guard:
-    """ASGI middleware. It checks the bearer token on all routes except /health, and the client's version of the
-    interface. It reads each body whole, within limits, before a route sees it. Only pushed weights go on to their route
-    as they arrive, because that route limits them by the size of the tensors."""
+VERSION_KEY, OWN_VERSION = VERSION_HEADER.encode(), str(INTERFACE_VERSION).encode()
 
-    def __init__(self, app: Any, token: str | None, body_limit: int, stopping: asyncio.Event):
-        self.app, self.token, self.body_limit, self.stopping = app, token, body_limit, stopping
+
+class Guard:
+    """ASGI middleware. It checks the bearer token and the client's version of the interface. It reads each body whole,
+    within limits, before a route sees it. Only pushed weights go on to their route as they arrive, because that route
+    limits them by the size of the tensors.
+
+    Every request passes it, so it reads the raw headers: Starlette's objects would cost more than all of its checks.
+    """
+
+    def __init__(self, app: Any, tokens: Tokens, body_limit: int, stopping: asyncio.Event):
+        self.app, self.tokens, self.body_limit, self.stopping = app, tokens, body_limit, stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        request, receive = Request(scope), Paced(receive)
+        headers = dict(scope["headers"])
         try:
-            self.check(request)
-            if not request.url.path.startswith(WEIGHTS):
-                receive = Replayed(await self.body(request, receive), receive)
+            self.check(scope["path"], headers)
+            if b"content-length" in headers or b"transfer-encoding" in headers:  # else there is no body
+                receive = Paced(receive)
+                if not scope["path"].startswith(WEIGHTS):
+                    receive = Replayed(await self.body(headers, receive), receive)
         except Refused as error:
-            refusal = answer(request, error.status, str(error), error.problems)
+            refusal = answer(Request(scope), error.status, str(error), error.problems)
             return await refusal(scope, receive, send)
         except Gone:
             return None
-        if request.method == "HEAD":  # the server leaves out the body
+        if scope["method"] == "HEAD":  # the server leaves out the body
             scope = dict(scope) | {"method": "GET"}
         return await self.app(scope, receive, send)
 
-    def check(self, request: Request) -> None:
+    def check(self, path: str, headers: dict[bytes, bytes]) -> None:
         """Raises Refused for a request that is wrong whatever its body holds."""
-        if self.token is not None and request.url.path != "/health":
-            scheme, _, given = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not secrets.compare_digest(given.strip().encode(), self.token.encode()):
-                message = "this service asks for its token; send the header Authorization: Bearer <token>"
-                raise Refused([Problem(field="Authorization", message=message)], status=401)
-        client = request.headers.get(VERSION_HEADER, str(INTERFACE_VERSION))
-        if client != str(INTERFACE_VERSION):
-            versions = f"the client has version {client} of the interface, and this service version {INTERFACE_VERSION}"
+        self.tokens.check(path, headers.get(b"authorization", b""))
+        client = headers.get(VERSION_KEY, OWN_VERSION)
+        if client != OWN_VERSION:
+            given = client.decode("latin-1")
+            versions = f"the client has version {given} of the interface, and this service version {INTERFACE_VERSION}"
             message = f"{versions}; install the same release of rollout-service on both sides"
             raise Refused([Problem(field=VERSION_HEADER, message=message)])
         if self.stopping.is_set():
             raise stopping()
 
-    async def body(self, request: Request, receive: Receive) -> bytes:
+    async def body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body. Raises Refused (413) when it is too large, by its header or as it arrives. Raises Gone when
         the client leaves."""
-        length = request.headers.get("content-length", "0")
-        if int(length) > self.body_limit:
-            raise self._too_large(length)
-        body = bytearray()
+        length = int(headers.get(b"content-length", b"0"))
+        if length > self.body_limit:
+            raise self._too_large(str(length))
+        parts, size = [], 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise Gone
-            body += message.get("body", b"")
-            if len(body) > self.body_limit:
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.body_limit:
                 raise self._too_large(f"more than {self.body_limit}")
             if not message.get("more_body", False):
-                return bytes(body)
+                return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _too_large(self, size: str) -> Refused:
         message = f"the request's body is too large: {size} bytes; the limit is {self.body_limit} (body_limit_mib)"

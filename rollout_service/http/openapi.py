@@ -7,12 +7,14 @@ from fastapi import FastAPI
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.http.errors import is_openai
 from rollout_service.http.openai_requests import BOUNDS
+from rollout_service.http.tokens import OPEN_PATHS
 from rollout_service.lossless import described
-from rollout_service.protocol import ErrorBody
+from rollout_service.protocol import CONTROL_PATHS, ErrorBody
 
 MEANINGS = {
     400: "The request is wrong; the body names the wrong fields and says what to do",
     401: "The token is missing or wrong",
+    403: "The route asks for the admin token, which is another one or not set",
     404: "There is no such model, lease or weight set",
     405: "The path does not take this method; the header Allow names those that it takes",
     408: "The body arrived too slowly",
@@ -37,10 +39,15 @@ MORE: dict[str, tuple[int, ...]] = {
     "/v1/batches/{lease}/extend": (404, 507),
     "/v1/batches": (507,),
     "/v1/weights/{of}": (404, 409, 507),
+    "/v1/models/{model}": (404,),
     "/v1/completions": (404,),
     "/v1/chat/completions": (404,),
 }
 """further statuses of single paths"""
+SECURITY = {
+    "token": {"type": "http", "scheme": "bearer"},
+    "admin_token": {"type": "http", "scheme": "bearer", "description": "Opens the control routes and every other one"},
+}
 OPENAI_ERROR = {
     "title": "OpenAIError",
     "type": "object",
@@ -74,6 +81,8 @@ def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
             schemas["ErrorBody"].pop("$defs", None)
             schemas["OpenAIError"] = OPENAI_ERROR
             add_limits(schemas, fleet)
+            for parameter in document["paths"]["/v1/models/{model}"]["get"]["parameters"]:
+                parameter["schema"]["enum"] = [fleet.config.served_name]
             schemas["Sampling"]["description"] += f"\n\n{described('rollouts')}"
             for path, operations in document["paths"].items():
                 for operation in operations.values():
@@ -84,7 +93,7 @@ def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
                         operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
                     add_errors(path, operation, with_token)
             if with_token:
-                document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+                document["components"]["securitySchemes"] = SECURITY
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -97,9 +106,10 @@ def add_errors(path: str, operation: dict[str, Any], with_token: bool) -> None:
     statuses = {*ALWAYS, *MORE.get(path, ())}
     if "requestBody" in operation:
         statuses |= {*WITH_BODY}
-    if with_token and path != "/health":
-        statuses.add(401)
-        operation["security"] = [{"token": []}]
+    if with_token and path not in OPEN_PATHS:
+        is_control = path in CONTROL_PATHS
+        statuses |= {401, 403} if is_control else {401}
+        operation["security"] = [{"admin_token": []}] if is_control else [{"token": []}, {"admin_token": []}]
     form = "OpenAIError" if is_openai(path) else "ErrorBody"
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{form}"}}}
     for status in sorted(statuses):

@@ -6,12 +6,14 @@ It runs in a thread of its own, because starting the engines blocks the main thr
 import asyncio
 import socket
 import threading
+from collections.abc import Callable
 
 import uvicorn
 from fastapi import Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from rollout_service.http.errors import answer
+from rollout_service.http.request_id import RequestIds
 from rollout_service.http.timed_connection import TimedConnection
 
 MESSAGE = "the service is starting: its engines are not in service yet; try again"
@@ -22,11 +24,13 @@ ENDS_WITHIN = 1
 class Starting(threading.Thread):
     """Answers the listener's connections from `start` to `end`. Later connections wait for the service itself."""
 
-    def __init__(self, listener: socket.socket):
+    def __init__(self, listener: socket.socket, around: Callable[[ASGIApp], ASGIApp] = RequestIds):
+        """`around` adds what every answer of the service passes through (outermost.py)."""
         super().__init__(name="starting", daemon=True)
         settings = uvicorn.Config(
-            starting, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=ENDS_WITHIN, lifespan="off"
-        )
+            around(starting), http=TimedConnection, log_level="warning", timeout_graceful_shutdown=ENDS_WITHIN,
+            lifespan="off",
+        )  # fmt: skip
         self.server = uvicorn.Server(settings)
         # uvicorn closes the socket that it is given, and the service still needs the listener.
         self.sockets = [listener.dup()]

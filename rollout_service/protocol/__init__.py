@@ -9,8 +9,8 @@ POST /v1/batches/{lease}/ack, /nack   LeaseGroups -> LeaseStatus
 POST /v1/batches/{lease}/extend       LeaseExtension -> LeaseStatus
 GET  /v1/batches                      BatchesStatus; DELETE /v1/batches?run=NAME
 GET  /v1/speculation                  SpeculationStatus
-GET  /health, /ready, /metrics
-GET  /v1/models, POST /v1/completions, POST /v1/chat/completions     vLLM's own types
+GET  /health, /ping, /ready, /metrics, /load, /version
+GET  /v1/models, /v1/models/{model}, POST /v1/completions, /v1/chat/completions     vLLM's own types
 """
 
 from rollout_service.bearer_token import WithToken
@@ -45,6 +45,7 @@ from rollout_service.protocol.bounds import (
     as_sampled,
     sampled_otherwise,
 )
+from rollout_service.protocol.control import CONTROL_PATHS
 from rollout_service.protocol.rollouts import (
     PROMPTS,
     Completion,
@@ -73,13 +74,13 @@ from rollout_service.protocol.weights import SharedMemoryPush, WeightsStatus, We
 from rollout_service.protocol.wire_type import INTERFACE_VERSION, VERSION_HEADER, ErrorBody, Problem, WireType
 
 __all__ = [
-    "INTERFACE_VERSION", "LONGEST_RUN", "MAX_COMPLETIONS", "MAX_GROUPS", "MAX_INT32", "MAX_TEMPERATURE",
-    "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "VERSION_HEADER", "AcceptanceCounts", "AgedAcceptance",
-    "AlarmKind", "Batch", "BatchesStatus", "Completion", "ContextAcceptance", "DraftChoice", "DraftSchedule",
-    "DrafterAcceptance",
-    "Endpoint", "ErrorBody", "FailedGroup", "Group", "GroupRequest", "LeaseExtension", "LeaseGroups", "LeaseInfo",
-    "LeaseRequest", "LeaseStatus", "Message", "Problem", "PromptsRequest", "PromptsStatus", "ResponseTokens",
-    "RolloutRequest", "Sampling", "ScheduleSource", "SharedMemoryPush", "Speculation", "SpeculationAlarm",
-    "SpeculationStatus", "Temperature", "TokenId", "TopK", "TopP", "Version", "VersionedAcceptance", "WeightSpan",
-    "WeightStatus", "WeightsOf", "WeightsStatus", "WireType", "WithToken", "as_sampled", "sampled_otherwise",
+    "CONTROL_PATHS", "INTERFACE_VERSION", "LONGEST_RUN", "MAX_COMPLETIONS", "MAX_GROUPS", "MAX_INT32",
+    "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "VERSION_HEADER", "AcceptanceCounts",
+    "AgedAcceptance", "AlarmKind", "Batch", "BatchesStatus", "Completion", "ContextAcceptance", "DraftChoice",
+    "DraftSchedule", "DrafterAcceptance", "Endpoint", "ErrorBody", "FailedGroup", "Group", "GroupRequest",
+    "LeaseExtension", "LeaseGroups", "LeaseInfo", "LeaseRequest", "LeaseStatus", "Message", "Problem",
+    "PromptsRequest", "PromptsStatus", "ResponseTokens", "RolloutRequest", "Sampling", "ScheduleSource",
+    "SharedMemoryPush", "Speculation", "SpeculationAlarm", "SpeculationStatus", "Temperature", "TokenId", "TopK",
+    "TopP", "Version", "VersionedAcceptance", "WeightSpan", "WeightStatus", "WeightsOf", "WeightsStatus", "WireType",
+    "WithToken", "as_sampled", "sampled_otherwise",
 ]  # fmt: skip

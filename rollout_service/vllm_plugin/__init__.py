@@ -10,6 +10,7 @@ idle_drafter.py            a drafter that is idle while nothing is drafted, and 
 logprobs_without_text.py   log-probabilities of rollouts without each token's text
 cache_salt.py              entries of a KV cache that is kept across pushes, separated by weight version
 unsendable.py              the client's error for a request that cannot be sent to vLLM's core
+grammars.py                grammars that vLLM sets itself, refused beside drafts on a CPU
 worker.py                  what the service asks of a worker: load weights in place, switch the draft sampling
 weight_digests.py          what a model holds, as one number for each module
 core_process.py            the process of vLLM's core: forked from a server that has imported vLLM meanwhile

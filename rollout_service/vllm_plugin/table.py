@@ -9,6 +9,7 @@ from rollout_service.vllm_plugin.cache_salt import CACHE_SALT
 from rollout_service.vllm_plugin.core_process import CORE_PROCESS
 from rollout_service.vllm_plugin.draft_length_lookup import DRAFT_LENGTHS
 from rollout_service.vllm_plugin.draft_steps import DRAFT_STEPS
+from rollout_service.vllm_plugin.grammars import GRAMMARS
 from rollout_service.vllm_plugin.idle_drafter import IDLE_DRAFTER
 from rollout_service.vllm_plugin.logprobs_without_text import LOGPROBS_WITHOUT_TEXT
 from rollout_service.vllm_plugin.patches.kernels import KERNELS
@@ -24,7 +25,7 @@ DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
 """functions that are wrong or very slow on a CPU, and are replaced there if they fail their self-test"""
 AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT]
 """what vLLM lacks, put in place in each of its processes"""
-ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, CACHE_SALT, UNSENDABLE]
+ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, CACHE_SALT, UNSENDABLE, GRAMMARS]
 """what vLLM lacks, put in place where it is used"""
 PATCHES = [*DEFECTS, *AT_LOADING, *ELSEWHERE]
 STOCK: dict[str, Any] = {}

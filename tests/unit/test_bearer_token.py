@@ -6,10 +6,11 @@ import pytest
 
 from drafters.settings import read_command_line
 from rl_loop.config import TrainConfig
-from rollout_service.bearer_token import VARIABLE
+from rollout_service.bearer_token import ADMIN_VARIABLE, VARIABLE
 from rollout_service.config import ServiceConfig
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.compare_config import CompareConfig
+from rollout_service.serve import launch
 
 COMMANDS = {
     ServiceConfig: ["--model", "m", "--host", "0.0.0.0"],
@@ -86,3 +87,51 @@ def test_the_engines_of_a_service_with_a_token_do_not_get_the_token(file):
     told = config.for_engine()
     assert "of-the-file" not in json.dumps(told)
     assert ServiceConfig.model_validate(told).model == "m"
+
+
+def admin_token(*flags):
+    config = read_command_line(ServiceConfig, "launch", [*COMMANDS[ServiceConfig], "--token", "secret", *flags])
+    return config.admin_token and config.admin_token.get_secret_value()
+
+
+def test_the_service_finds_its_admin_token_as_it_finds_its_token(file, monkeypatch):
+    monkeypatch.delenv(ADMIN_VARIABLE, raising=False)
+    assert admin_token() is None
+    assert admin_token("--admin_token_file", file) == "of-the-file"
+    monkeypatch.setenv(ADMIN_VARIABLE, "of-the-environment")
+    assert admin_token() == "of-the-environment"
+    assert admin_token("--admin_token_file", file) == "of-the-file"
+    assert admin_token("--admin_token", "given") == "given"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--admin_token", "a"], "admin_token: without a token every route is open, so an admin token would guard"),
+        (["--token", "a", "--admin_token", "a"], "admin_token: must differ from `token`; choose another one"),
+        (["--token", "a", "--admin_token_file", "/none"], "admin_token_file: /none: No such file or directory"),
+    ],
+)
+def test_an_admin_token_that_guards_nothing_is_refused(flags, said, monkeypatch, capsys):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    with pytest.raises(SystemExit):
+        read_command_line(ServiceConfig, "launch", ["--model", "m", *flags])
+    assert said in capsys.readouterr().err
+
+
+def test_a_launch_refuses_an_admin_token_of_the_environment_without_a_token(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv(ADMIN_VARIABLE, "hush")
+    config = ServiceConfig(model="m")  # a measurement that starts an engine has no use for tokens
+    with pytest.raises(SystemExit, match=f"{ADMIN_VARIABLE}: without a token every route is open") as stop:
+        launch(config)
+    assert "hush" not in str(stop.value)
+
+
+def test_an_admin_token_is_neither_printed_nor_told_to_an_engine(file, capsys):
+    flags = ["--model", "m", "--token", "secret", "--admin_token_file", file]
+    with pytest.raises(SystemExit):
+        read_command_line(ServiceConfig, "launch", [*flags, "--dry-run"])
+    printed = capsys.readouterr().out
+    assert json.loads(printed)["admin_token"] == "**********"
+    assert "of-the-file" not in printed + json.dumps(read_command_line(ServiceConfig, "launch", flags).for_engine())

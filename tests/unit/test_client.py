@@ -14,8 +14,10 @@ import pytest
 from test_endpoint import no_proxies, serving  # noqa: F401  (a fixture)
 
 from rl_loop.run.ledger import Heartbeat, Ledger
+from rollout_service.bearer_token import WithAdminToken
 from rollout_service.client import AsyncRolloutClient, GroupStream, RolloutClient, RolloutError
 from rollout_service.http.guard import Guard
+from rollout_service.http.tokens import Tokens
 from rollout_service.protocol import (
     INTERFACE_VERSION,
     VERSION_HEADER,
@@ -251,7 +253,8 @@ def test_a_client_of_another_version_is_refused_and_one_without_a_version_is_ser
         await send({"type": "http.response.body", "body": b"served"})
 
     async def statuses():
-        transport = httpx.ASGITransport(Guard(inner, token=None, body_limit=100, stopping=asyncio.Event()))
+        guard = Guard(inner, tokens=Tokens(WithAdminToken()), body_limit=100, stopping=asyncio.Event())
+        transport = httpx.ASGITransport(guard)
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
             return [
                 await client.get("/v1/weights", headers=headers)

@@ -325,15 +325,19 @@ async def test_an_engines_answer_ends_in_the_routes_form_when_the_service_stops(
 # --- the document ---
 
 
-async def test_the_document_names_every_status_that_occurs_and_the_token():
+async def test_the_document_names_every_status_that_occurs_and_the_tokens():
     async with front(StubFleet(token="secret")) as (client, _):
         document = (await client.get("/openapi.json", headers={"Authorization": "Bearer secret"})).json()
-    assert document["components"]["securitySchemes"] == {"token": {"type": "http", "scheme": "bearer"}}
+    schemes = document["components"]["securitySchemes"]
+    assert {name: (scheme["type"], scheme["scheme"]) for name, scheme in schemes.items()} == {
+        "token": ("http", "bearer"),
+        "admin_token": ("http", "bearer"),
+    }
     for path, operations in document["paths"].items():
         for operation in operations.values():
             assert "422" not in operation["responses"]
             assert {"400", "500", "503"} <= set(operation["responses"])
-            assert ("401" in operation["responses"]) == (path != "/health")
+            assert ("401" in operation["responses"]) == (path not in ("/health", "/ping"))
     rollouts = document["paths"]["/v1/rollouts"]["post"]["responses"]["200"]["content"]
     assert list(rollouts) == ["application/x-ndjson"]
     metrics = document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]

@@ -20,7 +20,7 @@ from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError, HungUp, Member
 from rollout_service.fleet.routing import Routing
 from rollout_service.http.errors import add_error_handlers
-from rollout_service.http.routes import openai
+from rollout_service.http.routes import models, openai
 
 JSON, EVENTS = ({"content-type": of} for of in ("application/json", "text/event-stream"))
 LOST = ActorUnavailableError("lost", None)
@@ -162,7 +162,7 @@ async def test_hanging_up_ends_requests_that_run_and_those_that_wait_for_an_engi
 def test_the_model_is_described_while_no_engine_is_in_service(fleet):
     app = FastAPI()
     app.state.fleet = fleet
-    app.include_router(openai.router)
+    app.include_router(models.router)
     (model,) = TestClient(app).get("/v1/models").json()["data"]
     assert (model["id"], model["object"], model["max_model_len"]) == ("demo", "model", 508)
 

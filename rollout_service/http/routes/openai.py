@@ -1,14 +1,9 @@
-"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine.
-
-GET /v1/models is answered here, even while no engine is in service.
-"""
+"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine."""
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
-from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -17,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 from rollout_service.fleet.engine_http import Answer
 from rollout_service.fleet.member import FleetError, HungUp, in_words
 from rollout_service.http.admission import stopping
-from rollout_service.http.errors import openai_error
+from rollout_service.http.errors import CLIENT_CLOSED_REQUEST, openai_error
 from rollout_service.http.json_route import JsonRoute, read_object
 from rollout_service.protocol import Problem
 
@@ -28,21 +23,8 @@ SAMPLING_HEADER = "x-sampling"
 SESSION_HEADER = "x-session-id"
 DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0}
 """the service's own, whatever the checkpoint's generation_config says; the answer's header has what was used"""
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that left before its answer"""
 NOTHING_LEFT = b"max_tokens must be at least 1, got 0"
 DROPPED = ("content-length", "transfer-encoding", "connection")
-
-
-@router.get("/v1/models")
-async def models(request: Request) -> dict[str, Any]:
-    """The served policy, as vLLM describes it."""
-    config = request.app.state.fleet.config
-    model = {
-        "id": config.served_name, "object": "model", "created": int(time.time()), "owned_by": "vllm",
-        "root": config.served_name, "parent": None, "max_model_len": config.context_limit,
-    }  # fmt: skip
-    return {"object": "list", "data": [model]}
 
 
 @router.post("/v1/completions")

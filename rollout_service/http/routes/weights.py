@@ -11,8 +11,8 @@ from starlette.requests import ClientDisconnect
 
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.http.admission import Refused
+from rollout_service.http.errors import CLIENT_CLOSED_REQUEST
 from rollout_service.http.json_route import JsonRoute
-from rollout_service.http.routes.openai import CLIENT_CLOSED_REQUEST
 from rollout_service.protocol import (
     LONGEST_RUN,
     MAX_VERSION,

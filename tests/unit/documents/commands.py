@@ -46,7 +46,7 @@ def another_machine() -> Iterator[None]:
         patch.setattr(Path, "is_file", lambda _: True)
         patch.setattr(Path, "is_dir", lambda _: True)
         patch.setattr(os, "sched_getaffinity", lambda _: range(1024))
-        patch.setattr(bearer_token, "read_token", lambda _: SecretStr("token"))
+        patch.setattr(bearer_token, "read_token", lambda _, field: SecretStr(field))
         patch.setattr(DraftSettings, "calibration", lambda _: None)
         patch.chdir(ROOT)
         yield
