@@ -10,8 +10,9 @@ from rollout_service.fleet.fleet import Fleet
 from rollout_service.http.admission import Admission
 from rollout_service.http.errors import add_error_handlers
 from rollout_service.http.guard import Guard
+from rollout_service.http.openai_requests import field_names
 from rollout_service.http.openapi import describe
-from rollout_service.http.routes import batches, openai, rollouts, status, weights
+from rollout_service.http.routes import batches, generate, openai, rollouts, status, weights
 from rollout_service.queue.background import BackgroundGeneration
 from rollout_service.queue.batch_queue import BatchQueue
 from rollout_service.telemetry import Telemetry
@@ -38,11 +39,11 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
         vocab_size=fleet.policy_config["vocab_size"],
         context_limit=config.context_limit,
         drafting=config.drafter.drafts,
-        openai_fields={path: frozenset(schema["properties"]) for path, schema in fleet.openai_schemas.items()},
+        openai_fields={path: field_names(schema) for path, schema in fleet.openai_schemas.items()},
         on_cpu=fleet.device == "cpu",
     )
     app.state.background = BackgroundGeneration(fleet, queue, app.state.telemetry)
-    for module in (rollouts, batches, weights, openai, status):
+    for module in (rollouts, batches, weights, openai, generate, status):
         app.include_router(module.router)
     add_error_handlers(app)
     token = config.token.get_secret_value() if config.token else None
