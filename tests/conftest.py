@@ -9,7 +9,7 @@ TOPICS = {
     "queue": "asynchronous background bad_requests batch_queue faults soak stored_formats",
     "weights": """lasting loading push_route pushes state_folder tensor_bytes transports weight_files
                   weight_updates""",
-    "http": """admission asgi bearer_token client endpoint front generate guard openai_requests rollout_record
+    "http": """admission asgi bearer_token client endpoint front generate guard rollout_record
                service starting""",
     "fleet": "alarms deaths fleet_generate lost_engines ray_cluster resources",
     "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware patch_table patches

