@@ -38,7 +38,7 @@ class RolloutRecords:
             body = json.dumps(fields).encode()
             scope = scope | {"headers": with_length(scope["headers"], len(body))}
             if watched.recorded:
-                answer = Recording(watched, choices_asked(fields), send)
+                answer = Recording(watched, send)
         token = WATCHED.set(watched)
         try:
             return await self.app(scope, replayed(body, receive), answer)
@@ -49,9 +49,8 @@ class RolloutRecords:
 class Recording:
     """A `send` that adds the records to a whole answer, or to the events of a stream."""
 
-    def __init__(self, watched: Watched, n: int, send: Send):
-        """`n`: choices for each prompt."""
-        self.watched, self.n, self.send = watched, n, send
+    def __init__(self, watched: Watched, send: Send):
+        self.watched, self.send = watched, send
         self.start: Message = {}
         self.left = b""
         """what has come of a whole answer, or of the next event"""
@@ -88,7 +87,7 @@ class Recording:
         answer = json.loads(data)
         choices = list(ended_choices(answer))
         for choice in choices:
-            call, index = divmod(choice["index"], self.n)
+            call, index = divmod(choice["index"], self.watched.n)
             record = self.watched.calls[call][index]
             choice[RECORD] = record.model_dump(exclude_none=True)
         return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode() if choices else data
@@ -98,12 +97,6 @@ def ended_choices(answer: Any) -> Iterator[dict[str, Any]]:
     for choice in answer.get("choices", ()):
         if choice.get("finish_reason") is not None:
             yield choice
-
-
-def choices_asked(fields: dict[str, Any]) -> int:
-    """The number of choices for each prompt of a request."""
-    params = fields.get("sampling_params")
-    return (params if isinstance(params, dict) else fields).get("n") or 1
 
 
 async def whole_body(receive: Receive) -> bytes | None:

@@ -64,7 +64,8 @@ def required_prefix(request: Any, messages: Sequence[Any]) -> Any:
         return given
     for message in reversed(messages):
         if message.get(PROMPT) is not None and message.get(SAMPLED) is not None:
-            return [*message[PROMPT], *message[SAMPLED]]
+            parts = [message[PROMPT], message[SAMPLED]]
+            return [*parts[0], *parts[1]] if all(isinstance(part, list) for part in parts) else parts
     return None
 
 

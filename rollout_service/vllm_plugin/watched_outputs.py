@@ -36,6 +36,8 @@ class Watched:
     """One request on vLLM's routes. With `recorded`, its choices are collected."""
 
     recorded: bool = False
+    n: int = 1
+    """choices for each prompt"""
     calls: list[dict[int, Any]] = field(default_factory=list)
     """for each call of `llm.generate`, in order: what `finished` returned for each choice, by its index"""
 
@@ -79,6 +81,7 @@ def watch_outputs(llm: Any, finished: Callable[[list[int], "CompletionOutput", S
         if request.recorded:
             params = with_logprobs(params)
         choices: dict[int, Any] = {}
+        request.n = params.n
         request.calls.append(choices)
         return observed(generate(prompt, params, *arguments, **more), request.recorded, choices)
 

@@ -96,6 +96,7 @@ def test_text_and_stop_strings_are_there_when_they_are_asked_for(client, ids):
         ({}, {"token_ids": [10**6]}, 400, None),
         ({}, {"token_ids": "text"}, 400, None),
         ({}, {"prompt": "a"}, 400, "prompt"),
+        ({}, {"content_parts": [{"type": "image_url", "url": "http://127.0.0.1:1/a.png"}]}, 400, "content_parts"),
         ({}, {"model": "other"}, 404, "model"),
     ],
 )

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.logprobs import FlatLogprobs, Logprob
 
 from rollout_service.vllm_plugin.generate_parameters import adapt_parameters
@@ -42,20 +43,17 @@ def handler():
     async def serve_tokens(request, raw_request):
         return request
 
-    def create_error_response(message, param):
-        return message
-
     handler = SimpleNamespace(
         serve_tokens=serve_tokens,
-        model_config=SimpleNamespace(max_model_len=100),
-        create_error_response=create_error_response,
+        model_config=SimpleNamespace(max_model_len=100, is_multimodal_model=False),
     )
     adapt_parameters(handler)
     return handler
 
 
 def asked(tokens=10, output_mode="tokens", **params):
-    return SimpleNamespace(token_ids=[1] * tokens, sampling_params=SamplingParams(**params), output_mode=output_mode)
+    given = {"token_ids": [1] * tokens, "output_mode": output_mode, "features": None, "content_parts": None}
+    return SimpleNamespace(**given, sampling_params=SamplingParams(**params))
 
 
 async def test_a_response_has_the_room_that_is_left(handler):
@@ -63,8 +61,9 @@ async def test_a_response_has_the_room_that_is_left(handler):
         request = await handler.serve_tokens(asked(tokens, max_tokens=given))
         assert request.sampling_params.max_tokens == used
     for tokens in (100, 101):
-        refusal = await handler.serve_tokens(asked(tokens))
-        assert refusal == f"token_ids: has {tokens} tokens, too many: prompt and response together may have 100"
+        with pytest.raises(VLLMValidationError, match=f"has {tokens} tokens, .* may have 100") as refused:
+            await handler.serve_tokens(asked(tokens))
+        assert refused.value.parameter == "token_ids"
 
 
 @pytest.mark.parametrize(
@@ -79,3 +78,13 @@ async def test_a_response_has_the_room_that_is_left(handler):
 async def test_text_is_made_only_where_it_is_read(handler, output_mode, params, flat, decoded):
     params = (await handler.serve_tokens(asked(output_mode=output_mode, **params))).sampling_params
     assert (params.flat_logprobs, params.detokenize) == (flat, decoded)
+
+
+async def test_media_are_refused_unless_the_policy_reads_them(handler):
+    request = asked()
+    request.content_parts = [{"type": "image_url"}]
+    with pytest.raises(VLLMValidationError, match="this policy reads text only") as refused:
+        await handler.serve_tokens(request)
+    assert refused.value.parameter == "content_parts"
+    handler.model_config.is_multimodal_model = True
+    assert await handler.serve_tokens(request) is request

@@ -63,6 +63,7 @@ def test_the_last_message_with_tokens_says_what_is_required_unless_the_request_d
     assert required_prefix(SimpleNamespace(), messages) == [1, 2, 3, 2]
     assert required_prefix(SimpleNamespace(required_prefix_token_ids=[7]), messages) == [7]
     assert required_prefix(SimpleNamespace(required_prefix_token_ids=None), messages[:1]) is None
+    assert required_prefix(SimpleNamespace(), [bundle | {"prompt_token_ids": 5}]) == [5, [2]]  # refused for its type
 
 
 class Request(SimpleNamespace):

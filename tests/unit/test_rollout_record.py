@@ -32,6 +32,7 @@ def application(seen):
         n = body.get("n") or 1
         watched = WATCHED.get()
         if watched is not None:
+            watched.n = n
             watched.calls += [{i: record(prompt, i) for i in range(n)} for prompt in range(2)]
         choices = [{"index": i, "text": "é\n\n", "finish_reason": "stop"} for i in range(2 * n)]
         if not body.get("stream"):

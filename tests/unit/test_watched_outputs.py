@@ -52,13 +52,14 @@ def request_on_vllms_routes():
 async def test_the_pieces_of_each_choice_are_put_together(request_on_vllms_routes):
     engine = Engine()
     finished = watched(engine)
-    params = SamplingParams(logprobs=None)
+    params = SamplingParams(n=2)
     assert [len(o.outputs) async for o in engine.generate("prompt", params, "a")] == [1, 1, 2]
     assert finished == [
         ([5], 1, Sampled([3], [-3.0])),
         ([5], 0, Sampled([1, 2, 4], [-1.0, -2.0, -4.0])),
     ]
     assert request_on_vllms_routes.calls == [{1: "record 1", 0: "record 0"}]
+    assert request_on_vllms_routes.n == 2
 
 
 async def test_calls_are_in_the_order_of_the_prompts_also_behind_another_wrapper(request_on_vllms_routes):
