@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Route = Literal["rollouts", "openai"]
-"""rollouts: POST /v1/rollouts and /v1/prompts; openai: POST /v1/completions and /v1/chat/completions"""
+"""rollouts: POST /v1/rollouts and /v1/prompts; openai: vLLM's own routes, whose sampling parameters are fields of the
+body, or of `sampling_params` in it"""
 
 
 @dataclass(frozen=True)

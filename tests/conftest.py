@@ -9,10 +9,11 @@ TOPICS = {
     "queue": "asynchronous background bad_requests batch_queue faults soak stored_formats",
     "weights": """lasting loading push_route pushes state_folder tensor_bytes transports weight_files
                   weight_updates""",
-    "http": """access_log admission bearer_token client cors endpoint engine_http front guard models_route probes
-                request_ids service starting tokens tool_parsers tools""",
+    "http": """access_log admission bearer_token client cors endpoint engine_http front generate guard models_route
+                probes request_ids rollout_record service starting tokens tool_parsers tools""",
     "fleet": "alarms deaths fleet_generate lost_engines ray_cluster resources",
-    "engine": "cache_salt core_process core_server gpu_kit hardware patch_table patches",
+    "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware patch_table patches
+                 required_prefix watched_outputs""",
     "trainer": """commands extended_files learner_interface model_folder padding rl_asynchronous rl_checkpoint
                   rl_command rl_faults rl_learner rl_loop rl_ownership rl_packing rl_pushing rl_sources run_formats""",
     "losses": "rl_advantages rl_corrections rl_losses",

@@ -11,14 +11,14 @@ from fastapi import FastAPI
 from generate.markdown import code, compose, fill, marked, sentence, table
 from generate.schema import FIELDS, Link, Schema, default_of, fields, type_of
 from rollout_service.http.openapi import MEANINGS, VLLM, describe
-from rollout_service.http.routes import batches, models, openai, probes, rollouts, status, weights
-from rollout_service.protocol import INTERFACE_VERSION, VERSION_HEADER
+from rollout_service.http.routes import batches, generate, models, openai, probes, rollouts, status, weights
+from rollout_service.protocol import INTERFACE_VERSION, RETURN_RECORD, VERSION_HEADER
 
 UNLIMITED = 2**31
 """more than any policy's context or vocabulary, so that the interface's own limits show"""
 ROUTERS = {
-    "rollouts": rollouts, "batches": batches, "weights": weights, "models": models, "openai": openai, "status": status,
-    "probes": probes,
+    "rollouts": rollouts, "batches": batches, "weights": weights, "models": models, "openai": openai,
+    "generate": generate, "status": status, "probes": probes,
 }  # fmt: skip
 """by the name of their page"""
 GLOSSES = {
@@ -28,9 +28,17 @@ GLOSSES = {
     "openai": "The routes that vLLM answers in OpenAI's form.",
     "models": "The served policy, as OpenAI's clients and vLLM's clients read it.",
     "probes": "What load balancers and clients of vLLM ask a server before they use it.",
+    "generate": "The routes of vLLM's that take and give token ids.",
     "status": "Health, readiness, metrics, and the state of speculation: the routes and their types.",
 }
-TITLES = {"openai": "HTTP: OpenAI's routes"}
+TITLES = {"openai": "HTTP: OpenAI's routes", "generate": "HTTP: token ids"}
+VLLM_BODIES = {
+    "/v1/completions": "CompletionRequest", "/v1/completions/render": "CompletionRequest",
+    "/v1/chat/completions": "ChatCompletionRequest", "/v1/chat/completions/render": "ChatCompletionRequest",
+    "/inference/v1/generate": "GenerateRequest", "/tokenize": "TokenizeRequest", "/detokenize": "DetokenizeRequest",
+}  # fmt: skip
+"""vLLM's types of the bodies of its own routes"""
+GENERATES = "/v1/completions", "/v1/chat/completions", "/inference/v1/generate"
 ERRORS = "ErrorBody", "Problem", "OpenAIError"
 """types of every page's errors, which stand on the first"""
 
@@ -40,12 +48,14 @@ def document() -> dict[str, Any]:
     app = FastAPI(title="rollout-service", version="0")
     for module in ROUTERS.values():
         app.include_router(module.router)
-    body: Schema = {"type": "object", "properties": {}}
-    vllm = {"/v1/completions": "CompletionRequest", "/v1/chat/completions": "ChatCompletionRequest"}
+    body: Schema = {"type": "object"}
+    own: dict[bool, Schema] = {True: {RETURN_RECORD: {"type": "boolean"}}, False: {}}
     fleet: Any = SimpleNamespace(
         config=SimpleNamespace(context_limit=UNLIMITED, served_name="policy"),
         policy_config={"vocab_size": UNLIMITED},
-        openai_schemas={path: body | {"title": name} for path, name in vllm.items()},
+        openai_schemas={
+            path: body | {"title": name, "properties": own[path in GENERATES]} for path, name in VLLM_BODIES.items()
+        },
     )
     describe(app, fleet, with_token=True)
     found = app.openapi()

@@ -15,10 +15,13 @@ def draft_steps(output: "CompletionOutput") -> list[tuple[int, int]]:
     return list(zip(metrics.per_step_drafted, metrics.per_step_accepted, strict=True)) if metrics else []
 
 
-def completion_of(output: "CompletionOutput", drafter: str, drafter_version: int, *, with_steps: bool) -> Completion:
-    """`with_steps`: whether to include the record of each draft step."""
-    metrics = output.spec_decode_metrics
-    speculation = metrics and Speculation(
+def speculation_of(
+    output: "CompletionOutput", drafter: str, drafter_version: int, *, with_steps: bool
+) -> Speculation | None:
+    """The speculation record; None without a drafter. `with_steps`: whether to include each draft step."""
+    if (metrics := output.spec_decode_metrics) is None:
+        return None
+    return Speculation(
         drafter=drafter,
         drafter_version=drafter_version,
         draft_steps=sum(metrics.histogram),
@@ -27,16 +30,22 @@ def completion_of(output: "CompletionOutput", drafter: str, drafter_version: int
         accepted_histogram=metrics.histogram,
         steps=draft_steps(output) if with_steps else None,
     )
+
+
+def weight_spans(output: "CompletionOutput") -> list[WeightSpan]:
+    return [
+        WeightSpan(version=int(span.version), start=span.start, end=span.end) for span in output.weight_versions or []
+    ]
+
+
+def completion_of(output: "CompletionOutput", drafter: str, drafter_version: int, *, with_steps: bool) -> Completion:
     return Completion(
         index=output.index,
         text=output.text,
         token_ids=list(output.token_ids),
         logprobs=cast("FlatLogprobs", output.logprobs).logprobs,  # one for each token: only the sampled one's
-        weight_versions=[
-            WeightSpan(version=int(span.version), start=span.start, end=span.end)
-            for span in output.weight_versions or []
-        ],
+        weight_versions=weight_spans(output),
         finish_reason="length" if output.finish_reason == "length" else "stop",
         stop_reason=output.stop_reason,
-        speculation=speculation,
+        speculation=speculation_of(output, drafter, drafter_version, with_steps=with_steps),
     )

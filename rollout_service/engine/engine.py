@@ -17,16 +17,17 @@ from drafters.registry import make_drafter
 from drafters.schedule import Range, StepCosts
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
-from rollout_service.engine.completions import completion_of, draft_steps
+from rollout_service.engine.completions import completion_of, draft_steps, speculation_of, weight_spans
 from rollout_service.engine.http_server import HttpServer
 from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_all_ranks, on_this_node
 from rollout_service.engine.openai_app import openai_app, openai_schemas
 from rollout_service.engine.openai_arguments import check_parsers
 from rollout_service.engine.switches import check_switches
 from rollout_service.imports import uncollected
-from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest
+from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest, RolloutRecord
 from rollout_service.vllm_plugin.cache_salt import CACHE_SALT
 from rollout_service.vllm_plugin.core_process import CORE_PROCESS, prepare_core_process, says_why_it_failed
+from rollout_service.vllm_plugin.watched_outputs import WATCHED_OUTPUTS, Sampled
 
 if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
@@ -126,6 +127,7 @@ class Engine:
         check_parsers(self.config.openai, self.config.served_name, self.llm.renderer.get_tokenizer())
         if self.config.weights.keeps_cache:
             CACHE_SALT.apply_to(self.llm, lambda: self.versions.policy)
+        WATCHED_OUTPUTS.apply_to(self.llm, self._choice_on_vllms_routes)
         # vLLM's own routes check lengths against this process's copy, so they keep the drafter's positions free too.
         self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
@@ -194,6 +196,22 @@ class Engine:
     def _completion(self, output: "CompletionOutput", group: GroupRequest) -> Completion:
         self.counts.add_contexts(len(group.prompt_token_ids or ()), draft_steps(output))
         return completion_of(output, self.config.drafter.kind, self.versions.drafter, with_steps=group.draft_steps)
+
+    def _choice_on_vllms_routes(
+        self, prompt_token_ids: list[int], output: "CompletionOutput", sampled: Sampled | None
+    ) -> RolloutRecord | None:
+        """Count a choice that ended on vLLM's own routes. Returns its record if `sampled` was collected."""
+        self.counts.add_contexts(len(prompt_token_ids), draft_steps(output))
+        if sampled is None:
+            return None
+        return RolloutRecord(
+            prompt_token_ids=prompt_token_ids,
+            token_ids=sampled.token_ids,
+            logprobs=sampled.logprobs,
+            weight_versions=weight_spans(output),
+            speculation=speculation_of(output, self.config.drafter.kind, self.versions.drafter, with_steps=False),
+            engine=self.index,
+        )
 
     @of_a_started_engine
     async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from rollout_service.transports.folder import is_of_this_machine
@@ -65,7 +65,7 @@ class HttpServer:
         """vLLM's routes answer the death of its core like any error. That answer must not be passed on: the actor ends,
         and the fleet asks another engine. Any other error that vLLM's routes do not answer is answered here."""
         if self.key is not None and not secrets.compare_digest(key_of(scope), self.key):
-            return await Response("this port is the service's own", 403)(scope, receive, send)
+            return await answer((scope, receive, send), 403, "this port is the service's own")
         has_begun = False
 
         async def checked(message: Message) -> None:
@@ -81,19 +81,21 @@ class HttpServer:
             await self.app(scope, receive, checked)
         except Exception as error:
             self._end_with_core()
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            logger.exception("%s %s was answered with an error", scope["method"], scope["path"])
             if not has_begun:  # Starlette raises an error again after it has answered it
-                await JSONResponse(error_of(error), 500)(scope, receive, send)
+                message = f"the engine could not answer: {type(error).__name__}: {' '.join(str(error).split())}"
+                await answer((scope, receive, send), 500, message)
 
     def _end_with_core(self) -> None:
         if self.llm.errored:
             os._exit(1)
 
 
-def error_of(error: Exception) -> dict[str, Any]:
-    """An error in the form of vLLM's own."""
-    message = f"the engine could not answer: {type(error).__name__}: {' '.join(str(error).split())}"
-    return {"error": {"message": message, "type": "InternalServerError", "param": None, "code": 500}}
+async def answer(connection: tuple[Scope, Receive, Send], status: int, message: str) -> None:
+    """Send an error in the form of vLLM's own."""
+    kind = {403: "ForbiddenError", 500: "InternalServerError"}[status]
+    error = {"message": message, "type": kind, "param": None, "code": status}
+    await JSONResponse({"error": error}, status)(*connection)
 
 
 def key_of(scope: Scope) -> bytes:

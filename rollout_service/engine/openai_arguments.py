@@ -12,7 +12,7 @@ def openai_arguments(section: OpenAIConfig) -> Namespace:
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    flags = ["--generation-config", "vllm"]
+    flags = ["--generation-config", "vllm", "--enable-scale-out"]
     if section.auto_tool_choice:
         flags += ["--enable-auto-tool-choice", "--tool-call-parser", str(section.tool_parser)]
     if section.chat_template_kwargs:

@@ -49,7 +49,7 @@ class EngineHttp:
             async for piece in response.content.iter_any():
                 yield piece
         except RuntimeError as error:  # what aiohttp raises for a read after the end of the session
-            raise aiohttp.ClientConnectionError("hung up") from error
+            raise aiohttp.ClientConnectionError("the service is stopping") from error
         finally:
             self.streams.discard(response.content)
             response.release() if response.content.at_eof() else response.close()
@@ -57,5 +57,5 @@ class EngineHttp:
     async def close(self) -> None:
         """Requests that wait for their answer, or for more of it, raise CONNECTION_LOST."""
         for stream in self.streams:  # closing the session would let some of them wait for ever
-            stream.set_exception(aiohttp.ClientConnectionError("hung up"))
+            stream.set_exception(aiohttp.ClientConnectionError("the service is stopping"))
         await self.session.close()

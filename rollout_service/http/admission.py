@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from rollout_service.http.openai_requests import openai_problems
-from rollout_service.lossless import not_lossless
 from rollout_service.protocol import GroupRequest, Problem, RolloutRequest
 
 
@@ -36,7 +35,7 @@ class Admission:
         chat_template_kwargs: Mapping[str, Any] = {},
     ):
         """`context_limit`: most tokens of prompt and response together. `drafting`: whether a drafter is on.
-        `openai_fields`: the field names of vLLM's request types, by path. `chat_template_kwargs`: what the chat
+        `openai_fields`: the `field_names` of vLLM's request types, by path. `chat_template_kwargs`: what the chat
         template gets in addition to the messages."""
         self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
         self.max_tokens, self.drafting, self.on_cpu = context_limit, drafting, on_cpu
@@ -98,9 +97,8 @@ class Admission:
     def check_openai(self, path: str, body: dict[str, Any]) -> None:
         """Raises Refused for fields that vLLM's handler of this path would ignore, or pass on to an engine that cannot
         take them. Raises it also for fields that speculation cannot keep lossless. vLLM judges everything else."""
-        problems = openai_problems(body, self.openai_fields[path])
-        refused = not_lossless(body, "openai", drafting=self.drafting, on_cpu=self.on_cpu)
-        problems += [Problem(field=field, message=message) for field, message in refused]
+        known = self.openai_fields[path]
+        problems = openai_problems(body, known, drafting=self.drafting, on_cpu=self.on_cpu)
         if problems:
             raise Refused(problems)
 

@@ -12,9 +12,10 @@ from rollout_service.fleet.fleet import Fleet
 from rollout_service.http.admission import Admission
 from rollout_service.http.errors import add_error_handlers
 from rollout_service.http.guard import Guard
+from rollout_service.http.openai_requests import field_names
 from rollout_service.http.openapi import describe
 from rollout_service.http.outermost import outermost
-from rollout_service.http.routes import batches, models, openai, probes, rollouts, status, weights
+from rollout_service.http.routes import batches, generate, models, openai, probes, rollouts, status, weights
 from rollout_service.http.routes.probes import VERSION
 from rollout_service.http.tokens import Tokens
 from rollout_service.queue.background import BackgroundGeneration
@@ -47,12 +48,12 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
         vocab_size=fleet.policy_config["vocab_size"],
         context_limit=config.context_limit,
         drafting=config.drafter.drafts,
-        openai_fields={path: frozenset(schema["properties"]) for path, schema in fleet.openai_schemas.items()},
+        openai_fields={path: field_names(schema) for path, schema in fleet.openai_schemas.items()},
         on_cpu=fleet.device == "cpu",
         chat_template_kwargs=config.openai.chat_template_kwargs,
     )
     app.state.background = BackgroundGeneration(fleet, queue, app.state.telemetry)
-    for module in (rollouts, batches, weights, models, openai, status, probes):
+    for module in (rollouts, batches, weights, models, openai, generate, status, probes):
         app.include_router(module.router)
     add_error_handlers(app)
     describe(app, fleet, with_token=config.token is not None)

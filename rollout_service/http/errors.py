@@ -31,7 +31,11 @@ HEADERS = {
     507: {"Retry-After": str(RETRY_AFTER)},
 }
 """headers of every answer with this status"""
-OPENAI_PATHS = "/v1/completions", "/v1/chat/completions", "/v1/models"
+OPENAI_PATHS = {
+    "/v1/completions", "/v1/completions/render", "/v1/chat/completions", "/v1/chat/completions/render", "/v1/models",
+    "/inference/v1/generate", "/tokenize", "/detokenize",
+}  # fmt: skip
+"""paths of the routes whose errors have OpenAI's form; those of a single model are the others"""
 
 
 def answer(

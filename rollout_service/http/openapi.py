@@ -9,7 +9,7 @@ from rollout_service.http.errors import is_openai
 from rollout_service.http.openai_requests import BOUNDS
 from rollout_service.http.tokens import OPEN_PATHS
 from rollout_service.lossless import described
-from rollout_service.protocol import CONTROL_PATHS, ErrorBody
+from rollout_service.protocol import CONTROL_PATHS, RECORD, RETURN_RECORD, ErrorBody, RolloutRecord
 
 MEANINGS = {
     400: "The request is wrong; the body names the wrong fields and says what to do",
@@ -41,13 +41,25 @@ MORE: dict[str, tuple[int, ...]] = {
     "/v1/weights/{of}": (404, 409, 507),
     "/v1/models/{model}": (404,),
     "/v1/completions": (404,),
+    "/v1/completions/render": (404,),
     "/v1/chat/completions": (404,),
+    "/v1/chat/completions/render": (404,),
+    "/inference/v1/generate": (404,),
+    "/tokenize": (404,),
+    "/detokenize": (404,),
 }
 """further statuses of single paths"""
 SECURITY = {
     "token": {"type": "http", "scheme": "bearer"},
     "admin_token": {"type": "http", "scheme": "bearer", "description": "Opens the control routes and every other one"},
 }
+GENERATED: dict[str, Any] = {
+    "application/json": {"schema": {"type": "object", "properties": {"choices": {"type": "array", "items": {
+        "type": "object", "properties": {RECORD: {"$ref": "#/components/schemas/RolloutRecord"}},
+    }}}}},
+    "text/event-stream": {"schema": {"type": "string"}},
+}  # fmt: skip
+"""answers of vLLM's routes that generate, with what the service adds to vLLM's own types"""
 OPENAI_ERROR = {
     "title": "OpenAIError",
     "type": "object",
@@ -79,6 +91,8 @@ def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
                 schemas.pop(unused, None)
             schemas["ErrorBody"] = ErrorBody.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas["ErrorBody"].pop("$defs", None)
+            record = RolloutRecord.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= record.pop("$defs") | {"RolloutRecord": record}
             schemas["OpenAIError"] = OPENAI_ERROR
             add_limits(schemas, fleet)
             for parameter in document["paths"]["/v1/models/{model}"]["get"]["parameters"]:
@@ -86,11 +100,12 @@ def describe(app: FastAPI, fleet: Fleet, with_token: bool) -> None:
             schemas["Sampling"]["description"] += f"\n\n{described('rollouts')}"
             for path, operations in document["paths"].items():
                 for operation in operations.values():
-                    if path in fleet.openai_schemas:
-                        operation["description"] += f"\n\n{described('openai')}"
-                        body = {"application/json": {"schema": add_schema(schemas, fleet.openai_schemas[path])}}
+                    if schema := fleet.openai_schemas.get(path):
+                        body = {"application/json": {"schema": add_schema(schemas, schema)}}
                         operation["requestBody"] = {"required": True, "content": body}
-                        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+                        if RETURN_RECORD in schema["properties"]:  # the routes that generate
+                            operation["description"] += f"\n\n{described('openai')}"
+                            operation["responses"]["200"]["content"] = GENERATED
                     add_errors(path, operation, with_token)
             if with_token:
                 document["components"]["securitySchemes"] = SECURITY

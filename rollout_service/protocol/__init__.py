@@ -11,6 +11,8 @@ GET  /v1/batches                      BatchesStatus; DELETE /v1/batches?run=NAME
 GET  /v1/speculation                  SpeculationStatus
 GET  /health, /ping, /ready, /metrics, /load, /version
 GET  /v1/models, /v1/models/{model}, POST /v1/completions, /v1/chat/completions     vLLM's own types
+POST /inference/v1/generate, /v1/completions/render, /v1/chat/completions/render, /tokenize, /detokenize   the same
+RolloutRecord is part of answers of vLLM's types that were asked for it.
 """
 
 from rollout_service.bearer_token import WithToken
@@ -46,6 +48,7 @@ from rollout_service.protocol.bounds import (
     sampled_otherwise,
 )
 from rollout_service.protocol.control import CONTROL_PATHS
+from rollout_service.protocol.rollout_record import RECORD, RETURN_RECORD, RolloutRecord
 from rollout_service.protocol.rollouts import (
     PROMPTS,
     Completion,
@@ -75,12 +78,12 @@ from rollout_service.protocol.wire_type import INTERFACE_VERSION, VERSION_HEADER
 
 __all__ = [
     "CONTROL_PATHS", "INTERFACE_VERSION", "LONGEST_RUN", "MAX_COMPLETIONS", "MAX_GROUPS", "MAX_INT32",
-    "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "VERSION_HEADER", "AcceptanceCounts",
-    "AgedAcceptance", "AlarmKind", "Batch", "BatchesStatus", "Completion", "ContextAcceptance", "DraftChoice",
-    "DraftSchedule", "DrafterAcceptance", "Endpoint", "ErrorBody", "FailedGroup", "Group", "GroupRequest",
-    "LeaseExtension", "LeaseGroups", "LeaseInfo", "LeaseRequest", "LeaseStatus", "Message", "Problem",
-    "PromptsRequest", "PromptsStatus", "ResponseTokens", "RolloutRequest", "Sampling", "ScheduleSource",
-    "SharedMemoryPush", "Speculation", "SpeculationAlarm", "SpeculationStatus", "Temperature", "TokenId", "TopK",
-    "TopP", "Version", "VersionedAcceptance", "WeightSpan", "WeightStatus", "WeightsOf", "WeightsStatus", "WireType",
-    "WithToken", "as_sampled", "sampled_otherwise",
+    "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "RECORD", "RETURN_RECORD", "VERSION_HEADER",
+    "AcceptanceCounts", "AgedAcceptance", "AlarmKind", "Batch", "BatchesStatus", "Completion", "ContextAcceptance",
+    "DraftChoice", "DraftSchedule", "DrafterAcceptance", "Endpoint", "ErrorBody", "FailedGroup", "Group",
+    "GroupRequest", "LeaseExtension", "LeaseGroups", "LeaseInfo", "LeaseRequest", "LeaseStatus", "Message",
+    "Problem", "PromptsRequest", "PromptsStatus", "ResponseTokens", "RolloutRecord", "RolloutRequest", "Sampling",
+    "ScheduleSource", "SharedMemoryPush", "Speculation", "SpeculationAlarm", "SpeculationStatus", "Temperature",
+    "TokenId", "TopK", "TopP", "Version", "VersionedAcceptance", "WeightSpan", "WeightStatus", "WeightsOf",
+    "WeightsStatus", "WireType", "WithToken", "as_sampled", "sampled_otherwise",
 ]  # fmt: skip

@@ -38,8 +38,8 @@ class AgedAcceptance(AcceptanceCounts):
 
 
 class ContextAcceptance(WireType):
-    """Draft steps that began with at least `from_tokens` tokens of context, and with fewer than twice as many. Only
-    finished completions of /v1/rollouts and /v1/prompts are counted."""
+    """Draft steps that began with at least `from_tokens` tokens of context, and with fewer than twice as many. Finished
+    completions are counted, whatever their route."""
 
     from_tokens: int
     draft_steps: int

@@ -11,6 +11,10 @@ logprobs_without_text.py   log-probabilities of rollouts without each token's te
 cache_salt.py              entries of a KV cache that is kept across pushes, separated by weight version
 unsendable.py              the client's error for a request that cannot be sent to vLLM's core
 grammars.py                grammars that vLLM sets itself, refused beside drafts on a CPU
+watched_outputs.py         what the engine gave to each request on vLLM's own routes
+token_names.py             a token's name in the log-probabilities of /inference/v1/generate, as clients read it
+generate_parameters.py     parameters of /inference/v1/generate: within the context, without text that nobody reads
+required_prefix.py         a chat prompt that begins with exactly the tokens of the turns before
 worker.py                  what the service asks of a worker: load weights in place, switch the draft sampling
 weight_digests.py          what a model holds, as one number for each module
 core_process.py            the process of vLLM's core: forked from a server that has imported vLLM meanwhile

@@ -9,6 +9,7 @@ from rollout_service.vllm_plugin.cache_salt import CACHE_SALT
 from rollout_service.vllm_plugin.core_process import CORE_PROCESS
 from rollout_service.vllm_plugin.draft_length_lookup import DRAFT_LENGTHS
 from rollout_service.vllm_plugin.draft_steps import DRAFT_STEPS
+from rollout_service.vllm_plugin.generate_parameters import GENERATE_PARAMETERS
 from rollout_service.vllm_plugin.grammars import GRAMMARS
 from rollout_service.vllm_plugin.idle_drafter import IDLE_DRAFTER
 from rollout_service.vllm_plugin.logprobs_without_text import LOGPROBS_WITHOUT_TEXT
@@ -16,7 +17,10 @@ from rollout_service.vllm_plugin.patches.kernels import KERNELS
 from rollout_service.vllm_plugin.patches.ranks import RANKS
 from rollout_service.vllm_plugin.patches.sampling import SAMPLING
 from rollout_service.vllm_plugin.patches.weights import WEIGHTS
+from rollout_service.vllm_plugin.required_prefix import REQUIRED_PREFIX
+from rollout_service.vllm_plugin.token_names import TOKEN_NAMES
 from rollout_service.vllm_plugin.unsendable import UNSENDABLE
+from rollout_service.vllm_plugin.watched_outputs import WATCHED_OUTPUTS
 
 # Under vLLM's own logger, so that the line appears where vLLM's do.
 logger = logging.getLogger("vllm.rollout_service")
@@ -25,7 +29,9 @@ DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
 """functions that are wrong or very slow on a CPU, and are replaced there if they fail their self-test"""
 AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT]
 """what vLLM lacks, put in place in each of its processes"""
-ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, CACHE_SALT, UNSENDABLE, GRAMMARS]
+ON_VLLMS_ROUTES = [UNSENDABLE, GRAMMARS, WATCHED_OUTPUTS, TOKEN_NAMES, GENERATE_PARAMETERS, REQUIRED_PREFIX]
+"""what the routes lack that vLLM's own handlers answer"""
+ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, CACHE_SALT, *ON_VLLMS_ROUTES]
 """what vLLM lacks, put in place where it is used"""
 PATCHES = [*DEFECTS, *AT_LOADING, *ELSEWHERE]
 STOCK: dict[str, Any] = {}

@@ -18,8 +18,11 @@ def refuse_what_cannot_be_sent(llm: Any) -> None:
 
     generate = llm.generate
 
-    async def judged(*arguments: Any, **more: Any) -> AsyncIterator[Any]:
-        async with aclosing(generate(*arguments, **more)) as outputs:  # closing it ends the generation
+    def judged(*arguments: Any, **more: Any) -> AsyncIterator[Any]:
+        return outputs_of(generate(*arguments, **more))  # called at once, as vLLM's own is
+
+    async def outputs_of(outputs: Any) -> AsyncIterator[Any]:
+        async with aclosing(outputs):  # closing it ends the generation
             try:
                 async for output in outputs:
                     yield output

@@ -34,6 +34,10 @@ def before_call(context, case, kwargs):
         limit(body, "max_tokens")
         limit(body, "max_completion_tokens")
         limit(body, "n")
+    if isinstance(params := body.get("sampling_params"), dict):
+        params.setdefault("max_tokens", TOKENS)
+        limit(params, "max_tokens")
+        limit(params, "n")
 
 
 def make_possible(group, index, taken):

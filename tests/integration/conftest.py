@@ -24,7 +24,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 KINDS = "ngram", "draft_model", "eagle3", "mtp"
 BY_KIND = "test_idle_drafter", "test_lossless", "test_schedule"
 """files whose tests share an engine of a kind of drafter; the MTP head's where no kind is named"""
-OVER_HTTP = "test_asynchronous", "test_commands", "test_pushes", "test_service"
+OVER_HTTP = "test_asynchronous", "test_commands", "test_generate", "test_pushes", "test_rollout_record", "test_service"
 """files whose tests share a service"""
 
 

@@ -118,14 +118,15 @@ def test_what_begins_after_a_push_does_not_meet_a_kept_cache_on_any_route():
             return sum(float(s.rsplit(" ", 1)[1]) for s in lines if s.startswith("vllm:prefix_cache_hits_total{"))
 
         before = hits()
-        client.http.post(f"/v1/{route}", json={"model": "demo-policy", "max_tokens": 2} | asked).raise_for_status()
+        client.http.post(route, json={"model": "demo-policy"} | asked).raise_for_status()
         return hits() - before
 
     flags = ("--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--weights.kv_cache", "keep")
     with launched(*flags, "--engines", "1") as (url, _), RolloutClient(url) as client:
         for route, asked in (
-            ("completions", {"prompt": [10] * 300}),
-            ("chat/completions", {"messages": [{"role": "user", "content": "1" * 300}]}),
+            ("/v1/completions", {"prompt": [10] * 300, "max_tokens": 2}),
+            ("/v1/chat/completions", {"messages": [{"role": "user", "content": "1" * 300}], "max_tokens": 2}),
+            ("/inference/v1/generate", {"token_ids": [11] * 300, "sampling_params": {"max_tokens": 2}}),
         ):
             assert [found(route, asked), found(route, asked)] == [0, 256]
             assert found(route, asked | {"cache_salt": "mine"}) == 0

@@ -167,16 +167,20 @@ def generated(client):
 @pytest.mark.parametrize(
     ("path", "asked"),
     [
-        ("completions", {"prompt": PROMPT, "n": 32}),
-        ("completions", {"prompt": [PROMPT] * 16, "n": 2}),
-        ("chat/completions", {"messages": [{"role": "user", "content": PROMPT}], "n": 32}),
+        ("/v1/completions", {"prompt": PROMPT, "n": 32}),
+        ("/v1/completions", {"prompt": [PROMPT] * 16, "n": 2}),
+        ("/v1/completions", {"prompt": PROMPT, "n": 32, "return_rollout_record": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}], "n": 32}),
+        ("/inference/v1/generate", {"token_ids": [10, 11]}),
     ],
 )
 async def test_a_client_that_leaves_vllms_own_routes_ends_its_generation_within_a_second(client, path, asked, stream):
     before = generated(client)
-    body = {"model": "demo-policy", "max_tokens": 450, "ignore_eos": True, "stream": stream} | asked
+    length = {"max_tokens": 450, "ignore_eos": True}
+    body = {"model": "demo-policy", "stream": stream} | asked
+    body |= {"sampling_params": length | {"n": 32}} if "token_ids" in asked else length
     async with httpx.AsyncClient(timeout=60, trust_env=False) as leaving:
-        answer = asyncio.create_task(leaving.post(f"{client.http.base_url}/v1/{path}", json=body))
+        answer = asyncio.create_task(leaving.post(f"{client.http.base_url}{path}", json=body))
         while generated(client) == before:
             await asyncio.sleep(0.05)
         assert not answer.done(), "it came at once: there was nothing to leave"

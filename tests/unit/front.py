@@ -17,6 +17,12 @@ from rollout_service.queue.batch_queue import BatchQueue
 
 FIELDS = ("model", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "n", "seed", "stop", "stream")
 SCHEMA = {"title": "Request", "type": "object", "properties": {name: {} for name in FIELDS}}
+GENERATES = SCHEMA | {"properties": SCHEMA["properties"] | {"return_rollout_record": {}}}
+PARAMETERS = {"type": "object", "properties": {name: {} for name in ("n", "temperature", "top_k", "min_p", "seed")}}
+GENERATE = {
+    "title": "GenerateRequest", "type": "object",
+    "properties": {"token_ids": {}, "sampling_params": PARAMETERS, "return_rollout_record": {}, "stream": {}},
+}  # fmt: skip
 
 
 class Characters:
@@ -38,7 +44,11 @@ class StubFleet:
         self.config = ServiceConfig(model="demo", engine={"max_model_len": 64}, **config)
         self.device, self.state, self.members, self.wasted_tokens = "cpu", None, [], 0
         self.policy_config = {"vocab_size": 128}
-        self.openai_schemas = {"/v1/completions": SCHEMA, "/v1/chat/completions": SCHEMA}
+        self.openai_schemas = {
+            "/v1/completions": GENERATES, "/v1/chat/completions": GENERATES, "/inference/v1/generate": GENERATE,
+            "/v1/completions/render": SCHEMA, "/v1/chat/completions/render": SCHEMA, "/tokenize": SCHEMA,
+            "/detokenize": SCHEMA,
+        }  # fmt: skip
         self.alarms = Alarms(self.config.alarms)
         status = WeightStatus(version=0, tensors=1, bytes=0, checksum="")
         sets = {"policy": SimpleNamespace(status=status, dtype="float32")}
@@ -65,7 +75,7 @@ class StubFleet:
 
     async def openai(self, method, path, headers, body, session=None):
         """The answer to the prompt `slow` does not end before the service hangs up; as a stream it at least begins."""
-        self.asked.append((path, headers, body, session))
+        self.asked.append(SimpleNamespace(path=path, headers=headers, body=body, session=session))
         fields = json.loads(body)
         slow, stream = fields.get("prompt") == "slow", fields.get("stream")
 

@@ -71,16 +71,8 @@ async def test_a_log_line_of_a_task_that_works_for_the_request_names_it(service,
 
 async def test_the_engine_gets_the_id_whether_it_was_given_or_made(service):
     client, app = service
-    seen = []
-
-    async def openai(method, path, headers, body):
-        seen.append(headers["x-request-id"])
-        async for part in StubFleet.openai(app.state.fleet, method, path, headers, body):
-            yield part
-
-    app.state.fleet.openai = openai
     answers = [await client.post("/v1/completions", json=PROMPT, headers=h) for h in ({ID: "mine"}, {})]
-    assert seen == [answer.headers[ID] for answer in answers]
+    assert [asked.headers["x-request-id"] for asked in app.state.fleet.asked] == [a.headers[ID] for a in answers]
 
 
 @pytest.mark.parametrize("wrong", [b"", b"a" * 129, b"a\tb", "é".encode()])

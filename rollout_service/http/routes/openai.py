@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -39,7 +40,19 @@ async def chat_completions(request: Request) -> Response:
     return await generation(request)
 
 
-async def generation(request: Request) -> Response:
+async def generation(request: Request, params: str | None = None) -> Response:
+    """An engine's answer. Its header says how it was sampled, which the body's field `params` asks for, or the body
+    itself."""
+    response, fields = await passed_on(request)
+    if response.status_code == 200:  # vLLM has checked the fields
+        asked = fields if params is None else fields[params]
+        given = {name: asked[name] for name in DEFAULTS if asked.get(name) is not None}
+        response.headers[SAMPLING_HEADER] = json.dumps(DEFAULTS | given)
+    return response
+
+
+async def passed_on(request: Request) -> tuple[Response, dict[str, Any]]:
+    """An engine's answer, and the fields of the request's body."""
     body = await request.body()
     fields = read_object(request, body)
     path, admission, fleet = request.url.path, request.app.state.admission, request.app.state.fleet
@@ -50,18 +63,15 @@ async def generation(request: Request) -> Response:
         async with while_connected(request.receive):
             answer: Answer = await fleet.openai(request.method, path, headers, body, session)
     except TimeoutError:
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return Response(status_code=CLIENT_CLOSED_REQUEST), fields
     except HungUp:
         raise stopping() from None
     kept = {name: value for name, value in answer.headers.items() if name not in DROPPED}
-    if answer.status == 200:  # vLLM has checked the fields
-        given = {name: fields[name] for name in DEFAULTS if fields.get(name) is not None}
-        kept[SAMPLING_HEADER] = json.dumps(DEFAULTS | given)
     if not isinstance(answer.body, bytes):
-        return EventStream(answer.status, kept, answer.body)
+        return EventStream(answer.status, kept, answer.body), fields
     if answer.status == 400 and NOTHING_LEFT in answer.body and fields.get("max_tokens") != 0:
-        return prompt_too_long(admission.max_tokens)
-    return Response(answer.body, answer.status, kept)
+        return prompt_too_long(admission.max_tokens), fields
+    return Response(answer.body, answer.status, kept), fields
 
 
 @asynccontextmanager
