@@ -11,7 +11,7 @@ from rollout_service.http.admission import Admission
 from rollout_service.http.errors import add_error_handlers
 from rollout_service.http.guard import Guard
 from rollout_service.http.openapi import describe
-from rollout_service.http.routes import batches, openai, rollouts, status, weights
+from rollout_service.http.routes import batches, openai, pausing, rollouts, server, status, updates, weights
 from rollout_service.queue.background import BackgroundGeneration
 from rollout_service.queue.batch_queue import BatchQueue
 from rollout_service.telemetry import Telemetry
@@ -42,7 +42,7 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
         on_cpu=fleet.device == "cpu",
     )
     app.state.background = BackgroundGeneration(fleet, queue, app.state.telemetry)
-    for module in (rollouts, batches, weights, openai, status):
+    for module in (rollouts, batches, weights, openai, status, pausing, updates, server):
         app.include_router(module.router)
     add_error_handlers(app)
     token = config.token.get_secret_value() if config.token else None

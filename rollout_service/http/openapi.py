@@ -13,6 +13,7 @@ from rollout_service.protocol import ErrorBody
 MEANINGS = {
     400: "The request is wrong; the body names the wrong fields and says what to do",
     401: "The token is missing or wrong",
+    403: "This service does not offer the route, for the reason in the body",
     404: "There is no such model, lease or weight set",
     405: "The path does not take this method; the header Allow names those that it takes",
     408: "The body arrived too slowly",
@@ -37,6 +38,13 @@ MORE: dict[str, tuple[int, ...]] = {
     "/v1/batches/{lease}/extend": (404, 507),
     "/v1/batches": (507,),
     "/v1/weights/{of}": (404, 409, 507),
+    "/resume": (409,),
+    "/start_weight_update": (409, 507),
+    "/start_draft_weight_update": (409, 507),
+    "/update_weights": (409, 507),
+    "/finish_weight_update": (409, 507),
+    "/update_weight_version": (409, 507),
+    "/collective_rpc": (403,),
     "/v1/completions": (404,),
     "/v1/chat/completions": (404,),
 }
