@@ -11,12 +11,15 @@ from fastapi import FastAPI
 from generate.markdown import code, compose, fill, marked, sentence, table
 from generate.schema import FIELDS, Link, Schema, default_of, fields, type_of
 from rollout_service.http.openapi import MEANINGS, VLLM, describe
-from rollout_service.http.routes import batches, openai, rollouts, status, weights
+from rollout_service.http.routes import batches, openai, pausing, rollouts, server, status, updates, weights
 from rollout_service.protocol import INTERFACE_VERSION, VERSION_HEADER
 
 UNLIMITED = 2**31
 """more than any policy's context or vocabulary, so that the interface's own limits show"""
-ROUTERS = {"rollouts": rollouts, "batches": batches, "weights": weights, "openai": openai, "status": status}
+ROUTERS = {
+    "rollouts": rollouts, "batches": batches, "weights": weights, "openai": openai, "status": status,
+    "pausing": pausing, "updates": updates, "server": server,
+}  # fmt: skip
 """by the name of their page"""
 GLOSSES = {
     "rollouts": "Groups of prompts in, a stream of finished groups out: the route and its types.",
@@ -24,6 +27,9 @@ GLOSSES = {
     "weights": "New weights into running engines, and the versions in service: the routes and their types.",
     "openai": "The routes that vLLM answers in OpenAI's form.",
     "status": "Health, readiness, metrics, and the state of speculation: the routes and their types.",
+    "pausing": "vLLM's routes that pause the fleet, end requests, reset caches, and let engines sleep.",
+    "updates": "vLLM's routes for weight updates of several calls, and for the version in service.",
+    "server": "What trainers read of the server before they train.",
 }
 TITLES = {"openai": "HTTP: OpenAI's routes"}
 ERRORS = "ErrorBody", "Problem", "OpenAIError"

@@ -105,7 +105,9 @@ class UpdateFile:
             message = f"the head in service is tied to {embedding}, and this head differs from it: the model is another"
         else:
             return
-        raise RefusedUpdate("the weight update was ended: its output head does not fit", [_problem(name, message)])
+        raise RefusedUpdate(
+            "the weight update was ended: its output head does not fit", [Problem(field=name, message=message)]
+        )
 
     def complete(self) -> None:
         """Take a tied head from the embedding. Raises RefusedUpdate with the tensors that have not come."""
@@ -119,14 +121,10 @@ class UpdateFile:
             message = "did not come; an update must hold every tensor"
             raise RefusedUpdate(
                 f"the weight update was ended: {len(missing)} of {len(self.rules.expected)} tensors did not come",
-                [_problem(name, message) for name in missing],
+                [Problem(field=name, message=message) for name in missing],
             )
 
 
 def _is_floating(dtype: str) -> bool:
     """`dtype` as safetensors names it."""
     return dtype.startswith(("F", "BF"))
-
-
-def _problem(field: str, message: str) -> Problem:
-    return Problem(field=field, message=message)

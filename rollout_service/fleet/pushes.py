@@ -138,7 +138,8 @@ class Pushes:
             results = await asyncio.gather(*calls, return_exceptions=True)
             failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
             for member, error in failed:
-                self._restart(member, f"take {of} version {version}", error)
+                logger.error("engine %d could not take %s version %d: %s", member.index, of, version, in_words(error))
+                self._restart(member)
             if len(failed) == len(members):
                 self._forget_all_but_published(of)
                 raise FleetError(f"no engine could take {of} version {version}; push again once one is in service")
@@ -147,9 +148,8 @@ class Pushes:
             self.on_published(of, version)
             return status
 
-    def _restart(self, member: Member, what: str, error: BaseException) -> None:
+    def _restart(self, member: Member) -> None:
         """It comes into service again with what is then in service."""
-        logger.error("engine %d could not %s: %s", member.index, what, in_words(error))
         member.in_service = False
         ray.kill(member.actor, no_restart=False)
 
@@ -166,7 +166,8 @@ class Pushes:
             self._forget_all_but_published(of)
             raise refused("checksum", f"{in_words(failed[0][1])}: push again")
         for member, error in failed:
-            self._restart(member, f"load {of} version {version}", error)  # it must not serve half-loaded weights
+            logger.error("engine %d could not load %s version %d: %s", member.index, of, version, in_words(error))
+            self._restart(member)  # it must not serve half-loaded weights
         if len(failed) == len(members):
             self._forget_all_but_published(of)
             reason = in_words(failed[0][1]) if failed else "none is in service"

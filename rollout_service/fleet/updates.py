@@ -157,7 +157,7 @@ class Updates:
 
     def _wait_for_the_next_call(self, session: Session) -> None:
         def is_silent() -> None:
-            logger.warning("a weight update was dropped: no call came for %.0f s", SILENCE)
+            logger.warning("a weight update was dropped: no call came for %d s", SILENCE)
             self._drop(session)
 
         session.at_work = False
@@ -306,9 +306,7 @@ class Updates:
 
 def version_number(text: str, field: str) -> int:
     """Raises RefusedUpdate when the text is not a version."""
-    if (
-        not (text.isascii() and text.isdigit() and len(text) <= len(str(MAX_VERSION)))
-        or not 1 <= int(text) <= MAX_VERSION
-    ):
+    number = int(text) if text.isascii() and text.isdigit() and len(text) <= len(str(MAX_VERSION)) else 0
+    if not 1 <= number <= MAX_VERSION:
         raise refused(field, f'{text!r} is no version: give a whole number from 1, such as "13"')
     return number

@@ -11,6 +11,7 @@ GET  /v1/batches                      BatchesStatus; DELETE /v1/batches?run=NAME
 GET  /v1/speculation                  SpeculationStatus
 GET  /health, /ready, /metrics
 GET  /v1/models, POST /v1/completions, POST /v1/chat/completions     vLLM's own types
+POST /pause, /resume, /update_weights, ...      vLLM's control routes, in protocol/control.py
 """
 
 from rollout_service.bearer_token import WithToken
