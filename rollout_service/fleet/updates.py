@@ -81,6 +81,7 @@ class Updates:
         self.session: Session | None = None
         self._of_folders: dict[tuple[WeightsOf, Path], asyncio.Task[Pushed]] = {}
         """pushes of folders that are under way"""
+        self._numbering = asyncio.Lock()  # two updates must not get the same number
 
     # --- a session ---
 
@@ -229,7 +230,8 @@ class Updates:
         except RayTaskError as error:
             if isinstance(error.cause, RefusedUpdate):
                 raise error.cause from None
-            raise refused("update_info", f"the transfer failed: {in_words(error)}") from None
+            field = "update_info" if what == "receive" else "init_info"
+            raise refused(field, f"the transfer failed: {in_words(error)}") from None
 
     # --- whole updates in one call ---
 
@@ -293,9 +295,10 @@ class Updates:
         except BaseException:
             update.file.unlink(missing_ok=True)
             raise
-        if number is None:
-            number = self.store.sets[of].version + 1
-        status = await self.pushes.push(of, number, Update(update.file, checksum))
+        async with self._numbering:
+            if number is None:
+                number = self.store.sets[of].version + 1
+            status = await self.pushes.push(of, number, Update(update.file, checksum))
         if status.skipped:
             message = f"a newer version than {number} came while this one waited for its turn"
             raise refused("weight_version", message, status=409)

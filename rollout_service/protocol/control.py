@@ -36,7 +36,7 @@ class AbortRequests(WireType):
     """ids of requests to vLLM's own routes; all requests if there are none"""
 
 
-class Aborted(WireType):
+class AbortedRequests(WireType):
     status: Literal["aborted"] = "aborted"
     aborted: int
     """requests, of which a group of n completions counts as n + 1, as vLLM counts them"""

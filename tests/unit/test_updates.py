@@ -164,6 +164,12 @@ async def test_a_folder_that_is_sent_again_while_it_is_pushed_is_pushed_once(upd
     assert (await updates.push_folder("policy", folder)).status.version == 2
 
 
+async def test_updates_that_end_at_the_same_time_get_numbers_of_their_own(updates, tmp_path):
+    folders = [saved(TENSORS, tmp_path / name) for name in ("one", "two")]
+    pushed = await asyncio.gather(*(updates.push_folder("policy", folder) for folder in folders))
+    assert sorted(one.status.version for one in pushed) == [1, 2]
+
+
 async def test_weights_that_belong_to_a_run_stay_protected(updates, tmp_path):
     folder = saved(TENSORS, tmp_path / "whole")
     updates.weights.status = updates.weights.status.model_copy(update={"run": "a", "version": 3})

@@ -10,15 +10,15 @@ from rollout_service.engine.pausing import PauseMode
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.http.admission import Refused
 from rollout_service.http.control_route import ControlRoute
-from rollout_service.protocol import Problem
-from rollout_service.protocol.control import (
-    Aborted,
+from rollout_service.protocol import (
+    AbortedRequests,
     AbortRequests,
     Awake,
     CacheReset,
     IsPaused,
     IsSleeping,
     Paused,
+    Problem,
     Sleeping,
     Tags,
 )
@@ -64,13 +64,13 @@ async def is_paused(request: Request) -> IsPaused:
 
 
 @router.post("/abort_requests")
-async def abort_requests(request: Request, body: AbortRequests | None = None) -> Aborted:
+async def abort_requests(request: Request, body: AbortRequests | None = None) -> AbortedRequests:
     """End requests without a pause, by their ids or all. Groups are generated again."""
     ids = body.request_ids if body is not None else None
-    return Aborted(aborted=await fleet_of(request).controls.abort_requests(ids or None))
+    return AbortedRequests(aborted=await fleet_of(request).controls.abort_requests(ids or None))
 
 
-@router.post("/inference/v1/abort_requests")
+@router.post("/inference/v1/abort_requests", response_class=Response)
 async def abort_by_id(request: Request, body: AbortRequests | None = None) -> Response:
     """End requests by their ids. The answer has no body."""
     if body is None or body.request_ids is None:

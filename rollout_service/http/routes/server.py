@@ -8,8 +8,7 @@ from rollout_service.engine.server_info import without_secrets
 from rollout_service.http.admission import Refused
 from rollout_service.http.control_route import ControlRoute
 from rollout_service.http.routes.pausing import fleet_of
-from rollout_service.protocol import Problem
-from rollout_service.protocol.control import ServerInfo, WorldSize
+from rollout_service.protocol import Problem, ServerInfo, WorldSize
 
 router = APIRouter(tags=["control"], route_class=ControlRoute)
 

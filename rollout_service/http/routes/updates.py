@@ -7,15 +7,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from rollout_service.fleet.updates import Pushed
 from rollout_service.http.admission import Refused
 from rollout_service.http.control_route import ControlRoute
 from rollout_service.http.routes.pausing import fleet_of, to_its_end
-from rollout_service.protocol import Problem
-from rollout_service.protocol.control import (
+from rollout_service.protocol import (
     CheckWeights,
     FinishUpdate,
     InitTransfer,
     NewVersion,
+    Problem,
     Relabelled,
     UpdateMessage,
     UpdateWeights,
@@ -50,14 +51,14 @@ async def start_weight_update(request: Request) -> UpdateMessage:
 
     While one is open, another is 409. One that is silent for 300 seconds is dropped.
     """
-    await fleet_of(request).updates.start("policy")
+    await to_its_end(fleet_of(request).updates.start("policy"))
     return UpdateMessage(message="Weight update started")
 
 
 @router.post("/start_draft_weight_update")
 async def start_draft_weight_update(request: Request) -> UpdateMessage:
     """Open a weight update of the drafter. Nothing changes before `/finish_weight_update`."""
-    await fleet_of(request).updates.start("drafter")
+    await to_its_end(fleet_of(request).updates.start("drafter"))
     return UpdateMessage(message="Draft weight update started")
 
 
@@ -100,7 +101,7 @@ async def finish_weight_update(request: Request, body: FinishUpdate | None = Non
     return _in_service(request, "Weight update finished", pushed)
 
 
-def _in_service(request: Request, message: str, pushed: Any) -> UpdateMessage:
+def _in_service(request: Request, message: str, pushed: Pushed) -> UpdateMessage:
     request.app.state.telemetry.pushed(pushed.of, pushed.status)
     return UpdateMessage(message=message, weight_version=str(pushed.status.version), ignored=pushed.left_out)
 
