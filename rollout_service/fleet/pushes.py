@@ -144,8 +144,11 @@ class Pushes:
                 self._forget_all_but_published(of)
                 raise FleetError(f"no engine could take {of} version {version}; push again once one is in service")
             status = weights_set.relabel(version)
-            self._forget_all_but_published(of)
-            self.on_published(of, version)
+            try:
+                self._forget_all_but_published(of)
+                self.on_published(of, version)
+            except Exception:  # as after a push
+                logger.exception("%s version %d is in service, but what follows a push failed", of, version)
             return status
 
     def _restart(self, member: Member) -> None:

@@ -58,7 +58,7 @@ class Session:
         return self.update.rules.of
 
     def end(self) -> None:
-        """Forget what came. The file is gone, unless a push has taken it."""
+        """Forget what came."""
         if self.timer is not None:
             self.timer.cancel()
         self.update.file.unlink(missing_ok=True)
@@ -135,10 +135,8 @@ class Updates:
         except RefusedUpdate:
             self._wait_for_the_next_call(session)
             raise
-        try:
-            return await self._push(session.update, number)
-        finally:
-            self._drop(session)
+        self.session = None  # from here on its file is the push's, and nothing else may drop it
+        return await self._push(session.update, number)
 
     def _take(self) -> Session:
         """The open session, for one call."""
@@ -161,13 +159,13 @@ class Updates:
             logger.warning("a weight update was dropped: no call came for %d s", SILENCE)
             self._drop(session)
 
+        if self.session is not session:  # it was dropped during the call
+            return
         session.at_work = False
         session.timer = asyncio.get_running_loop().call_later(SILENCE, is_silent)
 
     def _drop(self, session: Session) -> None:
-        in_service = self.store.sets[session.of].file
-        if in_service is None or in_service.path != str(session.update.file):
-            session.end()
+        session.end()
         if self.session is session:
             self.session = None
 

@@ -1,6 +1,8 @@
 """Control routes on two real engines: pauses, weight updates of several calls, relabelling, and deaths in between."""
 
 import json
+import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,11 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from engines import MODELS, launched, wait_until
+from engines import MODELS, launched, stopped, wait_until
 from over_http import PROMPT, mtp_tensors, policy_tensors, requests, worst_difference
 from safetensors.torch import save_file
 
-from rollout_service.client import RolloutClient
+from rollout_service.client import RolloutClient, RolloutError
 
 HEAD = "lm_head.weight"
 
@@ -136,6 +138,28 @@ def test_an_update_that_is_cut_leaves_the_old_weights_and_a_new_one_may_start(cl
     ok(client, "/update_weights", json={"update_info": {"weight_dir": str(MODELS / "policy")}})
     assert ok(client, "/finish_weight_update")["weight_version"] == str(was + 1)
     assert_serves(client, was + 1, 1.0)
+
+
+def test_vllms_own_client_updates_the_weights(client):
+    from vllm.distributed.weight_transfer.clients import HTTPVLLMWeightSyncClient
+
+    was, theirs = version(client), HTTPVLLMWeightSyncClient(str(client.http.base_url))
+    for weight_version, expected in ((None, was + 1), (str(was + 5), was + 5)):
+        theirs.start_weight_update()
+        theirs.update_weights({"weight_dir": str(MODELS / "policy")})
+        theirs.finish_weight_update(weight_version)
+        assert version(client) == expected
+    assert_serves(client, was + 5, 1.0)
+
+
+def test_a_client_that_leaves_within_its_request_changes_nothing(client):
+    was, url = version(client), client.http.base_url
+    head = "POST /update_weights HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(f'{head}{{"weight_dir": "{MODELS / "policy"}"'.encode())
+    time.sleep(1.0)
+    assert version(client) == was
+    assert ok(client, "/update_weights", json={"weight_dir": str(MODELS / "policy")})["weight_version"] == str(was + 1)
 
 
 def test_an_update_of_the_drafter_leaves_the_policy_out_and_never_changes_it(client, tmp_path):
@@ -310,3 +334,14 @@ def test_a_cpu_sleeps_by_pausing_and_says_so(client, pool):
     assert ok(client, "/wake_up?tags=kv_cache") == {"status": "awake", "tags": ["kv_cache"]}
     assert len(asked.result(60)) == 1
     assert ok(client, "/reset_prefix_cache", json={"reset_running_requests": False}) == {"success": True}
+
+
+def test_a_paused_service_with_frozen_groups_stops_in_order(running):
+    """The last test of the shared service."""
+    client, process = running
+    with ThreadPoolExecutor(1) as pool:
+        groups = begun(client, pool, long_groups())
+        ok(client, "/pause?mode=keep")
+        assert stopped(process, signal.SIGTERM) == (0, [])
+        with pytest.raises(RolloutError, match="stopping"):
+            groups.result(10)

@@ -237,6 +237,38 @@ async def test_a_transfer_fills_the_session_and_a_new_connection_drops_it(update
     assert (updates.session, received(updates)) == (None, [])
 
 
+async def test_a_new_connection_leaves_alone_what_is_being_pushed(updates, tmp_path):
+    on_a_gpu(updates, None)
+    await updates.start("policy")
+    await updates.update({"weight_dir": saved(TENSORS, tmp_path / "whole")})
+    finish = asyncio.create_task(updates.finish(None))
+    while not updates._numbering.locked():
+        await asyncio.sleep(0.001)
+    await updates.open_transfer({"master_address": "::1"})
+    assert len(received(updates)) == 1
+    assert (await finish).status.version == 1
+
+
+async def test_a_transfer_whose_session_was_dropped_does_not_bring_it_back(updates, monkeypatch):
+    ended = asyncio.Event()
+
+    async def receive(*_):
+        await ended.wait()
+        return set()
+
+    on_a_gpu(updates, receive)
+    await updates.start("policy")
+    stuck = asyncio.create_task(updates.update({"names": ["a"]}))
+    await asyncio.sleep(0.01)
+    await updates.open_transfer({"master_address": "::1"})
+    await updates.start("policy")
+    second = updates.session
+    ended.set()
+    await stuck
+    assert updates.session is second
+    assert len(received(updates)) == 1
+
+
 async def test_a_transfer_that_never_ends_is_given_up(updates, monkeypatch):
     on_a_gpu(updates, lambda *_: asyncio.Event().wait())
     monkeypatch.setattr(module, "RECEIVE_WITHIN", 0.02)
