@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from rollout_service.protocol import BatchesStatus, Group
+from rollout_service.protocol import BatchesStatus, Group, WeightsOf, WeightStatus
 
 KEPT = ("vllm:",)
 """prefixes of the engines' metrics that are shown; their process metrics (python_gc, ...) are left out"""
@@ -35,6 +35,10 @@ class Telemetry:
         self.pause = Histogram(
             "rollout_weight_pause_seconds", "Longest pause of an engine for a push", ["of"], registry=self.registry
         )
+        self.paused = Gauge(
+            "rollout_paused", "1 while a client has paused the service, so that nothing is generated",
+            registry=self.registry,
+        )  # fmt: skip
         self.queue = Gauge("rollout_queue_groups", "Groups in the batch queue", ["state"], registry=self.registry)
         self.oldest = Gauge("rollout_queue_oldest_seconds", "Age of the oldest finished group", registry=self.registry)
         self.wasted = Gauge(
@@ -51,6 +55,10 @@ class Telemetry:
         self.groups.inc()
         self.completions.inc(len(group.completions))
         self.tokens.inc(sum(len(completion.token_ids) for completion in group.completions))
+
+    def pushed(self, of: WeightsOf, status: WeightStatus) -> None:
+        self.pushes.labels(of).inc()
+        self.pause.labels(of).observe(status.pause)
 
     def batches(self, status: BatchesStatus) -> None:
         for state in ("waiting", "generating", "finished", "failed", "leased", "acknowledged"):

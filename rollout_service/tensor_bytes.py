@@ -5,6 +5,8 @@ engines.
 """
 
 import json
+import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,20 +30,42 @@ TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 def safetensors_parts(tensors: Mapping[str, Tensor]) -> list[memoryview]:
     """The bytes of a safetensors file: its header, then each tensor's own memory. Wide dtypes come first, so that all
     tensors are aligned. Names are sorted, so that the same tensors always give the same bytes."""
-    ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    parts, header, end = [], {}, 0
-    for name, tensor in ordered:
-        data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end + data.nbytes],
-        }
-        end += data.nbytes
-        parts.append(data)
+    parts, specs = {}, {}
+    for name, tensor in tensors.items():
+        parts[name] = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+        specs[name] = (tuple(tensor.shape), DTYPES[tensor.dtype])
+    header, order = _header(specs)
+    return [memoryview(header), *(parts[name] for name in order)]
+
+
+def _header(specs: Mapping[str, tuple[tuple[int, ...], str]]) -> tuple[bytes, list[str]]:
+    """The first bytes of a file of tensors with these shapes and dtypes, and the order in which the tensors follow."""
+    order = sorted(specs, key=lambda name: (-TORCH_DTYPES[specs[name][1]].itemsize, name))
+    header, end = {}, 0
+    for name in order:
+        shape, dtype = specs[name]
+        size = math.prod(shape) * TORCH_DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return [memoryview(len(text).to_bytes(8, "little") + text), *parts]
+    return len(text).to_bytes(8, "little") + text, order
+
+
+def create_file(file: Path, specs: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Make of `file`, which may hold anything, a safetensors file with places for tensors of these shapes and dtypes
+    (as safetensors names them). Their values are undefined. Raises OSError when there is no room for it."""
+    header, _ = _header(specs)
+    size = len(header) + sum(math.prod(shape) * TORCH_DTYPES[dtype].itemsize for shape, dtype in specs.values())
+    with file.open("r+b") as out:
+        out.write(header)
+        out.truncate(size)
+        os.posix_fallocate(out.fileno(), 0, size)  # else writing to a full memory file system would kill the process
+
+
+def map_writable(file: Path) -> dict[str, Tensor]:
+    """A safetensors file's tensors as views of one mapping. What is written to them is in the file."""
+    return _tensors(_mapped(file, shared=True))
 
 
 def checksum_of(parts: Iterable[memoryview]) -> str:
@@ -54,13 +78,21 @@ def checksum_of(parts: Iterable[memoryview]) -> str:
 def map_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
     """A safetensors file's tensors as views of one mapping, and the checksum of that mapping. So the bytes that are
     used are the bytes that were checked."""
-    storage = torch.UntypedStorage.from_file(str(file), False, file.stat().st_size)
-    whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
-    checksum = blake3(whole.numpy().data, max_threads=blake3.AUTO).hexdigest()
+    whole = _mapped(file, shared=False)
+    return _tensors(whole), blake3(whole.numpy().data, max_threads=blake3.AUTO).hexdigest()
+
+
+def _mapped(file: Path, *, shared: bool) -> Tensor:
+    """The file's bytes."""
+    storage = torch.UntypedStorage.from_file(str(file), shared, file.stat().st_size)
+    return torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
+
+
+def _tensors(whole: Tensor) -> dict[str, Tensor]:
     start = 8 + int.from_bytes(whole[:8].numpy().tobytes(), "little")
     header: dict[str, Any] = json.loads(whole[8:start].numpy().tobytes())
     header.pop("__metadata__", None)
-    return {name: _view(whole[start:], **entry) for name, entry in header.items()}, checksum
+    return {name: _view(whole[start:], **entry) for name, entry in header.items()}
 
 
 def _view(data: Tensor, dtype: str, shape: list[int], data_offsets: tuple[int, int]) -> Tensor:

@@ -7,11 +7,11 @@ TOPICS = {
     "drafters": """acceptance compare_rows draft_lengths drafter_files drafter_learners drafter_recipe drafter_training
                    drafters_command drafters_trained idle_drafter new_kind online_drafter prediction schedule""",
     "queue": "asynchronous background bad_requests batch_queue faults soak stored_formats",
-    "weights": """lasting loading push_route pushes state_folder tensor_bytes transports weight_files
-                  weight_updates""",
+    "weights": """control_route lasting loading push_route pushes state_folder tensor_bytes transports weight_files
+                  update_file updates weight_updates""",
     "http": """access_log admission bearer_token client cors endpoint engine_http front generate guard models_route
                 probes request_ids rollout_record service starting tokens tool_parsers tools""",
-    "fleet": "alarms deaths fleet_generate lost_engines ray_cluster resources",
+    "fleet": "alarms control deaths fleet_generate lost_engines pausing ray_cluster resources",
     "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware patch_table patches
                  required_prefix watched_outputs""",
     "trainer": """commands extended_files learner_interface model_folder padding rl_asynchronous rl_checkpoint

@@ -11,15 +11,12 @@ from fastapi import FastAPI
 from generate.markdown import code, compose, fill, marked, sentence, table
 from generate.schema import FIELDS, Link, Schema, default_of, fields, type_of
 from rollout_service.http.openapi import MEANINGS, VLLM, describe
-from rollout_service.http.routes import batches, generate, models, openai, probes, rollouts, status, weights
+from rollout_service.http.routes import MODULES
 from rollout_service.protocol import INTERFACE_VERSION, RETURN_RECORD, VERSION_HEADER
 
 UNLIMITED = 2**31
 """more than any policy's context or vocabulary, so that the interface's own limits show"""
-ROUTERS = {
-    "rollouts": rollouts, "batches": batches, "weights": weights, "models": models, "openai": openai,
-    "generate": generate, "status": status, "probes": probes,
-}  # fmt: skip
+ROUTERS = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 """by the name of their page"""
 GLOSSES = {
     "rollouts": "Groups of prompts in, a stream of finished groups out: the route and its types.",
@@ -30,6 +27,9 @@ GLOSSES = {
     "probes": "What load balancers and clients of vLLM ask a server before they use it.",
     "generate": "The routes of vLLM's that take and give token ids.",
     "status": "Health, readiness, metrics, and the state of speculation: the routes and their types.",
+    "pausing": "vLLM's routes that pause the fleet, end requests, reset caches, and let engines sleep.",
+    "updates": "vLLM's routes for weight updates of several calls, and for the version in service.",
+    "server": "What trainers read of the server before they train.",
 }
 TITLES = {"openai": "HTTP: OpenAI's routes", "generate": "HTTP: token ids"}
 VLLM_BODIES = {
@@ -65,7 +65,7 @@ def document() -> dict[str, Any]:
             if (name := content["schema"].get("title")) and "properties" in content["schema"]:
                 schemas[name], content["schema"] = content["schema"], _reference(name)
     # OpenAPI cannot describe a stream of lines: a list comes nearest.
-    lines = found["paths"]["/v1/rollouts"]["post"]["responses"]["200"]["content"][rollouts.NDJSON]
+    lines = found["paths"]["/v1/rollouts"]["post"]["responses"]["200"]["content"][ROUTERS["rollouts"].NDJSON]
     lines["schema"] = {"type": "array", "items": {"anyOf": [_reference("Group"), _reference("ErrorBody")]}}
     return found
 

@@ -11,17 +11,19 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from drafters.registry import make_drafter
 from drafters.schedule import Range, StepCosts
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
 from rollout_service.engine.completions import completion_of, draft_steps, speculation_of, weight_spans
+from rollout_service.engine.control import EngineControl
 from rollout_service.engine.http_server import HttpServer
 from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_all_ranks, on_this_node
 from rollout_service.engine.openai_app import openai_app, openai_schemas
 from rollout_service.engine.openai_arguments import check_parsers
+from rollout_service.engine.pausing import PauseMode
 from rollout_service.engine.switches import check_switches
 from rollout_service.imports import uncollected
 from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest, RolloutRecord
@@ -61,7 +63,7 @@ class Aborted(NamedTuple):
     tokens: int
 
 
-PAUSE_MODES: dict[str, Literal["abort", "wait", "keep"]] = {"drain": "wait", "restart": "abort", "keep": "keep"}
+PAUSE_MODES: dict[str, PauseMode] = {"drain": "wait", "restart": "abort", "keep": "keep"}
 """vLLM's name for what happens to running completions at a weight update"""
 
 
@@ -125,6 +127,7 @@ class Engine:
             self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
         self.lengths.core = self.llm.engine_core
         check_parsers(self.config.openai, self.config.served_name, self.llm.renderer.get_tokenizer())
+        self.controls = EngineControl(self.llm)
         if self.config.weights.keeps_cache:
             CACHE_SALT.apply_to(self.llm, lambda: self.versions.policy)
         WATCHED_OUTPUTS.apply_to(self.llm, self._choice_on_vllms_routes)
@@ -214,29 +217,37 @@ class Engine:
         )
 
     @of_a_started_engine
+    async def relabel(self, version: int) -> None:
+        """Call the policy that the engine holds `version` from the next step on."""
+        self.versions = self.versions._replace(policy=version)
+        await self.llm.update_weight_version(str(version))
+
+    @of_a_started_engine
+    async def control(self, what: str, *arguments: Any) -> Any:
+        """A method of `EngineControl`."""
+        return await getattr(self.controls, what)(*arguments)
+
+    @of_a_started_engine
     async def load(self, weights: WeightsFile, of_drafter: bool) -> Loaded:
-        """Load a version in place. `weights.running` decides what happens to running completions meanwhile.
+        """Load a version in place. `weights.running` decides what happens to running completions meanwhile, except that
+        those which a client has paused stay as they are.
 
         Raises DifferentBytes when the bytes that it read have another checksum; nothing has changed then. Raises
         HalfLoaded when that is so on some ranks only."""
         settings, began = self.config.weights, time.monotonic()
-        try:
-            async with on_this_node(weights) as file:
-                await asyncio.gather(
-                    self.llm.collective_rpc("read_checkpoint_tensors", args=(str(file),)),
-                    self.llm.pause_generation(mode=PAUSE_MODES[settings.running], clear_cache=not settings.keeps_cache),
-                )
-                arguments = (weights.checksum, of_drafter)
-                reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
+        async with self.controls.for_an_update() as pause, on_this_node(weights) as file:
+            await asyncio.gather(
+                self.llm.collective_rpc("read_checkpoint_tensors", args=(str(file),)),
+                pause(PAUSE_MODES[settings.running], not settings.keeps_cache),
+            )
+            arguments = (weights.checksum, of_drafter)
+            reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
             check_all_ranks([report["checksum"] for report in reports], weights.checksum)
             if of_drafter:
                 self.versions = self.versions._replace(drafter=weights.version)
                 await self.lengths.new_drafter()
             else:
-                self.versions = self.versions._replace(policy=weights.version)
-                await self.llm.update_weight_version(str(weights.version))
-        finally:
-            await self.llm.resume_generation()
+                await self.relabel(weights.version)
         changed = sum(report["changed"] for report in reports)
         return Loaded(time.monotonic() - began, changed, reports[0]["modules"])
 

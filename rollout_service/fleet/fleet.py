@@ -22,12 +22,15 @@ from rollout_service.config import ServiceConfig
 from rollout_service.engine.engine import Engine, NotStarted
 from rollout_service.engine.hardware import engine_environment, interpreter, machine_cores, resolve_device
 from rollout_service.fleet.alarms import Alarms
+from rollout_service.fleet.controls import Controls
 from rollout_service.fleet.kept_running import kept_running
 from rollout_service.fleet.member import FleetError, Member, in_words
+from rollout_service.fleet.pausing import Pausing
 from rollout_service.fleet.pushes import Pushes
 from rollout_service.fleet.ray_cluster import start_ray
 from rollout_service.fleet.resources import check_machine, missing_is_said
 from rollout_service.fleet.routing import ENGINE_LOST, Routing
+from rollout_service.fleet.updates import Updates
 from rollout_service.protocol import DraftSchedule
 from rollout_service.weights.state_folder import StateFolder
 from rollout_service.weights.versions import WeightStore
@@ -76,6 +79,11 @@ class Fleet(Routing):
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
+        sleeps = self.device == "cuda" and bool(config.engine.vllm.get("enable_sleep_mode"))
+        self.controls = Controls(self.members)
+        self.pausing = Pausing(self.controls, self.pushes.lock, frees_memory=sleeps)
+        self.pushes.check_awake = self.pausing.check_awake
+        self.updates = Updates(self.store, self.pushes, self.controls, self.device)
         self.on_started: Callable[[int], None] = lambda index: None
         self.openai_schemas: dict[str, dict[str, Any]] = {}
         """schemas of the bodies of vLLM's own routes, by path"""
@@ -147,6 +155,7 @@ class Fleet(Routing):
             started = await member.actor.start.remote(files.get("policy"), files.get("drafter"), member.costs)
             member.costs, self.openai_schemas = started.costs, started.openai_schemas
             await member.connect(started.address, self.store.folder.path.name)
+            await self.pausing.catch_up(member)
             member.in_service = True
         for function, reason in started.replaced.items():
             if function not in REPORTED:

@@ -44,6 +44,8 @@ class Pushes:
         self.on_published: Callable[[WeightsOf, int], None] = lambda of, version: None
         self.drafter_since: dict[int, int] = {0: 0}
         """the newest drafter versions, each with the policy version that was in service when it came"""
+        self.check_awake: Callable[[], None] = lambda: None
+        """raises RefusedUpdate while engines have no memory for weights"""
         self._waiting: list[tuple[WeightsOf, str | None, int]] = []
         """weight set, run and version of each push that waits for its turn"""
 
@@ -92,6 +94,7 @@ class Pushes:
                 if self._is_overtaken(of, run, version):
                     return weights_set.status.model_copy(update={"skipped": True})
                 weights_set.check(version, update)
+                self.check_awake()
                 return await self._load_everywhere(of, version, update, run)
             finally:
                 self.lock.release()
@@ -116,6 +119,43 @@ class Pushes:
                     self.state.release(of, weights_set.version)
             return len(released)
 
+    async def relabel(self, version: int) -> WeightStatus:
+        """Give the policy in service, which was pushed, a higher version on every engine and in the state folder.
+        Raises RefusedUpdate, and FleetError when no engine could do it; the version is then what it was."""
+        of: WeightsOf = "policy"
+        async with self.lock:
+            weights_set = self.store.sets[of]
+            weights_set.check_owner(None, False)
+            weights_set.check_version(version)
+            if self.state is not None:
+                try:
+                    self.state.keep_as(of, weights_set.version, version)
+                except OSError as full:
+                    message = f"version {version} could not be kept in {self.state.folder}: {full.strerror}"
+                    raise refused("state", message, status=507) from full
+            members = [member for member in self.members if member.in_service]
+            calls = [member.actor.relabel.remote(version) for member in members]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
+            for member, error in failed:
+                logger.error("engine %d could not take %s version %d: %s", member.index, of, version, in_words(error))
+                self._restart(member)
+            if len(failed) == len(members):
+                self._forget_all_but_published(of)
+                raise FleetError(f"no engine could take {of} version {version}; push again once one is in service")
+            status = weights_set.relabel(version)
+            try:
+                self._forget_all_but_published(of)
+                self.on_published(of, version)
+            except Exception:  # as after a push
+                logger.exception("%s version %d is in service, but what follows a push failed", of, version)
+            return status
+
+    def _restart(self, member: Member) -> None:
+        """It comes into service again with what is then in service."""
+        member.in_service = False
+        ray.kill(member.actor, no_restart=False)
+
     async def _load_everywhere(self, of: WeightsOf, version: int, update: Update, run: str | None) -> WeightStatus:
         began, before = time.monotonic(), self.store.sets[of].status.run
         if self.state is not None:
@@ -129,10 +169,8 @@ class Pushes:
             self._forget_all_but_published(of)
             raise refused("checksum", f"{in_words(failed[0][1])}: push again")
         for member, error in failed:
-            # An engine must not serve half-loaded weights: it restarts with what is then in service.
             logger.error("engine %d could not load %s version %d: %s", member.index, of, version, in_words(error))
-            member.in_service = False
-            ray.kill(member.actor, no_restart=False)
+            self._restart(member)  # it must not serve half-loaded weights
         if len(failed) == len(members):
             self._forget_all_but_published(of)
             reason = in_words(failed[0][1]) if failed else "none is in service"

@@ -15,7 +15,7 @@ from rollout_service.http.guard import Guard
 from rollout_service.http.openai_requests import field_names
 from rollout_service.http.openapi import describe
 from rollout_service.http.outermost import outermost
-from rollout_service.http.routes import batches, generate, models, openai, probes, rollouts, status, weights
+from rollout_service.http.routes import MODULES
 from rollout_service.http.routes.probes import VERSION
 from rollout_service.http.tokens import Tokens
 from rollout_service.queue.background import BackgroundGeneration
@@ -53,7 +53,7 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
         chat_template_kwargs=config.openai.chat_template_kwargs,
     )
     app.state.background = BackgroundGeneration(fleet, queue, app.state.telemetry)
-    for module in (rollouts, batches, weights, models, openai, generate, status, probes):
+    for module in MODULES:
         app.include_router(module.router)
     add_error_handlers(app)
     describe(app, fleet, with_token=config.token is not None)

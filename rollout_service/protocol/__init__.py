@@ -13,6 +13,7 @@ GET  /health, /ping, /ready, /metrics, /load, /version
 GET  /v1/models, /v1/models/{model}, POST /v1/completions, /v1/chat/completions     vLLM's own types
 POST /inference/v1/generate, /v1/completions/render, /v1/chat/completions/render, /tokenize, /detokenize   the same
 RolloutRecord is part of answers of vLLM's types that were asked for it.
+POST /pause, /resume, /update_weights, ...      vLLM's control routes, in protocol/control.py
 """
 
 from rollout_service.bearer_token import WithToken
@@ -47,7 +48,29 @@ from rollout_service.protocol.bounds import (
     as_sampled,
     sampled_otherwise,
 )
-from rollout_service.protocol.control import CONTROL_PATHS
+from rollout_service.protocol.control import (
+    CONTROL_PATHS,
+    AbortedRequests,
+    AbortRequests,
+    Awake,
+    CacheReset,
+    CheckWeights,
+    FinishUpdate,
+    InitTransfer,
+    IsPaused,
+    IsSleeping,
+    NewVersion,
+    Paused,
+    Relabelled,
+    ServerInfo,
+    Sleeping,
+    Tags,
+    UpdateMessage,
+    UpdateWeights,
+    WeightCheck,
+    WeightInfo,
+    WorldSize,
+)
 from rollout_service.protocol.rollout_record import RECORD, RETURN_RECORD, RolloutRecord
 from rollout_service.protocol.rollouts import (
     PROMPTS,
@@ -79,11 +102,14 @@ from rollout_service.protocol.wire_type import INTERFACE_VERSION, VERSION_HEADER
 __all__ = [
     "CONTROL_PATHS", "INTERFACE_VERSION", "LONGEST_RUN", "MAX_COMPLETIONS", "MAX_GROUPS", "MAX_INT32",
     "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "RECORD", "RETURN_RECORD", "VERSION_HEADER",
-    "AcceptanceCounts", "AgedAcceptance", "AlarmKind", "Batch", "BatchesStatus", "Completion", "ContextAcceptance",
-    "DraftChoice", "DraftSchedule", "DrafterAcceptance", "Endpoint", "ErrorBody", "FailedGroup", "Group",
-    "GroupRequest", "LeaseExtension", "LeaseGroups", "LeaseInfo", "LeaseRequest", "LeaseStatus", "Message",
-    "Problem", "PromptsRequest", "PromptsStatus", "ResponseTokens", "RolloutRecord", "RolloutRequest", "Sampling",
-    "ScheduleSource", "SharedMemoryPush", "Speculation", "SpeculationAlarm", "SpeculationStatus", "Temperature",
-    "TokenId", "TopK", "TopP", "Version", "VersionedAcceptance", "WeightSpan", "WeightStatus", "WeightsOf",
-    "WeightsStatus", "WireType", "WithToken", "as_sampled", "sampled_otherwise",
+    "AbortRequests", "AbortedRequests", "AcceptanceCounts", "AgedAcceptance", "AlarmKind", "Awake", "Batch",
+    "BatchesStatus", "CacheReset", "CheckWeights", "Completion", "ContextAcceptance", "DraftChoice",
+    "DraftSchedule", "DrafterAcceptance", "Endpoint", "ErrorBody", "FailedGroup", "FinishUpdate", "Group",
+    "GroupRequest", "InitTransfer", "IsPaused", "IsSleeping", "LeaseExtension", "LeaseGroups", "LeaseInfo",
+    "LeaseRequest", "LeaseStatus", "Message", "NewVersion", "Paused", "Problem", "PromptsRequest", "PromptsStatus",
+    "Relabelled", "ResponseTokens", "RolloutRecord", "RolloutRequest", "Sampling", "ScheduleSource", "ServerInfo",
+    "SharedMemoryPush", "Sleeping", "Speculation", "SpeculationAlarm", "SpeculationStatus", "Tags", "Temperature",
+    "TokenId", "TopK", "TopP", "UpdateMessage", "UpdateWeights", "Version", "VersionedAcceptance", "WeightCheck",
+    "WeightInfo", "WeightSpan", "WeightStatus", "WeightsOf", "WeightsStatus", "WireType", "WithToken", "WorldSize",
+    "as_sampled", "sampled_otherwise",
 ]  # fmt: skip

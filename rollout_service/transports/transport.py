@@ -14,7 +14,7 @@
 from collections.abc import AsyncIterable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rollout_service.protocol import Problem, WeightsOf
 
@@ -59,6 +59,10 @@ class RefusedUpdate(ValueError):
     def __init__(self, message: str, problems: list[Problem], status: int = 400):
         super().__init__(message)
         self.problems, self.status = problems, status
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An engine may raise it too, and an exception is pickled with what its base class was given.
+        return type(self), (str(self), self.problems, self.status)
 
 
 def refused(field: str, message: str, status: int = 400) -> RefusedUpdate:

@@ -5,6 +5,7 @@ output for a fixed input instead, which also shows a packed copy that is stale.
 """
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,6 +38,14 @@ def held_digests(model: Any) -> dict[str, int]:
         if parts:
             found[name] = hash(tuple(parts)) % 2**64  # integers hash the same in every process
     return found
+
+
+@torch.no_grad()
+def packed_digests(model: Any) -> Iterator[tuple[str, int]]:
+    """The name and a digest of every layer whose weight is packed inside its kernel."""
+    for name, module in model.named_modules():
+        if hasattr(module, "cpu_linear"):
+            yield name, digest(_probed(module))
 
 
 def _probed(module: Any) -> Tensor:

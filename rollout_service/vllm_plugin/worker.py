@@ -55,6 +55,16 @@ class WorkerExtension:
         changed = sum(after[name] != before.get(name) for name in after)
         return {"checksum": checksum, "changed": changed, "modules": len(after)}
 
+    def weight_checksums(self) -> dict[str, str]:
+        """vLLM's checksums of the policy's tensors, and those of layers whose weight is packed inside its kernel, which
+        vLLM's do not see. By rank and name."""
+        from rollout_service.vllm_plugin.weight_digests import packed_digests
+
+        worker: Any = self
+        prefix = worker._weight_checksum_prefix()
+        packed = {f"{prefix}{name}.packed": f"{number:016x}" for name, number in packed_digests(worker.get_model())}
+        return worker.compute_weight_checksums() | packed
+
     def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch a running drafter between `probabilistic` and `greedy`. Each step is verified as it was drafted."""
         worker: Any = self

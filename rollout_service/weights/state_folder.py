@@ -9,12 +9,13 @@ state/weights/policy-12.json          {"run": NAME}: the run that it belongs to;
 
 import fcntl
 import json
+import os
 import re
 from pathlib import Path
 
 from blake3 import blake3
 
-from drafters.files.durable import make_folders, rename_lasting, replacing
+from drafters.files.durable import make_folders, rename_lasting, replacing, sync
 from drafters.files.stored_format import OtherFormat
 from rollout_service.protocol import WeightsOf
 
@@ -67,8 +68,7 @@ class StateFolder:
         self.release(of, version)
         try:
             if run is not None:
-                with replacing(self._owner(of, version)) as owner:
-                    owner.write_text(json.dumps({"run": run}), encoding="utf-8")
+                self._write_owner(of, version, run)
             with file.open("rb") as source, partial.open("wb") as copy:
                 while chunk := source.read(1 << 20):
                     hasher.update(chunk)
@@ -78,6 +78,17 @@ class StateFolder:
             partial.unlink(missing_ok=True)
             raise
         return hasher.hexdigest()
+
+    def keep_as(self, of: WeightsOf, version: int, new: int) -> None:
+        """Keep a kept version under another number as well, with its owner. Raises OSError."""
+        run = self.owner(of, version)
+        self.release(of, new)
+        if run is not None:
+            self._write_owner(of, new, run)
+        kept = self.weights / f"{of}-{new}.safetensors"
+        kept.unlink(missing_ok=True)
+        os.link(self.weights / f"{of}-{version}.safetensors", kept)
+        sync(self.weights)
 
     def kept(self, of: WeightsOf) -> dict[int, Path]:
         """The kept files by version."""
@@ -97,6 +108,10 @@ class StateFolder:
     def release(self, of: WeightsOf, version: int) -> None:
         """From now on a kept version belongs to no run."""
         self._owner(of, version).unlink(missing_ok=True)
+
+    def _write_owner(self, of: WeightsOf, version: int, run: str) -> None:
+        with replacing(self._owner(of, version)) as owner:
+            owner.write_text(json.dumps({"run": run}), encoding="utf-8")
 
     def _owner(self, of: WeightsOf, version: int) -> Path:
         return self.weights / f"{of}-{version}.json"

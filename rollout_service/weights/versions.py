@@ -30,7 +30,7 @@ class WeightSet:
         self.of, self.expected, self.dtype = of, expected, dtype
         elements = sum(math.prod(spec.shape) for spec in expected.values())
         self.status = WeightStatus(version=0, tensors=len(expected), bytes=0, checksum="")
-        """changed only by `publish` and `release`"""
+        """changed only by `publish`, `relabel` and `release`"""
         # The widest dtype has eight bytes an element, so a larger body cannot be an update of these tensors.
         self.largest_bytes = 8 * elements + HEADER_ALLOWANCE
         self.file: WeightsFile | None = None
@@ -41,9 +41,7 @@ class WeightSet:
 
     def check(self, version: int, update: Update) -> None:
         """Raises RefusedUpdate with everything that is wrong with the version and the tensors' names and shapes."""
-        if version <= self.version:
-            message = f"version {version} is not above {self.version}, which is in service; versions only grow"
-            raise refused("version", message, status=409)
+        self.check_version(version)
         try:
             found = problems(tensor_specs(update.file), self.expected, self.dtype)
         except ValueError as error:
@@ -54,6 +52,12 @@ class WeightSet:
                 f"version {self.version} stays in service",
                 found,
             )
+
+    def check_version(self, version: int) -> None:
+        """Raises RefusedUpdate for a version that is not above the one in service."""
+        if version <= self.version:
+            message = f"version {version} is not above {self.version}, which is in service; versions only grow"
+            raise refused("version", message, status=409)
 
     def check_owner(self, run: str | None, take_over: bool) -> None:
         """Raises RefusedUpdate when the weights in service belong to another run than the push, unless the push takes
@@ -72,6 +76,13 @@ class WeightSet:
     def release(self) -> None:
         """From now on the weights in service belong to no run."""
         self.status = self.status.model_copy(update={"run": None})
+
+    def relabel(self, version: int) -> WeightStatus:
+        """Give the weights in service, which have a file, a higher version."""
+        assert self.file is not None
+        self.file = self.file._replace(version=version)
+        self.status = self.status.model_copy(update={"version": version})
+        return self.status
 
     def publish(self, weights: WeightsFile, seconds: float, pause: float, run: str | None = None) -> WeightStatus:
         """Put `weights` into service, which every engine now holds and which belong to `run`. The file that was in
@@ -100,6 +111,7 @@ class WeightStore:
 
     def __init__(self, policy_folder: Path, drafter: Drafter, dtype: str):
         self.folder = WeightsFolder()
+        self.policy_folder = policy_folder
         self.sets: dict[WeightsOf, WeightSet] = {
             "policy": WeightSet("policy", checkpoint_specs(policy_folder, lambda name: not is_mtp(name)), dtype)
         }

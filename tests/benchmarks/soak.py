@@ -33,8 +33,10 @@ from rollout_service.engine.loading import Loaded, Versions, WeightsFile
 from rollout_service.engine.speculation_stats import SpeculationCounts
 from rollout_service.fleet import pushes
 from rollout_service.fleet.alarms import Alarms
+from rollout_service.fleet.controls import Controls
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import Member
+from rollout_service.fleet.pausing import Pausing
 from rollout_service.http.app import add_error_handlers
 from rollout_service.http.routes import batches, status
 from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest, LeaseRequest, PromptsRequest
@@ -113,6 +115,7 @@ def stub_fleet(engines: int) -> Fleet:
     sets = {of: WeightSet(of, {}, "float32") for of in ("policy", "drafter")}
     fleet.store = SimpleNamespace(sets=sets, version=lambda of: sets[of].status.version, differs=lambda *_: True)
     fleet.pushes = pushes.Pushes(fleet.store, None, fleet.alarms, fleet.members)
+    fleet.pausing = Pausing(Controls(fleet.members), fleet.pushes.lock, frees_memory=False)
     fleet.wasted_tokens, fleet._counting, fleet._change = 0, set(), asyncio.Condition()
     return fleet
 

@@ -54,6 +54,7 @@ class StubFleet:
         sets = {"policy": SimpleNamespace(status=status, dtype="float32")}
         self.store = SimpleNamespace(sets=sets, folder=SimpleNamespace(path="/none"), version=lambda of: 0)
         self.pushes = SimpleNamespace(on_published=None, drafter_since={})
+        self.pausing = SimpleNamespace(paused=False)
         self.outcomes, self.begun, self.ended, self.asked = {}, [], [], []
         self.hung_up = asyncio.Event()
 

@@ -15,9 +15,11 @@ from rollout_service.engine.engine import Engine, NotStarted, Started
 from rollout_service.engine.loading import DifferentBytes, HalfLoaded, check_all_ranks
 from rollout_service.fleet import fleet as fleet_module
 from rollout_service.fleet import routing
+from rollout_service.fleet.controls import Controls
 from rollout_service.fleet.engine_http import Answer
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError, HungUp, Member
+from rollout_service.fleet.pausing import Pausing
 from rollout_service.fleet.routing import Routing
 from rollout_service.http.errors import add_error_handlers
 from rollout_service.http.routes import models, openai
@@ -73,6 +75,7 @@ def engine(index, headers=None, *parts, **answers):
 def fleet():
     fleet = Fleet.__new__(Fleet)
     Routing.__init__(fleet)
+    fleet.pausing = Pausing(Controls(fleet.members), asyncio.Lock(), frees_memory=False)
     fleet.config = SimpleNamespace(drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508)
     return fleet
 
@@ -200,6 +203,19 @@ async def test_a_new_actor_is_started_and_only_one_that_cannot_answer_is_killed(
     member = engine(0, check=check, start=Started({}, None, {}, "/socket"))
     assert await watched(fleet, member, monkeypatch) == kills
     assert (member.in_service, member.restarts) == (True, 1)
+
+
+async def test_a_new_actor_is_paused_before_it_comes_into_service(fleet, monkeypatch):
+    await fleet.pausing.pause("keep", clear_cache=False)
+    member, asked = engine(0, check=in_actor(NotStarted("new")), start=Started({}, None, {})), []
+
+    async def control(*call):
+        asked.append((*call, member.in_service))
+
+    member.actor.control = SimpleNamespace(remote=control)
+    await watched(fleet, member, monkeypatch)
+    assert asked == [("pause", "keep", False, False)]
+    assert member.in_service
 
 
 class Ended(BaseException):

@@ -201,6 +201,74 @@ async def test_an_engine_that_alone_read_other_bytes_raises_an_alarm_and_restart
     assert loading.alarmed == [1]
 
 
+def relabelled_by(pushes, *outcomes):
+    """Engines in service that take a label, or raise."""
+    taken = []
+    for index, outcome in enumerate(outcomes):
+
+        async def relabel(version, outcome=outcome, index=index):
+            if outcome is not None:
+                raise outcome
+            taken.append((index, version))
+
+        actor = SimpleNamespace(relabel=SimpleNamespace(remote=relabel))
+        pushes.members.append(Member(index, actor, in_service=True))
+    return taken
+
+
+async def in_service(pushes, file, version):
+    """Put a version into service, then forget the engine that loaded it."""
+    engine(pushes, 0, Loaded(pause=0.1, changed=3, modules=3))
+    await pushes.push("policy", version, Update(file, SENT))
+    pushes.members.clear()
+
+
+async def test_a_higher_number_is_published_on_every_engine_in_the_state_folder_and_for_restarts(loading, tmp_path):
+    loading.state = StateFolder(tmp_path / "state")
+    loading.state.keep("policy", 3, tmp_path / "w", "a")
+    (tmp_path / "w").write_bytes(b"tensors")
+    published = []
+    loading.on_published = lambda of, version: published.append(version)
+    kept = loading.state.keep
+    loading.state.keep = lambda *_: (kept(*_), SENT)[1]
+    await in_service(loading, tmp_path / "w", 3)
+    taken = relabelled_by(loading, None, None, TimeoutError())
+    assert (await loading.relabel(9)).version == 9
+    assert taken == [(0, 9), (1, 9)]
+    assert [member.in_service for member in loading.members] == [True, True, False]
+    assert loading.store.sets["policy"].file.version == 9
+    assert {version: file.read_bytes() for version, file in loading.state.kept("policy").items()} == {9: b"tensors"}
+    assert published == [3, 9]
+    loading.state.close()
+
+
+async def test_a_number_that_no_engine_takes_is_not_published(loading, tmp_path):
+    await in_service(loading, tmp_path / "w", 3)
+    relabelled_by(loading, TimeoutError())
+    with pytest.raises(FleetError, match="no engine could take policy version 9"):
+        await loading.relabel(9)
+    assert loading.store.sets["policy"].version == loading.store.sets["policy"].file.version == 3
+
+
+async def test_weights_of_a_run_are_not_relabelled(loading, tmp_path):
+    engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
+    await loading.push("policy", 3, Update(tmp_path / "w", SENT), "a")
+    for version in (9, 2):
+        with pytest.raises(RefusedUpdate, match="belongs to the run 'a'"):
+            await loading.relabel(version)
+
+
+async def test_engines_without_memory_for_weights_are_not_given_any(loading, tmp_path):
+    def asleep():
+        raise RefusedUpdate("the engines sleep", [], status=409)
+
+    engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))
+    loading.check_awake = asleep
+    with pytest.raises(RefusedUpdate, match="sleep"):
+        await loading.push("policy", 1, Update(tmp_path / "w", SENT))
+    assert loading.store.sets["policy"].version == 0
+
+
 async def test_the_ages_of_drafters_are_known_only_for_the_newest(loading, tmp_path, monkeypatch):
     monkeypatch.setattr("rollout_service.fleet.pushes.DRAFTERS_KEPT", 2)
     engine(loading, 0, Loaded(pause=0.1, changed=3, modules=3))

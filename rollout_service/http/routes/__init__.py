@@ -1,1 +1,30 @@
 """The HTTP routes, one file for each subject."""
+
+from rollout_service.http.routes import (
+    batches,
+    generate,
+    models,
+    openai,
+    pausing,
+    probes,
+    rollouts,
+    server,
+    status,
+    updates,
+    weights,
+)
+
+MODULES = (
+    rollouts,
+    batches,
+    weights,
+    models,
+    openai,
+    generate,
+    status,
+    probes,
+    pausing,
+    updates,
+    server,
+)
+"""every module with a `router`, in the order of the documents"""

@@ -18,10 +18,12 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready", responses={503: {"model": dict[str, bool], "description": "An engine does not answer"}})
 async def ready(request: Request, response: Response) -> dict[str, bool]:
-    """200 when every engine is in service and answers, else 503."""
-    answers = await request.app.state.fleet.ready()
+    """200 when every engine is in service and answers, else 503. `paused` while a client has paused the service: then
+    nothing is generated until it resumes."""
+    fleet: Fleet = request.app.state.fleet
+    answers = await fleet.ready()
     response.status_code = 200 if answers else 503
-    return {"ready": answers}
+    return {"ready": answers, "paused": fleet.pausing.paused}
 
 
 class Metrics(Response):
@@ -39,6 +41,7 @@ async def metrics(request: Request) -> Metrics:
         telemetry.restarts.labels(str(member.index)).set(member.restarts)
     for of in fleet.store.sets:
         telemetry.version.labels(of).set(fleet.store.version(of))
+    telemetry.paused.set(fleet.pausing.paused)
     telemetry.batches(request.app.state.background.status())
     await fleet.check_acceptance()
     text = telemetry.exposition(await fleet.metrics())

@@ -91,7 +91,5 @@ async def push(
     # Shielded: a client that disconnects must not stop a push half-way through the engines.
     status = await asyncio.shield(asyncio.create_task(fleet.pushes.push(of, version, update, run, take_over)))
     if not status.skipped:
-        telemetry = request.app.state.telemetry
-        telemetry.pushes.labels(of).inc()
-        telemetry.pause.labels(of).observe(status.pause)
+        request.app.state.telemetry.pushed(of, status)
     return status
