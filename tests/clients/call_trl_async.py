@@ -66,7 +66,7 @@ def three_steps(checks: Checks) -> str:
                 gradient_accumulation_steps=1,
                 max_completion_length=48,
                 temperature=1.5,
-                learning_rate=1e-3,
+                learning_rate=3e-4,
                 logging_steps=1,
                 save_strategy="no",
                 report_to="none",

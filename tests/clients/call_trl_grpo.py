@@ -38,7 +38,7 @@ def three_steps() -> str:
                 per_device_train_batch_size=8,
                 max_completion_length=48,
                 temperature=1.5,
-                learning_rate=1e-3,
+                learning_rate=3e-4,
                 logging_steps=1,
                 save_strategy="no",
                 report_to="none",

@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 
 
 def rollouts(kind: str, *options: str) -> list[dict]:
-    """The traces of two rollouts for each of the taskset's two tasks."""
+    """The traces of two rollouts for each of the taskset's two tasks: one trace in each episode."""
     folder = Path(tempfile.mkdtemp())
     command = [
         str(BIN / "vf-eval"), "sums_taskset", "--env.agent.harness.id", "null",
@@ -29,16 +29,18 @@ def rollouts(kind: str, *options: str) -> list[dict]:
     here = {"PYTHONPATH": str(Path(__file__).parent), "PATH": os.pathsep.join([str(BIN), os.environ["PATH"]])}
     subprocess.run(command, check=True, env=os.environ | here)
     (file,) = folder.glob("*/traces.jsonl")
-    traces = [json.loads(line) for line in file.read_text().splitlines()]
-    errors = [error for trace in traces for error in trace.get("errors") or []]
+    episodes = [json.loads(line) for line in file.read_text().splitlines()]
+    traces = [trace for episode in episodes for trace in episode["traces"]]
+    errors = [error for trace in traces for error in trace["errors"]]
     equal((len(traces), errors), (4, []), "traces and errors")
     return traces
 
 
 @checks.call("vf-eval, evaluation client")
 def evaluation() -> str:
-    rewards = [trace["reward"] for trace in rollouts("eval")]
-    return f"4 rollouts, mean reward {sum(rewards) / len(rewards):.2f}"
+    rewards = [trace["rewards"]["has_a_digit"]["score"] for trace in rollouts("eval")]
+    assert all(rewards), rewards
+    return "4 rollouts of 2 tasks, each with its reward"
 
 
 @checks.call("vf-eval, training client")

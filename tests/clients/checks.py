@@ -36,6 +36,8 @@ class Checks:
         self.version = importlib.metadata.version(package)
         self.endpoint = sys.argv[1]
         self.results = Path(sys.argv[2]).resolve()
+        self.loop = asyncio.Runner()
+        """one event loop for all coroutines, since a client may keep a connection in it"""
 
     def call(self, what: str) -> Callable[[Callable[[], Any]], None]:
         """Run a function, or a coroutine function, at once, and write down what became of it."""
@@ -44,7 +46,7 @@ class Checks:
             try:
                 seen = check()
                 if inspect.iscoroutine(seen):
-                    seen = asyncio.run(seen)
+                    seen = self.loop.run(seen)
                 self.write(what, True, seen or "")
             except Exception as error:
                 traceback.print_exc()

@@ -27,7 +27,9 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 LOGS = FOLDER / "logs"
-LAUNCH = ("launch", "--config", "deploy/demo/service.toml", "--port", "0")
+WORK = FOLDER / "work"
+"""where the scripts run, since some clients write files wherever they are"""
+LAUNCH = ("launch", "--config", str(HERE / "service.toml"), "--port", "0")
 
 
 @contextmanager
@@ -62,7 +64,7 @@ def run(client: Client, endpoint: str) -> list[dict]:
             command = [python, str(HERE / client.script), endpoint, str(results)]
             environment = clean(os.environ) if client.environment else dict(os.environ)
             code = subprocess.run(
-                command, stdout=out, stderr=subprocess.STDOUT, cwd=ROOT, env=environment, timeout=client.seconds
+                command, stdout=out, stderr=subprocess.STDOUT, cwd=WORK, env=environment, timeout=client.seconds
             ).returncode
             if code:
                 why = f"exit code {code}"
@@ -84,7 +86,8 @@ def main() -> int:
     parser.add_argument("--endpoint", help="a running service")
     options = parser.parse_args()
     chosen = [c for c in CLIENTS if not options.only or any(w.lower() in c.name.lower() for w in options.only)]
-    LOGS.mkdir(parents=True, exist_ok=True)
+    for folder in (LOGS, WORK):
+        folder.mkdir(parents=True, exist_ok=True)
     table, failed, console = Table("client", "version", "call", "result"), 0, Console()
 
     def run_all(endpoint: str) -> None:
