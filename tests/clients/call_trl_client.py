@@ -2,14 +2,22 @@
 
 import math
 
-from checks import PROMPTS, Checks, equal
+from checks import POLICY, PROMPTS, Checks, equal
 from trl.generation.vllm_client import VLLMClient
 from trl_policy import WITHIN, agreement, policy, token_logprobs, tokenizer
+
+from rollout_service.adapters.trl import checkpoint_tensors
+from rollout_service.client import RolloutClient
 
 checks = Checks("trl")
 client = VLLMClient(base_url=checks.endpoint)
 model = policy()
 ids = tokenizer()(PROMPTS)["input_ids"]
+with RolloutClient(checks.endpoint) as service:
+    version = service.weights().policy.version
+    if version > 0:  # a service that other clients have used: give it the policy's own weights again
+        named = dict(model.named_parameters())
+        service.push_weights("policy", checkpoint_tensors(str(POLICY), named), version + 1)
 
 
 @checks.call("VLLMClient.generate")

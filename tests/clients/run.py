@@ -89,6 +89,8 @@ def main() -> int:
     for folder in (LOGS, WORK):
         folder.mkdir(parents=True, exist_ok=True)
     table, failed, console = Table("client", "version", "call", "result"), 0, Console()
+    if not console.is_terminal:
+        console.width = 160
 
     def run_all(endpoint: str) -> None:
         nonlocal failed
