@@ -20,7 +20,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
 INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --durations 12
 
 .PHONY: help venv docs demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
-.PHONY: lint format clean
+.PHONY: test-clients lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, and compare the drafters; writes report/"
@@ -28,6 +28,7 @@ help:
 	@echo "make test-all     the same, and also the tests that repeat a promise for another kind or size"
 	@echo "make test-TOPIC   run the tests of one topic: $(TOPICS)"
 	@echo "make test-faults  train through $(FAULTS) random faults (34 minutes on 2 cores; FAULTS=20 for fewer)"
+	@echo "make test-clients run openai, TRL, verifiers, prime-rl, SkyRL and NeMo-Gym against a service (20 minutes at first)"
 	@echo "make fuzz         send random bad requests to a service: schemathesis and 10,000 of our own (20 minutes)"
 	@echo "make demo-models  train the demo's policy and drafters from scratch (under an hour)"
 	@echo "make study        compare drafters by draft length and training data, also during training; writes report/study"
@@ -79,6 +80,10 @@ $(TOPICS:%=test-%): test-%: venv
 
 test-faults: venv
 	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000
+
+# Each client has an environment of its own under .clients, which is made at the first run.
+test-clients: venv
+	$(BIN)/python tests/clients/run.py
 
 fuzz: venv
 	$(BIN)/python tests/fuzz/run.py --seconds 600

@@ -28,6 +28,7 @@ def imports(package):
     [
         ("drafters", ("rollout_service", "rl_loop", "ray", "vllm", "fastapi", "httpx"), ()),
         ("rollout_service", ("rl_loop",), ()),
+        ("rollout_service/adapters", ("ray", "vllm"), ()),
         ("rl_loop", ("ray", "vllm", "rollout_service"), ("rollout_service.client.", "rollout_service.protocol.")),
     ],
 )
@@ -45,6 +46,15 @@ def test_a_package_imports_only_what_is_below_it(package, forbidden, allowed):
 def test_the_client_needs_neither_vllm_nor_ray_nor_torch():
     code = (
         "import sys, rollout_service.client; print(sorted({'vllm', 'ray', 'torch', 'transformers'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_an_adapter_is_imported_without_the_trainer_that_it_is_for():
+    code = (
+        "import sys, rollout_service.adapters.trl; "
+        "print(sorted({'vllm', 'ray', 'trl', 'transformers'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
