@@ -6,7 +6,6 @@ have the processor time of the processes between the client and vLLM's core, for
 """
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from processes import STOP_WITHIN, flags, launched
 from service import cpu_seconds
 from transformers import AutoTokenizer
 
+from drafters.files.text_lines import json_lines
 from drafters.registry import DrafterConfig
 from rollout_service.evaluation.running import progress, report_console
 
@@ -53,36 +53,41 @@ async def _measure(config: BenchConfig, kind: str, url: str, stock_url: str) -> 
     arms |= {f"{route}, streamed": (url, route, True) for route in plan.routes if route != "rollouts"}
     prompts = _prompts(config)
     speeds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    spent: dict[str, Counter[str]] = defaultdict(Counter)
+    spent: dict[str, Counter[str]] = defaultdict(Counter)  # seconds, by process
     cases = [(n, busy) for busy in (False, True) for n in (plan.concurrent if not busy else plan.concurrent_when_busy)]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         with progress(report_console()) as bar:
             task = bar.add_task(f"routes, {kind}", total=plan.rounds * len(cases) * len(arms))
-            for round in range(-1, plan.rounds):  # round -1 warms up
+            for turn in range(-1, plan.rounds):  # turn -1 warms up
                 for n, busy in cases:
                     with a_busy_core() if busy else nullcontext():
-                        for name, (where, route, stream) in list(arms.items())[:: -1 if round % 2 else 1]:
+                        for name, (where, route, stream) in list(arms.items())[:: -1 if turn % 2 else 1]:
                             before, began = cpu_seconds(), time.perf_counter()
                             for wave in range(plan.waves):
                                 chosen = [prompts[(wave * n + i) % len(prompts)] for i in range(n)]
                                 await send(session, where, route, chosen, plan.response_tokens, stream)
                             seconds = time.perf_counter() - began
-                            if round < 0:
+                            if turn < 0:
                                 continue
                             case = f"{n}{', one core busy' * busy}"
                             speeds[case][name].append(plan.waves * n * plan.response_tokens / seconds)
                             used = cpu_seconds() - before
-                            spent[f"{case}: {name}"] += Counter(
-                                {"between": sum(used[p] for p in BETWEEN), "requests": plan.waves * n, **used}
-                            )
+                            spent[f"{case}: {name}"] += used + Counter(requests=plan.waves * n, seconds=seconds)
                             bar.advance(task)
     return _figures(kind, speeds), {
         "tokens_per_second": speeds,
         "cpu_milliseconds_a_request": {
-            arm: {name: round(1e3 * of / used["requests"], 3) for name, of in used.items() if name != "requests"}
-            for arm, used in spent.items()
+            arm: milliseconds(used, idle=spent[f"{arm.partition(': ')[0]}: stock"]) for arm, used in spent.items()
         },
     }
+
+
+def milliseconds(used: Counter[str], idle: Counter[str]) -> dict[str, float]:
+    """Processor time of each of BETWEEN for a request, without what the process uses when it has nothing to do: while
+    stock's server answered, `idle`."""
+    share = used["seconds"] / idle["seconds"]
+    each = {name: 1e3 * (used[name] - share * idle[name]) / used["requests"] for name in BETWEEN}
+    return {name: round(of, 2) for name, of in (each | {"all": sum(each.values())}).items()}
 
 
 def _figures(kind: str, speeds: dict[str, dict[str, list[float]]]) -> list[Figure]:
@@ -104,8 +109,7 @@ def _prompts(config: BenchConfig) -> list[tuple[str, list[int]]]:
     """Each prompt as the text of a chat message, and as the token ids that the chat template makes of it."""
     tokenizer = AutoTokenizer.from_pretrained(config.policy)
     found = []
-    for line in config.prompts.read_text(encoding="utf-8").splitlines():
-        text = json.loads(line)["prompt"]
+    for text in json_lines(config.prompts, lambda line: line["prompt"]):
         chat = tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
         )

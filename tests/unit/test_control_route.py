@@ -1,9 +1,8 @@
 """The control routes take the odd bodies of real trainers, answer as vLLM does, and refuse what breaks a promise."""
 
-from types import SimpleNamespace
-
 import pytest
 from front import StubFleet, front
+from pydantic import SecretStr
 
 from rollout_service.engine.server_info import HIDDEN, without_secrets
 from rollout_service.fleet.member import FleetError
@@ -155,18 +154,18 @@ async def test_a_pause_shows_in_every_place_where_one_looks():
 
 
 async def test_no_secret_is_in_what_the_server_says_of_itself():
-    info = {"vllm_config": {"model_config": {"hf_token": "hf_abcdef"}}, "vllm_env": {"VLLM_X": "say its-the-token"},
-            "system_env": {}}  # fmt: skip
+    said = {"VLLM_X": "say its-the-token, its-the-admin"}
+    info = {"vllm_config": {"model_config": {"hf_token": "hf_abcdef"}}, "vllm_env": said, "system_env": {}}
     recorded = fleet(server_info=info)
-    recorded.config = recorded.config.model_copy(
-        update={"token": SimpleNamespace(get_secret_value=lambda: "its-the-token")}
-    )
+    secrets = {"token": SecretStr("its-the-token"), "admin_token": SecretStr("its-the-admin")}
+    recorded.config = recorded.config.model_copy(update=secrets)
     async with front(recorded) as (client, _):
-        headers = {"Authorization": "Bearer its-the-token"}
+        headers = {"Authorization": "Bearer its-the-admin"}
         answer = await client.get("/server_info?config_format=json", headers=headers)
     assert answer.status_code == 200, answer.text
     assert "hf_abcdef" not in answer.text
     assert "its-the-token" not in answer.text
+    assert "its-the-admin" not in answer.text
 
 
 def test_a_setting_is_hidden_by_its_name_and_a_secret_wherever_it_stands():

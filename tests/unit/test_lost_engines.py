@@ -207,7 +207,7 @@ async def test_a_new_actor_is_started_and_only_one_that_cannot_answer_is_killed(
 
 async def test_a_new_actor_is_paused_before_it_comes_into_service(fleet, monkeypatch):
     await fleet.pausing.pause("keep", clear_cache=False)
-    member, asked = engine(0, check=in_actor(NotStarted("new")), start=Started({}, None, {})), []
+    member, asked = engine(0, check=in_actor(NotStarted("new")), start=Started({}, None, {}, "/socket")), []
 
     async def control(*call):
         asked.append((*call, member.in_service))

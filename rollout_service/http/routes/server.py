@@ -24,8 +24,8 @@ async def server_info(request: Request, config_format: Literal["json", "text"] =
     """vLLM's configuration of an engine, its settings and its system, without secrets."""
     fleet = fleet_of(request)
     info = await fleet.controls.server_info(config_format)
-    token = fleet.config.token
-    return ServerInfo(**without_secrets(info, [token.get_secret_value()] if token is not None else []))
+    tokens = filter(None, [fleet.config.token, fleet.config.admin_token])
+    return ServerInfo(**without_secrets(info, [token.get_secret_value() for token in tokens]))
 
 
 @router.post("/collective_rpc")
