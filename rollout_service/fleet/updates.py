@@ -18,14 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.exceptions import RayTaskError
-
 from drafters.files.checkpoint_folder import weight_files
 from rollout_service.engine.update_file import UpdateFile
 from rollout_service.fleet.controls import Controls
-from rollout_service.fleet.member import FleetError, in_words
 from rollout_service.fleet.pushes import Pushes
-from rollout_service.fleet.routing import ENGINE_LOST
+from rollout_service.fleet.transfer import Transfer
 from rollout_service.protocol import MAX_VERSION, SharedMemoryPush, WeightsOf, WeightStatus
 from rollout_service.tensor_bytes import file_checksum
 from rollout_service.transports import RefusedUpdate, Update
@@ -39,8 +36,6 @@ logger = logging.getLogger("rollout_service")
 
 SILENCE = 300.0
 """seconds without a call after which a session is dropped"""
-RECEIVE_WITHIN = 1800.0
-"""seconds that a transfer over NCCL or IPC may take; a trainer that died in it never ends it"""
 OWN = "weight_dir", "file"
 """forms of `update_info` that are the service's own; every other one is vLLM's"""
 
@@ -77,7 +72,7 @@ class Updates:
     """Use: `start("policy")`, `await update({"weight_dir": "/weights"})`, `await finish(None)`."""
 
     def __init__(self, store: WeightStore, pushes: Pushes, controls: Controls, device: str):
-        self.store, self.pushes, self.controls, self.device = store, pushes, controls, device
+        self.store, self.pushes, self.transfer = store, pushes, Transfer(controls, device)
         self.session: Session | None = None
         self._of_folders: dict[tuple[WeightsOf, Path], asyncio.Task[Pushed]] = {}
         """pushes of folders that are under way"""
@@ -119,7 +114,7 @@ class Updates:
             if any(name in info for name in OWN):
                 await self._read(session.update, info)
             else:
-                await self._receive(session.update, info)
+                await self.transfer.receive(session.update, info)
         except BaseException:
             self._drop(session)
             raise
@@ -184,52 +179,17 @@ class Updates:
             raise refused("file", f"no file {name!r} in {self.store.folder.path}")
         return file
 
-    async def _receive(self, update: UpdateFile, info: dict[str, Any]) -> None:
-        self._check_transfer()
-        names = info.get("names")
-        for name in names if isinstance(names, list) else ():
-            if name not in update.rules.expected:
-                if not update.rules.is_left_out(str(name)):
-                    raise refused(str(name), "unknown; the checkpoint in service has no tensor of this name")
-                update.left_out.add(str(name))
-        update.written |= await self._of_the_receiver("receive", info, str(update.file), update.rules, update.written)
-
     async def open_transfer(self, init_info: dict[str, Any]) -> str:
         """Join a trainer's NCCL group, or agree on CUDA IPC. Returns which. A session that another trainer left open is
         dropped. Raises RefusedUpdate on a CPU, and when `init_info` is wrong."""
-        self._check_transfer()
+        self.transfer.check()
         if self.session is not None:
             logger.warning("a weight update was dropped: a trainer opens a new connection")
             self._drop(self.session)
-        return await self._of_the_receiver("open_transfer", init_info)
+        return await self.transfer.open(init_info)
 
     async def close_transfer(self) -> None:
-        if self.device == "cuda":
-            await self._of_the_receiver("close_transfer")
-
-    def _check_transfer(self) -> None:
-        if self.device != "cuda":
-            raise refused(
-                "init_info",
-                "NCCL and CUDA IPC need a GPU, and these engines run on a CPU. Push over POST /v1/weights/policy, or "
-                'send /update_weights {"weight_dir": FOLDER}, or {"update_info": {"file": NAME}} for a safetensors '
-                "file in the shared-memory folder that GET /v1/weights names",
-            )
-
-    async def _of_the_receiver(self, what: str, *arguments: Any) -> Any:
-        """What the first engine answers, which alone receives."""
-        try:
-            async with asyncio.timeout(RECEIVE_WITHIN):
-                return await self.controls.of_the_first(what, *arguments)
-        except TimeoutError:
-            raise FleetError(f"the transfer took more than {RECEIVE_WITHIN:.0f} s; open another one") from None
-        except ENGINE_LOST:
-            raise FleetError("the engine that receives died; call /init_weight_transfer_engine again") from None
-        except RayTaskError as error:
-            if isinstance(error.cause, RefusedUpdate):
-                raise error.cause from None
-            field = "update_info" if what == "receive" else "init_info"
-            raise refused(field, f"the transfer failed: {in_words(error)}") from None
+        await self.transfer.close()
 
     # --- whole updates in one call ---
 

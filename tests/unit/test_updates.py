@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from drafters.files.checkpoint_folder import TensorSpec
 from rollout_service.fleet import updates as module
+from rollout_service.fleet.member import FleetError
 from rollout_service.fleet.updates import Updates, version_number
 from rollout_service.protocol import WeightStatus
 from rollout_service.transports import RefusedUpdate
@@ -213,12 +214,12 @@ async def test_on_a_cpu_a_transfer_is_refused_before_any_work_and_names_what_wor
 
 def on_a_gpu(updates, receive):
     """The first engine is a GPU's, whose `receive` is given."""
-    updates.device = "cuda"
+    updates.transfer.device = "cuda"
 
     async def of_the_first(what, *arguments):
         return await receive(*arguments) if what == "receive" else "nccl"
 
-    updates.controls = SimpleNamespace(of_the_first=of_the_first)
+    updates.transfer.controls = SimpleNamespace(of_the_first=of_the_first)
 
 
 async def test_a_transfer_fills_the_session_and_a_new_connection_drops_it(updates, tmp_path):
@@ -271,9 +272,9 @@ async def test_a_transfer_whose_session_was_dropped_does_not_bring_it_back(updat
 
 async def test_a_transfer_that_never_ends_is_given_up(updates, monkeypatch):
     on_a_gpu(updates, lambda *_: asyncio.Event().wait())
-    monkeypatch.setattr(module, "RECEIVE_WITHIN", 0.02)
+    monkeypatch.setattr("rollout_service.fleet.transfer.RECEIVE_WITHIN", 0.02)
     await updates.start("policy")
-    with pytest.raises(module.FleetError, match="took more than"):
+    with pytest.raises(FleetError, match="took more than"):
         await updates.update({"names": ["a"]})
     assert updates.session is None
 
