@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -40,6 +41,7 @@ def launch(config: ServiceConfig) -> None:
         where = url_of(config.host, config.port)
         message = f"cannot listen on {where}: {error.strerror}; choose another host or port"
         sys.exit(f"rollout-service launch: host, port: {message}")
+    allow_connections()
     starting = Starting(listener, partial(outermost, config=config))
     starting.start()
     try:
@@ -53,6 +55,13 @@ def launch(config: ServiceConfig) -> None:
         listener.close()
         ray.shutdown()
     console.print("Stopped.")
+
+
+def allow_connections() -> None:
+    """Let this process have as many open files as it may: a request to vLLM's routes takes two, and shells often start
+    programs with a limit of 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -6,6 +6,7 @@ longer.
 
 import asyncio
 import contextlib
+import errno
 import logging
 import uuid
 from collections.abc import AsyncGenerator, Mapping
@@ -24,6 +25,8 @@ ATTEMPTS = 3
 """times a group is generated before its client learns that its engines died"""
 ENGINE_WITHIN = 300.0
 """seconds a request waits for an engine to come into service"""
+NO_ROOM = errno.EMFILE, errno.ENFILE
+"""a process, or the machine, has as many open files as it may have"""
 ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted)
 """NotStarted means that Ray made a new actor before the fleet noticed the death"""
 SESSIONS_KEPT = 65_536
@@ -135,7 +138,9 @@ class Routing:
                     answer = await self._begun(member, connections, answer)
                     member.add_load(1)  # until the stream ends
                 return answer
-            except CONNECTION_LOST:
+            except CONNECTION_LOST as error:
+                if isinstance(error, OSError) and error.errno in NO_ROOM:  # of which the engine knows nothing
+                    raise FleetError(f"the front cannot open another connection: {error.strerror}") from error
                 self._lost(member, connections)
             finally:
                 member.add_load(-1)

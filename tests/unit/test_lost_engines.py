@@ -1,6 +1,7 @@
 """Lost engines: an engine dies or is briefly unreachable; which one answers instead, and what its actor does."""
 
 import asyncio
+import errno
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -121,6 +122,17 @@ async def test_engines_that_die_again_and_again_end_the_attempts_of_an_openai_re
     with pytest.raises(FleetError, match="died 3 times in a row"):
         await fleet.openai("POST", "/", {}, b"")
     assert sum(member.http.asked for member in fleet.members) == 3
+
+
+async def test_an_engine_is_not_lost_because_the_front_has_too_many_open_files(fleet):
+    full = OSError(errno.EMFILE, "Too many open files")
+    fleet.members.append(
+        engine(0, aiohttp.ClientConnectorError(SimpleNamespace(host="engine", port=0, ssl=True), full))
+    )
+    with pytest.raises(FleetError, match="cannot open another connection: Too many open files"):
+        await fleet.openai("POST", "/", {}, b"")
+    assert fleet.members[0].in_service
+    assert fleet.members[0].load == 0
 
 
 async def test_requests_of_a_session_go_to_one_engine_as_long_as_it_lives(fleet):
