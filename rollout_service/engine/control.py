@@ -40,9 +40,8 @@ class EngineControl(EnginePausing):
     async def open_transfer(self, init_info: dict[str, Any]) -> str:
         """Join a trainer's group. Returns the name of the transport. Raises ValueError when `init_info` is wrong."""
         await self.close_transfer()
-        receiver = TransferReceiver(self.llm.vllm_config, init_info)
+        receiver = self.receiver = TransferReceiver(self.llm.vllm_config, init_info)  # a later one takes its place
         await receiver.open(init_info)
-        self.receiver = receiver
         return receiver.backend
 
     async def close_transfer(self) -> None:

@@ -88,11 +88,14 @@ class Engine:
     """The fleet makes it an actor (`ray.remote(Engine)`). It has no sync methods, because they would block
     generation."""
 
-    def __init__(self, config: dict[str, Any], model_folder: str, device: str, index: int, service_folder: str):
-        """`service_folder` is the service's own, in the memory of the front's machine."""
+    def __init__(
+        self, config: dict[str, Any], model_folder: str, device: str, index: int, service_folder: str, key: str
+    ):
+        """`service_folder` is the service's own, in the memory of the front's machine. `key`: what the front shows to
+        engines on other machines."""
         self.config = ServiceConfig.model_validate(config)
         self.model_folder, self.device, self.index = model_folder, device, index
-        self.service_folder = Path(service_folder)
+        self.service_folder, self.key = Path(service_folder), key
         self.llm: Any = None
         self.versions = Versions(0, 0)
         """versions that it holds; a push is published once every engine holds it"""
@@ -146,7 +149,7 @@ class Engine:
             self.counts.forget()
             await self.lengths.measured(costs)
         make_app = functools.partial(openai_app, self.llm, self.config)
-        self.server = HttpServer(self.llm, make_app, self.service_folder, self.index)
+        self.server = HttpServer(self.llm, make_app, self.service_folder, self.key, self.index)
         replaced = (await self.llm.collective_rpc("replaced_functions"))[0]
         return Started(replaced, costs, openai_schemas(), self.server.start())
 

@@ -2,7 +2,7 @@
 
 A request does not pass Ray, whose streams cost more processor time than everything else that the front does. On the
 front's machine the server listens on a Unix socket in the service's folder, which only the service's user can enter. On
-another node it listens on a TCP port, and each request must hold the name of that folder, which no one else knows.
+another node it listens on a TCP port, and each request must hold the service's key, which no one else knows.
 """
 
 import asyncio
@@ -33,12 +33,13 @@ KEPT_ALIVE = 3600
 class HttpServer:
     """Serves one engine. Use: `server = HttpServer(...); address = server.start()`."""
 
-    def __init__(self, llm: Any, make_app: Callable[[], Awaitable[Any]], folder: Path, index: int):
+    def __init__(self, llm: Any, make_app: Callable[[], Awaitable[Any]], folder: Path, key: str, index: int):
         """`make_app` makes vLLM's application. It is called when the first request comes, because importing it takes
         seconds. `folder` is the service's, which exists on the front's machine only."""
         self.llm, self.make_app, self.folder, self.index = llm, make_app, folder, index
+        self.key = key.encode()
+        self.asks_for_key = True
         self.app: Any = None
-        self.key: bytes | None = None
         self.making = asyncio.Lock()
         self.serving: asyncio.Task[None] | None = None
 
@@ -46,6 +47,7 @@ class HttpServer:
         """Listen. Returns the address: a path, or `host:port`."""
         if is_of_this_machine(self.folder):
             listener = socket.socket(socket.AF_UNIX)
+            self.asks_for_key = False
             address = str(self.folder / f"engine-{self.index}-{uuid.uuid4().hex[:8]}")
             listener.bind(address)
             listener.listen(BACKLOG)  # the front may connect before uvicorn has begun
@@ -54,7 +56,6 @@ class HttpServer:
 
             listener = socket.create_server((ray.util.get_node_ip_address(), 0))
             address = "{}:{}".format(*listener.getsockname()[:2])
-            self.key = self.folder.name.encode()
         settings = uvicorn.Config(
             self, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=KEPT_ALIVE
         )
@@ -64,7 +65,7 @@ class HttpServer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """vLLM's routes answer the death of its core like any error. That answer must not be passed on: the actor ends,
         and the fleet asks another engine. Any other error that vLLM's routes do not answer is answered here."""
-        if self.key is not None and not secrets.compare_digest(key_of(scope), self.key):
+        if self.asks_for_key and not secrets.compare_digest(key_of(scope), self.key):
             return await answer((scope, receive, send), 403, "this port is the service's own")
         has_begun = False
 

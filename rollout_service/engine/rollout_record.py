@@ -101,13 +101,14 @@ def ended_choices(answer: Any) -> Iterator[dict[str, Any]]:
 
 async def whole_body(receive: Receive) -> bytes | None:
     """The request's body; None if the client has gone."""
-    body, more = b"", True
+    parts, more = [], True
     while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             return None
-        body, more = body + message.get("body", b""), message.get("more_body", False)
-    return body
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 def replayed(body: bytes | None, receive: Receive) -> Receive:

@@ -51,12 +51,15 @@ class Controls:
         return await self.members[0].actor.control.remote(what, *arguments)
 
     async def of_each(self, what: str, *arguments: Any) -> dict[int, Any]:
-        """What each engine in service answers to a control, by its index. An engine that dies meanwhile is left out: it
-        catches up when it comes into service. Raises FleetError when an engine refuses."""
+        """What each engine in service answers to a control, by its index. An engine that does not answer is left out.
+        It is out of service until it has started again, even if it lives, because it may have missed a pause. Raises
+        FleetError when an engine refuses."""
 
         async def ask(member: Member) -> None:
-            with contextlib.suppress(*ENGINE_LOST):
+            try:
                 answers[member.index] = await member.actor.control.remote(what, *arguments)
+            except ENGINE_LOST:
+                member.in_service = False
 
         answers: dict[int, Any] = {}
         try:

@@ -7,6 +7,7 @@ but never during a push.
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ class Fleet(Routing):
         self.state = StateFolder(config.state) if config.state is not None else None
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
         self.alarms = Alarms(config.alarms)
+        self.key = secrets.token_hex(32)
+        """what engines on other machines ask the front for"""
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
@@ -109,6 +112,7 @@ class Fleet(Routing):
                         self.device,
                         index,
                         str(self.store.folder.path),
+                        self.key,
                     )
                 )
                 self.members.append(Member(index, actor))
@@ -154,7 +158,7 @@ class Fleet(Routing):
             files = {of: weights.file for of, weights in self.store.sets.items()}
             started = await member.actor.start.remote(files.get("policy"), files.get("drafter"), member.costs)
             member.costs, self.openai_schemas = started.costs, started.openai_schemas
-            await member.connect(started.address, self.store.folder.path.name)
+            await member.connect(started.address, self.key)
             await self.pausing.catch_up(member)
             member.in_service = True
         for function, reason in started.replaced.items():

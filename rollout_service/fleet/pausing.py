@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from rollout_service.engine.pausing import PauseMode
 from rollout_service.fleet.controls import Controls
-from rollout_service.fleet.member import Member
+from rollout_service.fleet.member import FleetError, Member
 from rollout_service.transports.transport import refused
 
 logger = logging.getLogger("rollout_service")
@@ -85,30 +85,39 @@ class Pausing:
                 await self.controls.of_each("pause", mode, True)
 
     async def wake_up(self, tags: Iterable[str] | None) -> bool:
-        """Take back the memory of `tags`, or all. Engines resume once all of it is back. Returns whether it is."""
+        """Take back the memory of `tags`, or all. Engines resume once all of it is back. Returns whether it is. Raises
+        FleetError when an engine cannot; the service then sleeps as before."""
         async with self._changing:
             if self.now is None:
                 return True
             left = frozenset() if tags is None else self.now.asleep - frozenset(tags)
             back = sorted(self.now.asleep - left)
-            self._set(replace(self.now, asleep=left) if left else None)
-            if not self.frees_memory or not back:
-                if not left:
+            was = self.now
+            self._set(replace(was, asleep=left) if left else None)  # first, for engines that start meanwhile
+            try:
+                if self.frees_memory and back:
+                    await self.controls.of_each("wake_up", back)
+                elif not left:
                     await self.controls.of_each("resume")
-            else:
-                await self.controls.of_each("wake_up", back)
+            except FleetError:  # as where a trainer uses the memory: they sleep on
+                self._set(was)
+                raise
             return not left
 
     async def catch_up(self, member: Member) -> None:
         """Pause an engine that has just started as the others are. Nothing may be awaited between this and its coming
         into service."""
         seen: Pause | None = None
+        sleeps = False
         while seen != self.now:
             seen = self.now
             if seen is None:
-                await member.actor.control.remote("resume")
+                await member.actor.control.remote(*(("wake_up", None) if sleeps else ("resume",)))
             elif seen.asleep == ALL_MEMORY and self.frees_memory:
                 await member.actor.control.remote("sleep", seen.mode)
+                sleeps = True
+            elif sleeps and seen.asleep:  # a client woke some of it meanwhile
+                await member.actor.control.remote("wake_up", sorted(ALL_MEMORY - seen.asleep))
             else:
                 await member.actor.control.remote("pause", seen.mode, seen.clear_cache)
 

@@ -70,14 +70,21 @@ class Pushes:
             weights_set.publish(locate(version, update), seconds=0.0, pause=0.0, run=run)
 
     async def push(
-        self, of: WeightsOf, version: int, update: Update, run: str | None = None, take_over: bool = False
+        self,
+        of: WeightsOf,
+        version: int,
+        update: Update,
+        run: str | None = None,
+        take_over: bool = False,
+        over: int | None = None,
     ) -> WeightStatus:
         """Load an update into every engine and publish its version, which then belongs to `run`. Its file is kept while
         it is in service, and deleted otherwise. Each engine verifies the checksum of the bytes that it reads before it
         changes anything.
 
         Raises RefusedUpdate; every engine then holds what it held before. Raises FleetError when no engine could load
-        the update. The status says `skipped` when a newer version of the run came while this one waited for its turn.
+        the update. The status says `skipped` when a newer version of the run came while this one waited for its turn,
+        or another than `over` is in service then.
         """
         weights_set, waiting = self.store.sets[of], (of, run, version)
         try:
@@ -91,7 +98,7 @@ class Pushes:
             try:
                 # Another push may have come into service meanwhile, of this run or of another.
                 weights_set.check_owner(run, take_over)
-                if self._is_overtaken(of, run, version):
+                if self._is_overtaken(of, run, version) or over not in (None, weights_set.version):
                     return weights_set.status.model_copy(update={"skipped": True})
                 weights_set.check(version, update)
                 self.check_awake()

@@ -25,8 +25,8 @@ ATTEMPTS = 3
 """times a group is generated before its client learns that its engines died"""
 ENGINE_WITHIN = 300.0
 """seconds a request waits for an engine to come into service"""
-NO_ROOM = errno.EMFILE, errno.ENFILE
-"""a process, or the machine, has as many open files as it may have"""
+NO_ROOM = errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOTCONN
+"""a process, or the machine, has as many open files as it may have; or too many connections wait to be accepted"""
 ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted)
 """NotStarted means that Ray made a new actor before the fleet noticed the death"""
 SESSIONS_KEPT = 65_536

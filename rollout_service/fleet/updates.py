@@ -118,6 +118,8 @@ class Updates:
         except BaseException:
             self._drop(session)
             raise
+        if self.session is not session:
+            raise refused("session", "this weight update was dropped: a trainer opened a new connection", status=409)
         self._wait_for_the_next_call(session)
         return sorted(session.update.left_out)
 
@@ -204,14 +206,18 @@ class Updates:
             task.add_done_callback(lambda _: self._of_folders.pop(key))
         return await asyncio.shield(self._of_folders[key])
 
-    async def _push_files(self, of: WeightsOf, files: list[Path], number: int | None = None) -> Pushed:
+    async def _push_files(self, of: WeightsOf, files: list[Path]) -> Pushed:
+        return await self._push(await self._filled(of, files), None)
+
+    async def _filled(self, of: WeightsOf, files: list[Path]) -> UpdateFile:
+        """A new update with the tensors of these files."""
         update = await self._new_file(of)
         try:
             await asyncio.to_thread(write_files, update, files)
         except BaseException:
             update.file.unlink(missing_ok=True)
             raise
-        return await self._push(update, number)
+        return update
 
     async def relabel(self, version: str) -> WeightStatus:
         """Give the policy in service a higher version. The checkpoint that the service started with has no file that a
@@ -220,9 +226,13 @@ class Updates:
         weights_set.check_owner(None, False)
         number = self._number("policy", version, "new_version")
         assert number is not None
-        if weights_set.version > 0:
-            return await self.pushes.relabel(number)
-        return (await self._push_files("policy", weight_files(self.store.policy_folder), number)).status
+        if weights_set.version == 0:
+            update = await self._filled("policy", weight_files(self.store.policy_folder))
+            checksum = await self._checksum(update)
+            status = await self.pushes.push("policy", number, Update(update.file, checksum), over=0)
+            if not status.skipped:
+                return status
+        return await self.pushes.relabel(number)  # also if another version came meanwhile
 
     def _number(self, of: WeightsOf, version: str | None, field: str) -> int | None:
         """Raises RefusedUpdate when the text is no version, or not above the one in service."""
@@ -246,13 +256,7 @@ class Updates:
 
     async def _push(self, update: UpdateFile, number: int | None) -> Pushed:
         """`number`: the version, or None for the one after that in service."""
-        of = update.rules.of
-        try:
-            update.complete()
-            checksum = await asyncio.to_thread(file_checksum, update.file)
-        except BaseException:
-            update.file.unlink(missing_ok=True)
-            raise
+        of, checksum = update.rules.of, await self._checksum(update)
         async with self._numbering:
             if number is None:
                 number = self.store.sets[of].version + 1
@@ -263,6 +267,15 @@ class Updates:
         if update.left_out:
             logger.info("%s version %d: left out %s", of, number, ", ".join(sorted(update.left_out)))
         return Pushed(of, status, sorted(update.left_out))
+
+    async def _checksum(self, update: UpdateFile) -> str:
+        """The checksum of a whole update. Raises RefusedUpdate when a tensor is missing; its file is then deleted."""
+        try:
+            update.complete()
+            return await asyncio.to_thread(file_checksum, update.file)
+        except BaseException:
+            update.file.unlink(missing_ok=True)
+            raise
 
 
 def version_number(text: str, field: str) -> int:

@@ -58,7 +58,13 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
     add_error_handlers(app)
     describe(app, fleet, with_token=config.token is not None)
     limit = config.body_limit_mib << 20
-    app.add_middleware(Guard, tokens=Tokens(config), body_limit=limit, stopping=app.state.stopping)
+    app.add_middleware(
+        Guard,
+        tokens=Tokens(config),
+        body_limit=limit,
+        stopping=app.state.stopping,
+        origins=config.cors.origins,
+    )
     wrap(app, config)
     return app
 

@@ -5,6 +5,7 @@ It is plain ASGI, so that a disconnection reaches a route that streams.
 
 import asyncio
 import time
+from collections.abc import Collection
 from typing import Any
 
 from fastapi import Request
@@ -33,8 +34,12 @@ class Guard:
     Every request passes it, so it reads the raw headers: Starlette's objects would cost more than all of its checks.
     """
 
-    def __init__(self, app: Any, tokens: Tokens, body_limit: int, stopping: asyncio.Event):
+    def __init__(
+        self, app: Any, tokens: Tokens, body_limit: int, stopping: asyncio.Event, origins: Collection[str] = ()
+    ):
+        """`origins`: those of web pages that may call the service, or "*"."""
         self.app, self.tokens, self.body_limit, self.stopping = app, tokens, body_limit, stopping
+        self.origins = None if "*" in origins else frozenset(origin.encode() for origin in origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,6 +62,7 @@ class Guard:
 
     def check(self, path: str, headers: dict[bytes, bytes]) -> None:
         """Raises Refused for a request that is wrong whatever its body holds."""
+        self._check_origin(headers)
         self.tokens.check(path, headers.get(b"authorization", b""))
         client = headers.get(VERSION_KEY, OWN_VERSION)
         if client != OWN_VERSION:
@@ -66,6 +72,17 @@ class Guard:
             raise Refused([Problem(field=VERSION_HEADER, message=message)])
         if self.stopping.is_set():
             raise stopping()
+
+    def _check_origin(self, headers: dict[bytes, bytes]) -> None:
+        """Raises Refused (403) for a page of another origin. A browser sends it simple requests, such as a POST without
+        a content type, without asking first whether it may."""
+        origin = headers.get(b"origin")
+        if origin is None or self.origins is None or origin in self.origins:
+            return
+        if origin.partition(b"://")[2] == headers.get(b"host"):  # a page of this service
+            return
+        message = f"pages of {origin.decode('latin-1')} may not call this service; name it in cors.origins to allow it"
+        raise Refused([Problem(field="Origin", message=message)], status=403)
 
     async def body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes:
         """The whole body. Raises Refused (413) when it is too large, by its header or as it arrives. Raises Gone when

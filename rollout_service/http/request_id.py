@@ -36,7 +36,7 @@ class RequestIds:
         own = given if given is not None and is_fine else uuid.uuid4().hex.encode()
         if given is None:
             scope["headers"] = [*scope["headers"], (HEADER, own)]
-        scope[KEY] = own
+        scope[KEY], scope[MADE] = own, given is None
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -56,6 +56,8 @@ class RequestIds:
 
 KEY = "rollout_service.request_id"
 """of the ASGI scope: the id, as bytes"""
+MADE = "rollout_service.request_id_made"
+"""of the ASGI scope: whether the client sent none"""
 UNFIT = f"give an id of 1 to {LONGEST} printable ASCII characters, or leave the header out"
 
 

@@ -38,4 +38,5 @@ class WeightsStatus(WireType):
 class SharedMemoryPush(WireType):
     """A push by reference: the file `file` in the service's shared-memory folder has the tensors."""
 
-    file: str = Field(pattern=r"^[A-Za-z0-9_-]+\.safetensors$")
+    file: str = Field(pattern=r"^push-[A-Za-z0-9_-]+\.safetensors$")
+    """its name begins with `push-`; the service takes the file away"""

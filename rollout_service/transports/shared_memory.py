@@ -4,7 +4,6 @@ The service does not read the bytes. The engines verify their checksum when they
 """
 
 import asyncio
-import os
 import uuid
 from collections.abc import AsyncIterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,17 +52,17 @@ class SharedMemoryReceiver:
     async def adopt(self, of: WeightsOf, body: AsyncIterable[bytes], checksum: str | None, limit: int) -> Update:
         from rollout_service.tensor_bytes import file_checksum
 
-        file = self.link(SharedMemoryPush.model_validate_json(await read(body)).file)
+        file = self.take(SharedMemoryPush.model_validate_json(await read(body)).file)
         if checksum is None:
             checksum = await asyncio.to_thread(file_checksum, file)
         return Update(file, checksum)
 
-    def link(self, name: str) -> Path:
-        """A trainer's file in the folder, linked under a name of ours, because the trainer deletes its own. Raises
-        RefusedUpdate."""
+    def take(self, name: str) -> Path:
+        """A trainer's file in the folder under a name of ours. Under its own, the trainer could write over what is in
+        service. Raises RefusedUpdate."""
         file = self.folder.new_file()
         try:
-            os.link(self.folder.path / name, file)
+            (self.folder.path / name).rename(file)
         except FileNotFoundError:
             raise refused("file", f"no file {name!r} in {self.folder.path}") from None
         return file

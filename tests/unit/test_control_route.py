@@ -30,6 +30,9 @@ class Recorder:
 
         return call
 
+    def check_awake(self):
+        pass
+
 
 PUSHED = Pushed("policy", WeightStatus(version=5, tensors=1, bytes=0, checksum=""), ["mtp.fc"])
 

@@ -34,8 +34,30 @@ async def test_a_preflight_of_a_configured_origin_needs_no_token():
 
 async def test_without_origins_no_page_may_call():
     async with front(StubFleet()) as (client, _):
-        assert (await client.options("/health", headers=preflight(PAGE, "GET"))).status_code == 405
+        assert (await client.options("/health", headers=preflight(PAGE, "GET"))).status_code == 403
         assert "access-control-allow-origin" not in (await client.get("/health", headers={"Origin": PAGE})).headers
+
+
+@pytest.mark.parametrize(("origin", "status"), [(PAGE, 403), ("null", 403), ("http://service", 200), (None, 200)])
+async def test_what_a_browser_sends_without_asking_first_is_refused_to_pages_of_others(origin, status):
+    """Such as a POST without a content type, which the control routes take."""
+    fleet, paused = StubFleet(), []
+
+    async def pause(*how):
+        paused.append(how)
+
+    fleet.pausing.pause = pause
+    async with front(fleet) as (client, _):
+        answer = await client.post("/pause", headers={"Origin": origin} if origin else {})
+    assert answer.status_code == status
+    assert len(paused) == (status == 200)
+    assert ("name it in cors.origins" in answer.text) == (status == 403)
+
+
+async def test_a_page_that_is_named_may_call():
+    for origins in ([PAGE], ["*"]):
+        async with front(StubFleet(cors={"origins": origins})) as (client, _):
+            assert (await client.post("/v1/batches/lease", json={}, headers={"Origin": PAGE})).status_code == 200
 
 
 async def test_an_unforeseen_error_can_be_read_by_the_page():

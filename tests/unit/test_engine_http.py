@@ -90,8 +90,8 @@ async def application():
 
 def served(folder):
     """Connections to an engine's server."""
-    server = HttpServer(SimpleNamespace(errored=False), application, folder, 0)
-    return EngineHttp(server.start(), folder.name)
+    server = HttpServer(SimpleNamespace(errored=False), application, folder, "the key", 0)
+    return EngineHttp(server.start(), "the key")
 
 
 async def all_of(first, others):
@@ -158,7 +158,7 @@ async def test_closing_the_connections_ends_requests_that_wait_and_streams_that_
 
 async def test_an_engine_that_is_not_there_is_a_lost_connection(folder):
     with pytest.raises(CONNECTION_LOST):
-        await EngineHttp(str(folder / "engine-0-none"), folder.name).ask("POST", "/echo", {}, b"")
+        await EngineHttp(str(folder / "engine-0-none"), "the key").ask("POST", "/echo", {}, b"")
 
 
 async def test_on_another_node_only_the_services_own_requests_are_answered(elsewhere):
@@ -166,7 +166,7 @@ async def test_on_another_node_only_the_services_own_requests_are_answered(elsew
     answer = await engine.ask("POST", "/echo", {"x-request-id": "7"}, b"hello")
     assert answer.status == 200
     async with aiohttp.ClientSession() as stranger:
-        for headers in ({}, {"x-engine-key": "wrong"}):
+        for headers in ({}, {"x-engine-key": "wrong"}, {"x-engine-key": elsewhere.name}):
             async with stranger.post(f"{engine.url}/echo", headers=headers) as refused:
                 assert refused.status == 403
     await engine.close()
@@ -192,8 +192,8 @@ async def test_the_answer_of_a_dead_core_is_not_passed_on(folder, monkeypatch):
         raise RuntimeError("EngineCore died")
 
     for failing in (dead, raises):
-        server = HttpServer(SimpleNamespace(errored=True), None, folder, 0)
-        server.app = failing
+        server = HttpServer(SimpleNamespace(errored=True), None, folder, "the key", 0)
+        server.app, server.asks_for_key = failing, False
         with pytest.raises(Ended):
             await server({"method": "POST", "path": "/"}, None, send)
     assert not sent
@@ -203,9 +203,9 @@ async def test_an_error_that_the_application_does_not_answer_is_answered_in_one_
     async def raises(scope, receive, send):
         raise IndexError("no such\n token")
 
-    server = HttpServer(SimpleNamespace(errored=False), None, folder, 0)
+    server = HttpServer(SimpleNamespace(errored=False), None, folder, "the key", 0)
     server.app = raises
-    engine = EngineHttp(server.start(), folder.name)
+    engine = EngineHttp(server.start(), "the key")
     answer = await engine.ask("POST", "/v1/completions", {}, b"")
     assert answer.status == 500
     assert json.loads(answer.body)["error"]["message"] == "the engine could not answer: IndexError: no such token"

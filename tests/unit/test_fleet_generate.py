@@ -140,6 +140,7 @@ async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, 
     here, watched = fleet(), asyncio.Event()
     here.config = SimpleNamespace(engines=1, ray_address=None, for_engine=dict)
     here.pushes = SimpleNamespace(take_up_kept=lambda: None)
+    here.key = "the key"
     here.store = SimpleNamespace(folder=SimpleNamespace(path=Path("/service")))
     here.folder, here.device, here.reserved_cores, here.threads = Path(), "cpu", 1, 1
     errors = [OSError("no space left on device")]

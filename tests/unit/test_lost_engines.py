@@ -77,6 +77,7 @@ def fleet():
     fleet = Fleet.__new__(Fleet)
     Routing.__init__(fleet)
     fleet.pausing = Pausing(Controls(fleet.members), asyncio.Lock(), frees_memory=False)
+    fleet.key = "the key"
     fleet.config = SimpleNamespace(drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508)
     return fleet
 

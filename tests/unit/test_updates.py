@@ -36,8 +36,10 @@ def updates(tmp_path, monkeypatch):
     )
     pushed, relabelled = [], []
 
-    async def push(of, version, update):
+    async def push(of, version, update, over=None):
         weights.check(version, update)
+        if over not in (None, weights.version):
+            return weights.status.model_copy(update={"skipped": True})
         await asyncio.sleep(0.01)
         pushed.append((version, load_file(update.file)))
         update.file.unlink()
@@ -190,13 +192,23 @@ async def test_the_checkpoint_is_relabelled_by_a_push_of_it_and_what_was_pushed_
         await updates.relabel("4")
 
 
+async def test_a_relabel_does_not_put_the_checkpoint_over_weights_that_came_meanwhile(updates, tmp_path):
+    relabel = asyncio.create_task(updates.relabel("9"))
+    while not received(updates):
+        await asyncio.sleep(0.001)
+    updates.weights.status = updates.weights.status.model_copy(update={"version": 1})  # another client's push
+    await relabel
+    assert (updates.pushed, updates.relabelled) == ([], [9])
+
+
 async def test_a_drafter_without_weights_is_refused(updates):
     with pytest.raises(RefusedUpdate, match="no weights of its own"):
         await updates.start("drafter")
 
 
 @pytest.mark.parametrize(
-    "info", [{"file": "../x"}, {"file": "gone.safetensors"}, {"weight_dir": "/gone"}, {"weight_dir": "/x", "more": 1}]
+    "info",
+    [{"file": "../x"}, {"file": "push-gone.safetensors"}, {"weight_dir": "/gone"}, {"weight_dir": "/x", "more": 1}],
 )
 async def test_a_source_that_is_not_there_ends_the_session(updates, info):
     await updates.start("policy")
@@ -265,7 +277,8 @@ async def test_a_transfer_whose_session_was_dropped_does_not_bring_it_back(updat
     await updates.start("policy")
     second = updates.session
     ended.set()
-    await stuck
+    with pytest.raises(RefusedUpdate, match="was dropped"):
+        await stuck
     assert updates.session is second
     assert len(received(updates)) == 1
 

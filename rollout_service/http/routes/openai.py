@@ -15,6 +15,7 @@ from rollout_service.fleet.member import FleetError, HungUp, in_words
 from rollout_service.http.admission import stopping
 from rollout_service.http.errors import CLIENT_CLOSED_REQUEST, openai_error
 from rollout_service.http.json_route import JsonRoute, read_object
+from rollout_service.http.request_id import MADE
 from rollout_service.protocol import Problem
 
 router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"], route_class=JsonRoute)
@@ -58,6 +59,8 @@ async def passed_on(request: Request) -> tuple[Response, dict[str, Any]]:
     path, admission, fleet = request.url.path, request.app.state.admission, request.app.state.fleet
     admission.check_openai(path, fields)
     headers = {name: request.headers[name] for name in PASSED_ON if name in request.headers}
+    if fields.get("request_id") and request.scope.get(MADE):  # vLLM would prefer the header to the client's own id
+        headers.pop("x-request-id", None)
     session = request.headers.get(SESSION_HEADER)
     try:
         async with while_connected(request.receive):

@@ -130,6 +130,7 @@ async def weight_checker(request: Request, body: CheckWeights) -> WeightCheck:
         raise Refused([Problem(field="action", message=message)])
     if body.action == "compare" and body.baseline is None:
         raise Refused([Problem(field="baseline", message="is missing: give the checksums to compare with")])
+    fleet_of(request).pausing.check_awake()
     checksums = await fleet_of(request).controls.weight_checksums()
     if body.baseline is None or body.action == "checksum":
         return WeightCheck(checksums=checksums)
