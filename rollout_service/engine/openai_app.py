@@ -16,7 +16,7 @@ from rollout_service.vllm_plugin.unsendable import UNSENDABLE
 
 OWN_FIELDS: dict[str, dict[str, Any]] = {
     RETURN_RECORD: {
-        "type": "boolean", "default": False, "title": "Return Rollout Record",
+        "anyOf": [{"type": "boolean"}, {"type": "null"}], "default": False, "title": "Return Rollout Record",
         "description": "If true, each choice of the answer has its `rollout_record`.",
     },
     REQUIRED_PREFIX_FIELD: {

@@ -50,6 +50,7 @@ from rollout_service.protocol.bounds import (
 )
 from rollout_service.protocol.control import (
     CONTROL_PATHS,
+    AbortById,
     AbortedRequests,
     AbortRequests,
     Awake,
@@ -102,8 +103,8 @@ from rollout_service.protocol.wire_type import INTERFACE_VERSION, VERSION_HEADER
 __all__ = [
     "CONTROL_PATHS", "INTERFACE_VERSION", "LONGEST_RUN", "MAX_COMPLETIONS", "MAX_GROUPS", "MAX_INT32",
     "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "RECORD", "RETURN_RECORD", "VERSION_HEADER",
-    "AbortRequests", "AbortedRequests", "AcceptanceCounts", "AgedAcceptance", "AlarmKind", "Awake", "Batch",
-    "BatchesStatus", "CacheReset", "CheckWeights", "Completion", "ContextAcceptance", "DraftChoice",
+    "AbortById", "AbortRequests", "AbortedRequests", "AcceptanceCounts", "AgedAcceptance", "AlarmKind", "Awake",
+    "Batch", "BatchesStatus", "CacheReset", "CheckWeights", "Completion", "ContextAcceptance", "DraftChoice",
     "DraftSchedule", "DrafterAcceptance", "Endpoint", "ErrorBody", "FailedGroup", "FinishUpdate", "Group",
     "GroupRequest", "InitTransfer", "IsPaused", "IsSleeping", "LeaseExtension", "LeaseGroups", "LeaseInfo",
     "LeaseRequest", "LeaseStatus", "Message", "NewVersion", "Paused", "Problem", "PromptsRequest", "PromptsStatus",

@@ -36,6 +36,10 @@ class AbortRequests(WireType):
     """ids of requests to vLLM's own routes; all requests if there are none"""
 
 
+class AbortById(WireType):
+    request_ids: list[str]
+
+
 class AbortedRequests(WireType):
     status: Literal["aborted"] = "aborted"
     aborted: int

@@ -42,8 +42,8 @@ def main() -> None:
     codes = []
     with launched(*config) as (url, _):
         codes.append(fuzz(url, half))
-    with launched(*config, "--token", "secret") as (url, _):
-        codes.append(fuzz(url, half, "--header", "Authorization: Bearer secret"))
+    with launched(*config, "--token", "secret", "--admin_token", "of the admin") as (url, _):
+        codes.append(fuzz(url, half, "--header", "Authorization: Bearer of the admin"))
     sys.exit(int(any(codes)))
 
 

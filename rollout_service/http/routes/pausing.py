@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from rollout_service.engine.pausing import PauseMode
 from rollout_service.fleet.fleet import Fleet
-from rollout_service.http.admission import Refused
 from rollout_service.http.control_route import ControlRoute
 from rollout_service.protocol import (
+    AbortById,
     AbortedRequests,
     AbortRequests,
     Awake,
@@ -18,7 +18,6 @@ from rollout_service.protocol import (
     IsPaused,
     IsSleeping,
     Paused,
-    Problem,
     Sleeping,
     Tags,
 )
@@ -71,10 +70,8 @@ async def abort_requests(request: Request, body: AbortRequests | None = None) ->
 
 
 @router.post("/inference/v1/abort_requests", response_class=Response)
-async def abort_by_id(request: Request, body: AbortRequests | None = None) -> Response:
+async def abort_by_id(request: Request, body: AbortById) -> Response:
     """End requests by their ids. The answer has no body."""
-    if body is None or body.request_ids is None:
-        raise Refused([Problem(field="request_ids", message="is missing: give the ids of the requests to end")])
     await fleet_of(request).controls.abort_requests(body.request_ids)
     return Response(status_code=200)
 
