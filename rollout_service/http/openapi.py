@@ -64,7 +64,7 @@ GENERATED: dict[str, Any] = {
     "application/json": {"schema": {"type": "object", "properties": {"choices": {"type": "array", "items": {
         "type": "object", "properties": {RECORD: {"$ref": "#/components/schemas/RolloutRecord"}},
     }}}}},
-    "text/event-stream": {"schema": {"type": "string"}},
+    "text/event-stream": {"schema": {"description": "Events with chunks of the answer as their data, then [DONE]"}},
 }  # fmt: skip
 """answers of vLLM's routes that generate, with what the service adds to vLLM's own types"""
 OPENAI_ERROR = {
