@@ -11,6 +11,7 @@ from drafters.registry import DrafterConfig, make_drafter
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.loading import WeightsFile
 from rollout_service.fleet.fleet import Fleet
+from rollout_service.protocol import SharedMemoryPush
 from rollout_service.transports import RefusedUpdate, Update
 from rollout_service.transports.folder import make_writable
 from rollout_service.transports.shared_memory import SharedMemoryReceiver
@@ -158,7 +159,20 @@ def test_integer_tensors_keep_their_own_dtype(tmp_path):
 
 def test_a_file_outside_the_shared_folder_cannot_be_named(store):
     with pytest.raises(RefusedUpdate, match="no file"):
-        SharedMemoryReceiver(store.folder).link("elsewhere.safetensors")
+        SharedMemoryReceiver(store.folder).take("elsewhere.safetensors")
+
+
+@pytest.mark.parametrize("name", ["received-1.safetensors", "spare-policy.safetensors", "../push-1.safetensors"])
+def test_a_push_names_no_file_of_the_services_own(name):
+    with pytest.raises(ValueError, match="pattern"):
+        SharedMemoryPush(file=name)
+
+
+def test_a_trainer_cannot_write_over_what_it_has_pushed(store):
+    (store.folder.path / "push-1.safetensors").write_bytes(b"one")
+    file = SharedMemoryReceiver(store.folder).take("push-1.safetensors")
+    (store.folder.path / "push-1.safetensors").write_bytes(b"another")
+    assert file.read_bytes() == b"one"
 
 
 def test_the_next_push_reuses_the_memory_of_the_previous_version(store):
