@@ -28,7 +28,7 @@ help:
 	@echo "make test-all     the same, and also the tests that repeat a promise for another kind or size"
 	@echo "make test-TOPIC   run the tests of one topic: $(TOPICS)"
 	@echo "make test-faults  train through $(FAULTS) random faults (34 minutes on 2 cores; FAULTS=20 for fewer)"
-	@echo "make test-clients run openai, TRL, verifiers, prime-rl, SkyRL and NeMo-Gym against a service (20 minutes at first)"
+	@echo "make test-clients run openai, TRL, verifiers, prime-rl, SkyRL and NeMo-Gym against a service; installs them at first"
 	@echo "make fuzz         send random bad requests to a service: schemathesis and 10,000 of our own (20 minutes)"
 	@echo "make demo-models  train the demo's policy and drafters from scratch (under an hour)"
 	@echo "make study        compare drafters by draft length and training data, also during training; writes report/study"

@@ -46,8 +46,8 @@ def adapt(params: Any, room: int, with_text: bool) -> None:
 
 GENERATE_PARAMETERS = Patch(
     NAME,
-    "it lets a response grow past the context that is left for it, decodes tokens whose text it leaves out, and fails "
-    "on media for a policy that reads only text",
+    "it lets a response grow past the context that is left. It decodes tokens whose text it leaves out, and fails on "
+    "media for a policy that reads only text",
     when="on the handler's own object, on every device, once vLLM's routes are used",
     unneeded="it cuts max_tokens to the room after the prompt, refuses such media, and does not decode for token ids",
     apply=adapt_parameters,

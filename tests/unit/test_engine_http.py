@@ -137,7 +137,8 @@ async def test_a_cancelled_request_ends_a_handler_in_a_task_of_its_own(folder):
     asked = asyncio.create_task(engine.ask("POST", "/slow", {}, b""))
     await until(lambda: begun)
     asked.cancel()
-    await until(lambda: ended == ["slow"])
+    await until(lambda: ended)
+    assert ended == ["slow"]
     await engine.close()
 
 
