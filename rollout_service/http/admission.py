@@ -1,9 +1,9 @@
 """Admission: checks of a group before anything is generated. Every problem names its field."""
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rollout_service.http.openai_requests import openai_problems
+from rollout_service.http.openai_requests import BodyFields, openai_problems
 from rollout_service.protocol import GroupRequest, Problem, RolloutRequest
 
 
@@ -30,12 +30,12 @@ class Admission:
         vocab_size: int,
         context_limit: int,
         drafting: bool,
-        openai_fields: Mapping[str, Set[str]],
+        openai_fields: Mapping[str, BodyFields],
         on_cpu: bool = True,
         chat_template_kwargs: Mapping[str, Any] = {},
     ):
         """`context_limit`: most tokens of prompt and response together. `drafting`: whether a drafter is on.
-        `openai_fields`: the `field_names` of vLLM's request types, by path. `chat_template_kwargs`: what the chat
+        `openai_fields`: the fields of vLLM's request types, by path. `chat_template_kwargs`: what the chat
         template gets in addition to the messages."""
         self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
         self.max_tokens, self.drafting, self.on_cpu = context_limit, drafting, on_cpu
@@ -97,8 +97,7 @@ class Admission:
     def check_openai(self, path: str, body: dict[str, Any]) -> None:
         """Raises Refused for fields that vLLM's handler of this path would ignore, or pass on to an engine that cannot
         take them. Raises it also for fields that speculation cannot keep lossless. vLLM judges everything else."""
-        known = self.openai_fields[path]
-        problems = openai_problems(body, known, drafting=self.drafting, on_cpu=self.on_cpu)
+        problems = openai_problems(body, self.openai_fields[path], drafting=self.drafting, on_cpu=self.on_cpu)
         if problems:
             raise Refused(problems)
 

@@ -12,7 +12,7 @@ from rollout_service.fleet.fleet import Fleet
 from rollout_service.http.admission import Admission
 from rollout_service.http.errors import add_error_handlers
 from rollout_service.http.guard import Guard
-from rollout_service.http.openai_requests import field_names
+from rollout_service.http.openai_requests import body_fields
 from rollout_service.http.openapi import describe
 from rollout_service.http.outermost import outermost
 from rollout_service.http.routes import MODULES
@@ -48,7 +48,7 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
         vocab_size=fleet.policy_config["vocab_size"],
         context_limit=config.context_limit,
         drafting=config.drafter.drafts,
-        openai_fields={path: field_names(schema) for path, schema in fleet.openai_schemas.items()},
+        openai_fields={path: body_fields(schema) for path, schema in fleet.openai_schemas.items()},
         on_cpu=fleet.device == "cpu",
         chat_template_kwargs=config.openai.chat_template_kwargs,
     )

@@ -12,7 +12,7 @@ named `sampling_params.top_k`.
 """
 
 from collections.abc import Iterator, Mapping, Set
-from typing import Any
+from typing import Any, NamedTuple
 
 from drafters.wrong_fields import did_you_mean
 from rollout_service.lossless import not_lossless
@@ -28,16 +28,31 @@ INT64 = -(2**63), 2**63 - 1
 PARAMETERS = "sampling_params"
 
 
-def field_names(schema: Mapping[str, Any]) -> frozenset[str]:
-    """The fields that a body of vLLM's type may have, and those of its sampling parameters: `sampling_params.top_k`."""
+class BodyFields(NamedTuple):
+    """The fields that a body of one of vLLM's request types may have."""
+
+    known: Set[str]
+    """all of them, and those of its sampling parameters: `sampling_params.top_k`"""
+    of_chats: Set[str] = frozenset()
+    """on a route that takes `prompt` or `messages`: those that only a body with `messages` may have"""
+
+
+def body_fields(schema: Mapping[str, Any]) -> BodyFields:
+    """`schema` is the JSON schema of a request type, or of a union whose `properties` are those of all its types."""
     fields = schema["properties"]
     parameters = fields.get(PARAMETERS, {}).get("properties", {})
-    return frozenset([*fields, *(f"{PARAMETERS}.{name}" for name in parameters)])
+    known = frozenset([*fields, *(f"{PARAMETERS}.{name}" for name in parameters)])
+    types = [schema["$defs"][part["$ref"].rpartition(".")[2]]["properties"] for part in schema.get("anyOf", ())]
+    of_prompts = {name for properties in types if "prompt" in properties for name in properties}
+    return BodyFields(known, known - of_prompts if of_prompts else frozenset())
 
 
-def openai_problems(fields: dict[str, Any], known: Set[str], *, drafting: bool, on_cpu: bool) -> list[Problem]:
-    """`known` are the `field_names` of vLLM's request type."""
+def openai_problems(fields: dict[str, Any], body: BodyFields, *, drafting: bool, on_cpu: bool) -> list[Problem]:
+    known = body.known
     problems = [*_unknown(fields, known | HARMLESS), *_too_large(fields), *_unrecorded(fields)]
+    if "prompt" in fields:
+        message = "belongs to a chat, and would be ignored beside prompt; leave one of the two out"
+        problems += [Problem(field=name, message=message) for name in fields if name in body.of_chats]
     parameters = fields.get(PARAMETERS)
     if PARAMETERS in known and isinstance(parameters, dict):
         within = {name.removeprefix(f"{PARAMETERS}.") for name in known if name.startswith(f"{PARAMETERS}.")}

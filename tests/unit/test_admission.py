@@ -11,6 +11,7 @@ from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.http.admission import Admission, Refused
+from rollout_service.http.openai_requests import BodyFields, body_fields
 from rollout_service.lossless import NOT_LOSSLESS, described, not_lossless
 from rollout_service.protocol import GroupRequest, RolloutRequest, Sampling, SharedMemoryPush
 
@@ -84,7 +85,7 @@ REFUSED = [pytest.param(entry, field, id=field) for entry in NOT_LOSSLESS for fi
 def test_what_speculation_cannot_keep_lossless_is_refused_only_with_a_drafter(entry, field):
     def refused_by(**service):
         service = {"drafting": True, "on_cpu": True} | service
-        fields = {"/v1/completions": {"prompt", field.split(".")[0]}}
+        fields = {"/v1/completions": BodyFields({"prompt", field.split(".")[0]})}
         body = body_with(field, {"type": "json_object"} if field != "min_p" else 0.1)
         try:
             Admission("demo", Characters(), 128, 64, openai_fields=fields, **service).check_openai(
@@ -102,6 +103,25 @@ def test_what_speculation_cannot_keep_lossless_is_refused_only_with_a_drafter(en
     assert not refused_by(drafting=False)
     for value in entry.asks_nothing:
         assert not list(not_lossless(body_with(field, value), "openai"))
+
+
+def test_a_field_of_chats_is_refused_beside_a_prompt():
+    schema = {
+        "$defs": {
+            "Prompt": {"properties": {"model": {}, "prompt": {}}},
+            "Chat": {"properties": {"model": {}, "messages": {}, "tools": {}}},
+        },
+        "anyOf": [{"$ref": "#/components/schemas/vllm.Prompt"}, {"$ref": "#/components/schemas/vllm.Chat"}],
+        "properties": {"model": {}, "prompt": {}, "messages": {}, "tools": {}, "required_prefix_token_ids": {}},
+    }
+    fields = {"/tokenize": body_fields(schema)}
+    admission = Admission("demo", Characters(), 128, 64, drafting=True, openai_fields=fields)
+    for field, value in {"messages": [], "tools": [], "required_prefix_token_ids": [1]}.items():
+        with pytest.raises(Refused) as refused:
+            admission.check_openai("/tokenize", {"prompt": "a", field: value})
+        assert [problem.field for problem in refused.value.problems] == [field]
+    admission.check_openai("/tokenize", {"prompt": "a", "model": "demo"})
+    admission.check_openai("/tokenize", {"messages": [], "tools": [], "required_prefix_token_ids": [1]})
 
 
 @pytest.mark.parametrize(("entry", "field"), REFUSED)
