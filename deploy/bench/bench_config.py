@@ -65,10 +65,13 @@ class Routes(Section):
     )
     concurrent: list[int] = Field(default=[1, 16, 64], min_length=1)
     concurrent_when_busy: list[int] = Field(default=[16], min_length=0)
-    """the same, while another process keeps one core busy"""
+    """the same in one wave, while another process keeps one core busy; the engine has one core fewer, or
+    `engine.cores`"""
     response_tokens: int = Field(default=72, ge=1)
     waves: int = Field(default=3, ge=1)
-    """waves of concurrent requests, of each arm in a round"""
+    """waves of concurrent requests, of each arm in a round; fewer, at least one, where they would have more than
+    `most_requests`"""
+    most_requests: int = Field(default=64, ge=1)
     rounds: int = Field(default=8, ge=1)
 
 

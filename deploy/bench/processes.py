@@ -50,6 +50,7 @@ def flags(config: ServiceConfig) -> list[str]:
         assert isinstance(config.drafter.schedule, str)
         found += ["--drafter.draft_tokens", str(config.drafter.draft_tokens)]
         found += ["--drafter.schedule", config.drafter.schedule]
+        found += ["--drafter.draft_sampling", config.drafter.draft_sampling]
         found += ["--drafter.model", config.drafter.model] if config.drafter.model else []
     return found
 

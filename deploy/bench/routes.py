@@ -3,6 +3,10 @@
 Every arm generates the same number of responses to the same prompts. `/v1/rollouts` gets them in one request, every
 other route one request each, all at once. Stock's server has no drafter and none of this project's patches. The details
 have the processor time of the processes between the client and vLLM's core, for each request.
+
+While another process keeps one core busy, the engine has one core fewer, as stock's server always has. OpenMP's threads
+wait for each other in every operation. With a busy process on the core of one of them, all of them come to run for a
+third of the time.
 """
 
 import asyncio
@@ -14,7 +18,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiohttp
 from bench_config import BenchConfig
@@ -25,6 +29,7 @@ from transformers import AutoTokenizer
 
 from drafters.files.text_lines import json_lines
 from drafters.registry import DrafterConfig
+from rollout_service.engine.hardware import machine_cores
 from rollout_service.evaluation.running import progress, report_console
 
 GOAL = 0.97
@@ -35,18 +40,42 @@ BETWEEN = "front", "engine's actor", "Ray"
 """processes between the client and vLLM's core"""
 
 
+class Case(NamedTuple):
+    """Numbers of concurrent requests, and what happens beside them."""
+
+    concurrent: Sequence[int]
+    cores: int | None = None
+    """cores of the service's engine while another process keeps one core busy; None: nothing is beside it"""
+
+    @property
+    def name(self) -> str:
+        return "" if self.cores is None else f", one core busy, engine.cores = {self.cores}"
+
+
 def routes(config: BenchConfig) -> tuple[list[Figure], Any]:
     figures, details = [], {}
+    busy_cores = config.engine.cores or max(1, machine_cores() - 1)
     with stock(config) as stock_url:
         for drafter in (DrafterConfig(), config.drafter(config.drafters[0], schedule="auto")):
-            with launched(*flags(config.served(drafter))) as url:
-                found, measured = asyncio.run(_measure(config, drafter.kind, url, stock_url))
-            figures += found
-            details[drafter.kind] = measured
+            for case in (Case(config.routes.concurrent), Case(config.routes.concurrent_when_busy, busy_cores)):
+                served = config.served(drafter, **{} if case.cores is None else {"cores": case.cores})
+                with launched(*flags(served)) as url:
+                    speeds, spent = asyncio.run(_measure(config, f"{drafter.kind}{case.name}", case, url, stock_url))
+                figures += _figures(drafter.kind, speeds)
+                details[f"{drafter.kind}{case.name}"] = {
+                    "tokens_per_second": speeds,
+                    "cpu_milliseconds_a_request": {
+                        arm: milliseconds(used, idle=spent[f"{arm.partition(': ')[0]}: stock"])
+                        for arm, used in spent.items()
+                    },
+                }
     return figures, details
 
 
-async def _measure(config: BenchConfig, kind: str, url: str, stock_url: str) -> tuple[list[Figure], Any]:
+async def _measure(
+    config: BenchConfig, name: str, case: Case, url: str, stock_url: str
+) -> tuple[dict[str, dict[str, list[float]]], dict[str, Counter[str]]]:
+    """Tokens per second, and processor time by process, of each arm in each round."""
     plan = config.routes
     arms = {"stock": (stock_url, "completions", False)}
     arms |= {route: (url, route, False) for route in plan.routes}
@@ -54,32 +83,25 @@ async def _measure(config: BenchConfig, kind: str, url: str, stock_url: str) -> 
     prompts = _prompts(config)
     speeds: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     spent: dict[str, Counter[str]] = defaultdict(Counter)  # seconds, by process
-    cases = [(n, busy) for busy in (False, True) for n in (plan.concurrent if not busy else plan.concurrent_when_busy)]
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        with progress(report_console()) as bar:
-            task = bar.add_task(f"routes, {kind}", total=plan.rounds * len(cases) * len(arms))
-            for turn in range(-1, plan.rounds):  # turn -1 warms up
-                for n, busy in cases:
-                    with a_busy_core() if busy else nullcontext():
-                        for name, (where, route, stream) in list(arms.items())[:: -1 if turn % 2 else 1]:
-                            before, began = cpu_seconds(), time.perf_counter()
-                            for wave in range(plan.waves):
-                                chosen = [prompts[(wave * n + i) % len(prompts)] for i in range(n)]
-                                await send(session, where, route, chosen, plan.response_tokens, stream)
-                            seconds = time.perf_counter() - began
-                            if turn < 0:
-                                continue
-                            case = f"{n}{', one core busy' * busy}"
-                            speeds[case][name].append(plan.waves * n * plan.response_tokens / seconds)
-                            used = cpu_seconds() - before
-                            spent[f"{case}: {name}"] += used + Counter(requests=plan.waves * n, seconds=seconds)
-                            bar.advance(task)
-    return _figures(kind, speeds), {
-        "tokens_per_second": speeds,
-        "cpu_milliseconds_a_request": {
-            arm: milliseconds(used, idle=spent[f"{arm.partition(': ')[0]}: stock"]) for arm, used in spent.items()
-        },
-    }
+        for where, route, stream in arms.values():  # the first requests wait for imports
+            await send(session, where, route, prompts[:8], plan.response_tokens, stream)
+        with progress(report_console()) as bar, a_busy_core() if case.cores else nullcontext():
+            task = bar.add_task(f"routes, {name}", total=plan.rounds * len(case.concurrent) * len(arms))
+            for turn, n in ((turn, n) for turn in range(plan.rounds) for n in case.concurrent):
+                waves = 1 if case.cores else max(1, min(plan.waves, plan.most_requests // n))
+                for arm, (where, route, stream) in list(arms.items())[:: -1 if turn % 2 else 1]:
+                    before, began = cpu_seconds(), time.perf_counter()
+                    for wave in range(waves):
+                        chosen = [prompts[(wave * n + i) % len(prompts)] for i in range(n)]
+                        await send(session, where, route, chosen, plan.response_tokens, stream)
+                    seconds = time.perf_counter() - began
+                    what = f"{n} concurrent{case.name}"
+                    speeds[what][arm].append(waves * n * plan.response_tokens / seconds)
+                    used = cpu_seconds() - before
+                    spent[f"{what}: {arm}"] += used + Counter({"requests": float(waves * n), "seconds": seconds})
+                    bar.advance(task)
+    return speeds, spent
 
 
 def milliseconds(used: Counter[str], idle: Counter[str]) -> dict[str, float]:
@@ -96,7 +118,7 @@ def _figures(kind: str, speeds: dict[str, dict[str, list[float]]]) -> list[Figur
         for name, values in of_arm.items():
             if name == "stock":
                 continue
-            what = f"{name}, drafter {kind}, {case} concurrent"
+            what = f"{name}, drafter {kind}, {case}"
             against_stock = [a / b for a, b in zip(values, of_arm["stock"], strict=True)]
             figures.append(figure("routes", f"{what}, against stock", "x", against_stock, goal=NEVER_BELOW))
             if name != "rollouts":
