@@ -60,8 +60,8 @@ class Service(Section):
 class Routes(Section):
     """The routes of single requests, against /v1/rollouts and stock vLLM's server."""
 
-    routes: list[Literal["rollouts", "completions", "chat", "generate"]] = Field(
-        default=["rollouts", "completions", "chat", "generate"], min_length=1
+    routes: list[Literal["completions", "chat", "generate"]] = Field(
+        default=["completions", "chat", "generate"], min_length=1
     )
     concurrent: list[int] = Field(default=[1, 16, 64], min_length=1)
     concurrent_when_busy: list[int] = Field(default=[16], min_length=0)
