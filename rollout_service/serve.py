@@ -28,6 +28,9 @@ from rollout_service.queue.batch_queue import BatchQueue
 
 GRACE = 5
 """seconds that running requests have to end once the service is told to stop"""
+KEPT_ALIVE = 75
+"""seconds that an idle connection stays open: longer than clients keep theirs (httpx 5, aiohttp 15), or a request would
+now and then go to a connection that has just been closed"""
 
 
 def launch(config: ServiceConfig) -> None:
@@ -99,8 +102,9 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
         background = app.state.background
         background.start()
         settings = uvicorn.Config(
-            app, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=GRACE, lifespan="off"
-        )
+            app, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=GRACE,
+            timeout_keep_alive=KEPT_ALIVE, lifespan="off",
+        )  # fmt: skip
         server, stopping = Server(settings), list[asyncio.Task[None]]()
 
         def end() -> None:

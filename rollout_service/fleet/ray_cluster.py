@@ -32,7 +32,7 @@ def start_ray(address: str | None, engine_logs: bool) -> None:
             ) from error
     else:
         # Workers that Ray starts in advance are of no use: those of the engines have an environment of their own.
-        # Ray's workers run at niceness 15. One busy process beside them would take nearly a whole core from the engines,
+        # Ray runs workers at niceness 15. One busy process beside them would take nearly a whole core from the engines,
         # whose threads wait for each other in every operation.
         config: dict[str, Any] = {"prestart_worker_first_driver": False, "worker_niceness": 0}
         own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": 512 << 20, "_system_config": config}

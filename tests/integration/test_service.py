@@ -1,7 +1,9 @@
 """One launched service with its MTP head: everything that a user does over HTTP."""
 
 import asyncio
+import http.client
 import json
+import time
 
 import httpx
 import pytest
@@ -198,6 +200,18 @@ async def test_the_async_client_does_the_same(service):
         assert {group.id for group in groups} == {"g0", "g1"}
         assert (await client.weights()).policy.tensors > 0
         assert (await client.speculation()).drafters[0].drafter == "mtp"
+
+
+def test_an_idle_connection_outlasts_what_clients_keep_idle(service):
+    at = httpx.URL(service)
+    connection = http.client.HTTPConnection(at.host, at.port)
+    connection.request("GET", "/ping")
+    connection.getresponse().read()
+    used = connection.sock
+    time.sleep(6)  # uvicorn's default is 5, and so is httpx's
+    connection.request("GET", "/ping")
+    assert connection.getresponse().status == 200
+    assert connection.sock is used
 
 
 def test_speculation_and_metrics_count_the_same_drafts(client):
