@@ -64,7 +64,7 @@ class Routes(Section):
         default=["completions", "chat", "generate"], min_length=1
     )
     concurrent: list[int] = Field(default=[1, 16, 64], min_length=1)
-    concurrent_when_busy: list[int] = Field(default=[16], min_length=0)
+    concurrent_when_busy: list[int] = Field(default=[16], min_length=1)
     """the same in one wave, while another process keeps one core busy; the engine has one core fewer, or
     `engine.cores`"""
     response_tokens: int = Field(default=72, ge=1)

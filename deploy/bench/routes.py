@@ -5,7 +5,7 @@ other route one request each, all at once. Stock's server has no drafter and non
 have the processor time of the processes between the client and vLLM's core, for each request.
 
 While another process keeps one core busy, the engine has one core fewer, as stock's server always has. OpenMP's threads
-wait for each other in every operation. With a busy process on the core of one of them, all of them come to run for a
+wait for each other in every operation. Two of them and a busy process share two cores evenly, so both run at once for a
 third of the time.
 """
 
@@ -35,8 +35,12 @@ from rollout_service.evaluation.running import progress, report_console
 GOALS = {"stock": 1.0, "rollouts": 0.97}
 """least speed against these arms"""
 STREAMED = ", streamed"
-PATHS = {"rollouts": "/v1/rollouts", "completions": "/v1/completions", "chat": "/v1/chat/completions"}
-PATHS["generate"] = "/inference/v1/generate"
+PATHS = {
+    "rollouts": "/v1/rollouts",
+    "completions": "/v1/completions",
+    "chat": "/v1/chat/completions",
+    "generate": "/inference/v1/generate",
+}
 BETWEEN = "front", "engine's actor", "Ray"
 """processes between the client and vLLM's core"""
 

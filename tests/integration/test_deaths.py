@@ -1,7 +1,6 @@
 """Deaths: an engine that dies, and a service that is told to stop."""
 
 import json
-import os
 import signal
 import threading
 import time
@@ -29,7 +28,6 @@ def test_an_engines_death_costs_time_only_and_ctrl_c_leaves_nothing():
         process,
     ):
         children = psutil.Process(process.pid).children(recursive=True)
-        assert {child.nice() for child in children} == {os.nice(0)}, "a busy process would take the engines' cores"
         with RolloutClient(url) as client:
             changed = policy_tensors()
             changed["lm_head.weight"] *= 0.5

@@ -3,9 +3,11 @@
 import asyncio
 import http.client
 import json
+import os
 import time
 
 import httpx
+import psutil
 import pytest
 from engines import MODELS, wait_until
 from over_http import PROMPT, requests, worst_difference
@@ -200,6 +202,14 @@ async def test_the_async_client_does_the_same(service):
         assert {group.id for group in groups} == {"g0", "g1"}
         assert (await client.weights()).policy.tensors > 0
         assert (await client.speculation()).drafters[0].drafter == "mtp"
+
+
+def test_engines_run_at_the_services_niceness(service):
+    """At Ray's 15, a busy process beside them would take the engines' cores."""
+    started = psutil.Process().children(recursive=True)
+    cores = [process for process in started if "EngineCore" in " ".join(process.cmdline())]
+    assert cores
+    assert {process.nice() for process in cores} == {os.nice(0)}
 
 
 def test_an_idle_connection_outlasts_what_clients_keep_idle(service):
