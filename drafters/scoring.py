@@ -76,8 +76,15 @@ def score_tokens(
     return TokenScores(trained_N, sampled_N, entropy_N, variance_N.clamp(min=0.0))
 
 
-def kept_tokens(scaled_NV: Tensor, *, top_p: float, top_k: int) -> Tensor:
-    """The tokens that top-k and then top-p keep: bool (N, V). Equal to vLLM's `apply_top_k_top_p_pytorch`."""
+def kept_tokens(scaled_NV: Tensor, *, top_p: float, top_k: int, device: str | None = None) -> Tensor:
+    """The tokens that top-k and then top-p keep: bool (N, V).
+
+    They are those of vLLM's operator on `device` ("cpu" or "cuda"; None for the tensor's own), which is
+    `apply_top_k_top_p_pytorch` or `apply_top_k_top_p_triton`. The first keeps every token that ties with the last of
+    the top k. The second keeps k tokens, and of those that tie the first. Logits in bfloat16 tie often.
+    """
+    if top_k > 0 and (device or scaled_NV.device.type) == "cuda":
+        scaled_NV = scaled_NV.masked_fill(_surplus_ties(scaled_NV, top_k), -math.inf)
     ascending_NV, order_NV = scaled_NV.sort(1)
     if top_k > 0:
         kth_N1 = ascending_NV[:, -min(top_k, ascending_NV.shape[1]), None]
@@ -86,6 +93,15 @@ def kept_tokens(scaled_NV: Tensor, *, top_p: float, top_k: int) -> Tensor:
     kept_NV &= ascending_NV.softmax(1).cumsum(1) > 1.0 - top_p
     kept_NV[:, -1] = True
     return torch.zeros_like(kept_NV).scatter(1, order_NV, kept_NV)
+
+
+def _surplus_ties(scaled_NV: Tensor, top_k: int) -> Tensor:
+    """The tokens that tie with the last of the top k, except the first ones that make up k tokens: bool (N, V)."""
+    k = min(top_k, scaled_NV.shape[1])
+    kth_N1 = scaled_NV.topk(k, 1).values[:, -1:]
+    tied_NV = scaled_NV == kth_N1
+    room_N1 = k - (scaled_NV > kth_N1).sum(1, keepdim=True)
+    return tied_NV & (tied_NV.cumsum(1, dtype=torch.int32) > room_N1)
 
 
 class SurprisalSums(BaseModel):

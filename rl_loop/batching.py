@@ -4,7 +4,7 @@ Padded micro-batches (rl_loop/learner/padding.py) have a row for each rollout, a
 (learner/packing.py) have all tokens in one row and each prompt once. Only models with full attention in every layer
 take these.
 
-B rows, T columns, N response tokens, V vocabulary. Rows are padded on the right, so position ids count from 0 in every
+B rows, T columns, N response tokens, D hidden size. Rows are padded on the right, so position ids count from 0 in every
 row, and no token of a rollout attends to padding. A token's index is its place in the forward pass, row after row.
 """
 
@@ -71,8 +71,8 @@ class MicroBatch(ABC):
     blocks: list[Block]
 
     @abstractmethod
-    def logits(self, model: PreTrainedModel) -> Tensor:
-        """The logits (N, V) that predict the response tokens."""
+    def hidden(self, model: PreTrainedModel) -> Tensor:
+        """The decoder's last hidden states (N, D), from which the head predicts the response tokens."""
 
     def to(self, device: torch.device) -> Self:
         moved: dict[str, Any] = {n: value.to(device) for n, value in vars(self).items() if isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""Checks before training starts: the output folder, the device, the loss, and the endpoint.
+"""Checks before training starts: the output folder, the device and its memory, the loss, and the endpoint.
 
 rl_loop/prompt_lengths.py checks the prompts.
 """
@@ -7,12 +7,16 @@ import time
 from pathlib import Path
 
 import httpx
+from rich.box import SIMPLE
 from rich.console import Console
+from rich.table import Table
 
 from drafters.devices import choose_device
+from drafters.files.disk_space import mib
 from drafters.files.durable import check_folder
 from drafters.files.model_folder import resolve_model
 from rl_loop.config import TrainConfig
+from rl_loop.learner.memory import device_memory, memory_needs
 from rl_loop.losses.custom_loss import CustomLoss
 from rl_loop.reports.metrics_log import STEPS_FILE
 from rl_loop.run.checkpoint import checkpoints
@@ -23,6 +27,8 @@ SHORTEST_TRY = 1.0
 """seconds that each try waits for an answer, even if less is left of `ready_timeout`"""
 READY_WITHIN = 10.0
 """seconds to wait for the answer whether every engine is in service"""
+OWN_CONTEXT = 1 << 30
+"""a GPU with more than this many bytes in use has another user: CUDA's own context takes about half of it"""
 
 
 class PreflightError(RuntimeError):
@@ -55,6 +61,37 @@ def check_device(config: TrainConfig) -> None:
         choose_device(config.device)
     except ValueError as error:
         raise PreflightError(str(error)) from error
+
+
+def check_memory(config: TrainConfig, longest: int, console: Console) -> None:
+    """Print what memory the learner will need, and warn if others use its GPU too. Raises PreflightError when it needs
+    more than is free. `longest`: the most tokens that a rollout may have."""
+    folder, device = model_folder(config), choose_device(config.device)
+    try:
+        needs = memory_needs(config, folder, device, longest)
+    except (OSError, ValueError) as error:
+        raise PreflightError(f"model: {config.model}: {error}") from error
+    memory = device_memory(device)
+    table = Table("memory of the learner", device.type, box=SIMPLE)
+    for name, count in needs._asdict().items():
+        table.add_row(name.replace("_", " "), mib(count))
+    table.add_row("total", mib(needs.total))
+    table.add_row("free", f"{mib(memory.free)} of {mib(memory.total)}")
+    console.print(table)
+    in_use = memory.total - memory.free
+    if device.type == "cuda" and in_use > OWN_CONTEXT:
+        console.print(
+            f"device: {device} is shared: others, such as an engine, hold {mib(in_use)} of its {mib(memory.total)}, "
+            f"and the learner needs about {mib(needs.total)}. To give it a GPU of its own, start rl-loop and the "
+            "service with different CUDA_VISIBLE_DEVICES.",
+            style="yellow", soft_wrap=True,
+        )  # fmt: skip
+    if needs.total > memory.free:
+        raise PreflightError(
+            f"device: the learner needs about {mib(needs.total)} on {device}, and {mib(memory.free)} of "
+            f"{mib(memory.total)} are free. Lower max_tokens_per_microbatch, set gradient_checkpointing = true or "
+            'weights_dtype = "bfloat16", choose another device, or train a smaller policy'
+        )
 
 
 def check_loss(config: TrainConfig) -> None:

@@ -32,6 +32,7 @@ from rl_loop.preflight import (
     check_device,
     check_drafter,
     check_loss,
+    check_memory,
     check_output,
     check_owner,
     model_folder,
@@ -69,6 +70,9 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     with open_source(config, state, console) as source:
         limit = source.context_limit()
         task = fitting_task(config, lengths, measured, limit, console)
+        longest = max(tokens for of_split in measured.values() for tokens in of_split.values())
+        longest += config.sampling.max_tokens
+        check_memory(config, longest if limit is None else min(longest, limit), console)
         with console.status(f"loading {config.model}"):
             learner, drafter = make_learners(config)
         log = MetricsLog(config.output, state.step, config.tensorboard)
@@ -144,8 +148,9 @@ def make_learners(config: TrainConfig) -> tuple[PolicyLearner, OnlineDrafter | N
     random generators."""
     folder, latest = model_folder(config), checkpoint_to_resume(config)
     try:
-        policy = load_policy(folder)
-        reference = load_policy(folder) if config.kl_coefficient > 0.0 else None
+        dtype = getattr(torch, config.weights_dtype)
+        policy = load_policy(folder, dtype)
+        reference = load_policy(folder, dtype) if config.kl_coefficient > 0.0 else None
         learner = LocalLearner(config, policy, reference, Carried.read(folder))
     except (OSError, ValueError) as error:
         raise PreflightError(f"model: {config.model}: {error}") from error

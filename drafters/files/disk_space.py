@@ -34,10 +34,10 @@ def told_if_full(what: str, folder: Path, takes: Callable[[], int]) -> Iterator[
             raise
         free = shutil.disk_usage(folder).free
         raise NoRoom(
-            f"no room for {what}: it takes about {_mib(takes())}, and {folder} has {_mib(free)} left; "
+            f"no room for {what}: it takes about {mib(takes())}, and {folder} has {mib(free)} left; "
             "make room, and go on with --resume"
         ) from error
 
 
-def _mib(count: int) -> str:
+def mib(count: int) -> str:
     return f"{count / 2**20:,.1f} MiB"

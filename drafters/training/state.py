@@ -40,7 +40,7 @@ def restore_adamw_state(tensors: dict[str, Tensor], module: nn.Module, optimiser
         values = {key: tensors[f"{name}.{key}"] for key in keys}
         if values:  # AdamW keeps its step count on the CPU
             optimiser.state[parameter] = {
-                key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
+                key: value if key == "step" else value.to(parameter) for key, value in values.items()
             }
 
 

@@ -1,10 +1,12 @@
 """LocalLearner: the policy and its optimiser on one device, and the forward and backward passes over rollouts.
 
-- The weights and the optimiser state are float32. `dtype` is the dtype of matrix products.
+- Weights, gradients and the optimiser's state have `weights_dtype`. Matrix products are in `compute_dtype`: bfloat16
+  products of float32 weights read them through copies (autocast).
+- Logits are computed a chunk at a time (drafters/chunked_scoring.py), and scores and losses in float32.
 - The policy stays in evaluation mode, also with gradient checkpointing. So there is no dropout, and the distribution
   that is trained is the one that the service samples from.
 - The completions of a group share the computation of their prompt, if the policy can be packed (learner/packing.py).
-- Apart from padding, logits are computed only where they predict response tokens.
+- Logits are computed only where they predict response tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,9 +20,11 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+from drafters.chunked_scoring import hidden_logprobs, score_hidden
 from drafters.devices import choose_device
 from drafters.learners.learner import reading_policy
-from drafters.scoring import TokenScores, score_tokens, token_logprobs
+from drafters.policy_head import PolicyHead
+from drafters.scoring import TokenScores
 from drafters.training.state import adamw_state, restore_adamw_state
 from rl_loop.batching import MicroBatch, Rollout
 from rl_loop.config import TrainConfig
@@ -37,12 +41,20 @@ from rl_loop.losses.terms import LossInput
 OPTIMISER = "trainer/optimiser.safetensors"
 
 
-def load_policy(model: str | Path) -> PreTrainedModel:
-    """Any causal LM of transformers, in float32, from a folder or by its Hugging Face name."""
-    policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+def load_policy(model: str | Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """Any causal LM of transformers, from a folder or by its Hugging Face name."""
+    policy: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
     # The trainer does not generate, and transformers refuses to save sampling defaults that it finds inconsistent.
     policy.generation_config = GenerationConfig()
     return policy
+
+
+def compute_dtype(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products, with "auto" resolved."""
+    if config.dtype == "auto":
+        in_bfloat16 = device.type == "cuda" or config.weights_dtype == "bfloat16"
+        return torch.bfloat16 if in_bfloat16 else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
 
 
 class LocalLearner(PolicyLearner):
@@ -55,17 +67,23 @@ class LocalLearner(PolicyLearner):
         reference: PreTrainedModel | None = None,
         carried: Carried | None = None,
     ):
-        """`carried`: what the run's checkpoints copy from the policy's."""
+        """`policy` and `reference` have the dtype `config.weights_dtype`. `carried`: what checkpoints
+        copy from those of the policy."""
         super().__init__(config)
         self.carried = carried or Carried()
         self.device = choose_device(config.device)
+        self.compute_dtype = compute_dtype(config, self.device)
         self.policy = self._placed(policy)
         self.reference = None if reference is None else self._placed(reference).requires_grad_(False)
         self.packs = can_pack(policy)
         if config.gradient_checkpointing:
             recompute_layers(self.policy)
         self.optimiser = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+            self.policy.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            foreach=False,  # on a GPU, the update of all tensors at once takes a copy of the weights more
         )
 
     def _placed(self, model: PreTrainedModel) -> PreTrainedModel:
@@ -92,10 +110,11 @@ class LocalLearner(PolicyLearner):
         sampling = self.config.sampling
         by_row: dict[int, TokenScores] = {}
         for batch in self._microbatches(rollouts):
-            with self._attention(model):
-                logits_NV = self._logits(model, batch)
-            scores = score_tokens(
-                logits_NV,
+            with self._attention(model), self._autocast():
+                hidden_ND = batch.hidden(model)
+            scores = score_hidden(
+                PolicyHead(model, self._autocast),
+                hidden_ND,
                 batch.responses_N,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -138,8 +157,10 @@ class LocalLearner(PolicyLearner):
         references = [e.reference_logprobs for e in examples if e.reference_logprobs is not None]
         weights = [example.weights for example in examples if example.weights is not None]
         with self._attention(self.policy):
-            logits_NV = self._logits(self.policy, batch)
-            logprobs_N = token_logprobs(logits_NV, batch.responses_N, self.config.sampling.temperature)
+            with self._autocast():
+                hidden_ND = batch.hidden(self.policy)
+            head = PolicyHead(self.policy, self._autocast)
+            logprobs_N = hidden_logprobs(head, hidden_ND, batch.responses_N, self.config.sampling.temperature)
             terms = LossInput(
                 logprobs_N,
                 old_logprobs_N.to(self.device),
@@ -159,10 +180,9 @@ class LocalLearner(PolicyLearner):
     def _attention(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         return packed_attention(model) if self.packs else nullcontext()
 
-    def _logits(self, model: PreTrainedModel, batch: MicroBatch) -> Tensor:
-        """The logits (N, V) that predict the response tokens."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.dtype == "bfloat16"):
-            return batch.logits(model)
+    def _autocast(self) -> AbstractContextManager[None]:
+        """Within this context, the products of float32 weights are in `compute_dtype`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.policy.dtype != self.compute_dtype)
 
     def _microbatches(self, rollouts: Sequence[Rollout]) -> Iterator[MicroBatch]:
         batches = packed_batches if self.packs else padded_batches
@@ -182,7 +202,7 @@ class LocalLearner(PolicyLearner):
         save_file(adamw_state(self.policy, self.optimiser), folder / OPTIMISER)
 
     def load(self, folder: Path) -> None:
-        self.policy.load_state_dict(load_policy(folder).state_dict())
+        self.policy.load_state_dict(load_policy(folder, self.policy.dtype).state_dict())
         self.carried = Carried.read(folder)
         restore_adamw_state(load_file(folder / OPTIMISER), self.policy, self.optimiser)
         self.holds_part_of_a_step = False

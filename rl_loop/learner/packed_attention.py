@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+from drafters.attention import attend
 
 NAME = "packed"
 
@@ -63,7 +64,7 @@ def _attend(
     with torch.autocast("cpu", enabled=False):
         for indices_BT in indices:
             query, key, value = (_look_up(states_1HSD, indices_BT) for states_1HSD in projections)
-            attended_BTHD, _ = sdpa_attention_forward(module, query, key, value, None, **settings)
+            attended_BTHD, _ = attend(module, query, key, value, None, **settings)
             attended.append(attended_BTHD.flatten(0, 1))
     return torch.cat(attended).index_select(0, block_indices_S)[None], None
 

@@ -15,6 +15,7 @@ gradients of a group's completions add up in its prompt.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,21 +31,21 @@ class PackedBatch(MicroBatch):
     positions_S: Tensor
     """int64"""
     predicts_N: Tensor
-    """int64: indices of the tokens whose logits predict the response; a prompt's last token once per completion"""
+    """int64: indices of the tokens from which the response is predicted; a prompt's last token once per completion"""
     block_indices_S: Tensor
     """int64: each token's index in the flattened blocks; for a prompt's tokens, in the first of its rows"""
 
-    def logits(self, model: PreTrainedModel) -> Tensor:
-        """The logits (N, V). Call this within `packed_attention(model)`."""
-        output = model(
+    def hidden(self, model: PreTrainedModel) -> Tensor:
+        """Call this within `packed_attention(model)`."""
+        decoder: Any = model.get_decoder()
+        output = decoder(
             input_ids=self.tokens_S[None],
             position_ids=self.positions_S[None],
-            logits_to_keep=self.predicts_N,
             use_cache=False,
             indices=[block.indices_BT for block in self.blocks],
             block_indices_S=self.block_indices_S,
         )
-        return output.logits[0]
+        return output.last_hidden_state[0].index_select(0, self.predicts_N)
 
 
 def packed_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PackedBatch]:

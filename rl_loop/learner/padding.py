@@ -4,6 +4,7 @@ Models with linear attention or a sliding window need them, since their rows mus
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,19 +16,18 @@ from rl_loop.batching import MicroBatch, Rollout, block_of, by_length
 class PaddedBatch(MicroBatch):
     """A micro-batch of one block."""
 
-    def logits(self, model: PreTrainedModel) -> Tensor:
+    def hidden(self, model: PreTrainedModel) -> Tensor:
         block = self.blocks[0]
-        rows_N, columns_N = block.predicts_BT.nonzero(as_tuple=True)
-        first, width = int(columns_N.min()), block.tokens_BT.shape[1]
-        columns_T = torch.arange(width, device=columns_N.device)
-        output = model(
+        columns_T = torch.arange(block.tokens_BT.shape[1], device=block.tokens_BT.device)
+        decoder: Any = model.get_decoder()
+        output = decoder(
             input_ids=block.tokens_BT,
             attention_mask=block.real_BT.long(),
             position_ids=columns_T.expand_as(block.tokens_BT),
-            logits_to_keep=columns_T[first:-1],
             use_cache=False,
         )
-        return output.logits[rows_N, columns_N - first]
+        predicts_N = block.predicts_BT.flatten().nonzero().squeeze(1)
+        return output.last_hidden_state.flatten(0, 1).index_select(0, predicts_N)
 
 
 def padded_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PaddedBatch]:

@@ -1,9 +1,9 @@
 """Checkpoints: everything a run needs to continue from the identical state, in safetensors and JSON, without pickle.
 
     output/checkpoints/step-000010/
-      config.json, model.safetensors, tokenizer.json, ...   the policy, as any Hugging Face checkpoint (float32)
+      config.json, model.safetensors, tokenizer.json, ...   the policy, as any Hugging Face checkpoint
       trainer/optimiser.safetensors                         AdamW's state, `<parameter>.<key>`
-      trainer/generators.safetensors                        torch's generators
+      trainer/generators.safetensors                        torch's generators, of the CPU and of the learner's GPU
       trainer/state.json                                    RunState, the generators of Python and NumPy, and the
                                                             format's number (a file without one has format 1)
       mtp.safetensors                                       the policy's MTP head, if it has one, trained or not
@@ -29,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from drafters.devices import choose_device
 from drafters.files.disk_space import told_if_full
 from drafters.files.durable import hidden, make_folders, making, sync
 from drafters.files.stored_format import check_format
@@ -82,7 +83,9 @@ def save_checkpoint(
         (partial / "trainer").mkdir()
         learner.save(partial)
         tokenizer.save_pretrained(partial)
-        save_file(_torch_generators(), partial / "trainer" / "generators.safetensors")
+        save_file(
+            _torch_generators(choose_device(learner.config.device)), partial / "trainer" / "generators.safetensors"
+        )
         written = {
             "format": FORMAT,
             "run": state.model_dump(),
@@ -138,7 +141,8 @@ def restore_checkpoint(folder: Path, learner: PolicyLearner, drafter: OnlineDraf
     learner.load(folder)
     if drafter is not None:
         drafter.restore(folder)
-    _restore_torch_generators(load_file(folder / "trainer" / "generators.safetensors"))
+    states = load_file(folder / "trainer" / "generators.safetensors")
+    _restore_torch_generators(states, choose_device(learner.config.device))
     version, internal, gauss_next = read["python"]
     random.setstate((version, tuple(internal), gauss_next))
     name, keys, *rest = read["numpy"]
@@ -153,16 +157,17 @@ def _read(folder: Path) -> dict[str, Any]:
     return read
 
 
-def _torch_generators() -> dict[str, Tensor]:
-    on_devices = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {"cpu": torch.get_rng_state(), **{f"cuda.{i}": state for i, state in enumerate(on_devices)}}
+def _torch_generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of the CPU's generator and of the learner's GPU. Those of other GPUs are not used, and to read one
+    would take memory on its GPU."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
 
 
-def _restore_torch_generators(states: dict[str, Tensor]) -> None:
+def _restore_torch_generators(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
-    for i in range(torch.cuda.device_count()):
-        if f"cuda.{i}" in states:
-            torch.cuda.set_rng_state(states[f"cuda.{i}"], i)
+    if device.type == "cuda" and "cuda" in states:  # a run may go on where it has a GPU and had none
+        torch.cuda.set_rng_state(states["cuda"], device)
 
 
 def _numpy_generator() -> list[Any]:

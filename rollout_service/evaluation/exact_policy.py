@@ -1,15 +1,20 @@
-"""The exact policy: transformers' float32 distributions, against which samples are tested."""
+"""The exact policy: transformers' distributions, against which samples are tested. Results are on the CPU."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from drafters.scoring import TokenScores, score_tokens
+import drafters.attention  # noqa: F401  (attention in float32 with memory that is linear in the length)
+from drafters.chunked_scoring import score_logits
+from drafters.devices import choose_device
+from drafters.policy_head import PolicyHead
+from drafters.scoring import TokenScores
 from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.recomputation_config import RecomputationConfig
 
 TOKENS_A_FORWARD = 8192
 
@@ -22,9 +27,14 @@ class Response(NamedTuple):
 
 
 class Recomputation:
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    def __init__(self, folder: Path, config: RecomputationConfig | None = None):
+        """Raises ValueError when there is no such device."""
+        self.folder, config = folder, config or RecomputationConfig()
+        self.device = choose_device(config.device, "recomputation.device")
+        dtype = getattr(torch, config.dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model = model.to(self.device).eval()
+        self.head = PolicyHead(self.model)
         self.vocabulary: int = self.model.config.get_text_config().vocab_size
 
     def scores(
@@ -34,9 +44,9 @@ class Recomputation:
         tokens that were finished."""
         by_index: dict[int, TokenScores] = {}
         for index, logits_NV in self._logits(responses):
-            tokens = responses[index].tokens
-            by_index[index] = score_tokens(logits_NV, torch.tensor(tokens), **cut.arguments())
-            advance(len(tokens))
+            tokens_N = torch.tensor(responses[index].tokens, device=logits_NV.device)
+            by_index[index] = score_logits(logits_NV, tokens_N, **cut.arguments()).cpu()
+            advance(len(tokens_N))
         return [by_index[index] for index in range(len(responses))]
 
     def runner_up_margins(self, responses: Sequence[Response]) -> list[Tensor]:
@@ -44,9 +54,9 @@ class Recomputation:
         best)."""
         margins: dict[int, Tensor] = {}
         for index, logits_NV in self._logits(responses):
-            tokens_N1 = torch.tensor(responses[index].tokens)[:, None]
+            tokens_N1 = torch.tensor(responses[index].tokens, device=logits_NV.device)[:, None]
             own_N = logits_NV.gather(1, tokens_N1).squeeze(1)
-            margins[index] = own_N - logits_NV.scatter(1, tokens_N1, -torch.inf).amax(1)
+            margins[index] = (own_N - logits_NV.scatter(1, tokens_N1, -torch.inf).amax(1)).cpu()
         return [margins[index] for index in range(len(responses))]
 
     def edge_gaps(self, responses: Sequence[Response], cut: Cut) -> list[Tensor]:
@@ -56,23 +66,24 @@ class Recomputation:
         gaps: dict[int, Tensor] = {}
         for index, logits_NV in self._logits(responses):
             descending_NV = (logits_NV.float() / cut.temperature).sort(1, descending=True).values
-            gap_N = torch.full((len(logits_NV),), torch.inf)
+            gap_N = torch.full((len(logits_NV),), torch.inf, device=logits_NV.device)
             if 0 < cut.top_k < logits_NV.shape[1]:
                 gap_N = descending_NV[:, cut.top_k - 1] - descending_NV[:, cut.top_k]
                 descending_NV = descending_NV[:, : cut.top_k]
             if cut.top_p < 1.0:
                 gap_N = gap_N.minimum((descending_NV.softmax(1).cumsum(1) - cut.top_p).abs().amin(1))
-            gaps[index] = gap_N
+            gaps[index] = gap_N.cpu()
         return [gaps[index] for index in range(len(responses))]
 
     def next_logits(self, prompts: Sequence[list[int]]) -> Tensor:
-        """The logits of the token that follows each prompt, (len(prompts), V)."""
+        """The logits of the token that follows each prompt, float32 (len(prompts), V)."""
         by_index = dict(self._logits([Response(prompt, [0]) for prompt in prompts]))
-        return torch.cat([by_index[index] for index in range(len(prompts))])
+        return torch.cat([by_index[index] for index in range(len(prompts))]).float().cpu()
 
     @torch.no_grad()
     def _logits(self, responses: Sequence[Response]) -> Iterator[tuple[int, Tensor]]:
-        """(index, logits (N, V) at the positions that predict its N tokens), longest responses first."""
+        """(index, logits (N, V) at the positions that predict its N tokens), longest responses first. The logits of one
+        response are in memory at a time."""
         order = sorted(range(len(responses)), key=lambda i: -len(responses[i].prompt) - len(responses[i].tokens))
         while order:
             width = sum(map(len, responses[order[0]]))
@@ -83,7 +94,9 @@ class Recomputation:
             for row, index in enumerate(batch):
                 ids = responses[index].prompt + responses[index].tokens
                 ids_BT[row, : len(ids)], mask_BT[row, : len(ids)] = torch.tensor(ids), 1
-            logits_BTV = self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+            decoded = self.model.get_decoder()(
+                input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
+            )
             for row, index in enumerate(batch):
                 start = len(responses[index].prompt) - 1
-                yield index, logits_BTV[row, start : start + len(responses[index].tokens)]
+                yield index, self.head(decoded.last_hidden_state[row, start : start + len(responses[index].tokens)])

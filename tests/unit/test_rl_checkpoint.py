@@ -25,6 +25,8 @@ from rl_loop.learner.local_learner import LocalLearner, load_policy
 from rl_loop.loops.interruption import Interrupted
 from rl_loop.loops.recording import Recorder, Recording, ReplaySource
 from rl_loop.run.checkpoint import (
+    _restore_torch_generators,
+    _torch_generators,
     checkpoint_bytes,
     checkpoint_folder,
     checkpoints,
@@ -116,6 +118,28 @@ def test_generators_go_on_where_they_were(tmp_path):
     draw()
     restore()
     assert draw() == first
+
+
+def test_the_generator_of_the_learners_gpu_is_saved_and_no_other_gpu_is_touched(monkeypatch):
+    states, touched = {1: torch.full((16,), 7, dtype=torch.uint8)}, []
+
+    def get(device):
+        touched.append(device)
+        return states[torch.device(device).index]
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.get_rng_state", get)
+    monkeypatch.setattr("torch.cuda.set_rng_state", lambda state, device: touched.append((state.tolist(), device)))
+    gpu = torch.device("cuda:1")
+    saved = _torch_generators(gpu)
+    assert saved.keys() == {"cpu", "cuda"}
+    assert touched == [gpu]
+    _restore_torch_generators(saved, torch.device("cuda:2"))
+    assert touched[1:] == [([7] * 16, torch.device("cuda:2"))], "a run may go on with another GPU"
+    _restore_torch_generators(saved, torch.device("cpu"))
+    assert _torch_generators(torch.device("cpu")).keys() == {"cpu"}
+    assert len(touched) == 2
 
 
 def test_a_checkpoint_is_a_hugging_face_model(tmp_path):

@@ -6,6 +6,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from drafters.learners.learner import read_policy, reading_policy
+from drafters.policy_head import PolicyHead
 from rl_loop.batching import MicroBatch, Rollout
 from rl_loop.learner.packed_attention import can_pack, packed_attention
 from rl_loop.learner.packing import packed_batches
@@ -29,7 +30,9 @@ def logprobs_and_gradient(model, batches: list[MicroBatch], count: int) -> tuple
     by_row: list[torch.Tensor] = [torch.empty(0)] * count
     model.zero_grad()
     for batch in batches:
-        logprobs = batch.logits(model).log_softmax(-1).gather(1, batch.responses_N[:, None]).squeeze(1)
+        logprobs = (
+            PolicyHead(model)(batch.hidden(model)).log_softmax(-1).gather(1, batch.responses_N[:, None]).squeeze(1)
+        )
         for row, part in zip(batch.rows, logprobs.split(batch.lengths), strict=True):
             (part * torch.arange(1.0, len(part) + 1) * (row + 1)).sum().backward(retain_graph=True)
             by_row[row] = part.detach()
@@ -65,7 +68,7 @@ def test_a_drafter_sees_the_hidden_states_of_a_forward_of_each_rollout(rollouts)
     policy, layers = toys.llama(), (0, 1, 2)
     (batch,) = packed_batches(rollouts, 1000)
     with torch.no_grad(), reading_policy(policy, layers) as read, packed_attention(policy):
-        batch.logits(policy)
+        batch.hidden(policy)
         outputs = read.outputs()
     rows = iter(batch.rows)
     for block in batch.blocks:

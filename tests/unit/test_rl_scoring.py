@@ -36,6 +36,20 @@ def test_top_k_then_top_p_renormalise_what_they_leave():
     assert scores.logprobs.item() == pytest.approx(math.log(1 / 4), abs=1e-6), "training uses no cut"
 
 
+@pytest.mark.parametrize(
+    ("device", "kept"), [("cpu", [True, True, True, True, False]), ("cuda", [True, True, True, False, False])]
+)
+def test_a_tie_for_the_last_of_the_top_k_is_cut_as_the_device_cuts_it(device, kept):
+    """A CPU keeps all that tie, a GPU the first ones that make up k."""
+    logits = torch.tensor([[1.0, 3.0, 1.0, 1.0, 0.0]])
+    assert kept_tokens(logits, top_p=1.0, top_k=3, device=device)[0].tolist() == kept
+    # top-p counts the mass of what top-k has left
+    cut = kept_tokens(logits, top_p=0.85, top_k=3, device=device)[0]
+    assert cut.sum() == (3 if device == "cpu" else 2)
+    assert kept_tokens(logits, top_p=1.0, top_k=9, device=device).all()
+    assert kept_tokens(logits, top_p=1.0, top_k=0, device=device).all()
+
+
 def test_a_token_outside_the_recomputed_cut_stays_finite():
     scores = score_tokens(PROBABILITIES.log(), torch.tensor([3]), top_k=2)
     assert scores.sampled_logprobs.item() == pytest.approx(math.log(0.1 / 0.85), abs=1e-6)
