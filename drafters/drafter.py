@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from drafters.files.home import in_home
+from drafters.runners import OnRunner, Runner
 from drafters.schedule import Calibration, Range, check_ranges
 from drafters.settings import Section
 
@@ -107,6 +108,8 @@ class Drafter(ABC):
     """the fields that give the shape of a new drafter to `drafters train`"""
     samples: ClassVar[bool] = True
     """whether drafts can be drawn from a distribution; if not, they are deterministic and verified as one-hot"""
+    on: ClassVar[Mapping[Runner, OnRunner]] = {"v1": OnRunner(rests=True), "v2": OnRunner()}
+    """what the kind does on each of vLLM's runners; a model that drafts does this"""
 
     def __init__(self, config: DraftSettings):
         """Raises ValueError for a field that is given but that the kind does not read."""

@@ -207,6 +207,9 @@ class ServiceConfig(WithAdminToken, Section):
     """show the engines' own log lines; otherwise Ray keeps them in its session folder"""
     ray_address: str | None = None
     """an existing Ray cluster to join (`auto`, or ray://host:port); when not given, a local one is started"""
+    ray_timeout: float = Field(default=60.0, ge=0.0)
+    """with ray_address: seconds in which the cluster must have room for all engines; give minutes to one that grows on
+    demand, or that others use"""
 
     @model_validator(mode="after")
     def reachable_only_with_token(self) -> "ServiceConfig":
@@ -215,6 +218,12 @@ class ServiceConfig(WithAdminToken, Section):
                 f"token: listening on {self.host} needs a token; set token, token_file or the environment variable "
                 f'{VARIABLE}, or listen on host = "127.0.0.1"'
             )
+        return self
+
+    @model_validator(mode="after")
+    def waits_only_for_a_cluster(self) -> "ServiceConfig":
+        if self.ray_address is None:
+            self.refuse_unread(["ray_timeout"], "a Ray cluster of its own, without ray_address")
         return self
 
     @model_validator(mode="after")

@@ -75,11 +75,24 @@ def checksum_of(parts: Iterable[memoryview]) -> str:
     return hasher.hexdigest()
 
 
-def map_tensors(file: Path) -> tuple[dict[str, Tensor], str]:
-    """A safetensors file's tensors as views of one mapping, and the checksum of that mapping. So the bytes that are
-    used are the bytes that were checked."""
+def map_tensors(file: Path, part: int = 0, parts: int = 1, *, shared: bool = False) -> tuple[dict[str, Tensor], str]:
+    """A safetensors file's tensors as views of one mapping, and the checksum of that mapping, or of one of `parts`
+    equal parts of it. So the bytes that are used are the bytes that were checked. What is written to a `shared` mapping
+    is in the file."""
+    whole = _mapped(file, shared=shared)
+    return _tensors(whole), _part_checksum(whole, part, parts)
+
+
+def part_checksums(file: Path, parts: int) -> list[str]:
+    """The checksum of each of `parts` equal parts of a file's bytes; the last may be shorter."""
     whole = _mapped(file, shared=False)
-    return _tensors(whole), blake3(whole.numpy().data, max_threads=blake3.AUTO).hexdigest()
+    return [_part_checksum(whole, part, parts) for part in range(parts)]
+
+
+def _part_checksum(whole: Tensor, part: int, parts: int) -> str:
+    size = -(-len(whole) // parts)
+    bytes_of_part = whole[part * size : (part + 1) * size].numpy().data
+    return blake3(bytes_of_part, max_threads=blake3.AUTO).hexdigest()
 
 
 def _mapped(file: Path, *, shared: bool) -> Tensor:

@@ -13,6 +13,7 @@ from rollout_service.config import ServiceConfig
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.compare_config import CompareConfig
+from rollout_service.evaluation.selftest_config import SelftestConfig
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ COMMANDS = {
     "calibrate": Command("rollout-service calibrate", CalibrateConfig, "calibrate.toml"),
     "compare": Command("rollout-service compare", CompareConfig, "compare.toml"),
     "audit": Command("rollout-service audit", AuditConfig, "audit.toml"),
+    "selftest": Command("rollout-service selftest", SelftestConfig, "selftest.toml"),
     "drafters-train": Command("drafters train", TrainDrafterConfig, "drafters.toml"),
 }
 """by the name of their page; a section that several commands have stands on the first page of them"""

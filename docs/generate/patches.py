@@ -13,6 +13,7 @@ TO_ROOT = "../.."
 """from the page to the tree's root"""
 GROUPS = {
     "Wrong or very slow on a CPU": table.DEFECTS,
+    "Wrong or very slow on a GPU": table.DEFECTS_ON_A_GPU,
     "What vLLM lacks, in each of its processes": table.AT_LOADING,
     "What vLLM lacks, where it is used": table.ELSEWHERE,
 }
@@ -45,7 +46,7 @@ To take another vLLM:
 2. Run `rollout-service patches`, and the test of each patch that has no self-test.
 3. Run `make test`. An error `… was written for … and must be adapted` names a function that has changed.
 
-*When* says on which device a patch acts. On a GPU, vLLM has another model runner (V2). No patch changes that one."""
+*When* says on which device a patch acts. On a GPU, vLLM has another model runner (V2)."""
 """how to find out, after an upgrade of vLLM, that a patch can go"""
 
 
@@ -94,7 +95,7 @@ def _vllm_version() -> str:
 
 def _row(patch: Patch, heading: str) -> list[str]:
     anchor = "".join(c for c in heading.lower().replace(" ", "-") if c.isalnum() or c in "-_")
-    device = "CPU" if "on a CPU" in patch.when else "every device"
+    device = "CPU" if "on a CPU" in patch.when else "GPU" if "on a GPU" in patch.when else "every device"
     test = f"`{patch.is_right.__name__}`" if patch.is_right is not None else "none: run its test"
     file = f"[{_module(patch)}]({TO_ROOT}/{patch.file})"
     return [f"[{heading}](#{anchor})", file, f"`{patch.apply.__name__}`", device, test]

@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import Field
 
 from drafters.drafter import Drafter, DraftSettings
+from drafters.runners import OnRunner
 
 
 class NGramSettings(DraftSettings):
@@ -18,6 +19,10 @@ class NGramDrafter(Drafter):
     kind = "ngram"
     options = NGramSettings
     samples = False
+    on = {  # noqa: RUF012
+        "v1": OnRunner(rests=True, fills=False),
+        "v2": OnRunner(method="ngram_gpu", rests=True),  # vLLM fills short finds up with the last token
+    }
     config: NGramSettings
 
     def speculative_config(self) -> dict[str, Any] | None:

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from drafters.registry import make_drafter
-from drafters.schedule import Range
+from drafters.schedule import Range, to_drafts
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.hardware import resolve_device
+from rollout_service.engine.graph_sizes import capture_sizes
+from rollout_service.engine.hardware import resolve_device, runner_of
 from rollout_service.protocol import GroupRequest, Sampling
 
 if TYPE_CHECKING:
     from vllm import LLM, AsyncEngineArgs, SamplingParams
+    from vllm.config import VllmConfig
 
 CPU_KV_CACHE_GIB = 1.0
+GRAPH_ARGUMENTS = {"compilation_config", "cudagraph_capture_sizes", "max_cudagraph_capture_size"}
+"""arguments of vLLM by which a user chooses the sizes of CUDA graphs"""
 
 
 def engine_arguments(
@@ -41,11 +45,11 @@ def engine_arguments(
 
         grammars = {"reasoning_parser": config.openai.reasoning_parser, **more.get("structured_outputs_config", {})}
         more["structured_outputs_config"] = StructuredOutputsConfig(**grammars)
-    speculative = make_drafter(config.drafter).speculative_config()
-    if speculative and draft_lengths is not None:
-        speculative["num_speculative_tokens_per_batch_size"] = draft_lengths
-    if speculative and not cpu and config.drafter.verification == "block":
-        speculative["rejection_sample_method"] = "block"  # vLLM's own, of the runner that GPUs use
+    speculative = speculative_config(config, device, draft_lengths)
+    if speculative and draft_lengths is not None and not cpu and not GRAPH_ARGUMENTS & more.keys():
+        more["cudagraph_capture_sizes"] = capture_sizes(
+            engine.max_num_seqs, set(to_drafts(draft_lengths, engine.max_num_seqs))
+        )
     return AsyncEngineArgs(
         model=folder,
         served_model_name=[config.served_name],
@@ -62,6 +66,34 @@ def engine_arguments(
         worker_extension_cls="rollout_service.vllm_plugin.worker.WorkerExtension",
         **more,
     )
+
+
+def speculative_config(
+    config: ServiceConfig, device: str, draft_lengths: list[Range] | None = None
+) -> dict[str, Any] | None:
+    """vLLM's `speculative_config` of an engine on `device`; None without a drafter."""
+    drafter, runner = make_drafter(config.drafter), runner_of(device)
+    speculative = drafter.speculative_config()
+    if speculative is None:
+        return None
+    if (method := drafter.on[runner].method) is not None:
+        speculative["method"] = method
+    if draft_lengths is not None:
+        speculative["num_speculative_tokens_per_batch_size"] = draft_lengths
+    if runner == "v2" and config.drafter.verification == "block":
+        speculative["rejection_sample_method"] = "block"
+    return speculative
+
+
+def check_runner(vllm_config: "VllmConfig", device: str) -> None:
+    """Raises ValueError when vLLM does not choose the model runner that the service was written for on this device."""
+    chosen, needed = "v2" if vllm_config.use_v2_model_runner else "v1", runner_of(device)
+    if chosen != needed:
+        raise ValueError(
+            f"engine.device: on {device} the service needs vLLM's {needed.upper()} model runner, and vLLM chose "
+            f"{chosen.upper()}; unset VLLM_USE_V2_MODEL_RUNNER, and leave out what {needed.upper()} does not support "
+            "(vLLM's log names it)"
+        )
 
 
 @contextlib.contextmanager

@@ -37,6 +37,10 @@ class EngineControl(EnginePausing):
         ranks = await self.llm.collective_rpc("weight_checksums")
         return {name: checksum for rank in ranks for name, checksum in rank.items()}
 
+    async def law_deviations(self, scale: int) -> dict[str, float]:
+        """The standard deviations by which the first worker's sampler and verification differ from their law."""
+        return (await self.llm.collective_rpc("law_deviations", args=(scale,)))[0]
+
     async def open_transfer(self, init_info: dict[str, Any]) -> str:
         """Join a trainer's group. Returns the name of the transport. Raises ValueError when `init_info` is wrong."""
         await self.close_transfer()

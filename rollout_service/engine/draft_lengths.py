@@ -15,7 +15,9 @@ from typing import Any
 from vllm.v1.metrics.loggers import StatLoggerBase
 
 from drafters.registry import DrafterConfig, make_drafter
+from drafters.runners import Runner
 from drafters.schedule import AcceptanceEstimate, LiveSchedule, Range, StepCosts, check_ranges
+from rollout_service.engine.graph_sizes import every_length
 from rollout_service.engine.schedule_status import given_status, live_status
 from rollout_service.protocol import DraftSchedule, ScheduleSource
 
@@ -26,13 +28,15 @@ WEIGHT_UNKNOWN, WEIGHT_CALIBRATED = 20.0, 500.0
 
 
 class DraftLengths(StatLoggerBase):
-    """vLLM calls `record` after every step. `core` is set once the engine has started."""
+    """vLLM calls `record` after every step, and `started` once the engine has started."""
 
-    def __init__(self, config: DrafterConfig, batches: int):
+    core: Any
+    """vLLM's client of its engine core"""
+
+    def __init__(self, config: DrafterConfig, batches: int, runner: Runner = "v1"):
         """`batches` is the largest batch size."""
         self.config, self.batches = config, batches
-        self.core: Any = None
-        """vLLM's client of its engine core"""
+        self.on_runner = make_drafter(config).on[runner]
         self.running = 0
         """completions that run after the last step"""
         self.live: LiveSchedule | None = None
@@ -45,14 +49,27 @@ class DraftLengths(StatLoggerBase):
             self._follow("file", calibration.costs, AcceptanceEstimate(calibration.acceptance, WEIGHT_CALIBRATED))
         self.ranges = self._wanted
         """in place in vLLM, once the engine has started with them"""
+        if runner == "v2" and self.adjustable:
+            self.ranges = every_length(config.draft_tokens, batches)
         self._change = asyncio.Lock()
         self._changes: set[asyncio.Task[None]] = set()
 
     @property
+    def adjustable(self) -> bool:
+        """Whether draft lengths can change while the engine runs."""
+        return self.config.drafts and self.config.schedule != "fixed"
+
+    @property
     def is_measured_at_start(self) -> bool:
-        """Whether step costs are measured at the start. For n-grams they are not, because random prompts hold nothing
-        that n-grams could find."""
-        return self.config.schedule == "auto" and make_drafter(self.config).samples
+        """Whether step costs are measured at the start. A drafter whose steps hold only what it finds in the text, as
+        n-grams do on a CPU, is not measured, because it finds nothing in random prompts."""
+        return self.config.schedule == "auto" and self.config.drafts and self.on_runner.fills
+
+    async def started(self, core: Any) -> None:
+        """vLLM's client of its core, now that the engine has started. Puts the schedule in place, if the engine started
+        with another."""
+        self.core = core
+        await self._put_in_place()
 
     async def measured(self, costs: StepCosts) -> None:
         """From now on choose draft lengths by these costs."""
@@ -113,7 +130,7 @@ class DraftLengths(StatLoggerBase):
         if self.live is None:
             configured = self._source == "fixed" or self._given == self.config.schedule
             return given_status(engine, self._source, self.ranges, self.running, configured=configured)
-        return live_status(engine, self._source, self.ranges, self.running, self.live)
+        return live_status(engine, self._source, self.ranges, self.running, self.live, rests=self.on_runner.rests)
 
     @property
     def _wanted(self) -> list[Range]:

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from drafters.registry import make_drafter
 from drafters.schedule import Range, StepCosts
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.arguments import engine_arguments, names_engine_arguments, sampling_params
+from rollout_service.engine.arguments import check_runner, engine_arguments, names_engine_arguments, sampling_params
 from rollout_service.engine.completions import completion_of, draft_steps, speculation_of, weight_spans
 from rollout_service.engine.control import EngineControl
+from rollout_service.engine.hardware import runner_of
 from rollout_service.engine.http_server import HttpServer
-from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_all_ranks, on_this_node
+from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_all_parts, check_all_ranks, on_this_node
 from rollout_service.engine.openai_app import openai_app, openai_schemas
 from rollout_service.engine.openai_arguments import check_parsers
 from rollout_service.engine.pausing import PauseMode
-from rollout_service.engine.switches import check_switches
+from rollout_service.engine.switches import SWITCHED, check_switches
 from rollout_service.imports import uncollected
 from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest, RolloutRecord
 from rollout_service.vllm_plugin.cache_salt import CACHE_SALT
@@ -95,10 +96,13 @@ class Engine:
         engines on other machines."""
         self.config = ServiceConfig.model_validate(config)
         self.model_folder, self.device, self.index = model_folder, device, index
+        self.runner = runner_of(device)
         self.service_folder, self.key = Path(service_folder), key
         self.llm: Any = None
         self.versions = Versions(0, 0)
         """versions that it holds; a push is published once every engine holds it"""
+        self.ran: dict[str, str] = {}
+        """how it samples and verifies drafts"""
         prepare_core_process()
 
     async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
@@ -111,6 +115,7 @@ class Engine:
         if self.llm is not None:
             os._exit(1)
         with uncollected():
+            from vllm.usage.usage_lib import UsageContext
             from vllm.v1.engine.async_llm import AsyncLLM
 
             from rollout_service.engine.draft_lengths import DraftLengths
@@ -120,15 +125,22 @@ class Engine:
 
         CORE_PROCESS.ensure()
         self.counts, self.times = SpeculationCounts(lambda: self.versions), StepTimes()
-        self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs)
+        self.lengths = DraftLengths(self.config.drafter, self.config.engine.max_num_seqs, self.runner)
         loggers = (self.counts, self.times, self.lengths)
-        adjustable = None if self.config.drafter.schedule == "fixed" else self.lengths.ranges
+        adjustable = self.lengths.ranges if self.lengths.adjustable else None
         with names_engine_arguments(self.config):
             arguments = engine_arguments(self.config, self.model_folder, self.device, self.index, adjustable)
+            vllm_config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
+            check_runner(vllm_config, self.device)
         stat_loggers: list[Any] = [*(lambda *_, own=own: own for own in loggers), served_metrics(self.times)]
         with names_engine_arguments(self.config), says_why_it_failed():
-            self.llm = AsyncLLM.from_engine_args(arguments, stat_loggers=stat_loggers)
-        self.lengths.core = self.llm.engine_core
+            self.llm = AsyncLLM.from_vllm_config(
+                vllm_config,
+                stat_loggers=stat_loggers,
+                enable_log_requests=arguments.enable_log_requests,
+                disable_log_stats=arguments.disable_log_stats,
+            )
+        await self.lengths.started(self.llm.engine_core)
         check_parsers(self.config.openai, self.config.served_name, self.llm.renderer.get_tokenizer())
         self.controls = EngineControl(self.llm)
         if self.config.weights.keeps_cache:
@@ -138,7 +150,8 @@ class Engine:
         self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
         await self.set_verification(self.config.drafter.verification)
-        if self.device == "cpu" and make_drafter(self.config.drafter).samples:
+        await self.llm.collective_rpc("check_law")
+        if self.runner == "v1" and make_drafter(self.config.drafter).samples:
             await self.llm.collective_rpc("let_drafter_idle")
         if policy is not None:
             await self.load(policy, of_drafter=False)
@@ -240,10 +253,13 @@ class Engine:
         settings, began = self.config.weights, time.monotonic()
         async with self.controls.for_an_update() as pause, on_this_node(weights) as file:
             await asyncio.gather(
-                self.llm.collective_rpc("read_checkpoint_tensors", args=(str(file),)),
+                self.llm.collective_rpc("read_checkpoint_tensors", args=(str(file), len(weights.parts) or 1)),
                 pause(PAUSE_MODES[settings.running], not settings.keeps_cache),
             )
-            arguments = (weights.checksum, of_drafter)
+            if weights.parts:  # before any rank loads, since each knows its own part only
+                read = await self.llm.collective_rpc("checksum_that_was_read")
+                check_all_parts(read, weights.parts)
+            arguments = (weights.checksum, of_drafter, weights.parts)
             reports = await self.llm.collective_rpc("load_checkpoint_tensors", args=arguments)
             check_all_ranks([report["checksum"] for report in reports], weights.checksum)
             if of_drafter:
@@ -256,17 +272,24 @@ class Engine:
 
     async def set_draft_sampling(self, draft_sampling: str) -> None:
         """Switch between sampled and greedy drafts without a restart. Both are verified exactly. Raises ValueError if
-        the device cannot switch."""
-        self._check_switch(draft_sampling=draft_sampling)
-        if self.device == "cpu":
-            await self.llm.collective_rpc("set_draft_sampling", args=(draft_sampling,))
+        vLLM's model runner cannot switch."""
+        started = self.config.drafter
+        check_switches(started, started.model_copy(update={"draft_sampling": draft_sampling}), self.runner)
+        if "draft_sampling" in SWITCHED[self.runner]:
+            await self._switch("set_draft_sampling", draft_sampling)
 
     async def set_verification(self, verification: str) -> None:
-        """Switch how drafts are verified without a restart. Both ways are exact. Raises ValueError if the device cannot
-        switch."""
-        self._check_switch(verification=verification)
-        if self.device == "cpu":
-            await self.llm.collective_rpc("set_verification", args=(verification,))
+        """Switch how drafts are verified without a restart. Both ways are exact."""
+        await self._switch("set_verification", verification)
+
+    @of_a_started_engine
+    async def running(self) -> dict[str, str]:
+        """How drafts are sampled and verified now, as vLLM's worker says; empty without a drafter."""
+        return self.ran
+
+    async def _switch(self, method: str, value: str) -> None:
+        await self.llm.collective_rpc(method, args=(value,))
+        self.ran = (await self.llm.collective_rpc("running"))[0]
 
     @of_a_started_engine
     async def speculation(self) -> list[dict[str, Any]]:
@@ -288,10 +311,6 @@ class Engine:
     async def check(self) -> None:
         """Return when vLLM's core process answers."""
         await self.llm.get_weight_version()
-
-    def _check_switch(self, **asked: str) -> None:
-        started = self.config.drafter
-        check_switches(started, started.model_copy(update=asked), self.device)
 
     def _must_be_started(self) -> None:
         if self.llm is None:

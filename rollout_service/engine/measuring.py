@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 WARM_UP_TOKENS = 16
 UNCOUNTED = 5
 """first steps of a batch that are not counted: some process prompts, and the first decoding step follows one of them"""
-START_STEPS = 3
-"""steps that an engine measures for each batch size and draft length when it starts, twice"""
+START_STEPS, MOST_START_STEPS = 3, 100
+"""least and most steps that an engine measures for each batch size and draft length when it starts, twice"""
 START_PROMPT = 8
 """tokens of the random prompts with which it measures"""
 
@@ -34,6 +34,8 @@ class Plan(BaseModel):
     """None for an engine without a drafter, which is measured as draft length 0"""
     steps: int
     """least number of steps for each batch size and draft length"""
+    most_steps: int | None = None
+    """if given, up to so many steps are measured, until the cost is known exactly enough (step_costs.py)"""
     warm_up: bool = True
     """whether to generate a little first, because an engine's first steps compile and allocate"""
     responses: int = 0
@@ -55,8 +57,9 @@ async def measure(llm: Any, times: StepTimes, lengths: DraftLengths, plan: Plan)
                 for drafts in plan.draft_lengths or [0]:
                     if plan.draft_lengths is not None:
                         await hold(drafts)
-                    times.ask(StepKind(batch, drafts), plan.steps)
-                    await _generate(llm, plan, batch, tokens_of_steps(plan.steps, drafts), until=times.enough)
+                    times.ask(StepKind(batch, drafts), plan.steps, precisely=plan.most_steps is not None)
+                    tokens = tokens_of_steps(plan.most_steps or plan.steps, drafts)
+                    await _generate(llm, plan, batch, tokens, until=times.enough)
             # Drafts past the end of a response say nothing about responses, so acceptance is counted by itself.
             times.measured = counted
             if plan.draft_lengths is not None:
@@ -71,12 +74,14 @@ async def measure_at_start(llm: Any, times: StepTimes, lengths: DraftLengths, co
     """What a step costs at every draft length, measured with random prompts. Takes some seconds."""
     draft_tokens, largest = lengths.config.draft_tokens, lengths.batches
     length = max(1, min(START_PROMPT, context_limit - tokens_of_steps(START_STEPS, draft_tokens)))
+    room = (context_limit - length) // (draft_tokens + 1) - UNCOUNTED
     draw, vocabulary = random.Random(0), llm.model_config.get_vocab_size()
     plan = Plan(
         prompts=[[draw.randrange(vocabulary) for _ in range(length)] for _ in range(largest)],
         batch_sizes=sorted({*(4**i for i in range(8) if 4**i < largest), largest}),
         draft_lengths=list(range(draft_tokens + 1)),
         steps=START_STEPS,
+        most_steps=max(START_STEPS, min(MOST_START_STEPS, room)),
     )
     # Twice, because a machine that is busy for half a second makes all lengths measured meanwhile look slow.
     passes = [

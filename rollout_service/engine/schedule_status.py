@@ -18,6 +18,7 @@ RULE = (
     f"at least {1 + LEAST_GAIN:.2f} times that without drafts ({1 + KEPT_GAIN:.2f} times while drafts are in use). "
     f"It keeps the length in use if another gains less than {100 * HYSTERESIS:.0f} %."
 )
+AWAKE = "Without drafts the drafter still runs its first forward pass, and the speeds include that."
 
 
 def given_status(
@@ -35,9 +36,9 @@ def given_status(
 
 
 def live_status(
-    engine: int, source: ScheduleSource, ranges: list[Range], running: int, live: LiveSchedule
+    engine: int, source: ScheduleSource, ranges: list[Range], running: int, live: LiveSchedule, *, rests: bool = True
 ) -> DraftSchedule:
-    """The status of draft lengths that follow acceptance."""
+    """The status of draft lengths that follow acceptance. `rests`: whether the drafter does nothing at length zero."""
     acceptance = live.acceptance.by_position
 
     def choice(batch: int) -> DraftChoice:
@@ -61,7 +62,7 @@ def live_status(
         reason=(
             f"{_now(choice(running)) if running else 'Nothing runs at present.'} {RULE} Speeds are predicted from step "
             f"costs {origin}, and from acceptance by position, {rates}, after {live.acceptance.drafts} drafts of this "
-            "drafter."
+            f"drafter.{'' if rests else ' ' + AWAKE}"
         ),
     )
 

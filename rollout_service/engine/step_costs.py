@@ -18,6 +18,15 @@ from vllm.v1.metrics.loggers import StatLoggerBase
 
 from drafters.schedule import StepCosts
 
+TRIMMED = 0.25
+"""share of the shortest steps that the mean leaves out, and of the longest"""
+ERROR = 0.01
+"""relative standard error of a cost that is exact enough"""
+TRUSTED = 12
+"""least number of steps whose standard error is trusted"""
+LONGEST = 0.3
+"""seconds of one kind's steps after which no more are measured, however much they differ"""
+
 
 class StepKind(NamedTuple):
     batch: int
@@ -78,7 +87,16 @@ def fastest(passes: Sequence[StepCosts]) -> StepCosts:
 def _usual(seconds: Sequence[float]) -> float:
     """The mean of the middle half, or of all if there are three. One step looks long and the next short when the
     process in front was late for the first."""
-    return float(trim_mean(seconds, 0.25))
+    return float(trim_mean(seconds, TRIMMED))
+
+
+def standard_error(seconds: Sequence[float]) -> float:
+    """The relative standard error of `_usual` (Tukey and McLaughlin, 1963): that of a mean in which the times that are
+    left out are replaced by the nearest that count, over the share that counts."""
+    ordered, cut = np.sort(seconds), int(TRIMMED * len(seconds))
+    ordered = ordered.clip(ordered[cut], ordered[-1 - cut])
+    counted = 1.0 - 2.0 * cut / len(ordered)
+    return float(ordered.std(ddof=1) / (counted * np.sqrt(len(ordered)) * _usual(seconds)))
 
 
 def _sum(some: list[int], others: list[int]) -> list[int]:
@@ -97,11 +115,15 @@ class StepTimes(StatLoggerBase):
         self._asked: StepKind | None = None
         """prompts may come a few at a time, and steps of fewer completions are not counted meanwhile"""
         self._steps = 0
+        self._precisely = False
         self._before: tuple[StepKind | None, float] = None, 0.0
 
-    def ask(self, kind: StepKind, steps: int) -> None:
-        """Count the steps of prompts that arrive now, and set `enough` once there are so many of this kind."""
-        self.arrival, self._asked, self._steps = time.perf_counter(), kind, steps
+    def ask(self, kind: StepKind, steps: int, precisely: bool = False) -> None:
+        """Count the steps of prompts that arrive now, and set `enough` once there are so many of this kind.
+
+        `precisely`: and once their cost has a standard error below ERROR, or they took LONGEST.
+        """
+        self.arrival, self._asked, self._steps, self._precisely = time.perf_counter(), kind, steps, precisely
         self.enough.clear()
 
     def record(
@@ -113,7 +135,7 @@ class StepTimes(StatLoggerBase):
         if kind is not None and kind == self._asked:
             if kind == before[0]:
                 self.measured.seconds[kind].append(now - before[1])
-                if len(self.measured.seconds[kind]) == self._steps:
+                if self._are_enough(self.measured.seconds[kind]):
                     self.enough.set()
             elif self.arrival is not None:
                 self.measured.first[kind].append(now - self.arrival)
@@ -122,6 +144,13 @@ class StepTimes(StatLoggerBase):
         if drafts := scheduler_stats.spec_decoding_stats:
             self.measured.drafted = _sum(self.measured.drafted, drafts.num_draft_tokens_per_pos)
             self.measured.accepted = _sum(self.measured.accepted, drafts.num_accepted_tokens_per_pos)
+
+    def _are_enough(self, seconds: list[float]) -> bool:
+        if len(seconds) < self._steps:
+            return False
+        if not self._precisely or sum(seconds) >= LONGEST:
+            return True
+        return len(seconds) >= TRUSTED and standard_error(seconds) < ERROR
 
     def log_engine_initialized(self) -> None:
         pass

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Protocol
 
 from drafters.files.model_folder import resolve_model
-from drafters.registry import DrafterConfig
+from drafters.registry import DrafterConfig, make_drafter
 from rollout_service.client import AsyncRolloutClient
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.hardware import machine_cores
+from rollout_service.engine.switches import SWITCHED
+from rollout_service.evaluation.ran import Ran
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.protocol import Group, GroupRequest
 
@@ -27,14 +29,23 @@ def name_of(drafter: DrafterConfig) -> str:
     return drafter.kind if drafter.model is None else f"{drafter.kind} {drafter.model}"
 
 
+def engine_name(arm: "EngineArm") -> str:
+    """As above, and how drafts are sampled if that takes an engine start of its own."""
+    drafter = arm.drafter
+    if "draft_sampling" in SWITCHED[arm.fleet.runner] or not make_drafter(drafter).samples:
+        return name_of(drafter)
+    return f"{name_of(drafter)}, {drafter.draft_sampling} drafts"
+
+
 class Arm(Protocol):
     """One drafter, ready to generate."""
 
     drafter: DrafterConfig
 
     async def generate(self, group: GroupRequest) -> Group: ...
-    async def draft_as(self, drafter: DrafterConfig) -> None:
-        """From now on sample and verify drafts as `drafter` says, which otherwise equals the arm's own."""
+    async def draft_as(self, drafter: DrafterConfig) -> Ran:
+        """From now on sample and verify drafts as `drafter` says, which otherwise equals the arm's own. Returns what
+        the engine says that it does now."""
 
     async def stop(self) -> None: ...
 
@@ -49,9 +60,11 @@ class EngineArm:
     async def generate(self, group: GroupRequest) -> Group:
         return await self.fleet.generate(group)
 
-    async def draft_as(self, drafter: DrafterConfig) -> None:
-        await self.fleet.set_draft_sampling(drafter.draft_sampling)
+    async def draft_as(self, drafter: DrafterConfig) -> Ran:
+        if make_drafter(drafter).samples:
+            await self.fleet.set_draft_sampling(drafter.draft_sampling)
         await self.fleet.set_verification(drafter.verification)
+        return Ran(**await self.fleet.running())
 
     async def stop(self) -> None:
         await self.fleet.stop()
@@ -60,24 +73,26 @@ class EngineArm:
 class EndpointArm:
     """A running service, with the drafter that it reports."""
 
-    def __init__(self, client: AsyncRolloutClient, drafter: DrafterConfig):
-        self.client, self.drafter = client, drafter
+    def __init__(self, client: AsyncRolloutClient, drafter: DrafterConfig, ran: Ran):
+        self.client, self.drafter, self.ran = client, drafter, ran
 
     @classmethod
     async def connect(cls, endpoint: str, token: str | None) -> "EndpointArm":
         client = AsyncRolloutClient(endpoint, token)
         known = (await client.speculation()).drafters
         if not known:
-            return cls(client, DrafterConfig())
-        on = known[0].model_dump(include={"draft_tokens", "draft_sampling", "verification"})
-        return cls(client, DrafterConfig(kind=known[0].drafter, **on))
+            return cls(client, DrafterConfig(), Ran())
+        on = known[0]
+        drafter = DrafterConfig(kind=on.drafter, **on.model_dump(include={"draft_tokens", "draft_sampling"}))
+        return cls(client, drafter, Ran(on.draft_sampling, on.verification))
 
     async def generate(self, group: GroupRequest) -> Group:
         (finished,) = [finished async for finished in self.client.rollouts([group])]
         return finished
 
-    async def draft_as(self, drafter: DrafterConfig) -> None:
-        """Does nothing: a running service keeps its own settings."""
+    async def draft_as(self, drafter: DrafterConfig) -> Ran:
+        """Changes nothing: a running service keeps its own settings."""
+        return self.ran
 
     async def stop(self) -> None:
         await self.client.http.aclose()

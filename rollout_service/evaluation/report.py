@@ -89,7 +89,7 @@ def drafters_of(rows: list[Row]) -> list[Drafter]:
 
 def style(row: Row, drafters: list[Drafter]) -> dict[str, Any]:
     """A colour for each drafter, and a line style for each way to sample and verify drafts."""
-    way = "--" if row.draft_sampling == "greedy" else ":" if row.verification == "block" else "-"
+    way = "--" if row.draft_sampling == "greedy" else ":" if row.verification.startswith("block") else "-"
     return {"color": f"C{drafters.index((row.drafter, row.model))}", "linestyle": way, "marker": "o"}
 
 
@@ -98,7 +98,7 @@ def label(row: Row, drafters: list[Drafter], names: dict[str, str]) -> str:
     alike = [kind for kind, _ in drafters].count(row.drafter) > 1
     name = f"{row.drafter} {names[row.model]}".strip() if alike else row.drafter
     greedy = ", greedy drafts" if row.draft_sampling == "greedy" and KINDS[row.drafter].samples else ""
-    return f"{name}, k={row.draft_tokens}{greedy}" + (", block" if row.verification == "block" else "")
+    return f"{name}, k={row.draft_tokens}{greedy}" + (", block" if row.verification.startswith("block") else "")
 
 
 def plot_acceptance(rows: list[Row], config: CompareConfig) -> None:

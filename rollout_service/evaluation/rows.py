@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from drafters.acceptance import Acceptance, length_interval, total
 from drafters.registry import DrafterConfig
+from rollout_service.evaluation.ran import Ran
 from rollout_service.protocol import Group
 
 Z_LIMIT = 4.0
@@ -23,7 +24,7 @@ class Row(BaseModel):
     draft_sampling: str
     """probabilistic or greedy; greedy for deterministic drafts; empty without a drafter"""
     verification: str
-    """standard, block, or auto; empty without a drafter"""
+    """standard or block, and whose function verified; empty without a drafter"""
     concurrency: int
     acceptance_length: float
     """tokens that a verification yields, including the one after the accepted drafts; 1 without a drafter"""
@@ -54,6 +55,8 @@ class Cell:
     drafter: DrafterConfig
     """the row's drafter, with its way to sample and verify drafts"""
     concurrency: int
+    ran: Ran | None = None
+    """how its engine sampled and verified drafts"""
     groups: list[Group] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
@@ -79,12 +82,12 @@ class Cell:
         interval = length_interval(parts) if whole.steps else None
         drafts_a_step = whole.drafted / whole.steps if whole.steps else 1.0
         off = not self.drafter.drafts
+        ran = self.ran or (Ran() if off else Ran(self.drafter.draft_sampling, self.drafter.verification))
         return Row(
             drafter=self.drafter.kind,
             model=self.drafter.model or "",
             draft_tokens=0 if off else self.drafter.draft_tokens,
-            draft_sampling="" if off else self.drafter.draft_sampling,
-            verification="" if off else self.drafter.verification,
+            **ran._asdict(),
             concurrency=self.concurrency,
             acceptance_length=whole.length,
             acceptance_length_ci=interval,

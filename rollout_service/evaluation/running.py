@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from rollout_service.evaluation.arms import Arm, EngineArm
+from rollout_service.evaluation.arms import Arm, EngineArm, engine_name
 from rollout_service.protocol import Group, GroupRequest
 
 TABLE_WIDTH = 150
@@ -44,7 +44,8 @@ async def started_engines(arms: Sequence[EngineArm], bar: Progress) -> AsyncIter
         bar.advance(task)
 
     try:
-        task = bar.add_task("starting engines", total=len(arms))
+        name = engine_name(arms[0]) if len(arms) == 1 else "engines"
+        task = bar.add_task(f"starting {name}", total=len(arms))
         await asyncio.gather(*(start(arm, task) for arm in arms))
         yield
     finally:

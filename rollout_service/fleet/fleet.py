@@ -21,7 +21,7 @@ from drafters.registry import make_drafter
 from drafters.schedule import Range
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.engine import Engine, NotStarted
-from rollout_service.engine.hardware import engine_environment, interpreter, machine_cores, resolve_device
+from rollout_service.engine.hardware import engine_environment, interpreter, machine_cores, resolve_device, runner_of
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.controls import Controls
 from rollout_service.fleet.kept_running import kept_running
@@ -29,7 +29,7 @@ from rollout_service.fleet.member import FleetError, Member, in_words
 from rollout_service.fleet.pausing import Pausing
 from rollout_service.fleet.pushes import Pushes
 from rollout_service.fleet.ray_cluster import start_ray
-from rollout_service.fleet.resources import check_machine, missing_is_said
+from rollout_service.fleet.resources import check_cluster, check_machine
 from rollout_service.fleet.routing import ENGINE_LOST, Routing
 from rollout_service.fleet.updates import Updates
 from rollout_service.protocol import DraftSchedule
@@ -57,6 +57,7 @@ class Fleet(Routing):
         """`threads` of each engine replaces the equal share and reserves no cores, for engines that take turns."""
         super().__init__()
         self.device = resolve_device(config.engine.device)
+        self.runner = runner_of(self.device)
         if config.ray_address is None and threads is None:
             check_machine(config, self.device)
         self.folder = resolve_model(config.model)
@@ -82,6 +83,7 @@ class Fleet(Routing):
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
+        self.pushes.ranks = config.engine.tensor_parallel_size
         sleeps = self.device == "cuda" and bool(config.engine.vllm.get("enable_sleep_mode"))
         self.controls = Controls(self.members)
         self.pausing = Pausing(self.controls, self.pushes.lock, frees_memory=sleeps)
@@ -95,28 +97,29 @@ class Fleet(Routing):
     # --- life ---
 
     async def start(self) -> None:
-        """Returns when every engine is in service. In a cluster it waits until there is room for them. Raises
-        FleetError when an engine cannot start."""
+        """Returns when every engine is in service. Raises FleetError when a joined cluster has no room for the engines,
+        and when one cannot start."""
         if not ray.is_initialized():
             start_ray(self.config.ray_address, self.config.engine_logs)
         self.pushes.take_up_kept()
+        if self.config.ray_address is not None:
+            await check_cluster(self.config, self.device, self.reserved_cores)
         options = self._actor_options()
-        with missing_is_said(self.config, self.device):
-            for index in range(self.config.engines):
-                actor = (
-                    ray.remote(Engine)
-                    .options(**options)
-                    .remote(
-                        self.config.for_engine(),
-                        str(self.folder.resolve()),
-                        self.device,
-                        index,
-                        str(self.store.folder.path),
-                        self.key,
-                    )
+        for index in range(self.config.engines):
+            actor = (
+                ray.remote(Engine)
+                .options(**options)
+                .remote(
+                    self.config.for_engine(),
+                    str(self.folder.resolve()),
+                    self.device,
+                    index,
+                    str(self.store.folder.path),
+                    self.key,
                 )
-                self.members.append(Member(index, actor))
-            await self._start_engines()
+            )
+            self.members.append(Member(index, actor))
+        await self._start_engines()
         self._watchers = [
             asyncio.create_task(kept_running(f"the watch of engine {member.index}", partial(self._watch, member)))
             for member in self.members
@@ -145,12 +148,13 @@ class Fleet(Routing):
 
     def _actor_options(self) -> dict[str, Any]:
         cuda = self.device == "cuda"
+        environment = engine_environment(self.device, self.threads, self.config.engine.dtype)
         return {
             "num_gpus": self.config.engine.tensor_parallel_size if cuda else 0,
             "num_cpus": 1 if cuda else self.reserved_cores,
             "max_restarts": -1,
             "max_concurrency": 4096,
-            "runtime_env": {"env_vars": engine_environment(self.device, self.threads), **interpreter()},
+            "runtime_env": {"env_vars": environment, **interpreter()},
         }
 
     async def _bring_into_service(self, member: Member) -> None:
@@ -201,6 +205,10 @@ class Fleet(Routing):
 
     async def set_verification(self, verification: str) -> None:
         await asyncio.gather(*(member.actor.set_verification.remote(verification) for member in self.members))
+
+    async def running(self) -> dict[str, str]:
+        """How the engines in service sample and verify drafts now, as the first says; empty without a drafter."""
+        return next(iter((await self._of_each("running")).values()), {})
 
     async def schedules(self) -> list[DraftSchedule]:
         """How many tokens each engine in service drafts at present; empty without a drafter."""

@@ -41,6 +41,8 @@ class Pushes:
         self.store, self.state, self.alarms, self.members = store, state, alarms, members
         self.lock = asyncio.Lock()
         """held during a push, and while an engine restarts"""
+        self.ranks = 1
+        """of each engine, which check a part of the bytes each"""
         self.on_published: Callable[[WeightsOf, int], None] = lambda of, version: None
         self.drafter_since: dict[int, int] = {0: 0}
         """the newest drafter versions, each with the policy version that was in service when it came"""
@@ -67,7 +69,7 @@ class Pushes:
                 raise FleetError(
                     f"state: {kept[version]} does not fit this model: {error}; choose another folder"
                 ) from None
-            weights_set.publish(locate(version, update), seconds=0.0, pause=0.0, run=run)
+            weights_set.publish(locate(version, update, self.ranks), seconds=0.0, pause=0.0, run=run)
 
     async def push(
         self,
@@ -167,7 +169,7 @@ class Pushes:
         began, before = time.monotonic(), self.store.sets[of].status.run
         if self.state is not None:
             await self._keep(self.state, of, version, update, run)
-        weights = locate(version, update)
+        weights = locate(version, update, self.ranks)
         members = [member for member in self.members if member.in_service]
         loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
         results = await asyncio.gather(*loads, return_exceptions=True)

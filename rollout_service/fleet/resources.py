@@ -1,24 +1,26 @@
 """Resources that the engines need from a machine or a cluster. Ray lets actors that it has no room for wait in silence.
 
 - This machine does not grow, so too large a demand is refused before anything starts.
-- A cluster may grow, or others may free what they use. So the fleet waits for it, and says what is missing.
+- A joined cluster may grow, and others may free what they use. So the fleet first asks it for room for all engines, and
+  refuses to start when there is none within `ray_timeout` seconds. Ray's autoscaler sees what is asked for.
 """
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import ray
+from ray.util import placement_group, remove_placement_group
 
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.hardware import machine_cores
+from rollout_service.engine.hardware import check_cpu_wheel, machine_cores
+from rollout_service.fleet.member import FleetError
 
 logger = logging.getLogger("rollout_service")
 
-LOOK_EVERY = 5.0
-"""seconds between checks of a cluster that has too little"""
+SOON = 2.0
+"""seconds after which the log says what a cluster lacks; one that has room answers at once"""
 WORDS = {"CPU": "core(s)", "GPU": "GPU(s)"}
 
 
@@ -35,37 +37,56 @@ class Demand(NamedTuple):
         word = WORDS[self.resource]
         return f"{self.fields}: {self.engines} engine(s) of {self.each} {word} each need {self.engines * self.each}"
 
+    @property
+    def advice(self) -> str:
+        return f"lower {self.fields.replace(', ', ' or ')}"
 
-def demand_of(config: ServiceConfig, device: str, turns: int | None = None) -> Demand:
-    """What a service needs. With `turns`, what that many engines need that take turns on the same cores."""
+
+def demands_of(config: ServiceConfig, device: str, cores: int | None = None) -> list[Demand]:
+    """What a service needs. `cores`: what each engine on a CPU reserves, if that is known."""
     engine = config.engine
     if device == "cuda":
-        fields = "engine.tensor_parallel_size" if turns else "engines, engine.tensor_parallel_size"
-        return Demand(fields, turns or config.engines, engine.tensor_parallel_size, "GPU")
-    if turns:
-        return Demand("engine.cores", 1, engine.cores or 1, "CPU")
-    return Demand("engines, engine.cores" if engine.cores else "engines", config.engines, engine.cores or 1, "CPU")
+        gpus = Demand("engines, engine.tensor_parallel_size", config.engines, engine.tensor_parallel_size, "GPU")
+        return [gpus, Demand("engines", config.engines, 1, "CPU")]
+    fields = "engines, engine.cores" if cores or engine.cores else "engines"
+    return [Demand(fields, config.engines, cores or engine.cores or 1, "CPU")]
+
+
+def demands_in_turns(config: ServiceConfig, device: str, at_once: int) -> list[Demand]:
+    """What a measurement needs that keeps `at_once` engines in memory. They take turns, so they share the cores."""
+    if device == "cuda":
+        fields = "engine.tensor_parallel_size" if at_once == 1 else "engines_at_once, engine.tensor_parallel_size"
+        return [Demand(fields, at_once, config.engine.tensor_parallel_size, "GPU")]
+    return [Demand("engine.cores", 1, config.engine.cores or 1, "CPU")]
 
 
 def check_machine(config: ServiceConfig, device: str, turns: int | None = None) -> None:
-    """Raises ValueError, with the fields and both numbers, when this machine has less than is needed. Raises it also
-    for a field that has no effect on the device."""
+    """Raises ValueError, with the fields and both numbers, when this machine has less than a service needs or, with
+    `turns`, than a measurement needs that has so many engines at once. Raises it also for a field that has no effect on
+    the device."""
     try:
         config.engine.check_device(device)
     except ValueError as error:
         raise ValueError(f"engine.{error}") from error
+    if device == "cpu":
+        check_cpu_wheel()
     machine: dict[str, float] = {"CPU": machine_cores(), "GPU": gpus() if device == "cuda" else 0}
     if device == "cuda" and not machine["GPU"]:
         raise ValueError("engine.device: is cuda, but torch finds no GPU on this machine; use auto or cpu")
-    missing = shortfall(demand_of(config, device, turns), [machine])
-    if missing:
-        raise ValueError(f"{missing} on this machine")
+    for demand in demands_in_turns(config, device, turns) if turns else demands_of(config, device):
+        if missing := shortfall(demand, [machine]):
+            raise ValueError(f"{missing} on this machine; {demand.advice}")
 
 
 def gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def engines_that_fit(config: ServiceConfig, device: str) -> int:
+    """How many engines can be in memory together and take turns: on a CPU any number, on GPUs those that have some."""
+    return gpus() // config.engine.tensor_parallel_size if device == "cuda" else 1_000
 
 
 def shortfall(demand: Demand, nodes: Sequence[dict[str, float]]) -> str | None:
@@ -77,29 +98,37 @@ def shortfall(demand: Demand, nodes: Sequence[dict[str, float]]) -> str | None:
     return f"{demand}, but there are {sum(amounts)}{by_node}"
 
 
-@contextmanager
-def missing_is_said(config: ServiceConfig, device: str) -> Iterator[None]:
-    """A context around the start of the engines in a cluster: log lines say what they wait for."""
-    if config.ray_address is None:
-        yield
-        return
-    demand = demand_of(config, device)
-    free = int(ray.available_resources().get(demand.resource, 0))
-    if free < demand.engines * demand.each:
-        logger.warning("%s, but only %d are free in the cluster at present", demand, free)
-    watch = asyncio.create_task(say_what_is_missing(demand))
+async def check_cluster(config: ServiceConfig, device: str, cores: int) -> None:
+    """Wait until the joined cluster has room for all engines; on a CPU each reserves `cores`. Raises FleetError, with
+    the fields and both numbers, when it has none within `ray_timeout` seconds.
+
+    The room is asked for as a placement group, which is given back before the engines start: vLLM would use Ray among
+    the GPUs of an engine that is in one. Another job may take the room in between. The engines then wait for it.
+    """
+    demands = demands_of(config, device, cores)
+    room = placement_group([{demand.resource: demand.each for demand in demands}] * config.engines)
+    ready = asyncio.ensure_future(room.ready())
     try:
-        yield
+        await asyncio.wait([ready], timeout=min(SOON, config.ray_timeout))
+        if not ready.done():
+            logger.warning("%s; waiting %d s for room", what_is_missing(demands), config.ray_timeout)
+            await asyncio.wait([ready], timeout=max(0.0, config.ray_timeout - SOON))
+        if not ready.done():
+            raise FleetError(
+                f"{what_is_missing(demands)}, also after {config.ray_timeout:.0f} s; {demands[0].advice}, or raise "
+                "ray_timeout if the cluster grows"
+            )
     finally:
-        watch.cancel()
+        ready.cancel()
+        remove_placement_group(room)
 
 
-async def say_what_is_missing(demand: Demand) -> None:
-    """Until it is cancelled, write a log line whenever the cluster has too little and the amount has changed."""
-    said = None
-    while True:
-        missing = shortfall(demand, [node["Resources"] for node in ray.nodes() if node["Alive"]])
-        if missing is not None and missing != said:
-            logger.warning("%s in the cluster; waiting for it to grow", missing)
-        said = missing
-        await asyncio.sleep(LOOK_EVERY)
+def what_is_missing(demands: Sequence[Demand]) -> str:
+    """What the joined cluster has too little of, or else, what others leave too little of."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for demand in demands:
+        if missing := shortfall(demand, nodes):
+            return f"{missing} in the cluster"
+    free = ray.available_resources()
+    scarcest = min(demands, key=lambda demand: free.get(demand.resource, 0) / (demand.engines * demand.each))
+    return f"{scarcest}, but only {int(free.get(scarcest.resource, 0))} are free in the cluster"

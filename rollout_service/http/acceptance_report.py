@@ -25,11 +25,12 @@ def speculation_status(
     contexts: list[dict[int, list[int]]],
     alarms: list[SpeculationAlarm],
     schedules: list[DraftSchedule],
+    running: Mapping[str, str],
 ) -> SpeculationStatus:
     """`rows`: one for each engine and pair of versions, and one for each engine's older pairs, as `Engine.speculation`
     returns them. `drafter_since`: the policy version in service when each drafter version came. `contexts`: one for
-    each engine, as `Engine.context_acceptance` returns them. The totals are of all rows. The counts by version and by
-    age leave out the older pairs, whose versions are not known."""
+    each engine, as `Engine.context_acceptance` returns them. `running`: as `Engine.running` returns it. The totals are
+    of all rows. The counts by version and by age leave out the older pairs, whose versions are not known."""
     if not drafter.drafts:
         return SpeculationStatus(drafters=[], alarms=alarms)
     pairs: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)
@@ -55,8 +56,8 @@ def speculation_status(
             DrafterAcceptance(
                 drafter=drafter.kind,
                 draft_tokens=drafter.draft_tokens,
-                draft_sampling=drafter.draft_sampling,
-                verification=drafter.verification,
+                draft_sampling=running.get("draft_sampling", drafter.draft_sampling),
+                verification=running.get("verification", drafter.verification),
                 by_version=by_version,
                 by_age=by_age,
                 by_context_length=by_context,

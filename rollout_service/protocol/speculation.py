@@ -52,7 +52,9 @@ class DrafterAcceptance(AcceptanceCounts):
     drafter: str
     draft_tokens: int
     draft_sampling: str
+    """probabilistic or greedy, as the engines do now"""
     verification: str
+    """standard or block, and whose function it is; as configured while no engine is in service"""
     by_version: list[VersionedAcceptance]
     """counts of the newest pairs of versions; the totals above are of all versions"""
     by_age: list[AgedAcceptance] = Field(default_factory=list)

@@ -8,9 +8,11 @@ from typing import Any
 from rollout_service.vllm_plugin.cache_salt import CACHE_SALT
 from rollout_service.vllm_plugin.core_process import CORE_PROCESS
 from rollout_service.vllm_plugin.draft_length_lookup import DRAFT_LENGTHS
+from rollout_service.vllm_plugin.draft_model_length import DRAFT_MODEL_LENGTH
 from rollout_service.vllm_plugin.draft_steps import DRAFT_STEPS
 from rollout_service.vllm_plugin.generate_parameters import GENERATE_PARAMETERS
 from rollout_service.vllm_plugin.grammars import GRAMMARS
+from rollout_service.vllm_plugin.graph_dispatch import GRAPH_DISPATCH
 from rollout_service.vllm_plugin.idle_drafter import IDLE_DRAFTER
 from rollout_service.vllm_plugin.logprobs_without_text import LOGPROBS_WITHOUT_TEXT
 from rollout_service.vllm_plugin.patches.kernels import KERNELS
@@ -27,13 +29,15 @@ logger = logging.getLogger("vllm.rollout_service")
 
 DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
 """functions that are wrong or very slow on a CPU, and are replaced there if they fail their self-test"""
+DEFECTS_ON_A_GPU = [GRAPH_DISPATCH, DRAFT_MODEL_LENGTH]
+"""functions of the runner that a GPU engine has, which are wrong, and replaced there if they fail their self-test"""
 AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT]
 """what vLLM lacks, put in place in each of its processes"""
 ON_VLLMS_ROUTES = [UNSENDABLE, GRAMMARS, WATCHED_OUTPUTS, TOKEN_NAMES, GENERATE_PARAMETERS, REQUIRED_PREFIX]
 """what the routes lack that vLLM's own handlers answer"""
 ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, CACHE_SALT, *ON_VLLMS_ROUTES]
 """what vLLM lacks, put in place where it is used"""
-PATCHES = [*DEFECTS, *AT_LOADING, *ELSEWHERE]
+PATCHES = [*DEFECTS, *DEFECTS_ON_A_GPU, *AT_LOADING, *ELSEWHERE]
 STOCK: dict[str, Any] = {}
 """vLLM's own functions of DEFECTS, by full name, as they were before any was replaced"""
 
@@ -49,13 +53,12 @@ def apply_patches() -> list[str]:
 def replace_defects() -> list[str]:
     from vllm.platforms import current_platform
 
-    if not current_platform.is_cpu():
-        return []
-    # vLLM registers its kernels again when it makes its worker, and would warn about each.
+    here = DEFECTS if current_platform.is_cpu() else DEFECTS_ON_A_GPU
+    # vLLM registers its kernels again when it makes its worker on a CPU, and would warn about each.
     logging.getLogger("vllm.triton_utils.dispatcher").setLevel(logging.ERROR)
-    for patch in DEFECTS:
+    for patch in here:
         STOCK.setdefault(patch.name, resolve_name(patch.name))
-    replaced = [patch for patch in DEFECTS if patch.ensure()]
+    replaced = [patch for patch in here if patch.ensure()]
     for patch in replaced:
         logger.warning("Replaced %s, which fails its self-test on this platform: %s", patch.name, patch.reason)
     return [patch.name for patch in replaced]

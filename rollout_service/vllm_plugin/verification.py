@@ -53,7 +53,13 @@ def make_rejection_sample(verification: Verification) -> Any:
         missing = max_spec_len + 1 - tokens_RK1.shape[1]
         return torch.nn.functional.pad(tokens_RK1, (0, missing), value=-1).int()
 
+    rejection_sample.verification = verification  # type: ignore[attr-defined]
     return rejection_sample
+
+
+def own_kind() -> Verification | None:
+    """The kind of the project's own verification that is in place; None if vLLM's own is."""
+    return getattr(rejection_sampler().rejection_sample, "verification", None)
 
 
 def rejection_sample_is_right() -> bool:

@@ -70,7 +70,7 @@ class StubEngine:
     def __init__(self, index: int):
         self.index, self.versions = index, Versions(0, 0)
         self.counts = SpeculationCounts(lambda: self.versions)
-        names = ("generate", "load", "speculation", "context_acceptance", "schedule", "metrics")
+        names = ("generate", "load", "speculation", "context_acceptance", "schedule", "running", "metrics")
         self.__dict__ |= {name: SimpleNamespace(remote=getattr(self, f"_{name}")) for name in names}
 
     async def _generate(self, group: GroupRequest, key: str) -> Group:
@@ -102,6 +102,9 @@ class StubEngine:
     async def _schedule(self) -> DraftSchedule:
         return DraftSchedule(engine=self.index, source="fixed", ranges=[(1, 8, 3)], reason="a stub")
 
+    async def _running(self) -> dict[str, str]:
+        return {}
+
     async def _metrics(self) -> str:
         return ""
 
@@ -123,7 +126,9 @@ def stub_fleet(engines: int) -> Fleet:
 class Soak:
     def __init__(self, folder: Path, engines: int):
         self.folder, self.fleet, self.file = folder, stub_fleet(engines), folder / "queue.sqlite"
-        pushes.locate = lambda version, update: WeightsFile(version, str(update.file), update.checksum, "here", None)
+        pushes.locate = lambda version, update, ranks: WeightsFile(
+            version, str(update.file), update.checksum, "here", None
+        )
         self.app, telemetry = FastAPI(), Telemetry()
         self.queue = BatchQueue(self.file, capacity=4096, disk_mib=4096)
         self.app.state.background = BackgroundGeneration(self.fleet, self.queue, telemetry)

@@ -115,6 +115,9 @@ class StubFleet:
     async def context_acceptance(self):
         return []
 
+    async def running(self):
+        return {}
+
     async def schedules(self):
         return []
 

@@ -70,7 +70,7 @@ def test_the_report_sums_engines_and_keeps_versions_apart():
 
     rows = [row(0, [8, 4]), row(0, [6, 2]), row(1, [1, 0])]
     contexts = [{8: [1, 2, 1], 16: [1, 0, 1]}, {16: [0, 0, 2]}]
-    status = speculation_status(DrafterConfig(kind="mtp", draft_tokens=2), rows, {0: 0}, contexts, [], [])
+    status = speculation_status(DrafterConfig(kind="mtp", draft_tokens=2), rows, {0: 0}, contexts, [], [], {})
     (mtp,) = status.drafters
     assert mtp.accepted_by_position == [15, 6]
     assert mtp.acceptance_length == pytest.approx(1 + 21 / 30)
@@ -79,7 +79,16 @@ def test_the_report_sums_engines_and_keeps_versions_apart():
     assert [(a.drafter_age, a.accepted) for a in mtp.by_age] == [(0, 20), (1, 1)]
     assert [(c.from_tokens, c.draft_steps, c.accepted) for c in mtp.by_context_length] == [(8, 4, 4), (16, 4, 6)]
     assert mtp.by_context_length[1].acceptance_length == pytest.approx(1 + 6 / 4)
-    assert speculation_status(DrafterConfig(kind="none"), [], {0: 0}, [], [], []).drafters == []
+    assert speculation_status(DrafterConfig(kind="none"), [], {0: 0}, [], [], [], {}).drafters == []
+
+
+def test_the_answer_says_how_drafts_are_verified_and_not_what_was_configured():
+    config = DrafterConfig(kind="mtp", verification="auto")
+    runs = {"draft_sampling": "greedy", "verification": "block (vLLM)"}
+    (mtp,) = speculation_status(config, [], {0: 0}, [], [], [], runs).drafters
+    assert (mtp.draft_sampling, mtp.verification) == ("greedy", "block (vLLM)")
+    (starting,) = speculation_status(config, [], {0: 0}, [], [], [], {}).drafters
+    assert (starting.draft_sampling, starting.verification) == ("probabilistic", "auto")
 
 
 def step(accepted):
@@ -101,7 +110,7 @@ def test_counts_of_many_versions_are_bounded_and_their_totals_exact():
     rows = counts.rows()
     assert len(rows) == 65
     since = {drafter: 10 * drafter for drafter in range(97, 100)}
-    status = speculation_status(DrafterConfig(kind="mtp", draft_tokens=2), [*rows, *rows], since, [], [], [])
+    status = speculation_status(DrafterConfig(kind="mtp", draft_tokens=2), [*rows, *rows], since, [], [], [], {})
     (mtp,) = status.drafters
     assert (mtp.draft_steps, mtp.drafted, mtp.accepted) == (4000, 8000, 4000)
     assert mtp.accepted_by_position == [2000, 2000]

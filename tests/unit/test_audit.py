@@ -4,15 +4,18 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
+import rl_toys as toys
 import torch
 
 from drafters.registry import DrafterConfig
+from drafters.scoring import score_tokens
 from rollout_service.evaluation.audit_config import AuditConfig, Setting, pairwise
 from rollout_service.evaluation.audit_report import markdown
 from rollout_service.evaluation.audit_row import Level, fit_first_two, judge, token_positions
 from rollout_service.evaluation.cut import Cut
 from rollout_service.evaluation.exact_policy import Recomputation, Response
 from rollout_service.evaluation.goodness_of_fit import Fit, detectable_shift, g_test, holm, p_of_z
+from rollout_service.evaluation.recomputation_config import RecomputationConfig
 from rollout_service.protocol import Completion, Group, Sampling, Speculation
 
 VOCAB = 12
@@ -207,3 +210,21 @@ def test_two_drafters_of_one_kind_have_separate_rows_in_the_order_of_the_configu
     rows = [(row.drafter.model, row.drafter.draft_tokens) for row in config.rows()]
     assert list(dict.fromkeys(rows)) == [("b", 3), ("a", 3), ("a", 5)]
     assert rows == sorted(rows, key=[("b", 3), ("a", 3), ("a", 5)].index)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("cut", [Cut(), Cut(0.7, 0.9, 12)])
+def test_the_recomputation_is_that_of_the_whole_policy_in_its_dtype(cut, dtype, tolerance, tmp_path):
+    policy = toys.llama()
+    policy.save_pretrained(tmp_path)
+    recomputation = Recomputation(tmp_path, RecomputationConfig(dtype=dtype))
+    responses = [Response([1, 2, 3], [4, 5]), Response([6], [7, 8, 9, 10]), Response([2, 2], [3])]
+    for response, scores in zip(responses, recomputation.scores(responses, cut), strict=True):
+        ids, start = torch.tensor([[*response.prompt, *response.tokens]]), len(response.prompt) - 1
+        logits = policy(input_ids=ids).logits[0, start:-1].detach()
+        expected = score_tokens(logits, torch.tensor(response.tokens), **cut.arguments())
+        torch.testing.assert_close(scores.logprobs, expected.logprobs, atol=tolerance, rtol=0.0)
+        if dtype == "float32":  # in bfloat16 a token may be on the other side of the cut
+            torch.testing.assert_close(scores.sampled_logprobs, expected.sampled_logprobs, atol=1e-5, rtol=1e-5)
+    assert {p.dtype for p in recomputation.model.parameters()} == {getattr(torch, dtype)}
+    assert recomputation.next_logits([[1, 2], [3]]).dtype == torch.float32

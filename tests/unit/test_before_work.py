@@ -1,6 +1,7 @@
 """Every command says in one line, before it works, that it cannot write its result or lacks the device."""
 
 import pytest
+import rl_toys as toys
 
 from drafters import cli as drafters_command
 from drafters.devices import choose_device
@@ -74,26 +75,17 @@ def test_both_trainers_report_a_missing_gpu(file, monkeypatch, tmp_path, capsys)
         choose_device("cuda:2")
 
 
-@pytest.mark.parametrize(
-    ("field", "asked", "other"), [("verification", "block", "auto"), ("draft_sampling", "greedy", "probabilistic")]
-)
-def test_rows_that_a_gpu_engine_cannot_switch_between_are_refused(file, monkeypatch, field, asked, other):
-    """An engine on a GPU cannot switch, so rows of both names would be measured alike."""
+def test_rows_that_need_engines_of_their_own_on_a_gpu_are_not_refused(file, monkeypatch):
+    """How drafts are sampled is fixed when an engine on a GPU starts, so each way gets an engine."""
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     of_engines = {"model": "never looked for", "engine": {"device": "cuda"}, "output": file.parent / "out"}
-    kept = {"verification": ["auto"], "draft_sampling": ["probabilistic"]}
-    said = f'{field}: an engine on cuda that was started with "{other}" cannot be switched to "{asked}"'
-    with pytest.raises(SystemExit, match=f"rollout-service audit: {said}"):
-        audit(AuditConfig(drafters=[{"kind": "mtp"}], **of_engines, **kept | {field: [other, asked]}))
-    with pytest.raises(SystemExit, match=f"rollout-service compare: {said}"):
-        compare(CompareConfig(prompts=file, drafters=[{"kind": "mtp", field: [other, asked]}], **of_engines))
-    asks_nothing = [{"kind": kind} for kind in ("none", "ngram", "mtp")]  # the first two have nothing to switch
+    ways = {"verification": ["standard", "block"], "draft_sampling": ["greedy", "probabilistic"]}
     monkeypatch.setattr("rollout_service.evaluation.audit.fetch_models", refuse)
     monkeypatch.setattr("rollout_service.evaluation.compare.fetch_models", refuse)
     with pytest.raises(SystemExit, match="goes on"):
-        audit(AuditConfig(drafters=asks_nothing, **of_engines, **kept))
+        audit(AuditConfig(drafters=[{"kind": kind} for kind in ("none", "ngram", "mtp")], **of_engines, **ways))
     with pytest.raises(SystemExit, match="goes on"):
-        compare(CompareConfig(prompts=file, drafters=asks_nothing, **of_engines))
+        compare(CompareConfig(prompts=file, drafters=[{"kind": "mtp"} | ways], **of_engines))
 
 
 def refuse(*_):
@@ -113,3 +105,16 @@ def test_a_checkpoints_configuration_that_is_not_json_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"a": 1', encoding="utf-8")
     with pytest.raises(ValueError, match=f"^{tmp_path}/config.json: not JSON: "):
         read_config(tmp_path)
+
+
+def test_a_recomputation_on_a_missing_gpu_is_refused_before_an_engine_starts(file, monkeypatch, tmp_path):
+    toys.llama().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    common = {"model": str(tmp_path / "model"), "engine": {"device": "cpu"}, "recomputation": {"device": "cuda:1"}}
+    for command, config in (
+        (compare, CompareConfig(prompts=file, output=tmp_path / "out", **common)),
+        (audit, AuditConfig(output=tmp_path / "out", **common)),
+    ):
+        said = f"rollout-service {command.__name__}: recomputation.device: cuda:1, and torch finds no GPU"
+        with pytest.raises(SystemExit, match=said):
+            command(config)

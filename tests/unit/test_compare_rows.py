@@ -3,13 +3,16 @@
 import asyncio
 import contextlib
 import json
+from itertools import chain
 from pathlib import Path
 
 import pytest
 from matplotlib.axes import Axes
 
 from drafters.registry import DrafterConfig
+from rollout_service.config import ServiceConfig
 from rollout_service.evaluation import compare as comparing
+from rollout_service.evaluation.arms import EngineArm, engine_name
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.prompts import read_prompts
 from rollout_service.evaluation.report import drafters_of, label, markdown, plot_acceptance, plot_speed, style
@@ -73,6 +76,59 @@ def test_one_engine_serves_all_ways_of_drawing_its_drafts(tmp_path):
     assert arms[0].kind == "none"
     assert [way.draft_sampling for way in config.ways(arms[-1])] == ["probabilistic", "greedy"]
     assert [way.draft_sampling for way in config.ways(arms[1])] == ["greedy"]
+
+
+def test_an_engine_on_a_gpu_serves_one_way_of_drawing_its_drafts_and_every_verification(tmp_path):
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "a"}\n')
+    both = {"draft_sampling": ["probabilistic", "greedy"], "verification": ["standard", "block"]}
+    config = CompareConfig(
+        model="m", prompts=tmp_path / "prompts.jsonl", drafters=[{"kind": "mtp"} | both, {"kind": "ngram"} | both]
+    )
+    arms = config.arms("v2")
+    assert [(a.kind, a.draft_sampling) for a in arms[1:3]] == [("mtp", "probabilistic"), ("mtp", "greedy")]
+    assert [a.kind for a in arms] == ["none", "mtp", "mtp", "ngram"]
+
+    def ways(runner):
+        return [
+            [(way.draft_sampling, way.verification) for way in config.ways(arm, runner)] for arm in config.arms(runner)
+        ]
+
+    assert ways("v2")[1:] == [
+        [("probabilistic", "standard"), ("probabilistic", "block")],
+        [("greedy", "standard")],
+        [("greedy", "standard")],
+    ]
+    assert list(chain(*ways("v2"))) == list(chain(*ways("v1"))), "the rows are the same"
+
+
+async def test_rows_say_what_ran_and_not_what_was_asked(monkeypatch):
+    class Fleet:
+        runner = "v2"
+        asked = None
+
+        def __init__(self, *_, **__):
+            pass
+
+        async def set_draft_sampling(self, sampling):
+            pass
+
+        async def set_verification(self, verification):
+            self.asked = verification
+
+        async def running(self):
+            return {"draft_sampling": "greedy", "verification": "standard (vLLM)"}
+
+    monkeypatch.setattr("rollout_service.evaluation.arms.Fleet", Fleet)
+    drafter = DrafterConfig(kind="mtp", verification="block")
+    arm = EngineArm(ServiceConfig(model="m", drafter=drafter))
+    cell = Cell(drafter, 4, ran=await arm.draft_as(drafter))
+    cell.add_round([group(100, [1, 0, 0, 9])], 1.0)
+    row = cell.row(None, z=0.0)
+    assert arm.fleet.asked == "block"
+    assert (row.draft_sampling, row.verification) == ("greedy", "standard (vLLM)")
+    assert engine_name(arm) == "mtp, probabilistic drafts"
+    Fleet.runner = "v1"
+    assert engine_name(arm) == "mtp"
 
 
 def two_heads():

@@ -138,7 +138,7 @@ async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, 
     made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: Actor()))
     monkeypatch.setattr("ray.remote", lambda _: made)
     here, watched = fleet(), asyncio.Event()
-    here.config = SimpleNamespace(engines=1, ray_address=None, for_engine=dict)
+    here.config = SimpleNamespace(engines=1, ray_address=None, for_engine=dict, engine=SimpleNamespace(dtype="float32"))
     here.pushes = SimpleNamespace(take_up_kept=lambda: None)
     here.key = "the key"
     here.store = SimpleNamespace(folder=SimpleNamespace(path=Path("/service")))

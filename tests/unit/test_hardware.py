@@ -3,11 +3,15 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
 
+from rollout_service.config import ServiceConfig
 from rollout_service.engine.hardware import engine_environment, interpreter, preloads
+from rollout_service.fleet.resources import check_machine
 
 SHOW = "import sys; print(sys.prefix); print(open('/proc/self/maps', encoding='utf-8').read())"
 
@@ -42,3 +46,21 @@ def test_libraries_on_the_users_own_path_are_still_found(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.prefix", str(tmp_path / "a space"))
     monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/lib")
     assert preloads()["LD_LIBRARY_PATH"] == f"{tmp_path}/a space/lib:/opt/lib"
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("float32", "ieee"), ("bfloat16", None)])
+def test_a_gpu_engine_in_float32_multiplies_in_float32(dtype, precision):
+    assert engine_environment("cuda", 1, dtype).get("TRITON_F32_DEFAULT") == precision
+    assert "TRITON_F32_DEFAULT" not in engine_environment("cpu", 1, dtype)
+
+
+@pytest.mark.parametrize(("installed", "fits"), [("0.32.0", False), ("0.32.0+cpu", True), (None, True)])
+def test_a_cpu_engine_with_the_wheel_for_gpus_is_refused_before_it_starts(installed, fits, monkeypatch):
+    def version(name):
+        if installed is None:
+            raise PackageNotFoundError(name)
+        return installed
+
+    monkeypatch.setattr("rollout_service.engine.hardware.version", version)
+    with nullcontext() if fits else pytest.raises(ValueError, match=r"engine\.device: is cpu here, but the installed"):
+        check_machine(ServiceConfig(model="m", engine={"device": "cpu"}), "cpu")

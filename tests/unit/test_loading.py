@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from rollout_service.engine import loading
-from rollout_service.engine.loading import locate, on_this_node
+from rollout_service.engine.loading import DifferentBytes, check_all_parts, locate, on_this_node
+from rollout_service.tensor_bytes import part_checksums
 from rollout_service.transports import Update
 
 
@@ -60,3 +61,16 @@ async def test_an_engine_on_another_node_has_a_copy_only_while_it_loads(cluster,
 async def test_nothing_is_stored_for_other_nodes_if_there_are_none(cluster, update, monkeypatch):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "NodeID": "a"}, {"Alive": False, "NodeID": "b"}])
     assert locate(3, update).bytes is None
+
+
+async def test_ranks_check_a_part_each_and_one_other_byte_is_refused_before_any_loads(cluster, update):
+    weights = locate(3, update, 4)
+    weights.bytes.close()
+    assert weights.parts == tuple(part_checksums(update.file, 4))
+    of_one_rank = locate(3, update)
+    of_one_rank.bytes.close()
+    assert of_one_rank.parts == ()
+    check_all_parts(list(weights.parts), weights.parts)
+    wrong = [*weights.parts[:3], "f" * 64]
+    with pytest.raises(DifferentBytes, match="read bytes with the BLAKE3 ffff"):
+        check_all_parts(wrong, weights.parts)

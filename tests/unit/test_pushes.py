@@ -172,7 +172,7 @@ def loading(pushes, monkeypatch):
     pushes.killed, pushes.alarmed = [], []
     monkeypatch.setattr(
         "rollout_service.fleet.pushes.locate",
-        lambda version, update: WeightsFile(version, str(update.file), update.checksum, "here", None),
+        lambda version, update, *_: WeightsFile(version, str(update.file), update.checksum, "here", None),
     )
     pushes.store.version, pushes.store.differs = lambda of: 1, lambda *_: True
     pushes.alarms = SimpleNamespace(

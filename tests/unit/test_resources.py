@@ -1,18 +1,20 @@
-"""Missing resources: on one machine the start is refused; in a cluster the command says what it lacks and waits."""
+"""Missing resources: a start that this machine has no room for is refused, and a measurement takes turns on one GPU."""
 
-import asyncio
+from itertools import product
 
 import pytest
+from rich.progress import Progress
 
 from rollout_service.config import ServiceConfig
+from rollout_service.engine.step_costs import Measured, StepKind
 from rollout_service.evaluation.audit import audit
 from rollout_service.evaluation.audit_config import AuditConfig
-from rollout_service.evaluation.calibrate import calibrate
+from rollout_service.evaluation.calibrate import _measure, calibrate
 from rollout_service.evaluation.calibrate_config import CalibrateConfig
 from rollout_service.evaluation.compare import compare
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.fleet.fleet import Fleet
-from rollout_service.fleet.resources import Demand, check_machine, demand_of, missing_is_said, shortfall
+from rollout_service.fleet.resources import Demand, check_machine, demands_of, shortfall
 
 
 @pytest.fixture(autouse=True)
@@ -46,14 +48,26 @@ def test_a_service_that_needs_more_cores_than_there_are_is_refused(fields, said)
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch):
     config = ServiceConfig(model="m", engines=2)
-    with pytest.raises(ValueError, match=r"2 engine\(s\) of 1 GPU\(s\) each need 2, but there are 1 on this machine"):
+    too_many = (
+        r"2 engine\(s\) of 1 GPU\(s\) each need 2, but there are 1 on this machine; lower engines or engine.tensor"
+    )
+    with pytest.raises(ValueError, match=too_many):
         check_machine(config, "cuda")
     check_machine(config, "cuda", turns=1)
-    with pytest.raises(ValueError, match=r"engine.tensor_parallel_size: 2 engine"):
+    with pytest.raises(ValueError, match=r"engines_at_once, engine.tensor_parallel_size: 2 engine"):
         check_machine(config, "cuda", turns=2)
+    wide = ServiceConfig(model="m", engine={"tensor_parallel_size": 2})
+    with pytest.raises(ValueError, match=r"^engine.tensor_parallel_size: 1 engine\(s\) of 2 GPU\(s\) each need 2"):
+        check_machine(wide, "cuda", turns=1)
     monkeypatch.setattr("rollout_service.fleet.resources.gpus", lambda: 0)
     with pytest.raises(ValueError, match=r"engine.device: is cuda, but torch finds no GPU"):
         check_machine(config, "cuda", turns=1)
+
+
+def test_engines_on_gpus_need_a_core_each_and_too_few_cores_are_refused(monkeypatch):
+    monkeypatch.setattr("rollout_service.fleet.resources.gpus", lambda: 8)
+    with pytest.raises(ValueError, match=r"^engines: 3 engine\(s\) of 1 core\(s\) each need 3, but there are 2"):
+        check_machine(ServiceConfig(model="m", engines=3), "cuda")
 
 
 @pytest.mark.parametrize(
@@ -78,37 +92,47 @@ def test_an_engine_needs_its_share_on_one_node():
     missing = shortfall(demand, [{"CPU": 2.0}, {"CPU": 2.0}, {"GPU": 1.0}])
     assert missing is not None
     assert "there are 4 (2 + 2 + 0 by node)" in missing
-    assert shortfall(demand_of(ServiceConfig(model="m", engines=2), "cpu"), [{"CPU": 1.0}, {"CPU": 1.0}]) is None
+    (two,) = demands_of(ServiceConfig(model="m", engines=2), "cpu")
+    assert shortfall(two, [{"CPU": 1.0}, {"CPU": 1.0}]) is None
 
 
-async def test_a_growing_cluster_is_waited_for_and_what_it_lacks_is_printed_once(monkeypatch, caplog):
-    nodes = [{"Alive": True, "Resources": {"CPU": 2.0}}]
-    looks = []
-    monkeypatch.setattr("ray.nodes", lambda: looks.append(1) or nodes)
-    monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 2.0})
-    monkeypatch.setattr("rollout_service.fleet.resources.LOOK_EVERY", 0.001)
+class OneAtATime:
+    """An engine of a measurement that takes the only GPU while it runs."""
 
-    async def until(count):
-        while len(looks) < count:
-            await asyncio.sleep(0.001)
+    running: list[str] = []  # noqa: RUF012
+    most = 0
 
-    config = ServiceConfig(model="m", engines=3, engine={"cores": 2}, ray_address="auto")
-    async with asyncio.timeout(5.0):
-        with missing_is_said(config, "cpu"):
-            await until(3)
-            nodes += nodes
-            await until(6)
-            nodes += nodes
-            await until(9)
-    waited = [record.message for record in caplog.records if "waiting for it to grow" in record.message]
-    there = [message.split("there are ")[1].split(" in the cluster")[0] for message in waited]
-    assert there == ["2", "4 (2 + 2 by node)"]
-    assert "2 are free in the cluster at present" in caplog.text
+    def __init__(self, config):
+        self.drafter, self.fleet, self.runner = config.drafter, self, "v2"
+
+    async def start(self):
+        self.running.append(self.drafter.kind)
+        OneAtATime.most = max(OneAtATime.most, len(self.running))
+
+    async def stop(self):
+        if self.drafter.kind in self.running:
+            self.running.remove(self.drafter.kind)
+
+    async def measure(self, plan):
+        assert self.drafter.kind in self.running
+        measured = Measured(drafted=[4] * 3 if plan.responses else [], accepted=[3, 2, 1] if plan.responses else [])
+        for size, k in product(plan.batch_sizes, plan.draft_lengths or [0]):
+            measured.seconds[StepKind(size, k)] += [0.01 * (1 + k)]
+            measured.first[StepKind(size, k)] += [0.02]
+        return measured
 
 
-async def test_a_single_machine_is_not_waited_for(monkeypatch):
-    looks = []
-    monkeypatch.setattr("ray.nodes", lambda: looks.append(1) or [])
-    with missing_is_said(ServiceConfig(model="m"), "cpu"):
-        await asyncio.sleep(0.01)
-    assert not looks, "there is no cluster to ask"
+@pytest.mark.parametrize(("number", "at_once"), [(1, 1), (2, 2)])
+async def test_calibration_ends_one_engine_before_the_next_where_gpus_hold_only_one(number, at_once, monkeypatch):
+    monkeypatch.setattr("rollout_service.fleet.resources.gpus", lambda: number)
+    monkeypatch.setattr("rollout_service.evaluation.calibrate.resolve_device", lambda device: "cuda")
+    monkeypatch.setattr("rollout_service.evaluation.calibrate.EngineArm", OneAtATime)
+    monkeypatch.setattr("rollout_service.evaluation.calibrate.read_prompts", lambda model, file: [[1]])
+    monkeypatch.setattr(OneAtATime, "most", 0)
+    config = CalibrateConfig(model="m", drafter={"kind": "mtp"}, prompts=__file__, batch_sizes=[1, 4], rounds=2)
+    turns = await _measure(config, Progress(disable=True))
+    assert (OneAtATime.most, OneAtATime.running) == (at_once, [])
+    plain, drafting = turns.costs([1, 4], draft_tokens=3)
+    assert plain.seconds == [pytest.approx([0.01, 0.01])]
+    assert [row[0] for row in drafting.seconds] == pytest.approx([0.01, 0.02, 0.03, 0.04])
+    assert turns.acceptance == [0.75, 0.5, 0.25]

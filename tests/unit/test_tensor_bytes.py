@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rollout_service.client import tensors_checksum
-from rollout_service.tensor_bytes import ALIGNMENT, file_checksum, map_tensors, safetensors_parts
+from rollout_service.tensor_bytes import ALIGNMENT, file_checksum, map_tensors, part_checksums, safetensors_parts
 from rollout_service.transports.folder import make_writable, spare_file
 from rollout_service.transports.http_body import chunks
 from rollout_service.transports.shared_memory import write
@@ -85,3 +85,16 @@ def test_a_spare_file_is_overwritten_and_cut_to_size(size, tmp_path):
     assert file.stat().st_ino == memory
     assert not spare.exists()
     assert same(load_file(file), TENSORS)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7])
+def test_parts_that_several_ranks_check_cover_every_byte_once(parts, tmp_path):
+    file = written(TENSORS, tmp_path)
+    sent = part_checksums(file, parts)
+    assert [map_tensors(file, part, parts)[1] for part in range(parts)] == sent
+    assert parts > 1 or sent == [file_checksum(file)]
+    data = file.read_bytes()
+    for place in range(len(data)):
+        file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        differ = [new != old for new, old in zip(part_checksums(file, parts), sent, strict=True)]
+        assert sum(differ) == 1

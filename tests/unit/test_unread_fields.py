@@ -43,6 +43,11 @@ def lines(command, flags, capsys):
             ["--weights.running", "drain", "--weights.kv_cache", "keep"],
             "weights.kv_cache: has no effect with ru",
         ),
+        (
+            SERVE,
+            ["--ray_timeout", "9"],
+            "ray_timeout: has no effect with a Ray cluster of its own, without ray_address",
+        ),
         (SERVE, ["--weights.policy", "keep"], "--weights.policy: its name is weights.running now"),
         (SERVE, ["--drafter.kind", "mtp", "--drafter.model", "x"], "drafter.model: has no effect with kind = 'mtp'"),
         (

@@ -62,4 +62,5 @@ async def speculation(request: Request) -> SpeculationStatus:
         await fleet.context_acceptance(),
         fleet.alarms.raised,
         await fleet.schedules(),
+        await fleet.running(),
     )
