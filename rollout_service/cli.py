@@ -1,4 +1,4 @@
-"""The command line: `rollout-service launch | calibrate | compare | audit | patches`."""
+"""The command line: `rollout-service launch | calibrate | compare | audit | selftest | patches`."""
 
 import sys
 
@@ -9,6 +9,7 @@ commands:
   calibrate measure what a step costs and how many drafts are accepted; choose the draft length for each batch size
   compare   compare acceptance, speed and losslessness of drafters on one policy; exit with 1 if a row is not lossless
   audit     test, setting by setting, that drafters do not change what is sampled; exit with 1 if they do
+  selftest  check in two minutes that this machine samples rightly; prints a table for a bug report
   patches   list every function of vLLM that is replaced or wrapped, why, and whether that is still needed
 
 Every field of a command's TOML file is a flag of the same name; `rollout-service COMMAND --help` lists them.
@@ -53,6 +54,14 @@ def main() -> None:
         from rollout_service.evaluation.audit import audit
 
         audit(audit_config)
+    elif command == "selftest":
+        from drafters.settings import read_command_line
+        from rollout_service.evaluation.selftest_config import SelftestConfig
+
+        selftest_config = read_command_line(SelftestConfig, "rollout-service selftest", argv)
+        from rollout_service.evaluation.selftest import selftest
+
+        selftest(selftest_config)
     elif command == "patches":
         from rollout_service.vllm_plugin.table import listing
 

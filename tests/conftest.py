@@ -3,20 +3,20 @@
 import pytest
 
 TOPICS = {
-    "lossless": "audit lossless rl_scoring second_architecture verification",
+    "lossless": "audit lossless rl_scoring second_architecture selftest verification",
     "drafters": """acceptance compare_rows draft_lengths drafter_files drafter_learners drafter_recipe drafter_training
                    drafters_command drafters_trained idle_drafter new_kind online_drafter prediction schedule""",
     "queue": "asynchronous background bad_requests batch_queue faults soak stored_formats",
-    "weights": """control_route lasting loading push_route pushes state_folder tensor_bytes transports weight_files
-                  update_file updates weight_updates""",
+    "weights": """control_route lasting loading mapped_update push_route pushes state_folder tensor_bytes transports
+                  update_file updates weight_files weight_updates""",
     "http": """access_log admission bearer_token client cors endpoint engine_http front generate guard models_route
                 probes request_ids rollout_record service starting tokens tool_parsers tools""",
-    "fleet": "alarms control deaths fleet_generate lost_engines pausing ray_cluster resources",
-    "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware patch_table patches
-                 required_prefix watched_outputs""",
-    "trainer": """commands extended_files learner_interface model_folder padding rl_asynchronous rl_checkpoint
-                  rl_command rl_faults rl_learner rl_loop rl_ownership rl_packing rl_pushing rl_sources run_formats
-                  trl_adapter""",
+    "fleet": "alarms cluster_room control deaths fleet_generate lost_engines pausing ray_cluster resources",
+    "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware law patch_table patches
+                 required_prefix runners watched_outputs""",
+    "trainer": """chunked_scoring commands extended_files learner_interface learner_memory model_folder padding
+                  rl_asynchronous rl_checkpoint rl_command rl_faults rl_learner rl_loop rl_ownership rl_packing
+                  rl_pushing rl_sources run_formats trl_adapter""",
     "losses": "rl_advantages rl_corrections rl_losses",
     "tasks": "grading prompt_lengths rewards_pool rl_rewards rl_tasks tasks text_lines",
     "config": "before_work rl_config settings unread_fields",
@@ -24,6 +24,9 @@ TOPICS = {
 }
 """names of test files, without test_"""
 OF_FILE = {f"test_{name}": topic for topic, names in TOPICS.items() for name in names.split()}
+
+collect_ignore = ["cuda"]
+"""`make test-cuda` runs these, in an environment of their own"""
 
 
 def pytest_configure(config: pytest.Config) -> None:

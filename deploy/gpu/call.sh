@@ -1,14 +1,15 @@
 #!/bin/bash
 # call.sh STAGES: runs stages of checks/check.py on the GPU machine. Call it in the root of the checkout.
 # The first call unpacks the bundle. Stages that + joins run side by side, and a space separates stages that run one
-# after the other. Commas join the words of a stage.
+# after the other. Commas join the words of a stage. Without stages, the bundle is only unpacked.
 #   BUNDLE   the folder that make_bundle.sh wrote (.gpu)
+#   SITE     the folder that the bundle is unpacked into (/tmp/gpu-site)
 #   OUT      the folder for the log of each stage (/tmp/gpu-checks)
 #   LIMIT    the seconds that a stage may take (300)
 #   PYTHON   the interpreter (python3)
 bundle=${BUNDLE:-.gpu}
 out=${OUT:-/tmp/gpu-checks}
-site=/tmp/gpu-site
+site=${SITE:-/tmp/gpu-site}
 python=${PYTHON:-python3}
 export PYTHONPATH=$site:$PWD PYTHONUNBUFFERED=1 VLLM_CACHE_ROOT=/tmp/gpu-vllm-cache TRITON_CACHE_DIR=/tmp/gpu-triton-cache
 
@@ -23,6 +24,7 @@ if [ ! -e "$site/ready" ]; then
     touch "$site/ready"
     echo "set up after $SECONDS s"
 fi
+[ $# -gt 0 ] || exit 0
 
 stage() { # WORDS: runs one stage and prints its results at the end
     local log=$out/$1.log

@@ -1,11 +1,12 @@
 """Checks of the CUDA path: `python deploy/gpu/checks/check.py STAGE ...` runs one stage and prints its results.
 
-cuda_kernels.py  vLLM's kernels against drafters.verification and drafters.scoring
+cuda_kernels.py  vLLM's kernels against torch and drafters.scoring
 engine.py        vLLM in this process, as the service configures it: samples, log-probabilities, new weights
 lengths.py       time of a step by draft length
 pad.py           a policy of 3.6 B parameters that computes the same as the demo's
 speed.py         tokens per second of that policy, by streams and draft length
-actor.py         the service's Engine, with vLLM's core in its own process
+actor.py         the service's fleet and actor, with vLLM's core in its own process, and without Ray
+selftest.py      the checks of `rollout-service selftest` on one engine, likewise
 """
 
 import argparse
@@ -27,6 +28,8 @@ ENVIRONMENT = {
     "NCCL_SOCKET_IFNAME": "lo",
 }
 """variables that vLLM reads when it is imported; a variable that is already set keeps its value"""
+OF_THE_FLEET = ("actor", "selftest")
+"""stages with the fleet around the engine"""
 KINDS = ("none", "ngram", "draft_model", "eagle3", "mtp")
 
 
@@ -37,11 +40,12 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 
     stages.add_parser("kernels").set_defaults(module="cuda_kernels")
 
-    engine = stages.add_parser("engine")
-    engine.add_argument("kind", choices=KINDS)
-    engine.add_argument("dtype", choices=("float32", "bfloat16"))
-    engine.add_argument("verification", choices=("auto", "standard", "block"))
-    engine.add_argument("graphs", choices=("eager", "graphs"))
+    for name in ("engine", "selftest"):
+        engine = stages.add_parser(name)
+        engine.add_argument("kind", choices=KINDS)
+        engine.add_argument("dtype", choices=("float32", "bfloat16"))
+        engine.add_argument("verification", choices=("auto", "standard", "block"))
+        engine.add_argument("graphs", choices=("eager", "graphs"))
 
     lengths = stages.add_parser("lengths")
     lengths.add_argument("kind", choices=KINDS)
@@ -61,7 +65,11 @@ def main() -> None:
     stage, module = arguments.pop("stage"), arguments.pop("module", None)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if stage != "actor":
+    if stage in OF_THE_FLEET:
+        from without_ray import stand_in
+
+        stand_in()
+    else:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
     from common import machine, say

@@ -1,7 +1,7 @@
 """Stage `engine`: checks that an engine's samples follow the policy, also after new weights."""
 
 import torch
-from common import MODELS, RESPONSES, reported, say
+from common import DEVICE, MODELS, RESPONSES, reported, say
 from configured import service_config, started
 from judging import judgement, sampled
 from updates import drafter_tensors, perturbed, push
@@ -10,6 +10,7 @@ from vllm import LLM
 from drafters.files.checkpoint_folder import read_tensors
 from drafters.kinds.mtp import is_mtp
 from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.selftest_checks import law_check
 
 CUTS = (Cut(temperature=1.0), Cut(temperature=0.7, top_p=0.9, top_k=20), Cut(temperature=0.0))
 
@@ -22,11 +23,18 @@ def run(kind: str, dtype: str, verification: str, graphs: str) -> None:
     is_asynchronous, mode = config.scheduler_config.async_scheduling, config.compilation_config.cudagraph_mode.name
     say(f"started; runner {runner}, graphs {mode}, asynchronous {is_asynchronous}")
 
+    reported(f"{kind}, laws:", lambda: laws(llm, kind))
     for cut in CUTS:
         name = f"{kind} {dtype} {verification}, temperature {cut.temperature}, top-p {cut.top_p}, top-k {cut.top_k}:"
         reported(name, lambda cut=cut: judgement(sampled(llm, RESPONSES, cut), MODELS / "policy", cut))
     check_pushes(llm, kind, getattr(torch, dtype))
     check_switches(llm, kind)
+
+
+def laws(llm: LLM, kind: str) -> str:
+    """Deviations of sampler and verification from their law."""
+    (deviations,) = llm.collective_rpc("law_deviations", args=(8,))
+    return law_check(kind, deviations).figures
 
 
 def check_pushes(llm: LLM, kind: str, dtype: torch.dtype) -> None:
@@ -45,9 +53,6 @@ def check_pushes(llm: LLM, kind: str, dtype: torch.dtype) -> None:
 
 def check_switches(llm: LLM, kind: str) -> None:
     """Makes the changes that `compare` and `audit` make to a running engine. The last one changes the runner."""
-    for method, arguments in (
-        ("set_draft_sampling", ("greedy",)),
-        ("set_verification", ("block",)),
-        ("let_drafter_idle", ()),
-    ):
+    of_a_cpu = [("set_draft_sampling", ("greedy",)), ("let_drafter_idle", ())] if DEVICE == "cpu" else []
+    for method, arguments in [("set_verification", ("block",)), *of_a_cpu]:
         reported(f"{kind}, {method}:", lambda m=method, a=arguments: str(llm.collective_rpc(m, args=a)))

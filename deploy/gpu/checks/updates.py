@@ -1,18 +1,18 @@
 """Weight updates of a running engine, made as the service makes them."""
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 from common import MODELS
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from vllm import LLM
 
 from drafters.files.checkpoint_folder import read_tensors
 from drafters.kinds.mtp import is_mtp
+from rollout_service.evaluation.noisy_copy import noisy_copy
 from rollout_service.tensor_bytes import file_checksum
 
 NOISE = 0.05
@@ -20,19 +20,9 @@ NOISE = 0.05
 
 
 def perturbed(policy: Path) -> Path:
-    """A copy of a policy's folder with noise added to every matrix, except those of the MTP head."""
+    """A copy of a policy's folder with noise in every matrix, except those of the MTP head."""
     copy = Path(tempfile.mkdtemp()) / "policy"
-    shutil.copytree(policy, copy)
-    random = torch.Generator().manual_seed(3)
-
-    def noisy(tensor: Tensor) -> Tensor:
-        noise = torch.randn(tensor.shape, generator=random)
-        return tensor + (NOISE * tensor.float().std() * noise).to(tensor.dtype)
-
-    file = copy / "model.safetensors"
-    tensors = {name: noisy(t) if t.dim() > 1 else t for name, t in load_file(file).items()}
-    save_file(tensors, file, metadata={"format": "pt"})
-    return copy
+    return noisy_copy(policy, copy, lambda name: not is_mtp(name), NOISE)
 
 
 def drafter_tensors(kind: str) -> dict[str, Tensor]:

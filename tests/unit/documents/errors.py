@@ -26,8 +26,8 @@ RETURNED = {"_of_another_kind", "new_name", "_no_such_flag", "not_lossless"}
 ASSIGNED = {"wrong_fields", "why_short", "stored_results", "error"}
 """functions that return messages, or that put them together from variables"""
 NEWS = (
-    "written to", "All … rows", "All rows", "Serving", "Stopp", "held out", "acceptance length", "… seconds",
-    "… for …: … parameters", "the state after",
+    "written to", "All … rows", "All rows", "All … checks", "Serving", "Stopp", "held out", "acceptance length",
+    "… seconds", "… for …: … parameters", "the state after",
 )  # fmt: skip
 """beginnings of what is printed when all is well"""
 PROGRAM = re.compile(r"(rollout-service|rl-loop|drafters)( \w+)?: ")
