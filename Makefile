@@ -20,7 +20,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
 INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --durations 12
 
 .PHONY: help venv docs demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
-.PHONY: test-clients lint format clean
+.PHONY: test-clients test-cuda lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, and compare the drafters; writes report/"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-TOPIC   run the tests of one topic: $(TOPICS)"
 	@echo "make test-faults  train through $(FAULTS) random faults (34 minutes on 2 cores; FAULTS=20 for fewer)"
 	@echo "make test-clients run openai, TRL, verifiers, prime-rl, SkyRL and NeMo-Gym against a service; installs them at first"
+	@echo "make test-cuda    test the CUDA path without a GPU; needs Python 3.12, and keeps 6 GB in .cuda"
 	@echo "make fuzz         send random bad requests to a service: schemathesis and 10,000 of our own (20 minutes)"
 	@echo "make demo-models  train the demo's policy and drafters from scratch (under an hour)"
 	@echo "make study        compare drafters by draft length and training data, also during training; writes report/study"
@@ -84,6 +85,34 @@ test-faults: venv
 # Each client has an environment of its own under .clients, which is made at the first run.
 test-clients: venv
 	$(BIN)/python tests/clients/run.py
+
+# The CUDA path without a GPU: the packages of a GPU machine, with the bundle of deploy/gpu unpacked over them, and a
+# stand-in for the libraries of the driver. All of it stays in .cuda between runs.
+CUDA := .cuda
+CUDA_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12.*/bin/python) python3.12)
+
+test-cuda: $(CUDA)/site/ready $(CUDA)/libcuda.so.1 $(CUDA)/libnvidia-ml.so.1
+	PYTHONPATH=$(CURDIR)/$(CUDA)/site:$(CURDIR) LD_LIBRARY_PATH=$(CURDIR)/$(CUDA) $(CUDA)/venv/bin/python -m pytest \
+		-c tests/cuda/pytest.ini tests/cuda -q --durations 12
+
+$(CUDA)/venv/.installed: tests/cuda/machine.txt | venv
+	@echo "Installing into $(CUDA)/venv (some 5 GB of packages the first time) ..."
+	$(BIN)/uv venv --quiet --clear --seed --python $(CUDA_PYTHON) $(CUDA)/venv
+	$(BIN)/uv pip install --quiet --python $(CUDA)/venv/bin/python --requirement $<
+	@touch $@
+
+$(CUDA)/bundle/vllm.tar.xz: deploy/gpu/make_bundle.sh deploy/gpu/strip_cubins.py deploy/gpu/wheels.txt
+	@echo "Making the bundle of deploy/gpu in $(CUDA)/bundle (one to three minutes) ..."
+	bash deploy/gpu/make_bundle.sh $(CUDA)/bundle
+
+# Without stages, call.sh only unpacks the bundle.
+$(CUDA)/site/ready: $(CUDA)/bundle/vllm.tar.xz $(CUDA)/venv/.installed deploy/gpu/call.sh
+	rm -rf $(CUDA)/site
+	BUNDLE=$(CUDA)/bundle SITE=$(CUDA)/site OUT=$(CUDA)/logs PYTHON=$(CUDA)/venv/bin/python bash deploy/gpu/call.sh
+
+$(CUDA)/libcuda.so.1 $(CUDA)/libnvidia-ml.so.1: tests/cuda/nvidia.c
+	@mkdir -p $(CUDA)
+	cc -shared -fPIC -o $@ $<
 
 fuzz: venv
 	$(BIN)/python tests/fuzz/run.py --seconds 600
