@@ -19,6 +19,11 @@ class Cut(NamedTuple):
     top_k: int = 0
     top_p: float = 1.0
 
+    def __str__(self) -> str:
+        """Example: "temperature 0.8, top-k 8, top-p 0.9"."""
+        top_k = f", top-k {self.top_k}" if self.top_k else ""
+        return f"temperature {self.temperature:g}{top_k}" + (f", top-p {self.top_p:g}" if self.top_p < 1.0 else "")
+
 
 class Face(Protocol):
     device_type: str

@@ -44,7 +44,7 @@ def test_a_wrong_sampler_or_verification_fails_and_is_named(wrong):
     check = law_check("mtp", deviations(wrong(), scale=4))
     assert not check.passed
     assert WRONG[wrong] in check.figures
-    assert check.limits == "< 8 standard deviations"
+    assert check.limits == "< 5 standard deviations"
 
 
 def row(drawn, dtype="float32"):
