@@ -246,6 +246,12 @@ def test_a_wrong_field_is_refused(fields, said):
         SelftestConfig(**fields)
 
 
+def test_outside_of_the_checkout_the_demo_is_not_there_and_a_model_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="model: there is no deploy/demo/models/policy here"):
+        SelftestConfig()
+
+
 def test_a_check_is_named_by_its_cut():
     assert [named(cut) for cut in SelftestConfig().cuts()] == [
         "temperature 1",
