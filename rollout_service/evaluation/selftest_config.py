@@ -68,7 +68,9 @@ class SelftestConfig(ServiceConfig):
     @model_validator(mode="after")
     def has_its_drafters_and_room(self) -> "SelftestConfig":
         if self.is_demo and not Path(DEMO_POLICY).is_dir():
-            raise ValueError(f"model: there is no {DEMO_POLICY} here; go to the root of the checkout, or give your model")
+            raise ValueError(
+                f"model: there is no {DEMO_POLICY} here; go to the root of the checkout, or give your model"
+            )
         if self.engine.max_model_len < CONTEXT:
             raise ValueError(f"engine.max_model_len: a self-test needs {CONTEXT} tokens of context; raise it")
         for drafter in self.checked():
