@@ -185,6 +185,9 @@ class ServiceConfig(WithAdminToken, Section):
     """the policy's name in requests; when not given, the last part of `model`"""
     engines: int = Field(default=1, ge=1)
     """number of engines"""
+    engine_timeout: float = Field(default=60.0, ge=1.0)
+    """seconds that an engine in service may be silent: then it is killed and started again, and its groups are
+    generated elsewhere. While it loads weights, it has a second more for each 100 MB"""
     engine: EngineConfig = EngineConfig()
     drafter: DrafterConfig = DrafterConfig()
     alarms: AlarmConfig = AlarmConfig()

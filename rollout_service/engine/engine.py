@@ -1,7 +1,7 @@
 """Engine: the Ray actor around one vLLM AsyncLLM.
 
-An actor is empty until `start`, even after Ray has restarted it. The fleet starts it with the weights in service, so an
-engine never serves a token of an outdated version. When vLLM's core process dies, the actor ends too, and Ray makes a
+An actor is empty until `start`, even after Ray has restarted it. The fleet lets it load the weights in service before
+it serves, so an engine never serves a token of an outdated version. When vLLM's core process dies, the actor ends too, and Ray makes a
 new one.
 """
 
@@ -105,9 +105,9 @@ class Engine:
         """how it samples and verifies drafts"""
         prepare_core_process()
 
-    async def start(self, policy: WeightsFile | None, drafter: WeightsFile | None, costs: StepCosts | None) -> Started:
-        """Load the checkpoint, then the pushed weights in service, if any. `costs` are those that an earlier engine
-        measured here.
+    async def start(self, costs: StepCosts | None) -> Started:
+        """Load the checkpoint. `costs` are those that an earlier engine measured here. Then it takes the weights in
+        service by `load`.
 
         If the actor is started already, it ends: the fleet lost sight of it and took it for dead. Nobody waits for what
         it runs, and a second vLLM would not fit beside it. Ray makes a new actor.
@@ -153,10 +153,6 @@ class Engine:
         await self.llm.collective_rpc("check_law")
         if self.runner == "v1" and make_drafter(self.config.drafter).samples:
             await self.llm.collective_rpc("let_drafter_idle")
-        if policy is not None:
-            await self.load(policy, of_drafter=False)
-        if drafter is not None:
-            await self.load(drafter, of_drafter=True)
         if self.lengths.is_measured_at_start:
             costs = costs or await measure_at_start(self.llm, self.times, self.lengths, self.config.context_limit)
             self.counts.forget()

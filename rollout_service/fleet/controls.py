@@ -6,8 +6,13 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from rollout_service.fleet.member import FleetError, Member, in_words
+from rollout_service.fleet.member import FleetError, LeftService, Member, in_words
 from rollout_service.fleet.routing import ENGINE_LOST
+
+MOVE_WEIGHTS = {"weight_checksums", "sleep", "wake_up"}
+"""controls that read or move all weights, while the engine's core process answers nothing else"""
+LONGEST = 600.0
+"""seconds that such a control may take beyond `engine_timeout`"""
 
 
 class Controls:
@@ -28,7 +33,7 @@ class Controls:
         for member in self.members:
             if member.in_service:
                 with contextlib.suppress(*ENGINE_LOST):
-                    return await member.actor.control.remote("server_info", config_format)
+                    return await member.answer(member.actor.control.remote("server_info", config_format))
         raise FleetError("no engine is in service; try again")
 
     async def weight_checksums(self) -> dict[str, str]:
@@ -48,7 +53,9 @@ class Controls:
 
     async def of_the_first(self, what: str, *arguments: Any) -> Any:
         """What the first engine answers to a control. Raises what Ray raises."""
-        return await self.members[0].actor.control.remote(what, *arguments)
+        member = self.members[0]
+        with member.busy(LONGEST):
+            return await member.actor.control.remote(what, *arguments)
 
     async def of_each(self, what: str, *arguments: Any) -> dict[int, Any]:
         """What each engine in service answers to a control, by its index. An engine that does not answer is left out.
@@ -57,9 +64,12 @@ class Controls:
 
         async def ask(member: Member) -> None:
             try:
-                answers[member.index] = await member.actor.control.remote(what, *arguments)
+                with member.busy(LONGEST if what in MOVE_WEIGHTS else 0.0):
+                    answers[member.index] = await member.answer(member.actor.control.remote(what, *arguments))
+            except LeftService:
+                pass
             except ENGINE_LOST:
-                member.in_service = False
+                member.leave()
 
         answers: dict[int, Any] = {}
         try:

@@ -1,36 +1,28 @@
-"""Fleet: starts the engines, restarts dead ones, and pushes new weights into them. routing.py gives them requests.
-
-An engine is in service from the moment it holds the current weights. A restarted engine loads them before it serves,
-but never during a push.
-"""
+"""Fleet: the engines of one service. engine_lives.py starts them, routing.py gives them requests, pushes.py weights."""
 
 import asyncio
 import contextlib
-import logging
 import secrets
-from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from drafters.files.checkpoint_folder import checkpoint_names, read_config
 from drafters.files.model_folder import resolve_model
 from drafters.registry import make_drafter
 from drafters.schedule import Range
 from rollout_service.config import ServiceConfig
-from rollout_service.engine.engine import Engine, NotStarted
-from rollout_service.engine.hardware import engine_environment, interpreter, machine_cores, resolve_device, runner_of
+from rollout_service.engine.hardware import machine_cores, resolve_device, runner_of
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.controls import Controls
-from rollout_service.fleet.kept_running import kept_running
-from rollout_service.fleet.member import FleetError, Member, in_words
+from rollout_service.fleet.engine_lives import EngineLives
+from rollout_service.fleet.member import FleetError, Member
 from rollout_service.fleet.pausing import Pausing
 from rollout_service.fleet.pushes import Pushes
 from rollout_service.fleet.ray_cluster import start_ray
 from rollout_service.fleet.resources import check_cluster, check_machine
-from rollout_service.fleet.routing import ENGINE_LOST, Routing
+from rollout_service.fleet.routing import ENGINE_LOST
 from rollout_service.fleet.updates import Updates
 from rollout_service.protocol import DraftSchedule
 from rollout_service.weights.state_folder import StateFolder
@@ -40,17 +32,11 @@ if TYPE_CHECKING:
     from rollout_service.engine.measuring import Plan
     from rollout_service.engine.step_costs import Measured
 
-logger = logging.getLogger("rollout_service")
-
-CHECK_EVERY = 2.0
-"""seconds between checks whether an engine is alive"""
-STOP_WITHIN = 10.0
-"""seconds an engine has to stop by itself before its actor is killed"""
-REPORTED: set[str] = set()
-"""functions of vLLM whose replacement was reported, because every engine of a machine replaces the same ones"""
+ANSWER_WITHIN = 5.0
+"""seconds an engine has to say how it is doing"""
 
 
-class Fleet(Routing):
+class Fleet(EngineLives):
     """Use: `fleet = Fleet(config); await fleet.start(); ...; await fleet.stop()`."""
 
     def __init__(self, config: ServiceConfig, *, threads: int | None = None):
@@ -79,7 +65,6 @@ class Fleet(Routing):
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
         self.alarms = Alarms(config.alarms)
         self.key = secrets.token_hex(32)
-        """what engines on other machines ask the front for"""
         share = config.engine.cores or max(1, machine_cores() // config.engines)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
@@ -89,10 +74,6 @@ class Fleet(Routing):
         self.pausing = Pausing(self.controls, self.pushes.lock, frees_memory=sleeps)
         self.pushes.check_awake = self.pausing.check_awake
         self.updates = Updates(self.store, self.pushes, self.controls, self.device)
-        self.on_started: Callable[[int], None] = lambda index: None
-        self.openai_schemas: dict[str, dict[str, Any]] = {}
-        """schemas of the bodies of vLLM's own routes, by path"""
-        self._watchers: list[asyncio.Task[None]] = []
 
     # --- life ---
 
@@ -104,99 +85,19 @@ class Fleet(Routing):
         self.pushes.take_up_kept()
         if self.config.ray_address is not None:
             await check_cluster(self.config, self.device, self.reserved_cores)
-        options = self._actor_options()
-        for index in range(self.config.engines):
-            actor = (
-                ray.remote(Engine)
-                .options(**options)
-                .remote(
-                    self.config.for_engine(),
-                    str(self.folder.resolve()),
-                    self.device,
-                    index,
-                    str(self.store.folder.path),
-                    self.key,
-                )
-            )
-            self.members.append(Member(index, actor))
-        await self._start_engines()
-        self._watchers = [
-            asyncio.create_task(kept_running(f"the watch of engine {member.index}", partial(self._watch, member)))
-            for member in self.members
-        ]
-
-    async def _start_engines(self) -> None:
+        for _ in range(self.config.engines):
+            self.make_engine()
         try:
-            await asyncio.gather(*(self._bring_into_service(member) for member in self.members))
-        except RayError as error:
+            await self.start_engines(self.members)
+        except FleetError:
             await self.stop()
-            hint = "engine_logs = true shows its own log"
-            raise FleetError(f"an engine could not start: {in_words(error)}; {hint}") from error
+            raise
 
     async def stop(self) -> None:
-        for task in self._watchers:
-            task.cancel()
-        stops = asyncio.gather(*(member.actor.stop.remote() for member in self.members), return_exceptions=True)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stops, STOP_WITHIN)
-        for member in self.members:
-            ray.kill(member.actor, no_restart=True)
-            await member.disconnect()
+        await self.end_engines(self.members)
         self.store.close()
         if self.state is not None:
             self.state.close()
-
-    def _actor_options(self) -> dict[str, Any]:
-        cuda = self.device == "cuda"
-        environment = engine_environment(self.device, self.threads, self.config.engine.dtype)
-        return {
-            "num_gpus": self.config.engine.tensor_parallel_size if cuda else 0,
-            "num_cpus": 1 if cuda else self.reserved_cores,
-            "max_restarts": -1,
-            "max_concurrency": 4096,
-            "runtime_env": {"env_vars": environment, **interpreter()},
-        }
-
-    async def _bring_into_service(self, member: Member) -> None:
-        async with self.pushes.lock if member.restarts else contextlib.nullcontext():
-            files = {of: weights.file for of, weights in self.store.sets.items()}
-            started = await member.actor.start.remote(files.get("policy"), files.get("drafter"), member.costs)
-            member.costs, self.openai_schemas = started.costs, started.openai_schemas
-            await member.connect(started.address, self.key)
-            await self.pausing.catch_up(member)
-            member.in_service = True
-        for function, reason in started.replaced.items():
-            if function not in REPORTED:
-                REPORTED.add(function)
-                logger.warning("Replaced in vLLM: %s, because %s", function, reason)
-        self.on_started(member.index)
-        async with self._change:
-            self._change.notify_all()
-
-    async def _watch(self, member: Member) -> None:
-        """Notice an engine's death, wait for Ray's new actor, and bring it into service."""
-        restarting = False
-        while True:
-            try:
-                if member.in_service:
-                    await asyncio.sleep(CHECK_EVERY)
-                    await member.actor.check.remote()
-                else:
-                    if not restarting:
-                        member.restarts += 1
-                        logger.warning("engine %d died; starting it again with the weights in service", member.index)
-                    restarting = True
-                    await self._bring_into_service(member)
-                    restarting = False
-                    logger.warning("engine %d is in service again", member.index)
-            except RayError as error:
-                if isinstance(error, RayTaskError) and not isinstance(error, NotStarted):
-                    # The actor is alive, but cannot start or answer: a new actor tries again.
-                    logger.error("engine %d: %s; starting it again", member.index, in_words(error))
-                    ray.kill(member.actor, no_restart=False)
-                elif not member.in_service:  # Ray is still making the new actor
-                    await asyncio.sleep(CHECK_EVERY)
-                member.in_service = False
 
     # --- control ---
 
@@ -241,19 +142,20 @@ class Fleet(Routing):
         return await self._of_each("metrics")
 
     async def _of_each(self, method: str) -> dict[int, Any]:
-        """What each engine in service answers, by its index. An engine that dies meanwhile is left out."""
+        """What each engine in service answers, by its index. An engine that dies or is silent is left out."""
 
         async def ask(member: Member) -> Any:
-            with contextlib.suppress(*ENGINE_LOST):
-                answers[member.index] = await getattr(member.actor, method).remote()
+            with contextlib.suppress(*ENGINE_LOST, TimeoutError):
+                async with asyncio.timeout(ANSWER_WITHIN):
+                    answers[member.index] = await member.answer(getattr(member.actor, method).remote())
 
         answers: dict[int, Any] = {}
         await asyncio.gather(*(ask(member) for member in self.members if member.in_service))
         return dict(sorted(answers.items()))
 
-    async def ready(self, timeout: float = 5.0) -> bool:
+    async def ready(self, timeout: float = ANSWER_WITHIN) -> bool:
         """Whether every engine is in service and answers."""
-        if not all(member.in_service for member in self.members):
+        if not self.members or not all(member.in_service for member in self.members):
             return False
         try:
             await asyncio.wait_for(asyncio.gather(*(m.actor.check.remote() for m in self.members)), timeout)

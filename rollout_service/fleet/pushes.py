@@ -5,7 +5,7 @@
 - The weights belong to the run that pushed them. Another run's push is refused until the run releases them, unless the
   push takes over.
 - A version is published when every engine in service holds it. An engine that could not load it restarts with what is
-  then in service.
+  then in service. An engine that falls silent while it loads goes out of service, and the push does not wait for it.
 - With a state folder, a version is kept there before any engine loads it. A restarted service continues with it.
 """
 
@@ -14,12 +14,13 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import ray
 
-from rollout_service.engine.loading import DifferentBytes, HalfLoaded, Loaded, locate
+from rollout_service.engine.loading import DifferentBytes, HalfLoaded, Loaded, WeightsFile, locate
 from rollout_service.fleet.alarms import Alarms
-from rollout_service.fleet.member import FleetError, Member, in_words
+from rollout_service.fleet.member import FleetError, LeftService, Member, in_words
 from rollout_service.protocol import WeightsOf, WeightStatus
 from rollout_service.tensor_bytes import file_checksum
 from rollout_service.transports import RefusedUpdate, Update
@@ -29,8 +30,14 @@ from rollout_service.weights.versions import WeightStore
 
 logger = logging.getLogger("rollout_service")
 
+SLOWEST_LOAD = 100e6
+"""bytes that an engine loads in a second at least; it answers nothing meanwhile"""
 DRAFTERS_KEPT = 256
 """drafter versions whose age is known; more than an engine counts apart"""
+
+
+def seconds_to_load(weights: WeightsFile) -> float:
+    return Path(weights.path).stat().st_size / SLOWEST_LOAD
 
 
 class Pushes:
@@ -143,12 +150,12 @@ class Pushes:
                     message = f"version {version} could not be kept in {self.state.folder}: {full.strerror}"
                     raise refused("state", message, status=507) from full
             members = [member for member in self.members if member.in_service]
-            calls = [member.actor.relabel.remote(version) for member in members]
+            calls = [member.answer(member.actor.relabel.remote(version)) for member in members]
             results = await asyncio.gather(*calls, return_exceptions=True)
             failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
             for member, error in failed:
                 logger.error("engine %d could not take %s version %d: %s", member.index, of, version, in_words(error))
-                self._restart(member)
+                self._restart(member, error)
             if len(failed) == len(members):
                 self._forget_all_but_published(of)
                 raise FleetError(f"no engine could take {of} version {version}; push again once one is in service")
@@ -160,10 +167,11 @@ class Pushes:
                 logger.exception("%s version %d is in service, but what follows a push failed", of, version)
             return status
 
-    def _restart(self, member: Member) -> None:
-        """It comes into service again with what is then in service."""
-        member.in_service = False
-        ray.kill(member.actor, no_restart=False)
+    def _restart(self, member: Member, error: BaseException) -> None:
+        """It comes into service again with what is then in service. So does one that left service, without this."""
+        if not isinstance(error, LeftService):
+            member.leave()
+            ray.kill(member.actor, no_restart=False)
 
     async def _load_everywhere(self, of: WeightsOf, version: int, update: Update, run: str | None) -> WeightStatus:
         began, before = time.monotonic(), self.store.sets[of].status.run
@@ -171,7 +179,7 @@ class Pushes:
             await self._keep(self.state, of, version, update, run)
         weights = locate(version, update, self.ranks)
         members = [member for member in self.members if member.in_service]
-        loads = [member.actor.load.remote(weights, of == "drafter") for member in members]
+        loads = [self._load(member, weights, of == "drafter") for member in members]
         results = await asyncio.gather(*loads, return_exceptions=True)
         failed = [(m, r) for m, r in zip(members, results, strict=True) if isinstance(r, BaseException)]
         if failed and all(isinstance(r, DifferentBytes) for r in results):
@@ -179,7 +187,7 @@ class Pushes:
             raise refused("checksum", f"{in_words(failed[0][1])}: push again")
         for member, error in failed:
             logger.error("engine %d could not load %s version %d: %s", member.index, of, version, in_words(error))
-            self._restart(member)  # it must not serve half-loaded weights
+            self._restart(member, error)  # it must not serve half-loaded weights
         if len(failed) == len(members):
             self._forget_all_but_published(of)
             reason = in_words(failed[0][1]) if failed else "none is in service"
@@ -196,6 +204,10 @@ class Pushes:
         except Exception:  # the version is in service, and an error would say that it is not
             logger.exception("%s version %d is in service, but what follows a push failed", of, version)
         return status
+
+    async def _load(self, member: Member, weights: WeightsFile, of_drafter: bool) -> Loaded:
+        with member.busy(seconds_to_load(weights)):
+            return await member.answer(member.actor.load.remote(weights, of_drafter))
 
     def _tell_of(
         self,

@@ -1,4 +1,4 @@
-"""Routing: gives each request to the engine with the least to do, and to another one if that engine dies.
+"""Routing: gives each request to the engine that placement.py chooses, and to another one if that engine dies.
 
 A group goes to one engine. If that engine dies, another one generates the group again, and the client only waits
 longer.
@@ -16,7 +16,8 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, RayActorError,
 
 from rollout_service.engine.engine import Aborted, NotStarted
 from rollout_service.fleet.engine_http import CONNECTION_LOST, Answer, EngineHttp
-from rollout_service.fleet.member import EnginesDied, FleetError, GroupFailed, HungUp, Member, in_words
+from rollout_service.fleet.member import EnginesDied, FleetError, GroupFailed, HungUp, LeftService, Member, in_words
+from rollout_service.fleet.placement import Placement, tokens_of
 from rollout_service.protocol import Group, GroupRequest
 
 logger = logging.getLogger("rollout_service")
@@ -27,10 +28,8 @@ ENGINE_WITHIN = 300.0
 """seconds a request waits for an engine to come into service"""
 NO_ROOM = errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOTCONN
 """a process, or the machine, has as many open files as it may have; or too many connections wait to be accepted"""
-ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted)
+ENGINE_LOST = (RayActorError, ActorDiedError, ActorUnavailableError, NotStarted, LeftService)
 """NotStarted means that Ray made a new actor before the fleet noticed the death"""
-SESSIONS_KEPT = 65_536
-"""sessions whose engine is known; the one whose last request is longest ago is forgotten first"""
 LONGEST_REASON = 500
 """characters of the reason why an engine refused a group, because vLLM's messages may quote a whole prompt"""
 
@@ -44,14 +43,14 @@ class Routing:
         """tokens of completions that were aborted by a cancellation, or by a weight update that generates them again"""
         self.hung_up = False
         """whether the service stops"""
-        self._of_session: dict[str, Member] = {}
+        self.placement = Placement()
         self._counting: set[asyncio.Task[None]] = set()
         self._change = asyncio.Condition()  # notified when an engine comes into service
 
-    async def _least_loaded(self) -> Member:
+    async def _engine_for(self, session: str | None, tokens: int) -> Member:
         if not any(member.in_service for member in self.members):
             await self._engine_in_service()
-        return min((m for m in self.members if m.in_service), key=lambda m: m.load)
+        return self.placement.choose([m for m in self.members if m.in_service], session, tokens)
 
     async def _engine_in_service(self) -> None:
         """Wait for an engine to come into service."""
@@ -64,28 +63,17 @@ class Routing:
         if self.hung_up:
             raise HungUp("the service is stopping")
 
-    async def _engine_of(self, session: str) -> Member:
-        """The engine that has the prefix of the session's earlier requests; the least loaded for a new session, and for
-        one whose engine has died."""
-        member = self._of_session.pop(session, None)
-        if member is None or not member.in_service:
-            member = await self._least_loaded()
-        self._of_session[session] = member  # the newest is the last
-        if len(self._of_session) > SESSIONS_KEPT:
-            del self._of_session[next(iter(self._of_session))]
-        return member
-
     async def generate(self, group: GroupRequest) -> Group:
         """The finished group. Cancelling aborts it in the engine. Raises GroupFailed when an engine refuses it,
         EnginesDied after ATTEMPTS deaths, and FleetError when no engine comes into service."""
-        deaths = 0
+        deaths, tokens = 0, tokens_of(group)
         while deaths < ATTEMPTS:
-            member = await self._least_loaded()
+            member = await self._engine_for(group.session, tokens)
             key = f"group-{uuid.uuid4().hex}"
-            member.add_load(group.n)
+            member.add_load(group.n, tokens)
             call = asyncio.ensure_future(member.actor.generate.remote(group, key))
             try:
-                outcome = await asyncio.shield(call)
+                outcome = await member.answer(call)
                 if isinstance(outcome, Group):
                     return outcome
                 self.wasted_tokens += outcome.tokens  # a weight update aborted it: generate it again
@@ -93,8 +81,11 @@ class Routing:
                 member.actor.abort.remote(key)
                 self._count_what_it_leaves(call)
                 raise
+            except LeftService:  # what it still answers is not delivered
+                self._count_what_it_leaves(call)
+                deaths += 1
             except ENGINE_LOST:
-                member.in_service = False
+                member.leave()
                 deaths += 1
             except RayTaskError as error:
                 raise GroupFailed(in_words(error)[:LONGEST_REASON]) from None
@@ -102,7 +93,7 @@ class Routing:
                 logger.warning("engine %d: group %s: %s", member.index, group.id, in_words(error))
                 deaths += 1
             finally:
-                member.add_load(-group.n)
+                member.add_load(-group.n, -tokens)
         raise EnginesDied(f"group {group.id or group.prompt_token_ids}: its engine died {ATTEMPTS} times in a row")
 
     def _count_what_it_leaves(self, call: "asyncio.Future[Group | Aborted]") -> None:
@@ -119,34 +110,40 @@ class Routing:
         task.add_done_callback(self._counting.discard)
 
     async def openai(
-        self, method: str, path: str, headers: Mapping[str, str], body: bytes, session: str | None = None
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        session: str | None = None,
+        tokens: int = 1,
     ) -> Answer:
-        """The answer of vLLM's own routes. The requests of a `session` go to one engine, others to the least loaded.
+        """The answer of vLLM's own routes. `tokens`: what the request may put in flight.
 
         If an engine dies before its answer has begun, another one answers. A stream that has begun ends with FleetError
         when its engine dies, because what was sent cannot be taken back. Raises FleetError after ATTEMPTS deaths, and
         HungUp after `hang_up`.
         """
         for _ in range(ATTEMPTS):
-            member = await self._least_loaded() if session is None else await self._engine_of(session)
+            member = await self._engine_for(session, tokens)
             connections = member.http
             assert connections is not None
-            member.add_load(1)
+            member.add_load(1, tokens)
             try:
                 answer = await connections.ask(method, path, headers, body)
                 if not isinstance(answer.body, bytes):
-                    answer = await self._begun(member, connections, answer)
-                    member.add_load(1)  # until the stream ends
+                    answer = await self._begun(member, connections, answer, tokens)
+                    member.add_load(1, tokens)  # until the stream ends
                 return answer
             except CONNECTION_LOST as error:
                 if isinstance(error, OSError) and error.errno in NO_ROOM:  # of which the engine knows nothing
                     raise FleetError(f"the front cannot open another connection: {error.strerror}") from error
                 self._lost(member, connections)
             finally:
-                member.add_load(-1)
+                member.add_load(-1, -tokens)
         raise FleetError(f"the engine that answered died {ATTEMPTS} times in a row")
 
-    async def _begun(self, member: Member, connections: EngineHttp, answer: Answer) -> Answer:
+    async def _begun(self, member: Member, connections: EngineHttp, answer: Answer, tokens: int) -> Answer:
         """The stream, whose first piece has come. Raises CONNECTION_LOST if the engine dies before it."""
         stream = answer.body
         assert not isinstance(stream, bytes)
@@ -162,7 +159,7 @@ class Routing:
                 self._lost(member, connections)
                 raise FleetError(f"engine {member.index} died while it answered") from error
             finally:
-                member.add_load(-1)
+                member.add_load(-1, -tokens)
 
         return answer._replace(body=body())
 
@@ -171,7 +168,7 @@ class Routing:
         if self.hung_up:
             raise HungUp("the service is stopping")
         if member.http is connections:  # and not those of the actor that took its place
-            member.in_service = False
+            member.leave()
 
     async def hang_up(self) -> None:
         """End the requests to vLLM's routes, those that wait included, with HungUp."""

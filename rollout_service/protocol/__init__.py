@@ -31,6 +31,7 @@ from rollout_service.protocol.batches import (
 )
 from rollout_service.protocol.bounds import (
     LONGEST_RUN,
+    LONGEST_SESSION,
     MAX_COMPLETIONS,
     MAX_GROUPS,
     MAX_INT32,
@@ -101,8 +102,8 @@ from rollout_service.protocol.weights import SharedMemoryPush, WeightsStatus, We
 from rollout_service.protocol.wire_type import INTERFACE_VERSION, VERSION_HEADER, ErrorBody, Problem, WireType
 
 __all__ = [
-    "CONTROL_PATHS", "INTERFACE_VERSION", "LONGEST_RUN", "MAX_COMPLETIONS", "MAX_GROUPS", "MAX_INT32",
-    "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "RECORD", "RETURN_RECORD", "VERSION_HEADER",
+    "CONTROL_PATHS", "INTERFACE_VERSION", "LONGEST_RUN", "LONGEST_SESSION", "MAX_COMPLETIONS", "MAX_GROUPS",
+    "MAX_INT32", "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "RECORD", "RETURN_RECORD", "VERSION_HEADER",
     "AbortById", "AbortRequests", "AbortedRequests", "AcceptanceCounts", "AgedAcceptance", "AlarmKind", "Awake",
     "Batch", "BatchesStatus", "CacheReset", "CheckWeights", "Completion", "ContextAcceptance", "DraftChoice",
     "DraftSchedule", "DrafterAcceptance", "Endpoint", "ErrorBody", "FailedGroup", "FinishUpdate", "Group",

@@ -16,6 +16,8 @@ MAX_INT32 = 2**31 - 1
 """the largest integer that the engine holds"""
 LONGEST_RUN = 256
 """characters of a run's name"""
+LONGEST_SESSION = 256
+"""characters of a conversation's name"""
 MAX_VERSION = 2**53 - 1
 """the largest integer that every reader of JSON holds exactly; the queue's database holds the sum of two as well"""
 

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, Field, StringConstraints, field_validator, mode
 
 from rollout_service.lossless import not_lossless
 from rollout_service.protocol.bounds import (
+    LONGEST_SESSION,
     MAX_COMPLETIONS,
     MAX_GROUPS,
     MAX_INT32,
@@ -77,6 +78,8 @@ class GroupRequest(WireType):
     n: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
     """number of completions"""
     sampling: Sampling = Field(default_factory=Sampling)
+    session: str | None = Field(default=None, min_length=1, max_length=LONGEST_SESSION)
+    """name of a conversation: its groups go to the engine that has the keys and values of their common prefix"""
     draft_steps: bool = False
     """whether each completion's speculation record lists every step (`steps`)"""
     metadata: dict[str, Any] = Field(default_factory=dict)

@@ -74,9 +74,9 @@ class StubFleet:
         prompt = group.prompt_token_ids
         return Group(id=group.id, prompt_token_ids=prompt, completions=[completion], sampling=group.sampling, engine=0)
 
-    async def openai(self, method, path, headers, body, session=None):
+    async def openai(self, method, path, headers, body, session=None, tokens=1):
         """The answer to the prompt `slow` does not end before the service hangs up; as a stream it at least begins."""
-        self.asked.append(SimpleNamespace(path=path, headers=headers, body=body, session=session))
+        self.asked.append(SimpleNamespace(path=path, headers=headers, body=body, session=session, tokens=tokens))
         fields = json.loads(body)
         slow, stream = fields.get("prompt") == "slow", fields.get("stream")
 

@@ -9,9 +9,9 @@ import pytest
 from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
 
 from rollout_service.engine.engine import NotStarted
+from rollout_service.fleet.engine_lives import EngineLives
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import EnginesDied, GroupFailed, Member
-from rollout_service.fleet.routing import Routing
 from rollout_service.protocol import Group, GroupRequest, Sampling
 
 
@@ -39,13 +39,13 @@ class Actor:
 def fleet(*actors):
     """A fleet that was not started: all members are in service, and restart at once."""
     fleet = object.__new__(Fleet)
-    Routing.__init__(fleet)
+    EngineLives.__init__(fleet)
     fleet.members = [Member(i, actor) for i, actor in enumerate(actors)]
 
-    async def least_loaded():
-        return min(fleet.members, key=lambda member: (not member.in_service, member.load))
+    async def engine_for(session, tokens):
+        return min(fleet.members, key=lambda member: (not member.in_service, member.tokens))
 
-    fleet._least_loaded = least_loaded
+    fleet._engine_for = engine_for
     for member in fleet.members:
         member.in_service = True
     return fleet
@@ -113,14 +113,14 @@ async def test_an_engine_counts_as_idle_what_comes_before_and_after_a_group_howe
     task = asyncio.create_task(here.generate(REQUEST))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert member.load == 4
+    assert (member.load, member.tokens) == (4, 1 + 4 * 256)
     clock.now += 3.0
     assert member.idle_seconds() == 5.0, "idle time does not grow while a group is generated"
     go.set()
     if end == "cancelled":
         task.cancel()
     await asyncio.wait({task})
-    assert (member.load, member.idle_seconds()) == (0, 5.0)
+    assert (member.load, member.tokens, member.idle_seconds()) == (0, 0, 5.0)
     clock.now += 2.0
     assert member.idle_seconds() == 7.0
     if end != "cancelled":
@@ -154,19 +154,19 @@ async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, 
         watched.set()
         await asyncio.Event().wait()
 
-    here._bring_into_service, here._watch = in_service, watch
+    here.bring_into_service, here._watch = in_service, watch
     await here.start()
     async with asyncio.timeout(5.0):
         await watched.wait()
     assert "the watch of engine 0 ended with an error; it begins again" in caplog.text
-    for task in here._watchers:
+    for task in here._watches.values():
         task.cancel()
 
 
 async def test_clients_that_leave_while_no_engine_is_in_service_are_cancelled_and_nothing_else():
     """Starlette cancels a request's task again and again until it has ended."""
     lost = fleet(Actor())
-    del lost._least_loaded
+    del lost._engine_for
     lost.members[0].in_service = False
     waiting = [asyncio.create_task(lost.generate(REQUEST)) for _ in range(3)]
     await asyncio.sleep(0.01)

@@ -14,14 +14,13 @@ from ray.exceptions import ActorUnavailableError, RayTaskError
 from drafters.registry import DrafterConfig
 from rollout_service.engine.engine import Engine, NotStarted, Started
 from rollout_service.engine.loading import DifferentBytes, HalfLoaded, check_all_ranks
-from rollout_service.fleet import fleet as fleet_module
-from rollout_service.fleet import routing
+from rollout_service.fleet import engine_lives
 from rollout_service.fleet.controls import Controls
 from rollout_service.fleet.engine_http import Answer
+from rollout_service.fleet.engine_lives import EngineLives
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError, HungUp, Member
 from rollout_service.fleet.pausing import Pausing
-from rollout_service.fleet.routing import Routing
 from rollout_service.http.errors import add_error_handlers
 from rollout_service.http.routes import models, openai
 
@@ -75,16 +74,18 @@ def engine(index, headers=None, *parts, **answers):
 @pytest.fixture
 def fleet():
     fleet = Fleet.__new__(Fleet)
-    Routing.__init__(fleet)
+    EngineLives.__init__(fleet)
     fleet.pausing = Pausing(Controls(fleet.members), asyncio.Lock(), frees_memory=False)
     fleet.key = "the key"
-    fleet.config = SimpleNamespace(drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508)
+    fleet.config = SimpleNamespace(drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508, engine_timeout=60.0)
     return fleet
 
 
 def answer(fleet):
     app = FastAPI()
-    app.state.fleet, app.state.admission = fleet, SimpleNamespace(check_openai=lambda path, fields: None)
+    app.state.fleet, app.state.admission = fleet, SimpleNamespace(
+        check_openai=lambda path, fields: None, max_tokens=508
+    )
     app.include_router(openai.router)
     add_error_handlers(app)
     with TestClient(app) as client:
@@ -97,7 +98,7 @@ def test_an_openai_answer_whose_body_has_not_begun_comes_from_another_engine(fle
     response = answer(fleet)
     assert (response.status_code, response.content) == (200, b"{}")
     assert [member.in_service for member in fleet.members] == [False, True]
-    assert [member.load for member in fleet.members] == [0, 0]
+    assert [(member.load, member.tokens) for member in fleet.members] == [(0, 0)] * 2
 
 
 def test_an_event_stream_that_has_begun_ends_with_an_error_event(fleet):
@@ -106,7 +107,7 @@ def test_an_event_stream_that_has_begun_ends_with_an_error_event(fleet):
     assert events[0] == "data: {}"
     assert events[1].startswith('data: {"error": {"message": "FleetError: engine 0 died while it answered"')
     assert events[2:] == [""]
-    assert [member.load for member in fleet.members] == [0, 0]
+    assert [(member.load, member.tokens) for member in fleet.members] == [(0, 0)] * 2
 
 
 async def test_an_engine_that_was_started_again_is_not_lost_with_the_connections_to_the_one_before(fleet):
@@ -133,32 +134,24 @@ async def test_an_engine_is_not_lost_because_the_front_has_too_many_open_files(f
     with pytest.raises(FleetError, match="cannot open another connection: Too many open files"):
         await fleet.openai("POST", "/", {}, b"")
     assert fleet.members[0].in_service
-    assert fleet.members[0].load == 0
+    assert (fleet.members[0].load, fleet.members[0].tokens) == (0, 0)
 
 
 async def test_requests_of_a_session_go_to_one_engine_as_long_as_it_lives(fleet):
     fleet.members += [engine(index, JSON, str(index).encode()) for index in range(3)]
 
     async def ask(session):
-        return int((await fleet.openai("POST", "/", {}, b"", session)).body)
+        return int((await fleet.openai("POST", "/", {}, b"", session, tokens=10)).body)
 
     first = await ask("a")
     for member in fleet.members:
-        member.load += 5 * (member.index == first)
+        member.tokens += 15 * (member.index == first)
     assert [await ask("a") for _ in range(3)] == [first] * 3, "although it has the most to do"
     assert await ask("b") != first
-    fleet.members[first].in_service = False
+    fleet.members[first].leave()
     second = await ask("a")
     fleet.members[first].in_service = True
     assert await ask("a") == second != first
-
-
-async def test_only_the_sessions_that_came_last_are_known(fleet, monkeypatch):
-    monkeypatch.setattr(routing, "SESSIONS_KEPT", 2)
-    fleet.members.append(engine(0, JSON, b"{}"))
-    for session in ("a", "b", "a", "c"):
-        await fleet.openai("POST", "/", {}, b"", session)
-    assert list(fleet._of_session) == ["a", "c"]
 
 
 async def test_hanging_up_ends_requests_that_run_and_those_that_wait_for_an_engine(fleet):
@@ -200,10 +193,10 @@ async def watched(fleet, member, monkeypatch):
     """Watch until the engine is in service again. Returns how often its actor was killed."""
     killed = []
     monkeypatch.setattr("ray.kill", lambda actor, no_restart: killed.append(actor))
-    monkeypatch.setattr(fleet_module, "CHECK_EVERY", 0.01)
+    monkeypatch.setattr(engine_lives, "ASK_EVERY", 0.01)
+    monkeypatch.setattr(engine_lives, "AGAIN_AFTER", 0.01)
     fleet.pushes = SimpleNamespace(lock=asyncio.Lock())
     fleet.store = SimpleNamespace(sets={}, folder=SimpleNamespace(path=Path("/service")))
-    fleet.on_started = lambda index: None
     watching = asyncio.create_task(fleet._watch(member))
     async with asyncio.timeout(2), fleet._change:
         await fleet._change.wait()
@@ -251,7 +244,7 @@ def empty(monkeypatch):
 async def test_an_actor_that_is_started_already_ends_instead_of_loading_a_second_vllm(empty):
     empty.llm = SimpleNamespace()
     with pytest.raises(Ended):
-        await empty.start(None, None, None)
+        await empty.start(None)
 
 
 @pytest.mark.parametrize("method", ["check", "metrics", "speculation", "schedule", "context_acceptance"])

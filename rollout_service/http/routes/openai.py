@@ -1,4 +1,4 @@
-"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the least loaded engine."""
+"""POST /v1/completions, POST /v1/chat/completions: vLLM's own handlers, in the engine that the fleet chooses."""
 
 import asyncio
 import json
@@ -16,6 +16,7 @@ from rollout_service.http.admission import stopping
 from rollout_service.http.errors import CLIENT_CLOSED_REQUEST, openai_error
 from rollout_service.http.json_route import JsonRoute, read_object
 from rollout_service.http.request_id import MADE
+from rollout_service.http.request_tokens import tokens_in_flight
 from rollout_service.protocol import Problem
 
 router = APIRouter(tags=["OpenAI-compatible (vLLM's own handlers)"], route_class=JsonRoute)
@@ -62,9 +63,10 @@ async def passed_on(request: Request) -> tuple[Response, dict[str, Any]]:
     if fields.get("request_id") and request.scope.get(MADE):  # vLLM would prefer the header to the client's own id
         headers.pop("x-request-id", None)
     session = request.headers.get(SESSION_HEADER)
+    tokens = tokens_in_flight(path, fields, body, admission.max_tokens)
     try:
         async with while_connected(request.receive):
-            answer: Answer = await fleet.openai(request.method, path, headers, body, session)
+            answer: Answer = await fleet.openai(request.method, path, headers, body, session, tokens)
     except TimeoutError:
         return Response(status_code=CLIENT_CLOSED_REQUEST), fields
     except HungUp:
