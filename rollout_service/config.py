@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -14,6 +14,7 @@ from rollout_service.bearer_token import VARIABLE, WithAdminToken
 from rollout_service.vllm_arguments import check_arguments
 from rollout_service.vllm_parsers import check_parser
 
+Engines = Annotated[int, Field(ge=1)] | Literal["all"]
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -183,8 +184,8 @@ class ServiceConfig(WithAdminToken, Section):
     """the policy: a folder or a Hugging Face name"""
     name: str | None = None
     """the policy's name in requests; when not given, the last part of `model`"""
-    engines: int = Field(default=1, ge=1)
-    """number of engines"""
+    engines: Engines = 1
+    """number of engines; all: as many as fit on the machine or in the joined cluster, also when nodes join or leave"""
     engine_timeout: float = Field(default=60.0, ge=1.0)
     """seconds that an engine in service may be silent: then it is killed and started again, and its groups are
     generated elsewhere. While it loads weights, it has a second more for each 100 MB"""
@@ -228,6 +229,11 @@ class ServiceConfig(WithAdminToken, Section):
         if self.ray_address is None:
             self.refuse_unread(["ray_timeout"], "a Ray cluster of its own, without ray_address")
         return self
+
+    @property
+    def first_engines(self) -> int:
+        """Number of engines without which the service does not start."""
+        return 1 if self.engines == "all" else self.engines
 
     @model_validator(mode="after")
     def known_drafter(self) -> "ServiceConfig":

@@ -115,7 +115,7 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
         starting.end()
         host, port = listener.getsockname()[:2]
         console.print(
-            f"Serving [bold]{config.served_name}[/] with {config.engines} engine(s), drafter "
+            f"Serving [bold]{config.served_name}[/] with {len(fleet.members)} engine(s), drafter "
             f"[bold]{config.drafter.kind}[/], at [bold]{url_of(host, port)}[/] (documentation: /docs). Ctrl-C stops it."
         )
         await server.serve([listener])

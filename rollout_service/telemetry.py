@@ -66,8 +66,6 @@ class Telemetry:
         self.oldest.set(status.oldest_seconds)
         self.wasted.set(status.tokens_wasted)
         self.dropped.set(status.dropped)
-        for engine, seconds in enumerate(status.engines_idle):
-            self.idle.labels(str(engine)).set(seconds)
 
     def exposition(self, engines: dict[int, str]) -> bytes:
         """Prometheus text of the front's metrics and the engines'. `engines`: each engine's own text, by index."""

@@ -12,7 +12,8 @@ TOPICS = {
     "http": """access_log admission bearer_token client cors endpoint engine_http front generate guard models_route
                 probes request_ids rollout_record service starting tokens tool_parsers tools""",
     "fleet": """alarms cluster_room control deaths fleet_generate lost_engines pausing placement ray_cluster
-                resources silent_engines frozen_engines scaling""",
+                resources silent_engines frozen_engines scaling
+                scaled_service joining_nodes""",
     "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware law patch_table patches
                  required_prefix runners watched_outputs""",
     "trainer": """chunked_scoring commands extended_files learner_interface learner_memory model_folder padding

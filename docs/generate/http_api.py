@@ -27,6 +27,7 @@ GLOSSES = {
     "probes": "What load balancers and clients of vLLM ask a server before they use it.",
     "generate": "The routes of vLLM's that take and give token ids.",
     "status": "Health, readiness, metrics, and the state of speculation: the routes and their types.",
+    "fleet": "The engines, and their number while the service runs.",
     "pausing": "vLLM's routes that pause the fleet, end requests, reset caches, and let engines sleep.",
     "updates": "vLLM's routes for weight updates of several calls, and for the version in service.",
     "server": "What trainers read of the server before they train.",

@@ -6,20 +6,23 @@
 | model                               | `within`, where it is given                                               |
 | lease                               | the request's `wait`, and `read_timeout`                                  |
 | extend                              | a quarter of the lease, so that another try comes before the lease's end  |
+| scale                               | SCALE_TIMEOUT and `drain`: engines start or end before the answer         |
 | push                                | PUSH_TIMEOUT: every engine loads the version before the answer            |
 | rollouts, between two parts of it   | STREAM_SILENCE: nothing comes while the first group is generated          |
 """
 
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
 from rollout_service.client.answers import check, read, served_model
 from rollout_service.client.connection import Call, Connection
 from rollout_service.protocol import (
+    FLEET_PATH,
     Batch,
     BatchesStatus,
+    FleetStatus,
     GroupRequest,
     LeaseExtension,
     LeaseGroups,
@@ -28,6 +31,7 @@ from rollout_service.protocol import (
     PromptsRequest,
     PromptsStatus,
     RolloutRequest,
+    ScaleEngines,
     SpeculationStatus,
     WeightsOf,
     WeightsStatus,
@@ -39,6 +43,8 @@ M = TypeVar("M", bound=BaseModel)
 
 PUSH_TIMEOUT = 1800.0
 """seconds; the service receives a large policy and keeps it on disk, and every engine reads it"""
+SCALE_TIMEOUT = 1800.0
+"""seconds; an engine of a large policy takes minutes to start"""
 STREAM_SILENCE = 7200.0
 """seconds; longer than a slow engine needs for a group of long responses"""
 JSON = "application/json"
@@ -101,6 +107,19 @@ def extend(client: Connection, lease: str, seconds: float) -> Call[LeaseStatus]:
 def batches(client: Connection) -> Call[BatchesStatus]:
     """How many groups are in which state, the leases, and what was generated in vain."""
     return _get(BatchesStatus, "/v1/batches")
+
+
+def engines(client: Connection) -> Call[FleetStatus]:
+    """Every engine: its state, and what it has to do. Needs the admin token where there is a token."""
+    return _get(FleetStatus, FLEET_PATH)
+
+
+def scale(client: Connection, engines: int | Literal["all"], drain: float = 60.0) -> Call[FleetStatus]:
+    """Add engines or take some away; returns when that is done. `drain`: seconds that running requests have. Needs the
+    admin token where there is a token. Raises RolloutError with 409 when there is no room, or when another change is
+    under way."""
+    request = ScaleEngines(engines=engines, drain=drain)
+    return _post(FleetStatus, FLEET_PATH, request, wait=SCALE_TIMEOUT + drain)
 
 
 def release_weights(client: Connection, run: str) -> Call[None]:

@@ -51,3 +51,5 @@ class Methods(Connection):
     extend = Method(calls.extend)
     batches = Method(calls.batches)
     release_weights = Method(calls.release_weights)
+    engines = Method(calls.engines)
+    scale = Method(calls.scale)

@@ -1,8 +1,8 @@
 """Engine: the Ray actor around one vLLM AsyncLLM.
 
 An actor is empty until `start`, even after Ray has restarted it. The fleet lets it load the weights in service before
-it serves, so an engine never serves a token of an outdated version. When vLLM's core process dies, the actor ends too, and Ray makes a
-new one.
+it serves, so an engine never serves a token of an outdated version. When vLLM's core process dies, the actor ends too,
+and Ray makes a new one.
 """
 
 import asyncio
@@ -12,6 +12,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import ray
 
 from drafters.registry import make_drafter
 from drafters.schedule import Range, StepCosts
@@ -56,6 +58,8 @@ class Started(NamedTuple):
     """schemas of the bodies of vLLM's own routes, by path"""
     address: str
     """where its HTTP server listens for requests to these routes"""
+    node: str
+    """Ray's id of its node"""
 
 
 class Aborted(NamedTuple):
@@ -160,7 +164,8 @@ class Engine:
         make_app = functools.partial(openai_app, self.llm, self.config)
         self.server = HttpServer(self.llm, make_app, self.service_folder, self.key, self.index)
         replaced = (await self.llm.collective_rpc("replaced_functions"))[0]
-        return Started(replaced, costs, openai_schemas(), self.server.start())
+        node = ray.get_runtime_context().get_node_id()
+        return Started(replaced, costs, openai_schemas(), self.server.start(), node)
 
     async def measure(self, plan: "Plan") -> "Measured":
         """Measure the costs of steps, while nothing else is generated."""

@@ -62,6 +62,7 @@ class EngineLives(Routing):
         self.openai_schemas: dict[str, dict[str, Any]] = {}
         """schemas of the bodies of vLLM's own routes, by path"""
         self._watches: dict[int, asyncio.Task[None]] = {}
+        self._serves = False  # before it does, there are no pushes
 
     def make_engine(self) -> Member:
         """A new member, with the lowest free index, whose actor Ray makes as soon as it has room."""
@@ -89,6 +90,7 @@ class EngineLives(Routing):
         except (RayError, TimeoutError) as error:
             hint = "engine_logs = true shows its own log"
             raise FleetError(f"an engine could not start: {in_words(error)}; {hint}") from error
+        self._serves = True
         for member in members:
             what = f"the watch of engine {member.index}"
             self._watches[member.index] = asyncio.create_task(kept_running(what, partial(self._watch, member)))
@@ -110,10 +112,9 @@ class EngineLives(Routing):
         """Start an engine whose actor is new, and let it load what is in service. Raises what Ray raises, and
         TimeoutError when it falls silent meanwhile."""
         started = await member.actor.start.remote(member.costs)
-        member.costs, self.openai_schemas = started.costs, started.openai_schemas
+        member.costs, self.openai_schemas, member.node = started.costs, started.openai_schemas, started.node
         await member.connect(started.address, self.key)
-        # A push waits only for the loading, not for the start. Before the first watch, there are no pushes.
-        async with self.pushes.lock if self._watches else contextlib.nullcontext():
+        async with self.pushes.lock if self._serves else contextlib.nullcontext():  # not for the start, which is long
             in_service = [(of, weights.file) for of, weights in self.store.sets.items() if weights.file is not None]
             longest = sum(seconds_to_load(file) for _, file in in_service)
             async with asyncio.timeout(self.config.engine_timeout + longest):

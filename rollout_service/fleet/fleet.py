@@ -21,8 +21,9 @@ from rollout_service.fleet.member import FleetError, Member
 from rollout_service.fleet.pausing import Pausing
 from rollout_service.fleet.pushes import Pushes
 from rollout_service.fleet.ray_cluster import start_ray
-from rollout_service.fleet.resources import check_cluster, check_machine
+from rollout_service.fleet.resources import check_cluster, check_machine, engines_that_fit
 from rollout_service.fleet.routing import ENGINE_LOST
+from rollout_service.fleet.scaling import Scaling
 from rollout_service.fleet.updates import Updates
 from rollout_service.protocol import DraftSchedule
 from rollout_service.weights.state_folder import StateFolder
@@ -44,6 +45,10 @@ class Fleet(EngineLives):
         super().__init__()
         self.device = resolve_device(config.engine.device)
         self.runner = runner_of(self.device)
+        if config.engines == "all" and self.device == "cpu" and not config.engine.cores:
+            raise ValueError(
+                "engine.cores: engines = 'all' needs the number of cores that each engine takes; give 1 or more"
+            )
         if config.ray_address is None and threads is None:
             check_machine(config, self.device)
         self.folder = resolve_model(config.model)
@@ -65,7 +70,8 @@ class Fleet(EngineLives):
         self.store = WeightStore(self.folder, self.drafter, config.engine.dtype)
         self.alarms = Alarms(config.alarms)
         self.key = secrets.token_hex(32)
-        share = config.engine.cores or max(1, machine_cores() // config.engines)
+        count = max(1, engines_that_fit(config, self.device)) if config.engines == "all" else config.engines
+        share = config.engine.cores or max(1, machine_cores() // count)
         self.threads, self.reserved_cores = threads or share, 0 if threads else share
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
         self.pushes.ranks = config.engine.tensor_parallel_size
@@ -74,6 +80,7 @@ class Fleet(EngineLives):
         self.pausing = Pausing(self.controls, self.pushes.lock, frees_memory=sleeps)
         self.pushes.check_awake = self.pausing.check_awake
         self.updates = Updates(self.store, self.pushes, self.controls, self.device)
+        self.scaling = Scaling(self)
 
     # --- life ---
 
@@ -85,15 +92,18 @@ class Fleet(EngineLives):
         self.pushes.take_up_kept()
         if self.config.ray_address is not None:
             await check_cluster(self.config, self.device, self.reserved_cores)
-        for _ in range(self.config.engines):
+        fit = await asyncio.to_thread(self.scaling.fit) if self.config.engines == "all" else 0
+        for _ in range(max(self.config.first_engines, fit)):
             self.make_engine()
         try:
             await self.start_engines(self.members)
         except FleetError:
             await self.stop()
             raise
+        self.scaling.start()
 
     async def stop(self) -> None:
+        self.scaling.stop()
         await self.end_engines(self.members)
         self.store.close()
         if self.state is not None:
@@ -154,11 +164,12 @@ class Fleet(EngineLives):
         return dict(sorted(answers.items()))
 
     async def ready(self, timeout: float = ANSWER_WITHIN) -> bool:
-        """Whether every engine is in service and answers."""
-        if not self.members or not all(member.in_service for member in self.members):
+        """Whether every engine is in service and answers, except those that are being added or taken away."""
+        members = [member for member in self.members if not member.joining and not member.draining]
+        if not members or not all(member.in_service for member in members):
             return False
         try:
-            await asyncio.wait_for(asyncio.gather(*(m.actor.check.remote() for m in self.members)), timeout)
+            await asyncio.wait_for(asyncio.gather(*(m.actor.check.remote() for m in members)), timeout)
         except (TimeoutError, RayError):
             return False
         return True

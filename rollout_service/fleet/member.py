@@ -12,7 +12,6 @@ from ray.exceptions import RayTaskError
 from drafters.schedule import StepCosts
 from rollout_service.fleet.engine_http import EngineHttp
 
-
 T = TypeVar("T")
 
 
@@ -49,6 +48,9 @@ class Member:
     index: int
     actor: Any
     in_service: bool = False
+    joining: bool = False  # it is being added to a running fleet
+    draining: bool = False  # it is being taken away, and takes no new requests
+    node: str = ""  # Ray's id of its node
     load: int = 0  # completions under way
     tokens: int = 0  # of their prompts, and those that may still be generated
     restarts: int = 0

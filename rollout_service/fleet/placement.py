@@ -14,7 +14,7 @@ from rollout_service.fleet.member import Member
 from rollout_service.protocol import GroupRequest
 
 OVERLOAD = 2.0
-"""a session's engine keeps it up to this multiple of the least load. To move costs the prompt's keys and values, once"""
+"""a session's engine keeps it up to this multiple of the least load; a move costs the prompt's keys and values, once"""
 SESSIONS_KEPT = 65_536
 
 

@@ -44,12 +44,12 @@ class Demand(NamedTuple):
 
 def demands_of(config: ServiceConfig, device: str, cores: int | None = None) -> list[Demand]:
     """What a service needs. `cores`: what each engine on a CPU reserves, if that is known."""
-    engine = config.engine
+    engine, count = config.engine, config.first_engines
     if device == "cuda":
-        gpus = Demand("engines, engine.tensor_parallel_size", config.engines, engine.tensor_parallel_size, "GPU")
-        return [gpus, Demand("engines", config.engines, 1, "CPU")]
+        gpus = Demand("engines, engine.tensor_parallel_size", count, engine.tensor_parallel_size, "GPU")
+        return [gpus, Demand("engines", count, 1, "CPU")]
     fields = "engines, engine.cores" if cores or engine.cores else "engines"
-    return [Demand(fields, config.engines, cores or engine.cores or 1, "CPU")]
+    return [Demand(fields, count, cores or engine.cores or 1, "CPU")]
 
 
 def demands_in_turns(config: ServiceConfig, device: str, at_once: int) -> list[Demand]:
@@ -106,7 +106,7 @@ async def check_cluster(config: ServiceConfig, device: str, cores: int) -> None:
     the GPUs of an engine that is in one. Another job may take the room in between. The engines then wait for it.
     """
     demands = demands_of(config, device, cores)
-    room = placement_group([{demand.resource: demand.each for demand in demands}] * config.engines)
+    room = placement_group([{demand.resource: demand.each for demand in demands}] * config.first_engines)
     ready = asyncio.ensure_future(room.ready())
     try:
         await asyncio.wait([ready], timeout=min(SOON, config.ray_timeout))
@@ -121,6 +121,24 @@ async def check_cluster(config: ServiceConfig, device: str, cores: int) -> None:
     finally:
         ready.cancel()
         remove_placement_group(room)
+
+
+async def check_room_for_more(config: ServiceConfig, device: str, cores: int, running: int, more: int) -> None:
+    """Raises FleetError when there is no room for `more` engines beside those that run. In a joined cluster they have
+    `ray_timeout` seconds to find some."""
+    if config.ray_address is not None:
+        return await check_cluster(config.model_copy(update={"engines": more}), device, cores)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for demand in demands_of(config.model_copy(update={"engines": running + more}), device, cores):
+        if missing := shortfall(demand, nodes):
+            raise FleetError(f"{missing} on this machine; {demand.advice}")
+
+
+def engines_that_fit_now(config: ServiceConfig, device: str, cores: int) -> int:
+    """The number of further engines that the nodes have room for, beside whatever runs there."""
+    each = demands_of(config.model_copy(update={"engines": 1}), device, cores)
+    free = ray._private.state.available_resources_per_node().values()
+    return sum(min(int(node.get(demand.resource, 0) // demand.each) for demand in each) for node in free)
 
 
 def what_is_missing(demands: Sequence[Demand]) -> str:

@@ -48,16 +48,21 @@ class Routing:
         self._change = asyncio.Condition()  # notified when an engine comes into service
 
     async def _engine_for(self, session: str | None, tokens: int) -> Member:
-        if not any(member.in_service for member in self.members):
+        if not self._open:
             await self._engine_in_service()
-        return self.placement.choose([m for m in self.members if m.in_service], session, tokens)
+        return self.placement.choose(self._open, session, tokens)
+
+    @property
+    def _open(self) -> list[Member]:
+        """The engines that take requests."""
+        return [member for member in self.members if member.in_service and not member.draining]
 
     async def _engine_in_service(self) -> None:
         """Wait for an engine to come into service."""
         async with self._change:
             try:
                 async with asyncio.timeout(ENGINE_WITHIN):  # wait_for can lose the condition's lock to a cancellation
-                    await self._change.wait_for(lambda: self.hung_up or any(m.in_service for m in self.members))
+                    await self._change.wait_for(lambda: self.hung_up or self._open)
             except TimeoutError:
                 raise FleetError(f"no engine came into service within {ENGINE_WITHIN:.0f} s") from None
         if self.hung_up:
@@ -83,7 +88,7 @@ class Routing:
                 raise
             except LeftService:  # what it still answers is not delivered
                 self._count_what_it_leaves(call)
-                deaths += 1
+                deaths += not member.draining
             except ENGINE_LOST:
                 member.leave()
                 deaths += 1

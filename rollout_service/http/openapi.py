@@ -40,6 +40,7 @@ MORE: dict[str, tuple[int, ...]] = {
     "/v1/batches": (507,),
     "/v1/weights/{of}": (404, 409, 507),
     "/v1/models/{model}": (404,),
+    "/v1/fleet/engines": (409,),
     "/resume": (409,),
     "/start_weight_update": (409, 507),
     "/start_draft_weight_update": (409, 507),

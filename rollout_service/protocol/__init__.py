@@ -9,6 +9,7 @@ POST /v1/batches/{lease}/ack, /nack   LeaseGroups -> LeaseStatus
 POST /v1/batches/{lease}/extend       LeaseExtension -> LeaseStatus
 GET  /v1/batches                      BatchesStatus; DELETE /v1/batches?run=NAME
 GET  /v1/speculation                  SpeculationStatus
+POST, GET /v1/fleet/engines           ScaleEngines -> FleetStatus
 GET  /health, /ping, /ready, /metrics, /load, /version
 GET  /v1/models, /v1/models/{model}, POST /v1/completions, /v1/chat/completions     vLLM's own types
 POST /inference/v1/generate, /v1/completions/render, /v1/chat/completions/render, /tokenize, /detokenize   the same
@@ -73,6 +74,7 @@ from rollout_service.protocol.control import (
     WeightInfo,
     WorldSize,
 )
+from rollout_service.protocol.fleet import FLEET_PATH, MAX_ENGINES, EngineStatus, FleetStatus, ScaleEngines
 from rollout_service.protocol.rollout_record import RECORD, RETURN_RECORD, RolloutRecord
 from rollout_service.protocol.rollouts import (
     PROMPTS,
@@ -102,16 +104,16 @@ from rollout_service.protocol.weights import SharedMemoryPush, WeightsStatus, We
 from rollout_service.protocol.wire_type import INTERFACE_VERSION, VERSION_HEADER, ErrorBody, Problem, WireType
 
 __all__ = [
-    "CONTROL_PATHS", "INTERFACE_VERSION", "LONGEST_RUN", "LONGEST_SESSION", "MAX_COMPLETIONS", "MAX_GROUPS",
-    "MAX_INT32", "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "RECORD", "RETURN_RECORD", "VERSION_HEADER",
-    "AbortById", "AbortRequests", "AbortedRequests", "AcceptanceCounts", "AgedAcceptance", "AlarmKind", "Awake",
-    "Batch", "BatchesStatus", "CacheReset", "CheckWeights", "Completion", "ContextAcceptance", "DraftChoice",
-    "DraftSchedule", "DrafterAcceptance", "Endpoint", "ErrorBody", "FailedGroup", "FinishUpdate", "Group",
-    "GroupRequest", "InitTransfer", "IsPaused", "IsSleeping", "LeaseExtension", "LeaseGroups", "LeaseInfo",
-    "LeaseRequest", "LeaseStatus", "Message", "NewVersion", "Paused", "Problem", "PromptsRequest", "PromptsStatus",
-    "Relabelled", "ResponseTokens", "RolloutRecord", "RolloutRequest", "Sampling", "ScheduleSource", "ServerInfo",
-    "SharedMemoryPush", "Sleeping", "Speculation", "SpeculationAlarm", "SpeculationStatus", "Tags", "Temperature",
-    "TokenId", "TopK", "TopP", "UpdateMessage", "UpdateWeights", "Version", "VersionedAcceptance", "WeightCheck",
-    "WeightInfo", "WeightSpan", "WeightStatus", "WeightsOf", "WeightsStatus", "WireType", "WithToken", "WorldSize",
-    "as_sampled", "sampled_otherwise",
+    "CONTROL_PATHS", "FLEET_PATH", "INTERFACE_VERSION", "LONGEST_RUN", "LONGEST_SESSION", "MAX_COMPLETIONS",
+    "MAX_ENGINES", "MAX_GROUPS", "MAX_INT32", "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "RECORD",
+    "RETURN_RECORD", "VERSION_HEADER", "AbortById", "AbortRequests", "AbortedRequests", "AcceptanceCounts",
+    "AgedAcceptance", "AlarmKind", "Awake", "Batch", "BatchesStatus", "CacheReset", "CheckWeights", "Completion",
+    "ContextAcceptance", "DraftChoice", "DraftSchedule", "DrafterAcceptance", "Endpoint", "EngineStatus", "ErrorBody",
+    "FailedGroup", "FinishUpdate", "FleetStatus", "Group", "GroupRequest", "InitTransfer", "IsPaused", "IsSleeping",
+    "LeaseExtension", "LeaseGroups", "LeaseInfo", "LeaseRequest", "LeaseStatus", "Message", "NewVersion", "Paused",
+    "Problem", "PromptsRequest", "PromptsStatus", "Relabelled", "ResponseTokens", "RolloutRecord", "RolloutRequest",
+    "Sampling", "ScaleEngines", "ScheduleSource", "ServerInfo", "SharedMemoryPush", "Sleeping", "Speculation",
+    "SpeculationAlarm", "SpeculationStatus", "Tags", "Temperature", "TokenId", "TopK", "TopP", "UpdateMessage",
+    "UpdateWeights", "Version", "VersionedAcceptance", "WeightCheck", "WeightInfo", "WeightSpan", "WeightStatus",
+    "WeightsOf", "WeightsStatus", "WireType", "WithToken", "WorldSize", "as_sampled", "sampled_otherwise",
 ]  # fmt: skip

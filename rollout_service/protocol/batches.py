@@ -139,4 +139,4 @@ class BatchesStatus(WireType):
     persistent: bool
     """whether the queue is on disk and outlives the service"""
     engines_idle: list[float] = Field(default_factory=list)
-    """for each engine, the seconds since its start in which it had nothing to generate"""
+    """for each engine by index, the seconds since its start in which it had nothing to generate"""

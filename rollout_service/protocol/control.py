@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from rollout_service.protocol.fleet import FLEET_PATH
 from rollout_service.protocol.wire_type import WireType
 
 CONTROL_PATHS = (
@@ -16,7 +17,7 @@ CONTROL_PATHS = (
     "/init_weight_transfer_engine", "/shutdown_weight_transfer_engine", "/start_weight_update",
     "/start_draft_weight_update", "/update_weights", "/finish_weight_update", "/update_weight_version", "/weight_info",
     "/weight_checker",
-    "/get_world_size", "/server_info", "/collective_rpc",
+    "/get_world_size", "/server_info", "/collective_rpc", FLEET_PATH,
 )  # fmt: skip
 """every control route; whoever may call them decides what the service generates, and with which weights"""
 Tags = Literal["weights", "kv_cache", "scheduling"]

@@ -50,8 +50,6 @@ class BackgroundGeneration:
 
     def __init__(self, fleet: Fleet, queue: BatchQueue, telemetry: Telemetry):
         self.fleet, self.queue, self.telemetry = fleet, queue, telemetry
-        config = fleet.config
-        self.limit = OVERSUBSCRIPTION * config.engines * config.engine.max_num_seqs
         self.running: dict[int, Run] = {}
         self.unwritten = 0
         self.wake = asyncio.Event()
@@ -90,7 +88,8 @@ class BackgroundGeneration:
 
     def _has_room(self) -> bool:
         under_way = sum(run.waiting.request.n for run in self.running.values())
-        return under_way == 0 or under_way < self.limit
+        limit = OVERSUBSCRIPTION * len(self.fleet.members) * self.fleet.config.engine.max_num_seqs
+        return under_way == 0 or under_way < limit
 
     def _next_waiting(self) -> Waiting | None:
         suspects = not any(run.waiting.rounds for run in self.running.values())

@@ -12,7 +12,7 @@ from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.engine_http import Answer
 from rollout_service.fleet.member import HungUp
 from rollout_service.http.app import make_app
-from rollout_service.protocol import Completion, Group, WeightSpan, WeightStatus
+from rollout_service.protocol import Completion, FleetStatus, Group, WeightSpan, WeightStatus
 from rollout_service.queue.batch_queue import BatchQueue
 
 FIELDS = ("model", "prompt", "messages", "max_tokens", "temperature", "top_k", "top_p", "n", "seed", "stop", "stream")
@@ -55,6 +55,7 @@ class StubFleet:
         self.store = SimpleNamespace(sets=sets, folder=SimpleNamespace(path="/none"), version=lambda of: 0)
         self.pushes = SimpleNamespace(on_published=None, drafter_since={})
         self.pausing = SimpleNamespace(paused=False)
+        self.scaling = SimpleNamespace(status=lambda: FleetStatus(wanted=1, engines=[]))
         self.outcomes, self.begun, self.ended, self.asked = {}, [], [], []
         self.hung_up = asyncio.Event()
 

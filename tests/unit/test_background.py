@@ -26,7 +26,8 @@ class FleetInMiniature:
         self.config = SimpleNamespace(engines=1, engine=SimpleNamespace(max_num_seqs=4))
         self.status = SimpleNamespace(version=0)
         self.store = SimpleNamespace(version=lambda of: self.status.version)
-        self.members, self.wasted_tokens, self.pushes = [], 0, SimpleNamespace()
+        self.members = [SimpleNamespace(idle_seconds=lambda: 0.0)]
+        self.wasted_tokens, self.pushes = 0, SimpleNamespace()
         self.go = asyncio.Event()
         self.begun, self.cancelled, self.failures = [], [], {}
 
@@ -241,7 +242,7 @@ async def test_a_failure_that_leaves_a_batch_incomplete_is_reported_at_once(serv
 async def test_a_group_that_is_cancelled_at_any_moment_leaves_room_for_others(service, steps):
     client, fleet = service
     background = fleet.background
-    background.limit = 4
+    fleet.config.engine.max_num_seqs = 2  # so that there is room for one group
     await background.stop()
     groups = [GroupRequest(id=name, prompt_token_ids=[1], n=4) for name in "ab"]
     background.queue.add(PromptsRequest(groups=groups[:1]), groups[:1])

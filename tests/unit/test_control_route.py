@@ -7,6 +7,7 @@ from pydantic import SecretStr
 from rollout_service.engine.server_info import HIDDEN, without_secrets
 from rollout_service.fleet.member import FleetError
 from rollout_service.fleet.updates import Pushed
+from rollout_service.http.routes import fleet as fleet_routes
 from rollout_service.http.routes import pausing, server, updates
 from rollout_service.protocol import WeightStatus
 from rollout_service.protocol.control import CONTROL_PATHS
@@ -47,7 +48,8 @@ def fleet(**answers):
 
 
 def test_the_list_of_control_paths_is_that_of_the_routes():
-    paths = [route.path for module in (pausing, updates, server) for route in module.router.routes]
+    modules = pausing, updates, server, fleet_routes
+    paths = {route.path for module in modules for route in module.router.routes}
     assert sorted(paths) == sorted(CONTROL_PATHS)
 
 

@@ -138,9 +138,11 @@ async def test_the_watch_of_an_engine_outlives_an_error_of_its_own(monkeypatch, 
     made = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda *_: Actor()))
     monkeypatch.setattr("ray.remote", lambda _: made)
     here, watched = fleet(), asyncio.Event()
-    here.config = SimpleNamespace(engines=1, ray_address=None, for_engine=dict, engine=SimpleNamespace(dtype="float32"))
+    here.config = SimpleNamespace(
+        engines=1, first_engines=1, ray_address=None, for_engine=dict, engine=SimpleNamespace(dtype="float32")
+    )
     here.pushes = SimpleNamespace(take_up_kept=lambda: None)
-    here.key = "the key"
+    here.key, here.scaling = "the key", SimpleNamespace(start=lambda: None)
     here.store = SimpleNamespace(folder=SimpleNamespace(path=Path("/service")))
     here.folder, here.device, here.reserved_cores, here.threads = Path(), "cpu", 1, 1
     errors = [OSError("no space left on device")]

@@ -77,14 +77,17 @@ def fleet():
     EngineLives.__init__(fleet)
     fleet.pausing = Pausing(Controls(fleet.members), asyncio.Lock(), frees_memory=False)
     fleet.key = "the key"
-    fleet.config = SimpleNamespace(drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508, engine_timeout=60.0)
+    fleet.config = SimpleNamespace(
+        drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508, engine_timeout=60.0
+    )
     return fleet
 
 
 def answer(fleet):
     app = FastAPI()
-    app.state.fleet, app.state.admission = fleet, SimpleNamespace(
-        check_openai=lambda path, fields: None, max_tokens=508
+    app.state.fleet, app.state.admission = (
+        fleet,
+        SimpleNamespace(check_openai=lambda path, fields: None, max_tokens=508),
     )
     app.include_router(openai.router)
     add_error_handlers(app)
@@ -206,14 +209,14 @@ async def watched(fleet, member, monkeypatch):
 
 @pytest.mark.parametrize(("check", "kills"), [(in_actor(NotStarted("new")), 0), (LOST, 0), (in_actor(KeyError()), 1)])
 async def test_a_new_actor_is_started_and_only_one_that_cannot_answer_is_killed(fleet, monkeypatch, check, kills):
-    member = engine(0, check=check, start=Started({}, None, {}, "/socket"))
+    member = engine(0, check=check, start=Started({}, None, {}, "/socket", "node"))
     assert await watched(fleet, member, monkeypatch) == kills
     assert (member.in_service, member.restarts) == (True, 1)
 
 
 async def test_a_new_actor_is_paused_before_it_comes_into_service(fleet, monkeypatch):
     await fleet.pausing.pause("keep", clear_cache=False)
-    member, asked = engine(0, check=in_actor(NotStarted("new")), start=Started({}, None, {}, "/socket")), []
+    member, asked = engine(0, check=in_actor(NotStarted("new")), start=Started({}, None, {}, "/socket", "node")), []
 
     async def control(*call):
         asked.append((*call, member.in_service))

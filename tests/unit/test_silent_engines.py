@@ -5,111 +5,21 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from ray.exceptions import ActorUnavailableError
+from toy_engines import toy_fleet, until
 
 from rollout_service.engine.engine import Started
-from rollout_service.engine.loading import Loaded, WeightsFile
-from rollout_service.fleet import engine_lives
-from rollout_service.fleet.controls import Controls
-from rollout_service.fleet.engine_lives import EngineLives
-from rollout_service.fleet.fleet import Fleet
-from rollout_service.fleet.member import EnginesDied, FleetError, Member
-from rollout_service.fleet.pausing import Pausing
-from rollout_service.fleet.pushes import Pushes
-from rollout_service.protocol import Group, GroupRequest, Sampling
+from rollout_service.fleet.member import EnginesDied, FleetError
+from rollout_service.protocol import GroupRequest
 from rollout_service.transports import Update
-from rollout_service.weights.versions import WeightSet
 
 TIMEOUT = 0.4
 REQUEST = GroupRequest(id="a", prompt_token_ids=[1], n=4)
 
 
-class Actor:
-    """An engine that can be frozen: then no call of it ends. `ray.kill` makes it a new one, which was not started."""
-
-    def __init__(self, index):
-        self.index, self.frozen, self.lives, self.held, self.asked = index, False, 0, None, []
-        self.awake = asyncio.Event()
-        self.awake.set()
-        names = "start", "check", "load", "generate", "control", "metrics", "abort"
-        self.__dict__ |= {name: SimpleNamespace(remote=self.call(getattr(self, f"_{name}"))) for name in names}
-
-    def call(self, method):
-        async def remote(*arguments):
-            life = self.lives
-            self.asked.append(method.__name__)
-            await self.awake.wait()
-            if life != self.lives:
-                raise ActorUnavailableError("killed", None)
-            return await method(*arguments)
-
-        return remote
-
-    def freeze(self):
-        self.awake.clear()
-
-    def wake(self):
-        self.awake.set()
-
-    def kill(self):
-        self.lives, self.held = self.lives + 1, None
-        self.wake()
-
-    async def _start(self, costs):
-        await asyncio.sleep(0.1)
-        return Started({}, None, {}, "/socket")
-
-    async def _check(self): ...
-
-    async def _abort(self, key): ...
-
-    async def _load(self, weights, of_drafter):
-        self.held = weights.version
-        return Loaded(pause=0.1, changed=1, modules=1)
-
-    async def _generate(self, group, key):
-        await asyncio.sleep(0.01)
-        await self.awake.wait()
-        return Group(id=group.id, prompt_token_ids=[1], completions=[], sampling=Sampling(), engine=self.index)
-
-    async def _control(self, *call):
-        return True
-
-    async def _metrics(self):
-        return "text"
-
-
 @pytest.fixture
 async def fleet(monkeypatch, tmp_path):
-    """Two engines in service, which are watched."""
-    monkeypatch.setattr("ray.kill", lambda actor, no_restart: actor.kill())
-    monkeypatch.setattr(engine_lives, "AGAIN_AFTER", 0.01)
-    monkeypatch.setattr("rollout_service.weights.versions.tensor_specs", lambda file: {})
-    monkeypatch.setattr(
-        "rollout_service.fleet.pushes.locate",
-        lambda version, update, *_: WeightsFile(version, str(update.file), update.checksum, "here", None),
-    )
-    fleet = Fleet.__new__(Fleet)
-    EngineLives.__init__(fleet)
-    fleet.config, fleet.key = SimpleNamespace(engine_timeout=TIMEOUT), "the key"
-    fleet.store = SimpleNamespace(
-        sets={"policy": WeightSet("policy", {}, "float32")}, version=lambda of: 0, differs=lambda *_: True
-    )
-    alarms = SimpleNamespace(after_push=lambda *_, **more: None)
-    fleet.pushes = Pushes(fleet.store, None, alarms, fleet.members)
-    fleet.controls = Controls(fleet.members)
-    fleet.pausing = Pausing(fleet.controls, fleet.pushes.lock, frees_memory=False)
-    fleet.members += [Member(index, Actor(index)) for index in range(2)]
-    await fleet.start_engines(fleet.members)
-    yield fleet
-    for watch in fleet._watches.values():
-        watch.cancel()
-
-
-async def until(condition, within=3.0):
-    async with asyncio.timeout(within):
-        while not condition():
-            await asyncio.sleep(0.005)
+    async with toy_fleet(monkeypatch, tmp_path, engines=2, timeout=TIMEOUT) as fleet:
+        yield fleet
 
 
 async def test_a_frozen_engine_goes_out_of_service_in_time_and_comes_back_once_it_is_killed(fleet, caplog):
@@ -234,7 +144,7 @@ async def test_an_engine_that_starts_again_does_not_hold_up_a_push_before_it_loa
 
     async def start(costs):
         await go.wait()
-        return Started({}, None, {}, "/socket")
+        return Started({}, None, {}, "/socket", "node")
 
     again.actor.start = SimpleNamespace(remote=start)
     again.actor.kill()

@@ -2,6 +2,7 @@
 
 from rollout_service.http.routes import (
     batches,
+    fleet,
     generate,
     models,
     openai,
@@ -23,6 +24,7 @@ MODULES = (
     generate,
     status,
     probes,
+    fleet,
     pausing,
     updates,
     server,
