@@ -24,7 +24,8 @@ def type_of(schema: Schema, link: Link) -> str:
     for union in ("anyOf", "oneOf"):
         if union in schema:
             rest = {name: value for name, value in schema.items() if name != union}
-            parts = [part for part in schema[union] if part.get("const", 1) > rest.get("exclusiveMinimum", -1)]
+            above = rest.get("exclusiveMinimum", -1)
+            parts = [part for part in schema[union] if isinstance(c := part.get("const", 1), str) or c > above]
             return ", or ".join(dict.fromkeys(filter(None, (type_of(rest | part, link) for part in parts))))
     match schema.get("type"):
         case "array":

@@ -25,7 +25,7 @@ from rollout_service.evaluation.running import progress, report_console
 from rollout_service.evaluation.selftest_checks import Check
 from rollout_service.evaluation.selftest_config import SelftestConfig
 from rollout_service.evaluation.selftest_engine import CheckedEngine, check_engine
-from rollout_service.fleet.fleet import REPORTED
+from rollout_service.fleet.engine_lives import REPORTED
 from rollout_service.fleet.member import FleetError
 from rollout_service.fleet.resources import check_machine
 

@@ -89,7 +89,8 @@ class Member:
         if self._left is None:
             self._left = asyncio.get_running_loop().create_future()
         left, asked = self._left, asyncio.ensure_future(call)
-        await asyncio.wait({left, asked}, return_when=asyncio.FIRST_COMPLETED)
+        both: set[asyncio.Future[Any]] = {left, asked}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
         if asked.done() and not (left.done() and asked.exception()):
             return asked.result()
         asked.add_done_callback(lambda asked: asked.cancelled() or asked.exception())

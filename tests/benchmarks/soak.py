@@ -34,6 +34,7 @@ from rollout_service.engine.speculation_stats import SpeculationCounts
 from rollout_service.fleet import pushes
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.controls import Controls
+from rollout_service.fleet.engine_lives import EngineLives
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import Member
 from rollout_service.fleet.pausing import Pausing
@@ -112,14 +113,14 @@ class StubEngine:
 def stub_fleet(engines: int) -> Fleet:
     """A fleet without Ray, models or files."""
     fleet = object.__new__(Fleet)
+    EngineLives.__init__(fleet)
     fleet.config = ServiceConfig.model_validate({"model": "stub", "engines": engines, "drafter": {"kind": "mtp"}})
     fleet.alarms = Alarms(fleet.config.alarms)
-    fleet.members = [Member(i, StubEngine(i), in_service=True) for i in range(engines)]
+    fleet.members += [Member(i, StubEngine(i), in_service=True) for i in range(engines)]
     sets = {of: WeightSet(of, {}, "float32") for of in ("policy", "drafter")}
     fleet.store = SimpleNamespace(sets=sets, version=lambda of: sets[of].status.version, differs=lambda *_: True)
     fleet.pushes = pushes.Pushes(fleet.store, None, fleet.alarms, fleet.members)
     fleet.pausing = Pausing(Controls(fleet.members), fleet.pushes.lock, frees_memory=False)
-    fleet.wasted_tokens, fleet._counting, fleet._change = 0, set(), asyncio.Condition()
     return fleet
 
 
