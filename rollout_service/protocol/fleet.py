@@ -36,3 +36,4 @@ class FleetStatus(WireType):
     wanted: int | Literal["all"]
     """the number that was asked for last"""
     engines: list[EngineStatus]
+    """by index"""
