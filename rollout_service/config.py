@@ -35,7 +35,7 @@ class EngineConfig(Section):
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
     """on cuda only: share of each GPU's memory that the engine may use"""
     tensor_parallel_size: int = Field(default=1, ge=1)
-    """on cuda only: number of GPUs that each engine uses"""
+    """number of GPUs that each engine uses; on a CPU, of processes that share its cores, which is slower"""
     cores: int = Field(default=0, ge=0)
     """on cpu only: number of cores that each engine uses; 0 divides the machine's cores equally"""
     enforce_eager: bool | None = None
@@ -59,7 +59,7 @@ class EngineConfig(Section):
 
     def check_device(self, device: str) -> None:
         """Raises ValueError for a field that has no effect on this device, `cpu` or `cuda`."""
-        of_others = ["cores"] if device == "cuda" else ["gpu_memory_utilization", "tensor_parallel_size"]
+        of_others = ["cores"] if device == "cuda" else ["gpu_memory_utilization"]
         self.refuse_unread(of_others, f"device = {device!r}")
 
 

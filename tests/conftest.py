@@ -13,7 +13,7 @@ TOPICS = {
                 probes request_ids rollout_record service starting tokens tool_parsers tools""",
     "fleet": """alarms cluster_room control deaths fleet_generate lost_engines pausing placement ray_cluster
                 resources silent_engines frozen_engines scaling
-                scaled_service joining_nodes""",
+                scaled_service joining_nodes nodes head""",
     "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware law patch_table patches
                  required_prefix runners watched_outputs""",
     "trainer": """chunked_scoring commands extended_files learner_interface learner_memory model_folder padding

@@ -32,7 +32,7 @@ def engine_arguments(
     cpu = device == "cpu"
     gib = engine.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
     platform: dict[str, Any] = (
-        {"enforce_eager": True, "distributed_executor_backend": "uni"}
+        {"enforce_eager": True, "distributed_executor_backend": "uni" if engine.tensor_parallel_size == 1 else "mp"}
         if cpu
         else {
             "enforce_eager": bool(engine.enforce_eager),

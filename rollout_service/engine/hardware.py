@@ -42,7 +42,8 @@ def machine_cores() -> int:
 
 
 def engine_environment(device: str, threads: int, dtype: str = "bfloat16") -> dict[str, str]:
-    """Environment variables of an engine's actor and of the vLLM process that it starts. `dtype`: `engine.dtype`."""
+    """Environment variables of an engine's actor and of the vLLM processes that it starts. `threads`: of each process
+    that computes, on a CPU. `dtype`: `engine.dtype`."""
     common = {
         "VLLM_PLUGINS": "rollout_service",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "WARNING"),

@@ -72,6 +72,7 @@ class EngineLives(Routing):
         options: dict[str, Any] = {
             "num_gpus": self.config.engine.tensor_parallel_size if cuda else 0,
             "num_cpus": 1 if cuda else self.reserved_cores,
+            "scheduling_strategy": "SPREAD",  # so that a node that is lost takes few engines with it
             "max_restarts": -1,
             "max_concurrency": 4096,
             "runtime_env": {"env_vars": environment, **interpreter()},

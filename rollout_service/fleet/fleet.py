@@ -41,7 +41,7 @@ class Fleet(EngineLives):
     """Use: `fleet = Fleet(config); await fleet.start(); ...; await fleet.stop()`."""
 
     def __init__(self, config: ServiceConfig, *, threads: int | None = None):
-        """`threads` of each engine replaces the equal share and reserves no cores, for engines that take turns."""
+        """`threads`: cores of each engine in place of the equal share, none reserved, for engines that take turns."""
         super().__init__()
         self.device = resolve_device(config.engine.device)
         self.runner = runner_of(self.device)
@@ -72,9 +72,10 @@ class Fleet(EngineLives):
         self.key = secrets.token_hex(32)
         count = max(1, engines_that_fit(config, self.device)) if config.engines == "all" else config.engines
         share = config.engine.cores or max(1, machine_cores() // count)
-        self.threads, self.reserved_cores = threads or share, 0 if threads else share
+        ranks = config.engine.tensor_parallel_size
+        self.threads, self.reserved_cores = max(1, (threads or share) // ranks), 0 if threads else share
         self.pushes = Pushes(self.store, self.state, self.alarms, self.members)
-        self.pushes.ranks = config.engine.tensor_parallel_size
+        self.pushes.ranks = ranks
         sleeps = self.device == "cuda" and bool(config.engine.vllm.get("enable_sleep_mode"))
         self.controls = Controls(self.members)
         self.pausing = Pausing(self.controls, self.pushes.lock, frees_memory=sleeps)

@@ -30,11 +30,6 @@ def lines(command, flags, capsys):
         (SERVE, ["--engine.device", "cuda", "--engine.cores", "2"], "engine.cores: has no effect with device = 'cuda'"),
         (
             SERVE,
-            ["--engine.device", "cpu", "--engine.tensor_parallel_size", "2"],
-            "engine.tensor_parallel_size: has no",
-        ),
-        (
-            SERVE,
             ["--engine.device", "cpu", "--engine.gpu_memory_utilization", "0.5"],
             "engine.gpu_memory_utilization: ",
         ),
