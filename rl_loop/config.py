@@ -25,6 +25,7 @@ from rollout_service.protocol import (
     Temperature,
     TopK,
     TopP,
+    WithAuthority,
     WithToken,
 )
 
@@ -67,7 +68,7 @@ def one_with_async(fields: dict[str, Any]) -> int:
     return int(fields["mode"] == "async")
 
 
-class TrainConfig(WithToken, Section):
+class TrainConfig(WithToken, WithAuthority, Section):
     """Reinforcement learning against a rollout service."""
 
     renamed: ClassVar[Mapping[str, str]] = {

@@ -198,7 +198,7 @@ def open_source(config: TrainConfig, state: RunState, console: Console) -> Itera
         yield recorded
         return
     token = None if config.token is None else config.token.get_secret_value()
-    with RolloutClient(config.endpoint, token) as client:
+    with RolloutClient(config.endpoint, token, ca_file=config.ca_file) as client:
         wait_until_ready(client, config, console)
         check_owner(client, config, state.run)
         check_drafter(client, config)

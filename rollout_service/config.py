@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from drafters.files.home import in_home
 from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import Section
+from rollout_service import certificates
 from rollout_service.bearer_token import VARIABLE, WithAdminToken
 from rollout_service.vllm_arguments import check_arguments
 from rollout_service.vllm_parsers import check_parser
@@ -177,6 +178,33 @@ class CorsConfig(Section):
         return self
 
 
+class TLSConfig(Section):
+    """Certificate of the service, for https. Without one it speaks plain http."""
+
+    certificate: Path | None = None
+    """PEM file of the certificate, followed by those between it and its authority"""
+    key: Path | None = None
+    """PEM file of the certificate's private key, without a password"""
+    ended_by_proxy: bool = False
+    """something in front of the service ends TLS, such as a proxy or an ingress, so the service may speak plain http on
+    an address that is not loopback"""
+
+    @model_validator(mode="after")
+    def is_a_pair(self) -> "TLSConfig":
+        if self.certificate is not None and self.key is not None:
+            certificates.check_pair(self.certificate, self.key)
+            self.refuse_unread(["ended_by_proxy"], "a certificate of the service itself")
+        elif self.certificate is not None:
+            raise ValueError("key: a certificate needs the file of its private key")
+        elif self.key is not None:
+            raise ValueError("certificate: a key needs the file of its certificate")
+        return self
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.certificate is None else "https"
+
+
 class ServiceConfig(WithAdminToken, Section):
     """Serve a policy for rollouts: a fleet of vLLM engines behind one HTTP endpoint."""
 
@@ -193,9 +221,10 @@ class ServiceConfig(WithAdminToken, Section):
     drafter: DrafterConfig = DrafterConfig()
     alarms: AlarmConfig = AlarmConfig()
     host: str = "127.0.0.1"
-    """address to listen on; every address except loopback needs a token"""
+    """address to listen on; every address except loopback needs a token, and TLS"""
     port: int = Field(default=8000, ge=0, le=65535)
     """port to listen on; 0 takes any free port"""
+    tls: TLSConfig = TLSConfig()
     state: Path | None = None
     """folder that keeps the batch queue and the weights in service, so that a restarted service continues with them;
     without it they are only in memory"""
@@ -225,6 +254,15 @@ class ServiceConfig(WithAdminToken, Section):
         return self
 
     @model_validator(mode="after")
+    def reachable_only_with_tls(self) -> "ServiceConfig":
+        if self.host not in LOOPBACK and self.tls.certificate is None and not self.tls.ended_by_proxy:
+            raise ValueError(
+                f"tls: listening on {self.host} needs TLS; set tls.certificate and tls.key, or tls.ended_by_proxy = "
+                'true if something in front of the service ends TLS, or listen on host = "127.0.0.1"'
+            )
+        return self
+
+    @model_validator(mode="after")
     def waits_only_for_a_cluster(self) -> "ServiceConfig":
         if self.ray_address is None:
             self.refuse_unread(["ray_timeout"], "a Ray cluster of its own, without ray_address")
@@ -241,8 +279,8 @@ class ServiceConfig(WithAdminToken, Section):
         return self
 
     def for_engine(self) -> dict[str, Any]:
-        """The fields that an engine's actor needs, as JSON: all of them except the front's address and tokens."""
-        front = {"host", "port", "token", "token_file", "admin_token", "admin_token_file", "cors", "access_log"}
+        """The fields that an engine's actor needs, as JSON: all of them except those of the front alone."""
+        front = {"host", "port", "tls", "token", "token_file", "admin_token", "admin_token_file", "cors", "access_log"}
         return self.model_dump(mode="json", exclude=front)
 
     @property

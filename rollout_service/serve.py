@@ -41,11 +41,11 @@ def launch(config: ServiceConfig) -> None:
     try:
         listener = socket.create_server((config.host, config.port), family=_family(config.host))
     except OSError as error:
-        where = url_of(config.host, config.port)
+        where = url_of(config.tls.scheme, config.host, config.port)
         message = f"cannot listen on {where}: {error.strerror}; choose another host or port"
         sys.exit(f"rollout-service launch: host, port: {message}")
     allow_connections()
-    starting = Starting(listener, partial(outermost, config=config))
+    starting = Starting(listener, partial(outermost, config=config), config.tls)
     starting.start()
     try:
         asyncio.run(_serve(config, listener, starting, console))
@@ -71,8 +71,8 @@ def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
-def url_of(host: str, port: int) -> str:
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def url_of(scheme: str, host: str, port: int) -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -103,7 +103,8 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
         background.start()
         settings = uvicorn.Config(
             app, http=TimedConnection, log_level="warning", timeout_graceful_shutdown=GRACE,
-            timeout_keep_alive=KEPT_ALIVE, lifespan="off",
+            timeout_keep_alive=KEPT_ALIVE, lifespan="off", ssl_certfile=config.tls.certificate,
+            ssl_keyfile=config.tls.key,
         )  # fmt: skip
         server, stopping = Server(settings), list[asyncio.Task[None]]()
 
@@ -113,10 +114,10 @@ async def _serve(config: ServiceConfig, listener: socket.socket, starting: Start
 
         stop = end
         starting.end()
-        host, port = listener.getsockname()[:2]
+        url = url_of(config.tls.scheme, *listener.getsockname()[:2])
         console.print(
             f"Serving [bold]{config.served_name}[/] with {len(fleet.members)} engine(s), drafter "
-            f"[bold]{config.drafter.kind}[/], at [bold]{url_of(host, port)}[/] (documentation: /docs). Ctrl-C stops it."
+            f"[bold]{config.drafter.kind}[/], at [bold]{url}[/] (documentation: /docs). Ctrl-C stops it."
         )
         await server.serve([listener])
     finally:

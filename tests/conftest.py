@@ -9,11 +9,10 @@ TOPICS = {
     "queue": "asynchronous background bad_requests batch_queue faults soak stored_formats",
     "weights": """control_route lasting loading mapped_update push_route pushes state_folder tensor_bytes transports
                   update_file updates weight_files weight_updates""",
-    "http": """access_log admission bearer_token client cors endpoint engine_http front generate guard models_route
-                probes request_ids rollout_record service starting tokens tool_parsers tools""",
-    "fleet": """alarms cluster_room control deaths fleet_generate lost_engines pausing placement ray_cluster
-                resources silent_engines frozen_engines scaling
-                scaled_service joining_nodes nodes head""",
+    "http": """access_log admission bearer_token client cors endpoint engine_http front generate guard https
+                models_route probes request_ids rollout_record service starting tls tokens tool_parsers tools""",
+    "fleet": """alarms cluster_room control deaths fleet_generate frozen_engines head joining_nodes lost_engines nodes
+                pausing placement ray_cluster resources scaled_service scaling silent_engines""",
     "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware law patch_table patches
                  required_prefix runners watched_outputs""",
     "trainer": """chunked_scoring commands extended_files learner_interface learner_memory model_folder padding

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import httpx
@@ -35,10 +36,18 @@ class Call(Generic[T]):
 
 class Connection:
     """A connection to one service. `timeout` limits connecting and writing, and `read_timeout` limits the wait for an
-    answer, in seconds. Calls that may take longer have limits of their own (calls.py). Raises EndpointError."""
+    answer, in seconds. Calls that may take longer have limits of their own (calls.py). `ca_file` is the PEM file of the
+    authority behind an https endpoint's certificate, if it is none of the system's. Raises EndpointError."""
 
-    def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0, read_timeout: float = 60.0):
-        self.timeout, self.read_timeout, self.route = timeout, read_timeout, Route(endpoint)
+    def __init__(
+        self,
+        endpoint: str,
+        token: str | None = None,
+        timeout: float = 30.0,
+        read_timeout: float = 60.0,
+        ca_file: Path | None = None,
+    ):
+        self.timeout, self.read_timeout, self.route = timeout, read_timeout, Route(endpoint, ca_file)
         headers = {VERSION_HEADER: str(INTERFACE_VERSION)} | ({"Authorization": f"Bearer {token}"} if token else {})
         self.options: dict[str, Any] = {
             "base_url": endpoint,

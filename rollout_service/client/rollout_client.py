@@ -6,10 +6,12 @@ with RolloutClient("http://127.0.0.1:8000") as client:
     client.push_weights("policy", tensors, version=1)
 
 Raises RolloutError when the service refuses or fails a request, or when a gateway answers in its place. Raises
-httpx.TransportError when there is no answer, and EndpointError when the endpoint is not an address or is unreachable.
+httpx.TransportError when there is no answer, and EndpointError when the endpoint is not an address, is unreachable, or
+has a certificate that is not trusted.
 """
 
 from collections.abc import Generator, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
@@ -29,10 +31,18 @@ T = TypeVar("T")
 
 class RolloutClient(Methods):
     """Blocking client. `timeout` limits connecting and writing, and `read_timeout` limits the wait for an answer, in
-    seconds. Calls that may take longer have limits of their own (calls.py)."""
+    seconds. Calls that may take longer have limits of their own (calls.py). `ca_file` is the PEM file of the authority
+    behind an https endpoint's certificate, if it is none of the system's."""
 
-    def __init__(self, endpoint: str, token: str | None = None, timeout: float = 30.0, read_timeout: float = 60.0):
-        super().__init__(endpoint, token, timeout, read_timeout)
+    def __init__(
+        self,
+        endpoint: str,
+        token: str | None = None,
+        timeout: float = 30.0,
+        read_timeout: float = 60.0,
+        ca_file: Path | None = None,
+    ):
+        super().__init__(endpoint, token, timeout, read_timeout, ca_file)
         self.http = httpx.Client(**self.options, transport=httpx.HTTPTransport(**self.route.transport))
 
     def __enter__(self) -> "RolloutClient":

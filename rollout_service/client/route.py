@@ -1,4 +1,4 @@
-"""Route: how the client connects to the service, directly or through a proxy, and how it notices a dead peer.
+"""Route: how the client connects to the service, directly or through a proxy, with or without TLS.
 
 TCP keepalive notices within about two minutes that the peer is gone (a half-open connection), even in a long wait.
 """
@@ -8,12 +8,14 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import httpx
 
+from rollout_service.certificates import trusting
 from rollout_service.endpoint import EndpointError, checked_endpoint, is_loopback
 
 KEEPALIVE = [
@@ -76,12 +78,17 @@ def checked_proxy(endpoint: str) -> Proxy | None:
 
 
 class Route:
-    """The route to one endpoint. Raises EndpointError when the endpoint is not a URL, or its proxy cannot be used."""
+    """The route to one endpoint. Raises EndpointError when the endpoint is not a URL, or its proxy cannot be used.
+    `ca_file`: see WithAuthority."""
 
-    def __init__(self, endpoint: str):
+    def __init__(self, endpoint: str, ca_file: Path | None = None):
         self.endpoint = checked_endpoint(endpoint)
         self.proxy = checked_proxy(endpoint)
+        encrypted = urlsplit(endpoint).scheme == "https"
+        if ca_file is not None and not encrypted:
+            raise EndpointError(f"{endpoint}: ca_file has no effect with http; write https://, or leave ca_file out")
         self.transport: dict[str, Any] = {
+            "verify": trusting(ca_file) if encrypted else False,
             "proxy": httpx.Proxy(self.proxy.url) if self.proxy else None,
             "socket_options": KEEPALIVE,
         }
@@ -99,11 +106,18 @@ class Route:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Connection errors keep their type, and say what was waited for and which proxy is in between."""
+        """Connection errors keep their type, and say what was waited for and which proxy is in between. Those of TLS
+        become EndpointError, because they stay until somebody changes the configuration."""
         try:
             yield
         except httpx.TransportError as error:
             what = str(error) or type(error).__name__
+            where = f"{self.endpoint}{self.via}: {what}"
+            if "CERTIFICATE_VERIFY_FAILED" in what:
+                advice = "set ca_file to the PEM file of the authority that signed its certificate"
+                raise EndpointError(f"{where}; {advice}") from error
+            if "WRONG_VERSION_NUMBER" in what:
+                raise EndpointError(f"{where}; the service speaks plain http, so write http://") from error
             if isinstance(error, httpx.TimeoutException):
                 waited, limit = TIMEOUTS[type(error)]
                 what = f"{waited} {error.request.extensions['timeout'][limit]:g} s"

@@ -77,8 +77,8 @@ class EndpointArm:
         self.client, self.drafter, self.ran = client, drafter, ran
 
     @classmethod
-    async def connect(cls, endpoint: str, token: str | None) -> "EndpointArm":
-        client = AsyncRolloutClient(endpoint, token)
+    async def connect(cls, endpoint: str, token: str | None, ca_file: Path | None) -> "EndpointArm":
+        client = AsyncRolloutClient(endpoint, token, ca_file=ca_file)
         known = (await client.speculation()).drafters
         if not known:
             return cls(client, DrafterConfig(), Ran())

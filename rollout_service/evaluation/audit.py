@@ -84,7 +84,7 @@ async def sample(
     with progress(console) as bar:
         if config.endpoint is not None:
             token = config.token.get_secret_value() if config.token else None
-            arm = await EndpointArm.connect(config.endpoint, token)
+            arm = await EndpointArm.connect(config.endpoint, token, config.ca_file)
             try:
                 limit = (await arm.client.model())["max_model_len"]
                 rows = config.rows_of(arm.drafter)

@@ -12,6 +12,7 @@ from drafters.drafter import DraftSampling, VerificationChoice
 from drafters.registry import DrafterConfig, make_drafter
 from drafters.settings import ExistingFile, Section
 from rollout_service.bearer_token import WithToken
+from rollout_service.certificates import WithAuthority
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.evaluation.cut import Cut
 from rollout_service.evaluation.recomputation_config import RecomputationConfig
@@ -36,7 +37,7 @@ class Setting(NamedTuple):
     cut: Cut
 
 
-class AuditConfig(WithToken, Section):
+class AuditConfig(WithToken, WithAuthority, Section):
     """Test what the engine samples, with each drafter and setting, against the policy's exact distributions."""
 
     model: str

@@ -74,7 +74,7 @@ async def measure(config: CompareConfig, console: Console) -> list[Cell]:
     with progress(console) as bar:
         if config.endpoint is not None:
             token = config.token.get_secret_value() if config.token else None
-            arm = await EndpointArm.connect(config.endpoint, token)
+            arm = await EndpointArm.connect(config.endpoint, token, config.ca_file)
             try:
                 return await take_turns(config, [arm], runner, requests, bar)
             finally:

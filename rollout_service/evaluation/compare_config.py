@@ -10,6 +10,7 @@ from drafters.registry import DrafterConfig, make_drafter
 from drafters.runners import Runner
 from drafters.settings import ExistingFile, Section
 from rollout_service.bearer_token import WithToken
+from rollout_service.certificates import WithAuthority
 from rollout_service.config import EngineConfig, ServiceConfig
 from rollout_service.engine.switches import started_as
 from rollout_service.evaluation.recomputation_config import RecomputationConfig
@@ -31,7 +32,7 @@ class ComparedDrafter(Section):
     """auto, standard, block, or several to compare their acceptance"""
 
 
-class CompareConfig(WithToken, Section):
+class CompareConfig(WithToken, WithAuthority, Section):
     """Compare drafters on one policy: acceptance, speed relative to no drafter, and losslessness, side by side."""
 
     model: str

@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from rollout_service.config import TLSConfig
 from rollout_service.http.errors import answer
 from rollout_service.http.request_id import RequestIds
 from rollout_service.http.timed_connection import TimedConnection
@@ -24,12 +25,15 @@ ENDS_WITHIN = 1
 class Starting(threading.Thread):
     """Answers the listener's connections from `start` to `end`. Later connections wait for the service itself."""
 
-    def __init__(self, listener: socket.socket, around: Callable[[ASGIApp], ASGIApp] = RequestIds):
+    def __init__(
+        self, listener: socket.socket, around: Callable[[ASGIApp], ASGIApp] = RequestIds, tls: TLSConfig | None = None
+    ):
         """`around` adds what every answer of the service passes through (outermost.py)."""
+        tls = tls or TLSConfig()
         super().__init__(name="starting", daemon=True)
         settings = uvicorn.Config(
             around(starting), http=TimedConnection, log_level="warning", timeout_graceful_shutdown=ENDS_WITHIN,
-            lifespan="off",
+            lifespan="off", ssl_certfile=tls.certificate, ssl_keyfile=tls.key,
         )  # fmt: skip
         self.server = uvicorn.Server(settings)
         # uvicorn closes the socket that it is given, and the service still needs the listener.

@@ -18,6 +18,7 @@ POST /pause, /resume, /update_weights, ...      vLLM's control routes, in protoc
 """
 
 from rollout_service.bearer_token import WithToken
+from rollout_service.certificates import WithAuthority
 from rollout_service.protocol.batches import (
     Batch,
     BatchesStatus,
@@ -115,5 +116,6 @@ __all__ = [
     "Sampling", "ScaleEngines", "ScheduleSource", "ServerInfo", "SharedMemoryPush", "Sleeping", "Speculation",
     "SpeculationAlarm", "SpeculationStatus", "Tags", "Temperature", "TokenId", "TopK", "TopP", "UpdateMessage",
     "UpdateWeights", "Version", "VersionedAcceptance", "WeightCheck", "WeightInfo", "WeightSpan", "WeightStatus",
-    "WeightsOf", "WeightsStatus", "WireType", "WithToken", "WorldSize", "as_sampled", "sampled_otherwise",
+    "WeightsOf", "WeightsStatus", "WireType", "WithAuthority", "WithToken", "WorldSize", "as_sampled",
+    "sampled_otherwise",
 ]  # fmt: skip

@@ -110,7 +110,7 @@ def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
         assert process.stderr is not None
         for line in process.stderr:
             lines.append(line)
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+            if found := re.search(r"https?://[\d.]+:\d+", line):
                 yield found.group(), process
                 break
         else:

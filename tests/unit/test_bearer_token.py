@@ -13,7 +13,7 @@ from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.serve import launch
 
 COMMANDS = {
-    ServiceConfig: ["--model", "m", "--host", "0.0.0.0"],
+    ServiceConfig: ["--model", "m", "--host", "0.0.0.0", "--tls.ended_by_proxy", "true"],
     TrainConfig: ["--model", "m"],
     CompareConfig: ["--model", "m", "--prompts", __file__, "--endpoint", "http://node:8000"],
     AuditConfig: ["--model", "m", "--endpoint", "http://node:8000"],
@@ -83,7 +83,7 @@ def test_a_wrong_token_file_is_reported_without_its_content(content, flags, said
 
 
 def test_the_engines_of_a_service_with_a_token_do_not_get_the_token(file):
-    config = ServiceConfig(model="m", host="0.0.0.0", token_file=file)
+    config = ServiceConfig(model="m", token_file=file)
     told = config.for_engine()
     assert "of-the-file" not in json.dumps(told)
     assert ServiceConfig.model_validate(told).model == "m"

@@ -113,7 +113,13 @@ async def test_an_answer_may_take_longer_than_a_request(port, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:8000"), ("::1", "http://[::1]:8000"), ("h", "http://h:8000")]
+    ("scheme", "host", "url"),
+    [
+        ("http", "127.0.0.1", "http://127.0.0.1:8000"),
+        ("http", "::1", "http://[::1]:8000"),
+        ("https", "::1", "https://[::1]:8000"),
+        ("https", "h", "https://h:8000"),
+    ],
 )
-def test_the_printed_address_is_one_that_clients_take(host, url):
-    assert url_of(host, 8000) == url
+def test_the_printed_address_is_one_that_clients_take(scheme, host, url):
+    assert url_of(scheme, host, 8000) == url
