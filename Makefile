@@ -20,7 +20,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
 INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --durations 12
 
 .PHONY: help venv docs demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
-.PHONY: test-clients test-cuda lint format clean
+.PHONY: test-clients test-crd test-cuda lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, and compare the drafters; writes report/"
@@ -29,6 +29,7 @@ help:
 	@echo "make test-TOPIC   run the tests of one topic: $(TOPICS)"
 	@echo "make test-faults  train through $(FAULTS) random faults (34 minutes on 2 cores; FAULTS=20 for fewer)"
 	@echo "make test-clients run openai, TRL, verifiers, prime-rl, SkyRL and NeMo-Gym against a service; installs them at first"
+	@echo "make test-crd     hold deploy/cluster/kuberay.yaml to KubeRay's own schema; downloads it at first"
 	@echo "make test-cuda    test the CUDA path without a GPU; needs Python 3.12, and keeps 6 GB in .cuda"
 	@echo "make fuzz         send random bad requests to a service: schemathesis and 10,000 of our own (20 minutes)"
 	@echo "make demo-models  train the demo's policy and drafters from scratch (under an hour)"
@@ -85,6 +86,16 @@ test-faults: venv
 # Each client has an environment of its own under .clients, which is made at the first run.
 test-clients: venv
 	$(BIN)/python tests/clients/run.py
+
+# KubeRay's schema is a megabyte, so it is no part of this repository.
+CRD := .cluster/ray.io_rayclusters.yaml
+
+test-crd: $(CRD) | venv
+	KUBERAY_CRD=$(CRD) $(BIN)/python -m pytest tests/unit/test_cluster_files.py -q -k own_schema
+
+$(CRD):
+	curl -fsSL --create-dirs -o $@ \
+		https://raw.githubusercontent.com/ray-project/kuberay/v1.7.0/ray-operator/config/crd/bases/$(@F)
 
 # The CUDA path without a GPU: the packages of a GPU machine, with the bundle of deploy/gpu unpacked over them, and a
 # stand-in for the libraries of the driver. All of it stays in .cuda between runs.

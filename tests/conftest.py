@@ -21,7 +21,8 @@ TOPICS = {
     "losses": "rl_advantages rl_corrections rl_losses",
     "tasks": "grading prompt_lengths rewards_pool rl_rewards rl_tasks tasks text_lines",
     "config": "before_work rl_config settings unread_fields",
-    "documents": "architecture contributing documents layers quick_start study_report topics troubleshooting",
+    "documents": """architecture cluster_files contributing documents layers quick_start slurm study_report topics
+                    troubleshooting""",
 }
 """names of test files, without test_"""
 OF_FILE = {f"test_{name}": topic for topic, names in TOPICS.items() for name in names.split()}
