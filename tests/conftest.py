@@ -12,7 +12,7 @@ TOPICS = {
     "http": """access_log admission bearer_token client cors endpoint engine_http front generate guard https
                 models_route probes request_ids rollout_record service starting tls tokens tool_parsers tools""",
     "fleet": """alarms cluster_room control deaths fleet_generate frozen_engines head joining_nodes lost_engines nodes
-                pausing placement ray_cluster resources scaled_service scaling silent_engines""",
+                pausing placement ray_cluster ray_token resources scaled_service scaling silent_engines""",
     "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware law patch_table patches
                  required_prefix runners watched_outputs""",
     "trainer": """chunked_scoring commands extended_files learner_interface learner_memory model_folder padding

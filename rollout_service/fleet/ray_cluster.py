@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray.exceptions import AuthenticationError
 
 from rollout_service.engine.hardware import machine_cores
 from rollout_service.fleet.member import FleetError
@@ -26,9 +27,10 @@ def start_ray(address: str | None, engine_logs: bool) -> None:
     if address is not None:
         try:
             ray.init(address=address, **quiet)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, AuthenticationError) as error:
             raise FleetError(
-                f"ray_address: cannot join a Ray cluster at {address}: {error}; leave ray_address out to start one here"
+                f"ray_address: cannot join a Ray cluster at {address}: {error}; leave ray_address out to start one "
+                "here, or, if that one asks for a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to its file"
             ) from error
     else:
         # Workers that Ray starts in advance are of no use: those of the engines have an environment of their own.

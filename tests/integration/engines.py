@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,6 +118,11 @@ def launched(*arguments: str) -> Iterator[tuple[str, subprocess.Popen]]:
             pytest.fail("the service did not start:\n" + "".join(lines))
         if process.poll() is None:
             assert stopped(process, signal.SIGTERM) == (0, [])
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def stopped(process: subprocess.Popen, signum: int) -> tuple[int, list[psutil.Process]]:
