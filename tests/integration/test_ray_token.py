@@ -102,7 +102,10 @@ def test_a_cluster_of_the_services_own_asks_other_users_for_a_token(home):
     user = environment(home)
     with running([sys.executable, "-c", OWN], user, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
+        assert process.stdin is not None
         address = process.stdout.readline().strip()
         assert (home / ".ray" / "auth_token").is_file()
         assert "Unauthenticated" in joining(address, environment(home / "other")).stderr
         assert "nodes: 1" in joining(address, environment(home, RAY_AUTH_MODE="token")).stdout
+        process.stdin.close()  # it ends in order, and its Ray with it
+        process.wait(30)
