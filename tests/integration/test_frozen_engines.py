@@ -31,7 +31,7 @@ def service():
         yield client, process
 
 
-@pytest.mark.parametrize("frozen", ["EngineCore", "ray::Engine"])
+@pytest.mark.parametrize("frozen", ["EngineCore", pytest.param("ray::Engine", marks=pytest.mark.again)])
 def test_a_frozen_engine_loses_its_groups_to_the_other_and_comes_back_with_the_weights_in_service(service, frozen):
     client, process = service
     victim = process_of_an_engine(process, frozen)

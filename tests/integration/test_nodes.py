@@ -104,7 +104,10 @@ def mended(node, fault):
         node.connect()
 
 
-@pytest.mark.parametrize("fault", [killed, frozen, cut_off])
+AGAIN = pytest.mark.again
+
+
+@pytest.mark.parametrize("fault", [pytest.param(killed, marks=AGAIN), pytest.param(frozen, marks=AGAIN), cut_off])
 def test_a_node_that_is_lost_while_it_generates_costs_time_only(running, fault):
     running.both_in_service()
     node = running.node_of_the_second_engine()
@@ -116,7 +119,7 @@ def test_a_node_that_is_lost_while_it_generates_costs_time_only(running, fault):
     running.both_in_service()
 
 
-@pytest.mark.parametrize("fault", [killed, frozen, cut_off])
+@pytest.mark.parametrize("fault", [killed, pytest.param(frozen, marks=AGAIN), pytest.param(cut_off, marks=AGAIN)])
 def test_a_push_goes_on_without_a_node_that_is_lost_meanwhile(running, fault):
     running.both_in_service()
     node = running.node_of_the_second_engine()
@@ -129,7 +132,7 @@ def test_a_push_goes_on_without_a_node_that_is_lost_meanwhile(running, fault):
     running.both_in_service()
 
 
-@pytest.mark.parametrize("fault", [killed, cut_off])
+@pytest.mark.parametrize("fault", [pytest.param(killed, marks=AGAIN), cut_off])
 def test_what_is_leased_stays_leased_and_the_rest_is_generated_elsewhere(running, fault):
     running.both_in_service()
     node, run = running.node_of_the_second_engine(), f"run-{fault.__name__}"

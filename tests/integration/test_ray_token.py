@@ -86,6 +86,7 @@ def cluster(home) -> Iterator[tuple[str, dict[str, str]]]:
             yield address, user
 
 
+@pytest.mark.again
 def test_the_service_joins_a_cluster_whose_token_it_has_and_says_what_is_missing_without(cluster, home):
     address, user = cluster
     joined = joining(address, user, nodes=2)
@@ -98,6 +99,7 @@ def test_the_service_joins_a_cluster_whose_token_it_has_and_says_what_is_missing
         assert "if that one asks for a token, set RAY_AUTH_MODE=token" in refused.stderr
 
 
+@pytest.mark.again
 def test_a_cluster_of_the_services_own_asks_other_users_for_a_token(home):
     user = environment(home)
     with running([sys.executable, "-c", OWN], user, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

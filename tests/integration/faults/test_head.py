@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(not HAS_NETWORKS, reason="needs root and iproute
 COUNT, LEASED, RUN = 16, 4, "head"
 
 
+@pytest.mark.again
 def test_after_the_head_is_killed_versions_groups_and_leases_are_what_they_were(tmp_path):
     with nodes(tmp_path, workers=1) as cluster:
         flags = ("--ray_address", cluster.address, "--engine.cores", "1", "--drafter.kind", "none")
