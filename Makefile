@@ -20,14 +20,16 @@ UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
 INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --durations 12
 
 .PHONY: help venv docs demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
-.PHONY: test-clients test-crd test-cuda lint format clean
+.PHONY: demo-cluster test-node-faults node-faults test-clients test-crd test-cuda lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, and compare the drafters; writes report/"
+	@echo "make demo-cluster launch on two Ray nodes, train, and kill a node; writes report/cluster"
 	@echo "make test         check style and types, run unit and integration tests, and list the twelve slowest of each"
 	@echo "make test-all     the same, and also the tests that repeat a promise for another kind or size"
 	@echo "make test-TOPIC   run the tests of one topic: $(TOPICS)"
 	@echo "make test-faults  train through $(FAULTS) random faults (34 minutes on 2 cores; FAULTS=20 for fewer)"
+	@echo "make test-node-faults the same on three Ray nodes, which die, freeze and are cut off; needs root"
 	@echo "make test-clients run openai, TRL, verifiers, prime-rl, SkyRL and NeMo-Gym against a service; installs them at first"
 	@echo "make test-crd     hold deploy/cluster/kuberay.yaml to KubeRay's own schema; downloads it at first"
 	@echo "make test-cuda    test the CUDA path without a GPU; needs Python 3.12, and keeps 6 GB in .cuda"
@@ -81,7 +83,20 @@ $(TOPICS:%=test-%): test-%: venv
 	$(INTEGRATION) -m $* || test $$? = 5
 
 test-faults: venv
-	$(BIN)/python -m pytest tests/integration/faults -q -s --faults $(FAULTS) --faults-within 100000
+	$(BIN)/python -m pytest tests/integration/faults -q -s -k "not nodes and not head" --faults $(FAULTS) --faults-within 100000
+
+NODE_FAULTS := tests/integration/faults/on-nodes.json.gz
+
+test-node-faults: venv
+	$(BIN)/python -m pytest tests/integration/faults -q -s -k nodes --faults $(FAULTS) --faults-within 100000 \
+		--faults-record $(NODE_FAULTS)
+
+# Checks the record that is in the repository.
+node-faults: venv
+	$(BIN)/python tests/integration/faults/record.py $(NODE_FAULTS)
+
+demo-cluster: venv
+	$(BIN)/python deploy/demo/cluster.py
 
 # Each client has an environment of its own under .clients, which is made at the first run.
 test-clients: venv

@@ -2,7 +2,7 @@
 
 import tomllib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,6 +14,7 @@ from rollout_service.evaluation.cut import Cut
 
 DEMO = "deploy/demo"
 DEMO_POLICY = f"{DEMO}/models/policy"
+DEMO_ENGINE: dict[str, Any] = {"dtype": "float32", "max_num_seqs": 32, "kv_cache_gib": 0.25}
 CONTEXT = 192
 """tokens of context, so that responses at the limit are short; enough to time steps with 16 draft tokens"""
 
@@ -43,7 +44,8 @@ class SelftestConfig(ServiceConfig):
 
     model: str = DEMO_POLICY
     """the policy: a folder or a Hugging Face name; when not given, the demo's policy and drafters are checked"""
-    engine: EngineConfig = EngineConfig(dtype="float32", max_num_seqs=32, kv_cache_gib=0.25)
+    engine: EngineConfig = Field(default_factory=lambda: EngineConfig(**DEMO_ENGINE))
+    """of the demo: float32, 32 completions at a time and 0.25 GiB of KV cache, unless given"""
     drafters: list[str] = Field(default_factory=list)
     """kinds of drafters to check, each on an engine of its own; when not given, none and the configured one, which for
     the demo is its service's"""
@@ -56,6 +58,15 @@ class SelftestConfig(ServiceConfig):
     """a check fails from this many standard deviations; other tests use the same level"""
     output: Path | None = None
     """JSON file to write"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def of_the_demo(cls, fields: dict[str, Any]) -> dict[str, Any]:
+        """A field of the engine that is given leaves the demo's others as they are."""
+        given = fields.get("engine")
+        if fields.get("model", DEMO_POLICY) == DEMO_POLICY and isinstance(given, dict):
+            return fields | {"engine": DEMO_ENGINE | given}
+        return fields
 
     @field_validator("drafters")
     @classmethod

@@ -17,6 +17,7 @@ from rollout_service.client import RolloutClient
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults", type=int, default=5, help="how many faults a training run suffers")
     parser.addoption("--faults-within", type=float, default=300.0, help="seconds after which no more are inflicted")
+    parser.addoption("--faults-record", type=Path, default=None, help="a file for the record of a run with faults")
     parser.addoption("--bad-requests", type=int, default=500, help="how many are sent beside a training run")
     parser.addoption("--faults-seed", type=int, default=17, help="which, and when")
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -163,11 +164,29 @@ class Nodes:
         self.head.start()
 
     def supervise(self) -> None:
-        """Start each worker again that has ended, as a machine's supervisor does. Ray ends a node that it has given
-        up."""
+        """Start each worker again that has ended, as a machine's supervisor does, unless there is no head. Ray ends a
+        node that it has given up."""
         for worker in self.workers:
-            if not worker.is_alive:
+            if self.head.is_alive and not worker.is_alive:
                 worker.start()
+
+    @contextmanager
+    def supervised(self) -> Iterator[None]:
+        """Within this context, a thread supervises them."""
+        ending = threading.Event()
+
+        def keep() -> None:
+            while not ending.wait(0.5):
+                with suppress(AssertionError):  # the head died while a worker started
+                    self.supervise()
+
+        keeper = threading.Thread(target=keep)
+        keeper.start()
+        try:
+            yield
+        finally:
+            ending.set()
+            keeper.join()
 
 
 @contextmanager

@@ -246,6 +246,13 @@ def test_a_wrong_field_is_refused(fields, said):
         SelftestConfig(**fields)
 
 
+def test_a_flag_of_the_demos_engine_leaves_its_other_fields():
+    flags = read_command_line(SelftestConfig, "selftest", ["--engine.tensor_parallel_size", "2"])
+    assert (flags.engine.dtype, flags.engine.max_num_seqs) == ("float32", 32)
+    own = read_command_line(SelftestConfig, "selftest", ["--model", "m", "--engine.cores", "1"])
+    assert own.engine.dtype == "bfloat16"
+
+
 def test_outside_of_the_checkout_the_demo_is_not_there_and_a_model_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="model: there is no deploy/demo/models/policy here"):

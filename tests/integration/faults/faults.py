@@ -6,13 +6,13 @@ import socket
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import httpx
+import psutil
 from engines import wait_until
-from service import Service, Trainer
+from nodes import Nodes
+from service import Service, Trainer, command_line
 
-from drafters.files.text_lines import json_lines
 from rollout_service.client import RolloutClient, RolloutError
 from rollout_service.protocol import GroupRequest, PromptsRequest, Sampling
 
@@ -90,28 +90,63 @@ class Faults:
         return None
 
 
+class NodeFaults(Faults):
+    """Faults of a service whose engines are on nodes of their own. The nodes are supervised (nodes.py)."""
+
+    LONGEST = 15.0
+    """seconds; some faults end before anybody notices, and some after Ray has given the node up"""
+
+    def __init__(self, service: Service, trainer: Trainer, cluster: Nodes, seed: int):
+        super().__init__(service, trainer, seed)
+        self.cluster = cluster
+        self.kinds |= {"node": self.node, "frozen": self.frozen, "cut off": self.cut_off, "head": self.head}
+
+    def engine(self) -> None:
+        def engines() -> list[psutil.Process]:
+            processes = [process for worker in self.cluster.workers for process in worker.processes()]
+            return [process for process in processes if "EngineCore" in command_line(process)]
+
+        wait_until(lambda: bool(engines()), RECOVERY, "an engine to kill")
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            self.random.choice(engines()).kill()
+
+    def node(self) -> None:
+        self.random.choice(self.cluster.workers).kill()
+
+    def frozen(self) -> None:
+        node = self.random.choice(self.cluster.workers)
+        node.freeze()
+        time.sleep(self.random.uniform(1.0, self.LONGEST))
+        node.thaw()
+
+    def cut_off(self) -> None:
+        node = self.random.choice(self.cluster.workers)
+        node.cut_off()
+        time.sleep(self.random.uniform(1.0, self.LONGEST))
+        node.connect()
+
+    def head(self) -> None:
+        self.cluster.head.kill()
+        self.service.kill()
+        self.cluster.restart_head()
+        self.service.start()
+
+
 class Versions(threading.Thread):
-    """Keeps asking for the version in service. `backwards` lists every decrease."""
+    """Keeps asking for the version in service. `seen` has every change."""
 
     def __init__(self, url: str):
         super().__init__(daemon=True)
         self.url, self.seen = url, [0]
-        self.backwards: list[tuple[int, int]] = []
         self.stopping = threading.Event()
 
     def run(self) -> None:
         while not self.stopping.wait(0.3):
             with contextlib.suppress(httpx.TransportError, RolloutError), RolloutClient(self.url) as client:
                 version = client.weights().policy.version
-                if version < self.seen[-1]:
-                    self.backwards.append((self.seen[-1], version))
                 if version != self.seen[-1]:
                     self.seen.append(version)
 
     def stop(self) -> None:
         self.stopping.set()
         self.join()
-
-
-def read_lines(file: Path) -> list[dict]:
-    return list(json_lines(file))

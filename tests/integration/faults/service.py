@@ -48,7 +48,7 @@ class Process:
     def kill(self) -> None:
         """Kill -9. Returns when its children have ended. Ray's agents would take too long, so they are killed."""
         assert self.process is not None
-        names = {child: " ".join(_cmdline(child))[:200] for child in self.children()}
+        names = {child: " ".join(command_line(child))[:200] for child in self.children()}
         self.process.kill()
         self.process.wait()
         agents = [child for child, name in names.items() if any(agent in name for agent in RAY_AGENTS)]
@@ -89,7 +89,7 @@ class Service(Process):
 
     def engine(self) -> psutil.Process | None:
         """The process in which vLLM generates, or None while it is starting."""
-        found = [p for p in self.children() if re.search("EngineCore", " ".join(_cmdline(p)))]
+        found = [p for p in self.children() if re.search("EngineCore", " ".join(command_line(p)))]
         return found[0] if found else None
 
 
@@ -112,7 +112,7 @@ class Trainer(Process):
         return self.stop(signal.SIGTERM, within=60)
 
 
-def _cmdline(process: psutil.Process) -> list[str]:
+def command_line(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
     except psutil.Error:
