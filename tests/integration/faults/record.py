@@ -82,9 +82,11 @@ class Record(BaseModel):
         missing = set(range(indices[-1])) - set(indices)
         assert {f"train-{index:09d}" for index in missing} <= left, "a problem was left out"
         assert len(self.versions) > 10, "nobody looked"
-        assert self.versions == sorted(self.versions), "a version went backwards"
-        assert [step.step for step in self.steps] == list(range(1, len(self.steps) + 1))
-        assert [step.version for step in self.steps] == sorted(step.version for step in self.steps)
+        assert self.versions == sorted(self.versions), "a version in service went backwards"
+        assert [step.step for step in self.steps] == list(range(1, len(self.steps) + 1)), "a step is missing"
+        assert [s.version for s in self.steps] == sorted(s.version for s in self.steps), (
+            "a step's version went backwards"
+        )
         assert all(len(step.staleness) <= 2 for step in self.steps), "a group is older than one version"
 
     def in_words(self) -> str:
