@@ -104,7 +104,7 @@ class NodeFaults(Faults):
     def engine(self) -> None:
         def engines() -> list[psutil.Process]:
             processes = [process for worker in self.cluster.workers for process in worker.processes()]
-            return [process for process in processes if "EngineCore" in command_line(process)]
+            return [process for process in processes if "EngineCore" in " ".join(command_line(process))]
 
         wait_until(lambda: bool(engines()), RECOVERY, "an engine to kill")
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
