@@ -21,7 +21,6 @@ from unittest import mock
 import psutil
 
 BIN = Path(sys.executable).parent
-HAS_NETWORKS = os.geteuid() == 0 and shutil.which("ip") is not None
 PORT = 6379
 JOINS_WITHIN = 60.0
 NOTICED = {
@@ -37,11 +36,29 @@ def ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
+def has_networks() -> bool:
+    """Whether this process may make networks: as root, with iproute2, in a container with NET_ADMIN and SYS_ADMIN."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return False
+    name = f"rs{secrets.token_hex(3)}"
+    try:
+        ip("netns", "add", name)
+        ip("netns", "del", name)
+        ip("link", "add", name, "type", "bridge")
+        ip("link", "del", name)
+    except subprocess.CalledProcessError:
+        return False
+    return True
+
+
+HAS_NETWORKS = has_networks()
+
+
 class Network:
     """A bridge with an address for the head, and a namespace for each other node."""
 
     def __init__(self) -> None:
-        number = os.getpid() % 4096
+        number = secrets.randbelow(4096)
         self.bridge, self.prefix = f"rs{number}", f"10.{100 + number // 256}.{number % 256}"
         self.head = f"{self.prefix}.1"
         ip("link", "add", self.bridge, "type", "bridge")
