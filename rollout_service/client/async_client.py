@@ -1,7 +1,6 @@
 """AsyncRolloutClient: RolloutClient for asyncio. Only the blocking client pushes weights, which is mostly copying."""
 
 from collections.abc import AsyncIterator, Iterable
-from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -18,16 +17,10 @@ T = TypeVar("T")
 class AsyncRolloutClient(Methods):
     """The methods of RolloutClient, except `push_weights` and `ready`."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        token: str | None = None,
-        timeout: float = 30.0,
-        read_timeout: float = 60.0,
-        ca_file: Path | None = None,
-    ):
-        super().__init__(endpoint, token, timeout, read_timeout, ca_file)
-        self.http = httpx.AsyncClient(**self.options, transport=httpx.AsyncHTTPTransport(**self.route.transport))
+    http: httpx.AsyncClient
+
+    def opened(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(**self.options, transport=httpx.AsyncHTTPTransport(**self.route.transport))
 
     async def __aenter__(self) -> "AsyncRolloutClient":
         return self

@@ -1,5 +1,6 @@
 """Call and Connection: what the blocking and the asyncio client share. A call is data; a client sends it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class Call(Generic[T]):
     """seconds to connect and to write, in place of the client's `timeout`"""
 
 
-class Connection:
+class Connection(ABC):
     """A connection to one service. `timeout` limits connecting and writing, and `read_timeout` limits the wait for an
     answer, in seconds. Calls that may take longer have limits of their own (calls.py). `ca_file` is the PEM file of the
     authority behind an https endpoint's certificate, if it is none of the system's. Raises EndpointError."""
@@ -55,6 +56,11 @@ class Connection:
             "timeout": httpx.Timeout(timeout, read=read_timeout),
         }
         """arguments of httpx's client"""
+        self.http: Any = self.opened()
+
+    @abstractmethod
+    def opened(self) -> Any:
+        """httpx's client, blocking or not."""
 
     def request(self, call: Call[Any]) -> dict[str, Any]:
         """Arguments of httpx's `request` and `stream`."""

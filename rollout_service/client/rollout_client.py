@@ -11,7 +11,6 @@ has a certificate that is not trusted.
 """
 
 from collections.abc import Generator, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import httpx
@@ -34,16 +33,10 @@ class RolloutClient(Methods):
     seconds. Calls that may take longer have limits of their own (calls.py). `ca_file` is the PEM file of the authority
     behind an https endpoint's certificate, if it is none of the system's."""
 
-    def __init__(
-        self,
-        endpoint: str,
-        token: str | None = None,
-        timeout: float = 30.0,
-        read_timeout: float = 60.0,
-        ca_file: Path | None = None,
-    ):
-        super().__init__(endpoint, token, timeout, read_timeout, ca_file)
-        self.http = httpx.Client(**self.options, transport=httpx.HTTPTransport(**self.route.transport))
+    http: httpx.Client
+
+    def opened(self) -> httpx.Client:
+        return httpx.Client(**self.options, transport=httpx.HTTPTransport(**self.route.transport))
 
     def __enter__(self) -> "RolloutClient":
         return self
