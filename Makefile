@@ -20,7 +20,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
 INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --durations 12
 
 .PHONY: help venv docs demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
-.PHONY: demo-cluster test-node-faults node-faults test-clients test-crd test-cuda lint format clean
+.PHONY: demo-cluster test-node-faults test-clients test-crd test-cuda lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, and compare the drafters; writes report/"
@@ -85,15 +85,10 @@ $(TOPICS:%=test-%): test-%: venv
 test-faults: venv
 	$(BIN)/python -m pytest tests/integration/faults -q -s -k "not nodes and not head" --faults $(FAULTS) --faults-within 100000
 
-NODE_FAULTS := tests/integration/faults/on-nodes.json.gz
-
 test-node-faults: venv
+	mkdir -p report
 	$(BIN)/python -m pytest tests/integration/faults -q -s -k nodes --faults $(FAULTS) --faults-within 100000 \
-		--faults-record $(NODE_FAULTS)
-
-# Checks the record that is in the repository.
-node-faults: venv
-	$(BIN)/python tests/integration/faults/record.py $(NODE_FAULTS)
+		--faults-record report/node-faults.json.gz
 
 demo-cluster: venv
 	$(BIN)/python deploy/demo/cluster.py
