@@ -1,10 +1,13 @@
 """The checks of the CUDA path: their bundle keeps what an H100 runs, and their documents name stages that exist."""
 
+import ast
 import re
 import runpy
 import shlex
 import struct
+import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -78,3 +81,23 @@ def test_fewer_responses_are_judged_on_request(monkeypatch, responses, scale, ju
         else:
             monkeypatch.delenv(name, raising=False)
     assert runpy.run_path(str(GPU / "checks" / "common.py"))["RESPONSES"] == judged
+
+
+def test_the_stand_in_for_ray_has_what_the_service_imports_from_it(monkeypatch):
+    """A GPU machine without Ray has only the stand-in, and no other test of `make test` would notice what it lacks."""
+    monkeypatch.syspath_prepend(str(GPU / "checks"))
+    from without_ray import stand_in
+
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for file in (GPU.parents[1] / "rollout_service").rglob("*.py")]
+    imported = [
+        (node.module, alias.name)
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ray"
+        for alias in node.names
+    ]
+    assert ("ray.exceptions", "RayTaskError") in imported
+    with mock.patch.dict(sys.modules):
+        stand_in()
+        lacking = [(module, name) for module, name in imported if not hasattr(sys.modules[module], name)]
+    assert lacking == []

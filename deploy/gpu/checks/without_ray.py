@@ -28,7 +28,7 @@ class Actor:
 def stand_in() -> None:
     ray, exceptions, util = (ModuleType(name) for name in ("ray", "ray.exceptions", "ray.util"))
     exceptions.RayError = error = type("RayError", (Exception,), {})
-    for name in ("RayTaskError", "RayActorError", "ActorDiedError", "ActorUnavailableError"):
+    for name in ("RayTaskError", "RayActorError", "ActorDiedError", "ActorUnavailableError", "AuthenticationError"):
         setattr(exceptions, name, type(name, (error,), {}))
     util.placement_group = util.remove_placement_group = None  # only a cluster that is joined needs them
     ray.exceptions, ray.util = exceptions, util
