@@ -67,6 +67,11 @@ class Record(BaseModel):
 
     def check(self) -> None:
         """Raises AssertionError with what does not hold."""
+        self.check_groups()
+        self.check_versions()
+
+    def check_groups(self) -> None:
+        """Each accepted group was used once or is still there, and no problem was left out."""
         trained = Counter(name for step in self.used for name in step.groups)
         spent = Counter(name for step in self.used for name in step.spent)
         accepted, acknowledged, left = Counter(self.accepted), Counter(self.acknowledged), set(self.left)
@@ -81,6 +86,9 @@ class Record(BaseModel):
         # All problems in order were used, except those that were on their way when the run ended.
         missing = set(range(indices[-1])) - set(indices)
         assert {f"train-{index:09d}" for index in missing} <= left, "a problem was left out"
+
+    def check_versions(self) -> None:
+        """Versions in service and those trained on only grew, and no step is missing or trained on groups too old."""
         assert len(self.versions) > 10, "nobody looked"
         assert self.versions == sorted(self.versions), "a version in service went backwards"
         assert [step.step for step in self.steps] == list(range(1, len(self.steps) + 1)), "a step is missing"
