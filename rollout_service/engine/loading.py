@@ -1,11 +1,11 @@
 """Loading of a weight version into an engine: where its bytes are, and what the engine says once it has read them.
 
-Engines on the front's node read the file that the service received. For engines on other nodes, its bytes are put into
-Ray's object store once.
+Engines on the front's node read the file that the service received. Its bytes are put into Ray's object store once an
+engine on another node needs them, which may be long after the push: a node joins, or the front has started again.
 """
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,20 +31,26 @@ class WeightsFile(NamedTuple):
     path: str
     checksum: str
     node: str
-    bytes: Any  # ray.ObjectRef of a numpy array; None when every engine is on `node`
+    bytes: Any  # ray.ObjectRef of a numpy array; None while every engine is on `node`
     parts: tuple[str, ...] = ()
     """checksums of equal parts of the bytes, one for each rank of an engine that has several"""
 
+    def for_nodes(self, nodes: Iterable[str]) -> "WeightsFile":
+        """The same, so that engines on these nodes can read it. Must be called on `node`."""
+        if self.bytes is not None or all(node == self.node for node in nodes):
+            return self
+        import ray
 
-def locate(version: int, update: Update, ranks: int = 1) -> WeightsFile:
-    """Make an update, whose file is on this node, available to every engine of the cluster. `ranks`: of each engine."""
+        return self._replace(bytes=ray.put(np.fromfile(self.path, dtype=np.uint8)))
+
+
+def locate(version: int, update: Update, ranks: int, nodes: Iterable[str]) -> WeightsFile:
+    """Where an update is, whose file is on this node. `ranks`: of each engine; `nodes`: of the engines."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
-    elsewhere = any(node["Alive"] and node["NodeID"] != here for node in ray.nodes())
-    stored = ray.put(np.fromfile(update.file, dtype=np.uint8)) if elsewhere else None
     parts = tuple(part_checksums(update.file, ranks)) if ranks > 1 else ()
-    return WeightsFile(version, str(update.file), update.checksum, here, stored, parts)
+    return WeightsFile(version, str(update.file), update.checksum, here, None, parts).for_nodes(nodes)
 
 
 @asynccontextmanager

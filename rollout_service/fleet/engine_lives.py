@@ -116,7 +116,8 @@ class EngineLives(Routing):
         member.costs, self.openai_schemas, member.node = started.costs, started.openai_schemas, started.node
         await member.connect(started.address, self.key)
         async with self.pushes.lock if self._serves else contextlib.nullcontext():  # not for the start, which is long
-            in_service = [(of, weights.file) for of, weights in self.store.sets.items() if weights.file is not None]
+            files = [(of, await weights.file_for(member.node)) for of, weights in self.store.sets.items()]
+            in_service = [(of, file) for of, file in files if file is not None]
             longest = sum(seconds_to_load(file) for _, file in in_service)
             async with asyncio.timeout(self.config.engine_timeout + longest):
                 for of, file in in_service:

@@ -76,7 +76,7 @@ class Pushes:
                 raise FleetError(
                     f"state: {kept[version]} does not fit this model: {error}; choose another folder"
                 ) from None
-            weights_set.publish(locate(version, update, self.ranks), seconds=0.0, pause=0.0, run=run)
+            weights_set.publish(locate(version, update, self.ranks, ()), seconds=0.0, pause=0.0, run=run)
 
     async def push(
         self,
@@ -177,7 +177,8 @@ class Pushes:
         began, before = time.monotonic(), self.store.sets[of].status.run
         if self.state is not None:
             await self._keep(self.state, of, version, update, run)
-        weights = locate(version, update, self.ranks)
+        nodes = {member.node for member in self.members if member.in_service}
+        weights = await asyncio.to_thread(locate, version, update, self.ranks, nodes)
         members = [member for member in self.members if member.in_service]
         loads = [self._load(member, weights, of == "drafter") for member in members]
         results = await asyncio.gather(*loads, return_exceptions=True)

@@ -5,6 +5,7 @@ Only a WeightSet keeps the version in service. Others ask `WeightStore.version`,
 continues with.
 """
 
+import asyncio
 import math
 from pathlib import Path
 
@@ -34,6 +35,7 @@ class WeightSet:
         # The widest dtype has eight bytes an element, so a larger body cannot be an update of these tensors.
         self.largest_bytes = 8 * elements + HEADER_ALLOWANCE
         self.file: WeightsFile | None = None
+        self._file_for = asyncio.Lock()
 
     @property
     def version(self) -> int:
@@ -83,6 +85,13 @@ class WeightSet:
         self.file = self.file._replace(version=version)
         self.status = self.status.model_copy(update={"version": version})
         return self.status
+
+    async def file_for(self, node: str) -> WeightsFile | None:
+        """What is in service, so that an engine on `node` can read it. Nothing must be published meanwhile."""
+        async with self._file_for:  # the engines of a start ask at the same time
+            if self.file is not None:
+                self.file = await asyncio.to_thread(self.file.for_nodes, [node])
+            return self.file
 
     def publish(self, weights: WeightsFile, seconds: float, pause: float, run: str | None = None) -> WeightStatus:
         """Put `weights` into service, which every engine now holds and which belong to `run`. The file that was in

@@ -127,7 +127,7 @@ def stub_fleet(engines: int) -> Fleet:
 class Soak:
     def __init__(self, folder: Path, engines: int):
         self.folder, self.fleet, self.file = folder, stub_fleet(engines), folder / "queue.sqlite"
-        pushes.locate = lambda version, update, ranks: WeightsFile(
+        pushes.locate = lambda version, update, *_: WeightsFile(
             version, str(update.file), update.checksum, "here", None
         )
         self.app, telemetry = FastAPI(), Telemetry()

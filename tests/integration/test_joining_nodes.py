@@ -6,11 +6,15 @@ from collections.abc import Iterator
 import pytest
 import ray
 from engines import MODELS
+from over_http import policy_tensors
 from ray.cluster_utils import Cluster
+from safetensors.torch import save_file
 
 from rollout_service.config import ServiceConfig
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.protocol import GroupRequest, Sampling
+from rollout_service.tensor_bytes import file_checksum
+from rollout_service.transports import Update
 
 START_WITHIN = 240.0
 
@@ -36,6 +40,9 @@ async def test_a_node_that_joins_gets_an_engine_and_takes_it_away_when_it_leaves
     try:
         await fleet.start()
         assert [member.index for member in fleet.members] == [0]
+        file = fleet.store.folder.new_file()
+        save_file(policy_tensors(), file)
+        await fleet.pushes.push("policy", 5, Update(file, file_checksum(file)))
         node = cluster.add_node(num_cpus=1)
         await until(lambda: [member.in_service for member in fleet.members] == [True, True])
         first, second = fleet.members
@@ -47,6 +54,7 @@ async def test_a_node_that_joins_gets_an_engine_and_takes_it_away_when_it_leaves
         await asyncio.to_thread(cluster.remove_node, node)
         done = await asyncio.gather(*groups)
         assert sorted(int(group.id) for group in done) == list(range(16))
+        assert {span.version for g in done for c in g.completions for span in c.weight_versions} == {5}
         await until(lambda: [member.index for member in fleet.members] == [0], 60.0)
         assert await fleet.ready(), "the fleet is not broken"
         assert fleet.scaling.status().wanted == "all"

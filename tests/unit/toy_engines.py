@@ -85,6 +85,7 @@ async def toy_fleet(monkeypatch, folder, engines=2, timeout=0.4) -> AsyncIterato
     monkeypatch.setattr("ray.kill", lambda actor, no_restart: actor.kill())
     monkeypatch.setattr(engine_lives, "AGAIN_AFTER", 0.01)
     monkeypatch.setattr("rollout_service.weights.versions.tensor_specs", lambda file: {})
+    monkeypatch.setattr("ray.put", lambda array: f"{len(array)} bytes")
     monkeypatch.setattr(
         "rollout_service.fleet.pushes.locate",
         lambda version, update, *_: WeightsFile(version, str(update.file), update.checksum, "here", None),
