@@ -5,12 +5,13 @@ engine's index, so `sum by (engine) (rate(vllm:spec_decode_num_accepted_tokens_t
 """
 
 from collections.abc import Iterable
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from rollout_service.protocol import BatchesStatus, Group, WeightsOf, WeightStatus
+from rollout_service.protocol import BatchesStatus, EngineState, FleetStatus, Group, WeightsOf, WeightStatus
 
 KEPT = ("vllm:",)
 """prefixes of the engines' metrics that are shown; their process metrics (python_gc, ...) are left out"""
@@ -45,6 +46,7 @@ class Telemetry:
             "rollout_tokens_wasted", "Tokens of groups that were dropped as stale or aborted", registry=self.registry
         )
         self.dropped = Gauge("rollout_groups_dropped", "Groups dropped as too stale", registry=self.registry)
+        self.engines = Gauge("rollout_engines", "Engines", ["state"], registry=self.registry)
         self.idle = Gauge(
             "rollout_engine_idle_seconds", "Time in which an engine had no work", ["engine"], registry=self.registry
         )
@@ -59,6 +61,14 @@ class Telemetry:
     def pushed(self, of: WeightsOf, status: WeightStatus) -> None:
         self.pushes.labels(of).inc()
         self.pause.labels(of).observe(status.pause)
+
+    def fleet(self, status: FleetStatus) -> None:
+        states = [engine.state for engine in status.engines]
+        for state in get_args(EngineState):
+            self.engines.labels(state).set(states.count(state))
+        self.restarts.clear()  # of engines that were taken away
+        for engine in status.engines:
+            self.restarts.labels(str(engine.index)).set(engine.restarts)
 
     def batches(self, status: BatchesStatus) -> None:
         for state in ("waiting", "generating", "finished", "failed", "leased", "acknowledged"):

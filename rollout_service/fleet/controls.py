@@ -52,7 +52,9 @@ class Controls:
         return first
 
     async def of_the_first(self, what: str, *arguments: Any) -> Any:
-        """What the first engine answers to a control. Raises what Ray raises."""
+        """What the first engine answers to a control. Raises what Ray raises, and FleetError without an engine."""
+        if not self.members:
+            raise FleetError("there is no engine; try again when a node has joined")
         member = self.members[0]
         with member.busy(LONGEST):
             return await member.actor.control.remote(what, *arguments)

@@ -10,7 +10,6 @@
 import asyncio
 import logging
 import time
-from typing import Literal
 
 import ray
 
@@ -19,7 +18,7 @@ from rollout_service.fleet.engine_lives import EngineLives
 from rollout_service.fleet.kept_running import kept_running
 from rollout_service.fleet.member import FleetError, Member
 from rollout_service.fleet.resources import check_room_for_more, engines_that_fit_now
-from rollout_service.protocol import EngineStatus, FleetStatus
+from rollout_service.protocol import EngineState, EngineStatus, FleetStatus
 from rollout_service.transports.transport import refused
 
 logger = logging.getLogger("rollout_service")
@@ -132,7 +131,7 @@ class Scaling:
 
 
 def _status(member: Member) -> EngineStatus:
-    state: Literal["in service", "starting", "draining"] = "in service" if member.in_service else "starting"
+    state: EngineState = "in service" if member.in_service else "starting"
     return EngineStatus(
         index=member.index,
         state="draining" if member.draining else state,

@@ -75,7 +75,7 @@ from rollout_service.protocol.control import (
     WeightInfo,
     WorldSize,
 )
-from rollout_service.protocol.fleet import FLEET_PATH, MAX_ENGINES, EngineStatus, FleetStatus, ScaleEngines
+from rollout_service.protocol.fleet import FLEET_PATH, MAX_ENGINES, EngineState, EngineStatus, FleetStatus, ScaleEngines
 from rollout_service.protocol.rollout_record import RECORD, RETURN_RECORD, RolloutRecord
 from rollout_service.protocol.rollouts import (
     PROMPTS,
@@ -109,13 +109,13 @@ __all__ = [
     "MAX_ENGINES", "MAX_GROUPS", "MAX_INT32", "MAX_TEMPERATURE", "MAX_VERSION", "MIN_TEMPERATURE", "PROMPTS", "RECORD",
     "RETURN_RECORD", "VERSION_HEADER", "AbortById", "AbortRequests", "AbortedRequests", "AcceptanceCounts",
     "AgedAcceptance", "AlarmKind", "Awake", "Batch", "BatchesStatus", "CacheReset", "CheckWeights", "Completion",
-    "ContextAcceptance", "DraftChoice", "DraftSchedule", "DrafterAcceptance", "Endpoint", "EngineStatus", "ErrorBody",
-    "FailedGroup", "FinishUpdate", "FleetStatus", "Group", "GroupRequest", "InitTransfer", "IsPaused", "IsSleeping",
-    "LeaseExtension", "LeaseGroups", "LeaseInfo", "LeaseRequest", "LeaseStatus", "Message", "NewVersion", "Paused",
-    "Problem", "PromptsRequest", "PromptsStatus", "Relabelled", "ResponseTokens", "RolloutRecord", "RolloutRequest",
-    "Sampling", "ScaleEngines", "ScheduleSource", "ServerInfo", "SharedMemoryPush", "Sleeping", "Speculation",
-    "SpeculationAlarm", "SpeculationStatus", "Tags", "Temperature", "TokenId", "TopK", "TopP", "UpdateMessage",
-    "UpdateWeights", "Version", "VersionedAcceptance", "WeightCheck", "WeightInfo", "WeightSpan", "WeightStatus",
-    "WeightsOf", "WeightsStatus", "WireType", "WithAuthority", "WithToken", "WorldSize", "as_sampled",
+    "ContextAcceptance", "DraftChoice", "DraftSchedule", "DrafterAcceptance", "Endpoint", "EngineState", "EngineStatus",
+    "ErrorBody", "FailedGroup", "FinishUpdate", "FleetStatus", "Group", "GroupRequest", "InitTransfer", "IsPaused",
+    "IsSleeping", "LeaseExtension", "LeaseGroups", "LeaseInfo", "LeaseRequest", "LeaseStatus", "Message", "NewVersion",
+    "Paused", "Problem", "PromptsRequest", "PromptsStatus", "Relabelled", "ResponseTokens", "RolloutRecord",
+    "RolloutRequest", "Sampling", "ScaleEngines", "ScheduleSource", "ServerInfo", "SharedMemoryPush", "Sleeping",
+    "Speculation", "SpeculationAlarm", "SpeculationStatus", "Tags", "Temperature", "TokenId", "TopK", "TopP",
+    "UpdateMessage", "UpdateWeights", "Version", "VersionedAcceptance", "WeightCheck", "WeightInfo", "WeightSpan",
+    "WeightStatus", "WeightsOf", "WeightsStatus", "WireType", "WithAuthority", "WithToken", "WorldSize", "as_sampled",
     "sampled_otherwise",
 ]  # fmt: skip

@@ -19,9 +19,12 @@ class ScaleEngines(WireType):
     """seconds that an engine that is taken away has for what it runs; its groups are then generated elsewhere"""
 
 
+EngineState = Literal["in service", "starting", "draining"]
+
+
 class EngineStatus(WireType):
     index: int
-    state: Literal["in service", "starting", "draining"]
+    state: EngineState
     """starting: also after a death; draining: it takes no new requests and then ends"""
     requests: int
     """completions under way, and requests to vLLM's routes"""

@@ -89,3 +89,4 @@ def test_an_engine_that_is_taken_away_loses_nothing(client):
     metrics = client.http.get("/metrics").text
     assert 'rollout_engine_restarts{engine="0"} 0.0' in metrics
     assert 'rollout_engine_restarts{engine="1"}' not in metrics
+    assert 'rollout_engines{state="in service"} 1.0' in metrics

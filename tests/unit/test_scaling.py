@@ -14,6 +14,7 @@ from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError
 from rollout_service.fleet.resources import check_room_for_more, engines_that_fit_now
 from rollout_service.protocol import EngineStatus, FleetStatus, GroupRequest
+from rollout_service.telemetry import Telemetry
 from rollout_service.transports import RefusedUpdate, Update
 
 REQUEST = GroupRequest(id="a", prompt_token_ids=[1], n=4)
@@ -252,3 +253,28 @@ async def test_a_number_that_no_fleet_can_have_is_400_and_names_the_field(body):
     assert answer.status_code == 400
     assert {problem["field"].split(".")[0] for problem in answer.json()["problems"]} == {"engines"}
     assert fleet.scaling.asked == []
+
+
+async def test_the_metrics_count_engines_by_state_and_forget_those_that_were_taken_away(fleet):
+    def series():
+        lines = telemetry.exposition({}).decode().splitlines()
+        return {line for line in lines if line.startswith("rollout_engine") and "created" not in line}
+
+    telemetry = Telemetry()
+    fleet.members[1].restarts, fleet.members[1].in_service = 3, False
+    telemetry.fleet(fleet.scaling.status())
+    engines = {'{state="in service"} 1.0', '{state="starting"} 1.0', '{state="draining"} 0.0'}
+    restarts = {'{engine="0"} 0.0', '{engine="1"} 3.0'}
+    names = {f"rollout_engines{one}" for one in engines} | {f"rollout_engine_restarts{one}" for one in restarts}
+    assert series() == names
+    await fleet.scaling.to(1, drain=0.0)
+    telemetry.fleet(fleet.scaling.status())
+    assert {'rollout_engines{state="starting"} 0.0', 'rollout_engine_restarts{engine="0"} 0.0'} <= series()
+    assert not any('engine="1"' in line for line in series())
+
+
+async def test_a_control_of_the_first_engine_says_so_when_there_is_none(fleet):
+    """As with "all" when every node has left."""
+    await fleet.scaling._end(list(fleet.members))
+    with pytest.raises(FleetError, match="there is no engine; try again when a node has joined"):
+        await fleet.controls.of_the_first("open_transfer", {})

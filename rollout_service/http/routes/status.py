@@ -19,8 +19,7 @@ async def health() -> dict[str, str]:
 @router.get("/ready", responses={503: {"model": dict[str, bool], "description": "An engine does not answer"}})
 async def ready(request: Request, response: Response) -> dict[str, bool]:
     """200 when every engine is in service and answers, else 503. Engines that are being added or taken away do not
-    count. `paused` while a client has paused the service: then
-    nothing is generated until it resumes."""
+    count. `paused` while a client has paused the service: then nothing is generated until it resumes."""
     fleet: Fleet = request.app.state.fleet
     answers = await fleet.ready()
     response.status_code = 200 if answers else 503
@@ -38,10 +37,9 @@ async def metrics(request: Request) -> Metrics:
     """Prometheus text: the front's own metrics, and vLLM's metrics of every engine."""
     fleet: Fleet = request.app.state.fleet
     telemetry = request.app.state.telemetry
-    telemetry.restarts.clear()  # of engines that were taken away
+    telemetry.fleet(fleet.scaling.status())
     telemetry.idle.clear()
     for member in fleet.members:
-        telemetry.restarts.labels(str(member.index)).set(member.restarts)
         telemetry.idle.labels(str(member.index)).set(member.idle_seconds())
     for of in fleet.store.sets:
         telemetry.version.labels(of).set(fleet.store.version(of))
