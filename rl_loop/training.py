@@ -13,6 +13,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.files.disk_space import NoRoom
 from drafters.files.stored_format import OtherFormat
 from rl_loop.config import TrainConfig

@@ -14,7 +14,7 @@ def is_mtp(name: str) -> bool:
 
 
 def missing_modules(tensors: Collection[str]) -> list[str]:
-    """The modules that a Qwen3-Next head needs and the checkpoint lacks.
+    """The modules that a head of Qwen3-Next or LatentMoE needs and the checkpoint lacks.
 
     A head needs four modules of its own, and a layer with every module of the policy's last full-attention layer. vLLM
     0.32 does not notice that a linear layer has no weights (default_loader.py, `track_weights_loading`).
@@ -63,7 +63,8 @@ class MTPDrafter(Drafter):
                 "declares an MTP layer, and its files hold none. Serve a folder that holds the head, or train a head "
                 "with `drafters train --kind mtp`"
             )
-        missing = missing_modules(tensors) if policy_config.get("model_type") == "qwen3_next" else []
+        own = policy_config.get("model_type") in ("qwen3_next", "latent_moe")
+        missing = missing_modules(tensors) if own else []
         if missing:
             raise ValueError(
                 f"drafter.kind: 'mtp' needs the whole head in the policy's checkpoint, but its files lack "

@@ -1,4 +1,6 @@
-"""The multi-token prediction head of Qwen3-Next: one full-attention block over the next token and the hidden state.
+"""The multi-token prediction head of Qwen3-Next and LatentMoE: one full-attention block.
+
+It reads the next token and the hidden state. Its experts are what the policy's are: in a latent space for LatentMoE.
 
 The module computes what vLLM's `qwen3_next_mtp.py` computes. At the first draft step it reads the policy's hidden state
 after the final norm. At later steps it reads its own hidden state after `norm`. Embedding and output head are the
@@ -24,11 +26,14 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
 
 from drafters.files.checkpoint_folder import MTP_FILE, copy_policy, read_tensors, write_index
 from drafters.kinds.mtp import is_mtp
+from drafters.latent_moe import LatentMoEDecoderLayer
 from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs
 from drafters.learners.unroll import unroll
 from drafters.registry import HeadShape
 
 PREFIX = "mtp."
+LAYERS = {"qwen3_next": Qwen3NextDecoderLayer, "latent_moe": LatentMoEDecoderLayer}
+"""the head's layer, by the policy's `model_type`"""
 
 
 class MTPHead(DrafterLearner):
@@ -42,9 +47,10 @@ class MTPHead(DrafterLearner):
 
     def __init__(self, policy_config: PreTrainedConfig):
         super().__init__()
-        if policy_config.model_type != "qwen3_next":
+        layer = LAYERS.get(policy_config.model_type)
+        if layer is None:
             raise ValueError(
-                f"kind: an mtp head needs a qwen3_next policy, and vLLM serves none for "
+                f"kind: an mtp head needs a {' or '.join(LAYERS)} policy, and vLLM serves none for "
                 f"{policy_config.model_type!r}; train eagle3 or draft_model, which fit any policy"
             )
         config: Any = copy.deepcopy(policy_config)
@@ -54,7 +60,7 @@ class MTPHead(DrafterLearner):
         self.pre_fc_norm_hidden = Qwen3NextRMSNorm(width, eps=eps)
         self.pre_fc_norm_embedding = Qwen3NextRMSNorm(width, eps=eps)
         self.fc = nn.Linear(2 * width, width, bias=False)
-        self.layers = nn.ModuleList([Qwen3NextDecoderLayer(config, layer_idx=0)])
+        self.layers = nn.ModuleList([layer(config, layer_idx=0)])
         self.num_experts = config.num_experts
         self.norm = Qwen3NextRMSNorm(width, eps=eps)
         self.rotary = Qwen3NextRotaryEmbedding(config)

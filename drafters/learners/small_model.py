@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Q
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.learners.learner import DrafterLearner, OutputHead, PolicyOutputs, shifted
 from drafters.registry import HeadShape
 

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.devices import choose_device
 from drafters.files.checkpoint_folder import weight_files
 from drafters.files.disk_space import told_if_full

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
+import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.chunked_scoring import hidden_logprobs, score_hidden
 from drafters.devices import choose_device
 from drafters.learners.learner import reading_policy

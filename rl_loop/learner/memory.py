@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.chunked_scoring import logits_bytes
 from rl_loop.config import TrainConfig
 from rl_loop.learner.local_learner import compute_dtype

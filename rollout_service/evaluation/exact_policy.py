@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-import drafters.attention  # noqa: F401  (attention in float32 with memory that is linear in the length)
+import drafters.attention
+import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.chunked_scoring import score_logits
 from drafters.devices import choose_device
 from drafters.policy_head import PolicyHead

@@ -17,6 +17,8 @@ def read_prompts(model: str, file: Path) -> list[list[int]]:
     `prompt_token_ids`. Raises ValueError when the file is empty, and, naming the line, when a line has none of them."""
     from transformers import AutoTokenizer
 
+    import drafters.latent_moe  # noqa: F401
+
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
 
     def token_ids(line: Any) -> list[int]:

@@ -28,6 +28,8 @@ def load_tokenizer(folder: Path, chat_template: str | None = None) -> Any:
     import transformers."""
     from transformers import AutoTokenizer
 
+    import drafters.latent_moe  # noqa: F401
+
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if chat_template is not None:
         tokenizer.chat_template = chat_template

@@ -16,6 +16,8 @@ watched_outputs.py         what the engine gave to each request on vLLM's own ro
 token_names.py             a token's name in the log-probabilities of /inference/v1/generate, as clients read it
 generate_parameters.py     parameters of /inference/v1/generate: within the context, without text that nobody reads
 required_prefix.py         a chat prompt that begins with exactly the tokens of the turns before
+own_policies.py            policy families of this project's own, made known to vLLM
+models/                    their models
 worker.py                  what the service asks of a worker: load weights in place, switch the draft sampling
 weight_digests.py          what a model holds, as one number for each module
 core_process.py            the process of vLLM's core: forked from a server that has imported vLLM meanwhile
@@ -25,8 +27,10 @@ parent_death.py            an engine's process ends with its parent
 
 
 def register() -> None:
+    from rollout_service.vllm_plugin.own_policies import register_own_policies
     from rollout_service.vllm_plugin.parent_death import end_with_parent
     from rollout_service.vllm_plugin.table import apply_patches
 
     end_with_parent()
+    register_own_policies()
     apply_patches()

@@ -15,6 +15,7 @@ from rollout_service.vllm_plugin.grammars import GRAMMARS
 from rollout_service.vllm_plugin.graph_dispatch import GRAPH_DISPATCH
 from rollout_service.vllm_plugin.idle_drafter import IDLE_DRAFTER
 from rollout_service.vllm_plugin.logprobs_without_text import LOGPROBS_WITHOUT_TEXT
+from rollout_service.vllm_plugin.own_policies import OWN_MTP_HEADS
 from rollout_service.vllm_plugin.patches.kernels import KERNELS
 from rollout_service.vllm_plugin.patches.ranks import RANKS
 from rollout_service.vllm_plugin.patches.sampling import SAMPLING
@@ -31,7 +32,7 @@ DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
 """functions that are wrong or very slow on a CPU, and are replaced there if they fail their self-test"""
 DEFECTS_ON_A_GPU = [GRAPH_DISPATCH, DRAFT_MODEL_LENGTH]
 """functions of the runner that a GPU engine has, which are wrong, and replaced there if they fail their self-test"""
-AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT]
+AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT, OWN_MTP_HEADS]
 """what vLLM lacks, put in place in each of its processes"""
 ON_VLLMS_ROUTES = [UNSENDABLE, GRAMMARS, WATCHED_OUTPUTS, TOKEN_NAMES, GENERATE_PARAMETERS, REQUIRED_PREFIX]
 """what the routes lack that vLLM's own handlers answer"""

@@ -32,4 +32,6 @@ def ties_its_head(folder: Path) -> bool:
         return False
     from transformers import AutoConfig
 
+    import drafters.latent_moe  # noqa: F401
+
     return bool(AutoConfig.from_pretrained(folder).get_text_config().tie_word_embeddings)

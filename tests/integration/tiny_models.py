@@ -15,8 +15,9 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
+from drafters.latent_moe import LatentMoEConfig, LatentMoEForCausalLM
 from drafters.learners.eagle3_head import Eagle3Head
-from drafters.learners.mtp_head import MTPHead
+from drafters.learners.mtp_head import LAYERS, MTPHead
 from drafters.registry import DrafterConfig
 
 VOCAB = 128
@@ -31,16 +32,18 @@ NEXT = DENSE | {
     "tie_word_embeddings": False, "partial_rotary_factor": 1.0,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 1.0},
 }  # fmt: skip
+LATENT = NEXT | {"num_experts": 8, "num_experts_per_tok": 3, "moe_latent_size": 32}
 POLICIES = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DENSE, tie_word_embeddings=False)),
     "qwen3_tied": lambda: Qwen3ForCausalLM(Qwen3Config(**DENSE, tie_word_embeddings=True)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**DENSE, tie_word_embeddings=False)),
     "qwen3_next": lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**NEXT)),
+    "latent_moe": lambda: LatentMoEForCausalLM(LatentMoEConfig(**LATENT)),
 }
 DRAFTERS = ("none", "ngram", "draft_model", "eagle3")
-PAIRS = [(policy, drafter) for policy in POLICIES for drafter in DRAFTERS] + [("qwen3_next", "mtp")]
+PAIRS = [(policy, drafter) for policy in POLICIES for drafter in DRAFTERS] + [(policy, "mtp") for policy in LAYERS]
 EACH_ONCE = [("qwen3", "eagle3"), ("qwen3_tied", "draft_model"), ("llama", "ngram"), ("qwen3_next", "none"),
-             ("qwen3_next", "mtp")]  # fmt: skip
+             ("qwen3_next", "mtp"), ("latent_moe", "mtp")]  # fmt: skip
 """pairs that contain every policy and every drafter"""
 
 
@@ -58,7 +61,7 @@ def save_policy(name: str, seed: int, folder: Path, tokenizer: Path) -> PreTrain
     model = random_policy(name, seed)
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder)
-    if name == "qwen3_next":
+    if name in LAYERS:
         file = folder / "model.safetensors"
         save_file(load_file(file) | MTPHead.from_policy(model).checkpoint(), file, metadata={"format": "pt"})
     return model
