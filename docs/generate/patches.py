@@ -102,12 +102,10 @@ def _row(patch: Patch, heading: str) -> list[str]:
 
 
 def _section(patch: Patch, heading: str) -> str:
+    """What the table does not say."""
     facts = {"Function": f"`{patch.name}`", "Why": marked(patch.reason), "When": marked(patch.when)}
-    if patch.is_right is not None:
-        facts["Self-test"] = f"`{patch.is_right.__name__}`"
     if patch.shown_by:
         file, test = patch.shown_by.split("::")
         facts["Test"] = f"`{test}` in [{file}]({TO_ROOT}/{file}) fails without the patch"
     facts["Unneeded when"] = marked(patch.unneeded)
-    facts["File"] = f"[{patch.file}]({TO_ROOT}/{patch.file})"
     return "\n".join([f"### {heading}", "", *(f"- {name}: {said}" for name, said in facts.items())])
