@@ -68,6 +68,8 @@ class MicroBatch(ABC):
     """number of response tokens of each row"""
     responses_N: Tensor
     """int64"""
+    predicts_N: Tensor
+    """int64: indices of the tokens from which the response is predicted; a prompt's last token once per completion"""
     blocks: list[Block]
 
     @abstractmethod

@@ -35,6 +35,7 @@ def train(argv: list[str]) -> int:
 
     from drafters.files.disk_space import NoRoom, is_full
     from rl_loop.custom_function import CustomFunctionError
+    from rl_loop.loops.collapsed_experts import CollapsedExperts
     from rl_loop.loops.interruption import Interrupted, Interruption
     from rl_loop.loops.losslessness_alarm import NotLossless
     from rl_loop.loops.ownership import ForeignWeights
@@ -53,7 +54,9 @@ def train(argv: list[str]) -> int:
         return _fail(f"ended by {interrupted}", SIGNALLED + interrupted.signum)
     except (TaskError, CustomFunctionError) as error:
         return _fail(str(error), 2)
-    except (PreflightError, ReplayError, NotLossless, EveryGroupFailed, RewardsFailed, ForeignWeights) as error:
+    except (
+        PreflightError, ReplayError, NotLossless, CollapsedExperts, EveryGroupFailed, RewardsFailed, ForeignWeights,
+    ) as error:  # fmt: skip
         return _fail(str(error), 1)
     except EndpointError as error:
         return _fail(f"endpoint: {error}", 2)

@@ -131,6 +131,10 @@ class TrainConfig(WithToken, WithAuthority, Section):
     """gradients are scaled down to this norm"""
     kl_coefficient: float = Field(default=0.0, ge=0.0)
     """weight of the KL divergence (k3 estimate) to the initial policy; with 0 the learner keeps no reference policy"""
+    router_coefficient: float = Field(default=0.0, ge=0.0)
+    """a policy with experts: weight of the load-balancing loss (Switch), which keeps routers from choosing few experts
+    only; 0.001 to 0.01 are usual. The loss is between the number of experts that a token chooses, if all are chosen
+    alike, and the number of all experts"""
     minibatches: int = Field(default=1, ge=1)
     """optimiser updates per epoch"""
     epochs: int = Field(default=1, ge=1)
@@ -170,6 +174,12 @@ class TrainConfig(WithToken, WithAuthority, Section):
     losslessness_limit: float = Field(default=5.0, gt=0.0)
     """raise an alarm if the running z of all sampled tokens is this far from 0: the samples do not follow the policy"""
     losslessness_alarm: Literal["warn", "stop"] = "warn"
+    """warn: print the alarm after every such step; stop: leave a checkpoint and end with exit code 1"""
+
+    expert_limit: float = Field(default=0.01, ge=0.0, lt=1.0)
+    """a policy with experts: raise an alarm if an expert is chosen for less than this part of an equal share of the
+    tokens of the last 10 steps; 0 for no alarm"""
+    expert_alarm: Literal["warn", "stop"] = "warn"
     """warn: print the alarm after every such step; stop: leave a checkpoint and end with exit code 1"""
 
     output: Path = Path("runs/rl")
@@ -223,6 +233,8 @@ class TrainConfig(WithToken, WithAuthority, Section):
     def _what_is_read(self) -> "TrainConfig":
         if not self.loss.dynamic_sampling:
             self.refuse_unread(["dynamic_sampling_rounds"], "loss.dynamic_sampling = false")
+        if self.expert_limit == 0.0:
+            self.refuse_unread(["expert_alarm"], "expert_limit = 0")
         if self.reward_processes == 0:
             self.refuse_unread(["reward_timeout"], "reward_processes = 0, which has no time limit")
         return self

@@ -1,4 +1,4 @@
-"""Checks before training starts: the output folder, the device and its memory, the loss, and the endpoint.
+"""Checks before training starts: the output folder, the device and its memory, the losses, and the endpoint.
 
 rl_loop/prompt_lengths.py checks the prompts.
 """
@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from drafters.devices import choose_device
+from drafters.expert_routing import find_routers
 from drafters.files.disk_space import mib
 from drafters.files.durable import check_folder
 from drafters.files.model_folder import resolve_model
 from rl_loop.config import TrainConfig
-from rl_loop.learner.memory import device_memory, memory_needs
+from rl_loop.learner.memory import device_memory, memory_needs, policy_without_weights
 from rl_loop.losses.custom_loss import CustomLoss
 from rl_loop.reports.metrics_log import STEPS_FILE
 from rl_loop.run.checkpoint import checkpoints
@@ -98,6 +99,21 @@ def check_loss(config: TrainConfig) -> None:
     """Raises CustomFunctionError when the user's own loss cannot be loaded."""
     if isinstance(config.loss, CustomLoss):
         _ = config.loss.function
+
+
+def check_router(config: TrainConfig) -> None:
+    """Raises PreflightError when routers are to be trained that the policy does not have."""
+    if config.router_coefficient == 0.0:
+        return
+    try:
+        policy = policy_without_weights(model_folder(config))
+    except (OSError, ValueError) as error:
+        raise PreflightError(f"model: {config.model}: {error}") from error
+    if not find_routers(policy):
+        raise PreflightError(
+            f"router_coefficient: {config.model} ({type(policy).__name__}) has no routers that can be balanced: it is "
+            "dense, or routes in a way that is not known here. Leave router_coefficient out"
+        )
 
 
 def wait_until_ready(client: RolloutClient, config: TrainConfig, console: Console) -> None:

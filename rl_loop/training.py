@@ -36,6 +36,7 @@ from rl_loop.preflight import (
     check_memory,
     check_output,
     check_owner,
+    check_router,
     model_folder,
     wait_until_ready,
     warn_of_memory_queue,
@@ -44,6 +45,7 @@ from rl_loop.prompt_lengths import FittingTask, PromptLengths, fitting_task
 from rl_loop.reports.drafter_plot import plot_acceptance
 from rl_loop.reports.metrics_log import MetricsLog
 from rl_loop.reports.reporting import Reporter
+from rl_loop.reports.router_plot import plot_routers
 from rl_loop.reports.summary import write_summary
 from rl_loop.run.checkpoint import RunState, checkpoint_to_resume, read_state, restore_checkpoint
 from rl_loop.tasks import Task, make_task
@@ -60,6 +62,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     check_output(config)
     check_device(config)
     check_loss(config)
+    check_router(config)
     task = make_task(config.task)
     tokenizer = load_tokenizer(config)
     if config.threads:
@@ -98,6 +101,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
     write_summary(config.output, log.steps, log.evaluations, console, prompts_skipped=skipped)
     if log.drafter:
         plot_acceptance(config.output / "acceptance.png", log.steps, log.drafter)
+    if routed := {metrics.step: metrics for metrics in log.steps if metrics.expert_load}:
+        plot_routers(config.output / "router.png", routed)
 
 
 def leave_checkpoint(loop: TrainingLoop, console: Console) -> None:

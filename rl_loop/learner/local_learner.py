@@ -6,11 +6,14 @@
 - The policy stays in evaluation mode, also with gradient checkpointing. So there is no dropout, and the distribution
   that is trained is the one that the service samples from.
 - The completions of a group share the computation of their prompt, if the policy can be packed (learner/packing.py).
-- Logits are computed only where they predict response tokens.
+- Logits are computed only where they predict response tokens, and routers are read only there. So each response token
+  counts once, however rollouts are divided into micro-batches.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
+from operator import add
 from pathlib import Path
 
 import torch
@@ -23,6 +26,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.chunked_scoring import hidden_logprobs, score_hidden
 from drafters.devices import choose_device
+from drafters.expert_routing import Routing, find_routers, reading_routers
 from drafters.learners.learner import reading_policy
 from drafters.policy_head import PolicyHead
 from drafters.scoring import TokenScores
@@ -77,6 +81,8 @@ class LocalLearner(PolicyLearner):
         self.policy = self._placed(policy)
         self.reference = None if reference is None else self._placed(reference).requires_grad_(False)
         self.packs = can_pack(policy)
+        self.routers = find_routers(policy)
+        self._routing: Routing | None = None
         if config.gradient_checkpointing:
             recompute_layers(self.policy)
         self.optimiser = torch.optim.AdamW(
@@ -92,9 +98,29 @@ class LocalLearner(PolicyLearner):
 
     def logprobs(self, rollouts: Sequence[Rollout], reader: HiddenStateReader | None = None) -> list[TokenScores]:
         if reader is None:
-            return self._score(self.policy, rollouts)
+            return self._score_and_route(rollouts)
         with reading_policy(self.policy, reader.layers) as reading:
-            return self._score(self.policy, rollouts, lambda batch: reader.read(batch, reading.outputs()))
+            return self._score_and_route(rollouts, lambda batch: reader.read(batch, reading.outputs()))
+
+    def routing(self) -> Routing | None:
+        return self._routing
+
+    def _score_and_route(
+        self, rollouts: Sequence[Rollout], after_forward: Callable[[MicroBatch], None] = lambda batch: None
+    ) -> list[TokenScores]:
+        """The scores under the policy. Also sets its routing."""
+        if not self.routers:
+            return self._score(self.policy, rollouts, after_forward)
+        parts: list[Routing] = []
+        with reading_routers(self.routers) as read:
+
+            def after_routing(batch: MicroBatch) -> None:
+                parts.append(read.routing(batch.predicts_N))
+                after_forward(batch)
+
+            scores = self._score(self.policy, rollouts, after_routing)
+        self._routing = reduce(add, parts)
+        return scores
 
     def reference_logprobs(self, rollouts: Sequence[Rollout]) -> Sequence[Tensor | None]:
         if self.reference is None:
@@ -128,8 +154,13 @@ class LocalLearner(PolicyLearner):
     def forward_backward(self, examples: Sequence[Example]) -> LossMetrics:
         tokens = sum(len(example.rollout.response_ids) for example in examples)
         totals = Totals(tokens, len(examples), self.config.sampling.max_tokens)
-        # An example without advantage and reference has no gradient: it counts in the means, but is not computed.
-        trained = [e for e in examples if e.advantage != 0.0 or e.reference_logprobs is not None]
+        # An example without advantage and reference has no gradient, unless routers are trained on it: it counts in the
+        # means, but is not computed.
+        trained = [
+            e
+            for e in examples
+            if e.advantage != 0.0 or e.reference_logprobs is not None or self.config.router_coefficient
+        ]
         left_out = tokens - sum(len(example.rollout.response_ids) for example in trained)
         sums = {
             "loss": 0.0,
@@ -157,8 +188,9 @@ class LocalLearner(PolicyLearner):
         old_logprobs_N = torch.cat([example.old_logprobs for example in examples])
         references = [e.reference_logprobs for e in examples if e.reference_logprobs is not None]
         weights = [example.weights for example in examples if example.weights is not None]
+        balances = self.config.router_coefficient > 0.0
         with self._attention(self.policy):
-            with self._autocast():
+            with self._autocast(), reading_routers(self.routers if balances else []) as read:
                 hidden_ND = batch.hidden(self.policy)
             head = PolicyHead(self.policy, self._autocast)
             logprobs_N = hidden_logprobs(head, hidden_ND, batch.responses_N, self.config.sampling.temperature)
@@ -174,6 +206,10 @@ class LocalLearner(PolicyLearner):
             if references:
                 divergence = k3_divergence(logprobs_N, torch.cat(references).to(self.device), tokens=totals.tokens)
                 loss = loss + self.config.kl_coefficient * divergence
+            if balances:
+                assert self._routing is not None, "the step's rollouts were not scored"
+                balance = read.loss(batch.predicts_N, self._routing.frequencies_LE, tokens=totals.tokens)
+                loss = loss + self.config.router_coefficient * balance
             loss.backward()
         parts = {**objective.metrics, "loss": loss, "reference_kl": divergence}
         return {name: part.item() for name, part in parts.items()}

@@ -49,8 +49,7 @@ class MemoryNeeds(NamedTuple):
 def memory_needs(config: TrainConfig, folder: Path, device: torch.device, longest: int) -> MemoryNeeds:
     """For the policy in `folder`. `longest`: the most tokens that a rollout may have. Raises OSError and ValueError
     when transformers cannot make the policy."""
-    with torch.device("meta"):
-        policy: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+    policy = policy_without_weights(folder)
     sizes = [parameter.numel() for parameter in policy.parameters()]
     parameters, weight = sum(sizes), getattr(torch, config.weights_dtype).itemsize
     product = compute_dtype(config, device).itemsize
@@ -66,6 +65,13 @@ def memory_needs(config: TrainConfig, folder: Path, device: torch.device, longes
         activations=tokens * activation_bytes(policy, product, weight, config.gradient_checkpointing) + copies,
         logits=logits_bytes(tokens, len(head.weight)),
     )
+
+
+def policy_without_weights(folder: Path) -> PreTrainedModel:
+    """The modules and shapes of the policy in `folder`. Raises OSError and ValueError when transformers cannot make
+    it."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
 
 
 def activation_bytes(policy: PreTrainedModel, product: int, weight: int, checkpointing: bool) -> int:

@@ -30,8 +30,6 @@ class PackedBatch(MicroBatch):
     """int64"""
     positions_S: Tensor
     """int64"""
-    predicts_N: Tensor
-    """int64: indices of the tokens from which the response is predicted; a prompt's last token once per completion"""
     block_indices_S: Tensor
     """int64: each token's index in the flattened blocks; for a prompt's tokens, in the first of its rows"""
 

@@ -26,8 +26,7 @@ class PaddedBatch(MicroBatch):
             position_ids=columns_T.expand_as(block.tokens_BT),
             use_cache=False,
         )
-        predicts_N = block.predicts_BT.flatten().nonzero().squeeze(1)
-        return output.last_hidden_state.flatten(0, 1).index_select(0, predicts_N)
+        return output.last_hidden_state.flatten(0, 1).index_select(0, self.predicts_N)
 
 
 def padded_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PaddedBatch]:
@@ -40,4 +39,5 @@ def _pad(rollouts: Sequence[Rollout], rows: list[int]) -> PaddedBatch:
     width = max(map(len, of_rows))
     block = block_of(of_rows, [(b * width, b * width + len(r.prompt_ids)) for b, r in enumerate(of_rows)])
     lengths = [len(rollout.response_ids) for rollout in of_rows]
-    return PaddedBatch(rows, lengths, block.tokens_BT[block.response_BT], [block])
+    predicts_N = block.predicts_BT.flatten().nonzero().squeeze(1)
+    return PaddedBatch(rows, lengths, block.tokens_BT[block.response_BT], predicts_N, [block])

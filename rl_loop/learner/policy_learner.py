@@ -1,6 +1,7 @@
 """PolicyLearner: the interface between the training loops and what trains the policy.
 
     logprobs, reference_logprobs    score every rollout before the step
+    routing                         say how its experts were chosen in that, if the policy has experts
     train                           train the step: epochs of minibatches, and for each minibatch
       forward_backward                compute its gradient
       optimiser_step                  make one update by it
@@ -21,6 +22,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from drafters.expert_routing import Routing
 from drafters.learners.learner import PolicyOutputs
 from drafters.scoring import TokenScores
 from rl_loop.batching import MicroBatch, Rollout
@@ -89,8 +91,16 @@ class PolicyLearner(ABC):
         a reference, None for each rollout."""
 
     @abstractmethod
+    def routing(self) -> Routing | None:
+        """How the policy's experts were chosen when `logprobs` last scored rollouts, over the tokens from which
+        response tokens are predicted. None for a policy without routers that are known (drafters/expert_routing.py)."""
+
+    @abstractmethod
     def forward_backward(self, examples: Sequence[Example]) -> LossMetrics:
-        """Compute the gradient of the mean loss over the examples. It replaces the previous gradient."""
+        """Compute the gradient of the mean loss over the examples. It replaces the previous gradient.
+
+        With `router_coefficient`, how often each expert was chosen is that of `routing`: of all rollouts of the step,
+        before its first update."""
 
     @abstractmethod
     def optimiser_step(self, learning_rate: float) -> float:

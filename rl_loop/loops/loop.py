@@ -4,7 +4,7 @@ before the batch      sync publishes the policy; both modes evaluate when it is 
 batch                 graded groups
 prepare               scores, advantages, examples; the drafter learns
 train, count, report  no signal interrupts these: policy, optimiser, state and metrics change together
-after the step        async publishes the drafter and reports an evaluation; then the alarm and a checkpoint, if due
+after the step        async publishes the drafter and reports an evaluation; then alarms and a checkpoint, if due
 """
 
 from abc import ABC, abstractmethod
@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from rl_loop.config import TrainConfig
 from rl_loop.learner.online_drafter import OnlineDrafter
 from rl_loop.learner.policy_learner import PolicyLearner
+from rl_loop.loops.collapsed_experts import check_experts
 from rl_loop.loops.interruption import Interruption
 from rl_loop.loops.losslessness_alarm import check_losslessness
 from rl_loop.loops.sources import RolloutSource
@@ -81,6 +82,7 @@ class TrainingLoop(ABC):
             report_drafter(self.drafter, prepared, self.state.step, self.reporter)
         self._after_step()
         check_losslessness(config, self.state.losslessness, self.state.step, self.reporter.alarm)
+        check_experts(config, self.reporter.log.steps, self.reporter.alarm)
         if config.checkpoint_every and self.state.step % config.checkpoint_every == 0:
             self.save()
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
+from drafters.expert_routing import Routing
 from drafters.scoring import SurprisalSums, TokenScores, join_scores
 from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
@@ -19,7 +20,16 @@ from rl_loop.losses.advantages import Advantages, group_advantages
 from rl_loop.losses.corrections import CorrectionMetrics, correct, staleness
 from rl_loop.losses.shaping import overlong_penalty
 from rl_loop.reports.drafter_metrics import drafter_metrics
-from rl_loop.reports.metrics import STAGES, GradedGroup, Overlap, Stage, StepMetrics, mismatch_metrics, rollout_metrics
+from rl_loop.reports.metrics import (
+    STAGES,
+    GradedGroup,
+    Overlap,
+    Stage,
+    StepMetrics,
+    mismatch_metrics,
+    rollout_metrics,
+    router_metrics,
+)
 from rl_loop.reports.reporting import Reporter
 from rl_loop.run.checkpoint import RunState
 
@@ -84,6 +94,7 @@ class Prepared:
     advantages: Advantages
     correction: CorrectionMetrics
     examples: list[Example]
+    routing: Routing | None
     learned: DrafterUpdate
     """what the drafter learned from the batch"""
 
@@ -112,6 +123,7 @@ def prepare(
         completions = [completion for g in graded for completion in g.group.completions]
         with learning_drafter(drafter, step, completions) as (learned, reader):
             scores = learner.logprobs(rollouts, reader)
+        routing = learner.routing()
         references = learner.reference_logprobs(rollouts)
     with clock("data"):
         advantages = group_advantages([shaped_rewards(config, g) for g in graded], config.loss.normalise_advantages)
@@ -129,7 +141,8 @@ def prepare(
         is_async = config.mode == "async"
         on_policy = on_policy_sums(rollouts, scores, version) if is_async else SurprisalSums.of(all_scores)
         return Prepared(
-            list(graded), version, rollouts, all_scores, on_policy, advantages, correction.metrics, examples, learned,
+            list(graded), version, rollouts, all_scores, on_policy, advantages, correction.metrics, examples, routing,
+            learned,
         )  # fmt: skip
 
 
@@ -161,6 +174,7 @@ def step_metrics(
         **update.model_dump(),
         **asdict(prepared.correction),
         **overlap.model_dump(),
+        **router_metrics(prepared.routing).model_dump(),
         step=state.step,
         version=prepared.version,
         staleness_mean=sum(age * tokens for age, tokens in enumerate(ages)) / sum(ages),

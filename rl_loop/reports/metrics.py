@@ -9,12 +9,13 @@ import torch
 from pydantic import BaseModel, Field
 
 from drafters.acceptance import Acceptance, total
+from drafters.expert_routing import Routing
 from drafters.scoring import TokenScores
 from rl_loop.batching import Rollout
 from rl_loop.learner.policy_learner import UpdateMetrics
 from rollout_service.protocol import Completion, Group
 
-FIELDS_WITHOUT_A_CURVE = {"step", "stages", "staleness"}
+FIELDS_WITHOUT_A_CURVE = {"step", "stages", "staleness", "router_entropy", "expert_load"}
 
 Stage = Literal["data", "prepare", "generation", "logprob", "train"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -91,7 +92,31 @@ class Overlap(BaseModel):
     """tokens thrown away since the trainer was started: dropped as too old, or aborted"""
 
 
-class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap, UpdateMetrics):
+class RouterMetrics(BaseModel):
+    """How the policy before the step chooses experts, over the tokens from which response tokens are predicted. Layers
+    are those that have a router, from the first. Without experts, or with routers that are not known, all are empty."""
+
+    router_loss: float | None = None
+    """load-balancing loss: K if all experts are chosen alike, and the number of experts if always the same K are, where
+    K is the number of experts that a token chooses"""
+    router_entropy: list[float] = Field(default_factory=list)
+    """by layer: entropy of the router's probabilities, mean over tokens, in nats"""
+    expert_load: list[list[float]] = Field(default_factory=list)
+    """by layer and expert: the share of the layer's choices that fell on the expert; in each layer they add up to 1"""
+
+    def router_curves(self) -> dict[str, float]:
+        """By layer, counted from 0: the entropy, and the least and the most load as multiples of an equal share."""
+        curves: dict[str, float] = {}
+        for layer, (entropy, loads) in enumerate(zip(self.router_entropy, self.expert_load, strict=True)):
+            curves |= {
+                f"entropy/layer_{layer}": entropy,
+                f"least_load/layer_{layer}": min(loads) * len(loads),
+                f"most_load/layer_{layer}": max(loads) * len(loads),
+            }
+        return curves
+
+
+class StepMetrics(RolloutMetrics, MismatchMetrics, OffPolicyMetrics, Overlap, RouterMetrics, UpdateMetrics):
     step: int
     """counted from 1"""
     version: int
@@ -168,6 +193,13 @@ def rollout_metrics(batch: Sequence[GradedGroup], pass_threshold: float) -> Roll
 def accepted_drafts(completions: Sequence[Completion]) -> Acceptance:
     records = [completion.speculation for completion in completions if completion.speculation is not None]
     return total(Acceptance(record.drafted, record.accepted_histogram) for record in records)
+
+
+def router_metrics(routing: Routing | None) -> RouterMetrics:
+    if routing is None:
+        return RouterMetrics()
+    loads = [[round(load, 6) for load in of_layer] for of_layer in routing.load_LE.tolist()]
+    return RouterMetrics(router_loss=routing.loss, router_entropy=routing.entropy_L.tolist(), expert_load=loads)
 
 
 def mismatch_metrics(rollouts: Sequence[Rollout], scores: TokenScores) -> MismatchMetrics:

@@ -45,6 +45,7 @@ class MetricsLog:
         fields = metrics.model_dump(exclude=FIELDS_WITHOUT_A_CURVE, exclude_none=True)
         self._events("train", metrics.step, fields)
         self._events("seconds", metrics.step, metrics.stages)
+        self._events("router", metrics.step, metrics.router_curves())
 
     def drafter_step(self, metrics: DrafterMetrics) -> None:
         self.drafter.append(metrics)

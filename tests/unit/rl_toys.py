@@ -54,8 +54,11 @@ def llama(seed: int = 0, tied: bool = False) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).float().eval()
 
 
-def qwen3_next(seed: int = 0, first_layer: str = "linear_attention") -> Qwen3NextForCausalLM:
-    """The demo policy's architecture, with one of the linear-attention layers that the demo leaves out."""
+def qwen3_next(
+    seed: int = 0, first_layer: str = "linear_attention", experts: int = 2, chosen: int = 2
+) -> Qwen3NextForCausalLM:
+    """The demo policy's architecture, with one of the linear-attention layers that the demo leaves out. A token passes
+    `chosen` experts."""
     torch.manual_seed(seed)
     config = Qwen3NextConfig(
         vocab_size=VOCAB_SIZE,
@@ -70,8 +73,8 @@ def qwen3_next(seed: int = 0, first_layer: str = "linear_attention") -> Qwen3Nex
         linear_value_head_dim=8,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
-        num_experts=2,
-        num_experts_per_tok=2,
+        num_experts=experts,
+        num_experts_per_tok=chosen,
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
         max_position_embeddings=128,

@@ -27,6 +27,9 @@ class SealedLearner(PolicyLearner):
     def reference_logprobs(self, rollouts):
         return self.call("reference_logprobs", rollouts)
 
+    def routing(self):
+        return self.call("routing")
+
     def forward_backward(self, examples):
         return self.call("forward_backward", examples)
 

@@ -45,8 +45,9 @@ def main() -> None:
         texts = [problem["question"] + "\n" + solution(problem["metadata"]["expression"]) for problem in first]
         tokenizer = make_tokenizer(texts, folder)
         policy = train_policy(
-            training, held_out, tokenizer, steps=arguments.policy_steps, slips=SLIPS, batch_size=BATCH_SIZE
-        )
+            training, held_out, tokenizer, steps=arguments.policy_steps, slips=SLIPS, batch_size=BATCH_SIZE,
+            router_coefficient=arguments.router_coefficient, records=arguments.records,
+        )  # fmt: skip
         policy.to(torch.bfloat16).save_pretrained(folder)
     else:
         AutoTokenizer.from_pretrained(arguments.policy).save_pretrained(folder)
@@ -98,6 +99,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=demo / "models", help="folder to write; it is replaced")
     parser.add_argument("--policy", type=Path, help="folder of an existing policy and its tokenizer")
     parser.add_argument("--policy-steps", type=int, default=450, help="supervised training steps of the policy")
+    parser.add_argument(
+        "--router-coefficient", type=float, default=0.0,
+        help="weight of the load-balancing loss of the policy's experts; has no effect if a token passes all of them",
+    )  # fmt: skip
+    parser.add_argument("--records", type=Path, help="folder for the losses and expert loads of the policy's training")
     parser.add_argument("--drafter-steps", type=int, default=240, help="training steps of each drafter")
     parser.add_argument("--samples", type=int, default=2560, help="samples of the policy that the drafters learn from")
     parser.add_argument("--held-out", type=int, default=1024, help="held-out prompts for the card's results")

@@ -7,14 +7,20 @@ CPU with each of an MTP head, an Eagle3 head and a draft model. Both experts of 
 result depends on a near tie in the router.
 """
 
+import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from rich.progress import Progress
 from sampling import right_and_length, sample
 from transformers import PreTrainedTokenizerFast, Qwen3NextConfig, Qwen3NextForCausalLM
 from working import solution
+
+from drafters.expert_routing import Routing, find_routers, reading_routers
+from rl_loop.reports.metrics import router_metrics
+from rl_loop.reports.router_plot import plot_routers
 
 LAYERS = 6
 
@@ -80,7 +86,12 @@ def train_policy(
     lr: float = 2e-3,
     seed: int = 0,
     evaluate_every: int = 50,
+    router_coefficient: float = 0.0,
+    records: Path | None = None,
 ) -> Qwen3NextForCausalLM:
+    """`router_coefficient`: weight of the load-balancing loss (drafters/expert_routing.py), over the tokens from which
+    solutions are predicted. `records`: a folder for steps.jsonl, with the loss and the experts' load of each step, and
+    for the plot router.png."""
     torch.manual_seed(seed)
     model = Qwen3NextForCausalLM(policy_config(tokenizer)).float()
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
@@ -88,25 +99,44 @@ def train_policy(
         optimiser, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.3 * steps))
     )
     started, tokens = time.time(), 0
-    with Progress() as progress:
+    losses, routed = {}, {}
+    with Progress() as progress, reading_routers(find_routers(model)) as read:
         bar = progress.add_task("policy: supervised", total=steps)
         for step, (ids, labels) in enumerate(batches(dataset, tokenizer, batch_size, slips)):
             if step == steps:
                 break
             logits = model(input_ids=ids, attention_mask=(ids != tokenizer.pad_token_id).long()).logits
             loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+            taught_N = torch.nn.functional.pad(labels[:, 1:] != -100, (0, 1)).flatten().nonzero().squeeze(1)
+            routing = read.routing(taught_N)
+            balance = read.loss(taught_N, routing.frequencies_LE, tokens=routing.tokens)
             optimiser.zero_grad()
-            loss.backward()
+            (loss + router_coefficient * balance).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             schedule.step()
             tokens += ids.numel()
+            losses[step + 1], routed[step + 1] = loss.item(), router_metrics(routing)
             progress.advance(bar)
             if (step + 1 >= 0.7 * steps and (step + 1) % evaluate_every == 0) or step + 1 == steps:
                 problems = [validation[i] for i in range(256)]
                 accuracy, length = right_and_length(validation, problems, tokenizer, sample(model, tokenizer, problems))
                 progress.console.print(
                     f"step {step + 1}: loss {loss.item():.4f}, right at temperature 1 {accuracy:.1%}, "
-                    f"mean response {length:.1f}, {tokens / (time.time() - started):.0f} tokens/s"
+                    f"mean response {length:.1f}, {tokens / (time.time() - started):.0f} tokens/s; "
+                    f"{routing_line(routing)}"
                 )
+    if records is not None:
+        records.mkdir(parents=True, exist_ok=True)
+        lines = [{"step": step, "loss": loss, **routed[step].model_dump()} for step, loss in losses.items()]
+        (records / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        plot_routers(records / "router.png", routed)
     return model
+
+
+def routing_line(routing: Routing) -> str:
+    of_equal_LE = routing.load_LE * routing.load_LE.shape[1]
+    return (
+        f"experts: loads {of_equal_LE.min():.2f} to {of_equal_LE.max():.2f} of an equal share, "
+        f"router entropy {routing.entropy_L.mean():.2f} nats, load-balancing loss {routing.loss:.3f}"
+    )
