@@ -11,7 +11,7 @@ Bytes are those of weights and caches, each read once in a step. Writes, activat
 out.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
@@ -98,6 +98,23 @@ def policy_costs(config: Any) -> Costs:
     return sum(layers(config), ends)
 
 
+def cost_facts(config: Mapping[str, Any]) -> dict[str, str]:
+    """What `drafters inspect` prints of the costs of the policy with this config.json."""
+    from transformers import AutoConfig
+
+    try:
+        costs = policy_costs(AutoConfig.for_model(**config))
+    except ValueError as error:
+        return {"costs": str(error)}
+    each = costs.flops_per_token(1) - costs.flops_per_token(0)
+    state = f", and {costs.state:,} a sequence" if costs.state else ""
+    return {
+        "active parameters": f"{costs.active_parameters:,}",
+        "FLOPs a token": f"{costs.flops_per_token(0):,}, and {each:,} for each token of context",
+        "cached numbers": f"{costs.cached:,} for each token of context{state}",
+    }
+
+
 def linear(inputs: int, outputs: int, bias: bool = False) -> Costs:
     return Costs(matrices=inputs * outputs, vectors=outputs * bias)
 
@@ -111,7 +128,7 @@ def attention(
     config: Any, *, inputs: int | None = None, bias: bool = False, normed: bool = False, gated: bool = False
 ) -> Costs:
     """Grouped-query attention. A query's product with a key, and a weight's with a value, are one multiply-add for each
-    channel of each head. `inputs`: the width that queries, keys and values are projected from, if it is not the model's.
+    channel of each head. `inputs`: the width that queries, keys and values are projected from, if not the model's.
     `normed`: queries and keys are normed. `gated`: there is a gate for each channel of the output.
     """
     inputs = inputs or config.hidden_size
@@ -158,7 +175,7 @@ def gated_delta_net(config: Any) -> Costs:
 
 
 def mamba2(config: Any) -> Costs:
-    """Nemotron-H's recurrent layer (arXiv 2405.21060). A token adds an outer product to the state, and reads it once."""
+    """Nemotron-H's recurrent layer (arXiv 2405.21060). A token adds an outer product to the state and reads it once."""
     heads, inner = config.mamba_num_heads, config.mamba_num_heads * config.mamba_head_dim
     channels, state = inner + 2 * config.n_groups * config.ssm_state_size, inner * config.ssm_state_size
     return (

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from drafters.drafter import Drafter
 from drafters.files.model_folder import resolve_model
-from drafters.policy_costs import DraftCosts, policy_costs
+from drafters.policy_costs import DraftCosts, cost_facts, policy_costs
 from drafters.settings import Section
 
 
@@ -50,4 +50,5 @@ class DraftModelDrafter(Drafter):
 
     @classmethod
     def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
-        return {"kind": "draft_model, or a policy without a head"}  # any language model can be a draft model
+        # any language model can be a draft model
+        return {"kind": "draft_model, or a policy without a head"} | cost_facts(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drafters.drafter import Drafter
-from drafters.policy_costs import Costs, DraftCosts, linear, nemotron_h_layer, qwen3_next_layer
+from drafters.policy_costs import Costs, DraftCosts, cost_facts, linear, nemotron_h_layer, qwen3_next_layer
 
 
 def is_mtp(name: str) -> bool:
@@ -55,7 +55,8 @@ class MTPDrafter(Drafter):
         own = [size for name, size in sizes.items() if is_mtp(name)]
         if not own:
             return None
-        return {"kind": "mtp (a policy with a head)", "head tensors": len(own), "head parameters": f"{sum(own):,}"}
+        head = {"kind": "mtp (a policy with a head)", "head tensors": len(own), "head parameters": f"{sum(own):,}"}
+        return head | cost_facts(config)
 
     def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None, tensors: Collection[str]) -> None:
         if not (policy_config.get("num_nextn_predict_layers") or policy_config.get("mtp_num_hidden_layers")):

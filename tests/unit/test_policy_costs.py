@@ -59,12 +59,12 @@ def parameters(module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def latent(**changes) -> Qwen3NextConfig:
+def latent() -> Qwen3NextConfig:
     """A LatentMoE policy's configuration, which is Qwen3-Next's and the width of the latent space."""
     shape = {"vocab_size": 160, "hidden_size": 192, "num_hidden_layers": 6, "layer_types": ["full_attention"] * 6,
              "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_experts": 16,
-             "num_experts_per_tok": 5, "moe_intermediate_size": 128, "shared_expert_intermediate_size": 128}  # fmt: skip
-    config = Qwen3NextConfig(**shape | changes)
+             "num_experts_per_tok": 5, "moe_intermediate_size": 128}  # fmt: skip
+    config = Qwen3NextConfig(**shape, shared_expert_intermediate_size=128)
     config.moe_latent_size = 64
     return config
 
