@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from drafters.files.home import in_home
+from drafters.policy_costs import DraftCosts
 from drafters.runners import OnRunner, Runner
 from drafters.schedule import Calibration, Range, check_ranges
 from drafters.settings import Section
@@ -145,6 +146,13 @@ class Drafter(ABC):
         without a folder of its own. `tensors` are the names in the checkpoint that holds the drafter; it is empty for
         a drafter without tensors.
         """
+
+    def costs(self, policy: Any) -> DraftCosts | None:
+        """What drafting costs; None for a drafter without weights. `policy` is its configuration of transformers.
+
+        Raises ValueError for an architecture without formulas.
+        """
+        return None
 
     @classmethod
     def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:

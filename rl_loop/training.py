@@ -7,6 +7,7 @@ checkpoint of the last finished step, if the disk has room, and releases the ser
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from statistics import mean
 
 import torch
 from rich.console import Console
@@ -42,6 +43,7 @@ from rl_loop.preflight import (
     warn_of_memory_queue,
 )
 from rl_loop.prompt_lengths import FittingTask, PromptLengths, fitting_task
+from rl_loop.reports.costs import run_costs, served
 from rl_loop.reports.drafter_plot import plot_acceptance
 from rl_loop.reports.metrics_log import MetricsLog
 from rl_loop.reports.reporting import Reporter
@@ -73,6 +75,7 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
         measured = lengths.measure(config)
     with open_source(config, state, console) as source:
         limit = source.context_limit()
+        serves = served(source.client, config) if isinstance(source, EndpointSource) else None
         task = fitting_task(config, lengths, measured, limit, console)
         longest = max(tokens for of_split in measured.values() for tokens in of_split.values())
         longest += config.sampling.max_tokens
@@ -98,7 +101,8 @@ def run_training(config: TrainConfig, interruption: Interruption) -> None:
         for alarm in source.alarms():
             console.print(f"the service raised alarm {alarm.kind}: {alarm.message}", style="bold red", soft_wrap=True)
     skipped = len(task.skipped) if isinstance(task, FittingTask) else 0
-    write_summary(config.output, log.steps, log.evaluations, console, prompts_skipped=skipped)
+    costs = run_costs(config, model_folder(config), serves, mean(measured["train"].values()), log.steps)
+    write_summary(config.output, log.steps, log.evaluations, console, prompts_skipped=skipped, costs=costs)
     if log.drafter:
         plot_acceptance(config.output / "acceptance.png", log.steps, log.drafter)
     if routed := {metrics.step: metrics for metrics in log.steps if metrics.expert_load}:

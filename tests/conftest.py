@@ -4,16 +4,16 @@ import pytest
 
 TOPICS = {
     "lossless": "audit lossless rl_scoring second_architecture selftest verification",
-    "drafters": """acceptance compare_rows draft_lengths drafter_files drafter_learners drafter_recipe drafter_training
-                   drafters_command drafters_trained idle_drafter latent_moe new_kind online_drafter prediction
-                   schedule""",
+    "drafters": """acceptance compare_rows cost_report draft_lengths drafter_files drafter_learners drafter_recipe
+                   drafter_training drafters_command drafters_trained idle_drafter latent_moe new_kind online_drafter
+                   policy_costs prediction schedule""",
     "queue": "asynchronous background bad_requests batch_queue fault_record faults soak stored_formats",
     "weights": """control_route lasting loading mapped_update push_route pushes state_folder tensor_bytes transports
                   update_file updates weight_files weight_updates""",
     "http": """access_log admission bearer_token client cors endpoint engine_http front generate guard https
-                models_route probes request_ids rollout_record service starting tls tokens tool_parsers tools""",
-    "fleet": """alarms cluster_room control deaths fleet_generate frozen_engines head joining_nodes lost_engines nodes
-                pausing placement ray_cluster ray_token resources scaled_service scaling silent_engines""",
+               models_route probes request_ids rollout_record service starting tls tokens tool_parsers tools""",
+    "fleet": """alarms cluster_room control deaths fleet_generate frozen_engines head joining_nodes lost_engines
+                nodes pausing placement ray_cluster ray_token resources scaled_service scaling silent_engines""",
     "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware law patch_table patches
                  required_prefix runners watched_outputs""",
     "trainer": """chunked_scoring collapsed_experts commands expert_routing extended_files learner_interface

@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from drafters.drafter import Drafter
+from drafters.files.model_folder import resolve_model
+from drafters.policy_costs import DraftCosts, cost_facts, policy_costs
 from drafters.settings import Section
 
 
@@ -40,6 +42,13 @@ class DraftModelDrafter(Drafter):
     def checkpoint(self, policy: Path) -> Path | None:
         return Path(self._model())
 
+    def costs(self, policy: Any) -> DraftCosts:
+        from transformers import AutoConfig
+
+        own = policy_costs(AutoConfig.from_pretrained(resolve_model(self._model(), "drafter.model")))
+        return DraftCosts(own, own)
+
     @classmethod
     def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
-        return {"kind": "draft_model, or a policy without a head"}  # any language model can be a draft model
+        # any language model can be a draft model
+        return {"kind": "draft_model, or a policy without a head"} | cost_facts(config)

@@ -7,6 +7,8 @@ from typing import Any
 from pydantic import Field
 
 from drafters.drafter import Drafter
+from drafters.files.model_folder import resolve_model
+from drafters.policy_costs import Costs, DraftCosts, attention, feed_forward, linear
 from drafters.settings import Section
 
 VARIANTS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
@@ -53,6 +55,13 @@ class Eagle3Drafter(Drafter):
     def checkpoint(self, policy: Path) -> Path | None:
         return Path(self._model())
 
+    def costs(self, policy: Any) -> DraftCosts:
+        """Hidden states of the policy are fused in the first pass only. A copy of the policy's embedding in the head's
+        checkpoint is not counted."""
+        from drafters.learners.layouts import read_eagle3_config
+
+        return head_costs(read_eagle3_config(resolve_model(self._model(), "drafter.model"), policy.num_hidden_layers))
+
     @classmethod
     def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
         architectures = config.get("architectures") or []
@@ -66,3 +75,16 @@ class Eagle3Drafter(Drafter):
             "variants": ", ".join(v for v in VARIANTS if config.get(v, defaults.get(v))) or "none",
             "also holds": ", ".join(sorted({"d2t", "t2d", "embed_tokens.weight"} & set(sizes))) or "nothing",
         }
+
+
+def head_costs(config: Any) -> DraftCosts:
+    """Of a head with the configuration that `read_eagle3_config` gives."""
+    width, fused = config.hidden_size, config.num_aux_hidden_states * config.target_hidden_size
+    fusion = linear(fused, width) + Costs(vectors=fused * (config.norm_before_fc + config.fc_norm))
+    later = (
+        attention(config, inputs=2 * width, bias=config.attention_bias)
+        + feed_forward(width, config.intermediate_size, config.mlp_bias)
+        + linear(width, config.draft_vocab_size)
+        + Costs(vectors=4 * width)
+    )
+    return DraftCosts(fusion + later, later)

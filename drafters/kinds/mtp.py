@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from drafters.drafter import Drafter
+from drafters.policy_costs import Costs, DraftCosts, cost_facts, linear, nemotron_h_layer, qwen3_next_layer
 
 
 def is_mtp(name: str) -> bool:
@@ -44,12 +45,18 @@ class MTPDrafter(Drafter):
     def checkpoint(self, policy: Path) -> Path | None:
         return policy
 
+    def costs(self, policy: Any) -> DraftCosts:
+        """The policy's output head multiplies each of its tokens too, and belongs to the policy."""
+        head = head_costs(policy)
+        return DraftCosts(head, head)
+
     @classmethod
     def recognised(cls, config: Mapping[str, Any], sizes: Mapping[str, int]) -> dict[str, Any] | None:
         own = [size for name, size in sizes.items() if is_mtp(name)]
         if not own:
             return None
-        return {"kind": "mtp (a policy with a head)", "head tensors": len(own), "head parameters": f"{sum(own):,}"}
+        head = {"kind": "mtp (a policy with a head)", "head tensors": len(own), "head parameters": f"{sum(own):,}"}
+        return head | cost_facts(config)
 
     def check(self, policy_config: dict[str, Any], own_config: dict[str, Any] | None, tensors: Collection[str]) -> None:
         if not (policy_config.get("num_nextn_predict_layers") or policy_config.get("mtp_num_hidden_layers")):
@@ -70,3 +77,16 @@ class MTPDrafter(Drafter):
                 f"drafter.kind: 'mtp' needs the whole head in the policy's checkpoint, but its files lack "
                 f"{', '.join(missing)}: an engine would draft with uninitialised memory in their place"
             )
+
+
+def head_costs(policy: Any) -> Costs:
+    width = policy.hidden_size
+    match policy.model_type:
+        case "qwen3_next" | "latent_moe":
+            layers = [qwen3_next_layer(policy, "full_attention")]
+        case "nemotron_h":
+            layers = [nemotron_h_layer(policy, kind) for kind in policy.mtp_layers_block_type]
+        case other:
+            raise ValueError(f"no formulas for the MTP head of {other!r}")
+    ends = linear(2 * width, width) + Costs(vectors=3 * width, borrowed=policy.vocab_size * width)
+    return sum(layers, ends)

@@ -9,18 +9,19 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from drafters.cost_report import CostReport, terminal
 from rl_loop.reports.metrics import STAGES, EvaluationMetrics, StepMetrics
 
 
 def write_summary(
     output: Path, steps: Sequence[StepMetrics], evaluations: Sequence[EvaluationMetrics], console: Console,
-    *, prompts_skipped: int,
+    *, prompts_skipped: int, costs: CostReport,
 ) -> None:  # fmt: skip
     """`prompts_skipped`: how many prompts were skipped because they leave no room for a response."""
-    summary = summarise(steps, evaluations) | {"prompts_skipped": prompts_skipped}
+    summary = summarise(steps, evaluations) | {"prompts_skipped": prompts_skipped, "costs": costs.model_dump()}
     (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     plot(output / "reward.png", steps, evaluations)
-    console.print(summary_table(summary))
+    console.print(summary_table(summary), *terminal(costs))
     console.print(f"written to {output}: metrics.jsonl, summary.json, reward.png, checkpoints/", soft_wrap=True)
 
 

@@ -41,6 +41,8 @@ class Arm(Protocol):
     """One drafter, ready to generate."""
 
     drafter: DrafterConfig
+    dtype: str
+    """dtype of the engine's weights and caches"""
 
     async def generate(self, group: GroupRequest) -> Group: ...
     async def draft_as(self, drafter: DrafterConfig) -> Ran:
@@ -55,6 +57,7 @@ class EngineArm:
 
     def __init__(self, config: ServiceConfig):
         self.drafter = config.drafter
+        self.dtype: str = config.engine.dtype
         self.fleet = Fleet(config, threads=config.engine.cores or machine_cores())
 
     async def generate(self, group: GroupRequest) -> Group:
@@ -73,18 +76,18 @@ class EngineArm:
 class EndpointArm:
     """A running service, with the drafter that it reports."""
 
-    def __init__(self, client: AsyncRolloutClient, drafter: DrafterConfig, ran: Ran):
-        self.client, self.drafter, self.ran = client, drafter, ran
+    def __init__(self, client: AsyncRolloutClient, dtype: str, drafter: DrafterConfig, ran: Ran):
+        self.client, self.dtype, self.drafter, self.ran = client, dtype, drafter, ran
 
     @classmethod
     async def connect(cls, endpoint: str, token: str | None, ca_file: Path | None) -> "EndpointArm":
         client = AsyncRolloutClient(endpoint, token, ca_file=ca_file)
-        known = (await client.speculation()).drafters
+        known, dtype = (await client.speculation()).drafters, (await client.weights()).dtype
         if not known:
-            return cls(client, DrafterConfig(), Ran())
+            return cls(client, dtype, DrafterConfig(), Ran())
         on = known[0]
         drafter = DrafterConfig(kind=on.drafter, **on.model_dump(include={"draft_tokens", "draft_sampling"}))
-        return cls(client, drafter, Ran(on.draft_sampling, on.verification))
+        return cls(client, dtype, drafter, Ran(on.draft_sampling, on.verification))
 
     async def generate(self, group: GroupRequest) -> Group:
         (finished,) = [finished async for finished in self.client.rollouts([group])]

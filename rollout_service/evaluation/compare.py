@@ -40,8 +40,8 @@ WARM_UP_TOKENS = 16
 
 
 def compare(config: CompareConfig) -> list[Row]:
-    """Measure, print, and write compare.json, compare.md and plots to `config.output`. Exits with 1 when an engine
-    fails, and after writing when a row is not lossless."""
+    """Measure, print, and write compare.json, costs.json, compare.md and plots to `config.output`. Exits with 1 when an
+    engine fails, and after writing when a row is not lossless."""
     console = report_console()
     try:
         cells = asyncio.run(measure(config, console))
@@ -92,7 +92,7 @@ async def take_turns(
 ) -> list[Cell]:
     """Measure every row of these arms. In each round every row generates its share of `requests`."""
     turns = [
-        (arm, Cell(drafter, concurrency))
+        (arm, Cell(drafter, concurrency, arm.dtype))
         for concurrency in config.concurrency
         for arm in arms
         for drafter in (config.ways(arm.drafter, runner) if config.endpoint is None else [arm.drafter])

@@ -67,7 +67,7 @@ class CompareConfig(WithToken, WithAuthority, Section):
     """measure this running service, one row for each concurrency, instead of starting engines; the settings of engines
     and drafters are then not read"""
     output: Path = Path("report/compare")
-    """folder for compare.json, compare.md and the plots"""
+    """folder for compare.json, costs.json, compare.md and the plots"""
 
     @model_validator(mode="after")
     def known_drafters(self) -> "CompareConfig":

@@ -1,13 +1,17 @@
-"""Report of the comparison: a table in the terminal, compare.json, compare.md, and two plots."""
+"""Report of the comparison: tables in the terminal, compare.json, costs.json, compare.md, and two plots."""
 
 import json
+import statistics
 from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from drafters.registry import KINDS
+from drafters import cost_report
+from drafters.cost_report import CostReport, Step
+from drafters.files.model_folder import resolve_model
+from drafters.registry import KINDS, DrafterConfig
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.rows import Z_LIMIT, Row
 from rollout_service.evaluation.short_names import short_names
@@ -24,10 +28,12 @@ def write_report(rows: list[Row], config: CompareConfig, console: Console) -> No
     (config.output / "compare.json").write_text(
         json.dumps([row.model_dump(mode="json") for row in rows], indent=2) + "\n", encoding="utf-8"
     )
-    (config.output / "compare.md").write_text(markdown(rows), encoding="utf-8")
+    costs = costs_of(rows, config)
+    (config.output / "costs.json").write_text(costs.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    (config.output / "compare.md").write_text(f"{markdown(rows)}\n{cost_report.markdown(costs)}", encoding="utf-8")
     plot_acceptance(rows, config)
     plot_speed(rows, config)
-    console.print(terminal_table(rows, config))
+    console.print(terminal_table(rows, config), *cost_report.terminal(costs))
     failed = [row for row in rows if not row.is_lossless]
     fewest = min(row.tokens for row in rows)
     console.print(
@@ -35,7 +41,28 @@ def write_report(rows: list[Row], config: CompareConfig, console: Console) -> No
         if failed
         else f"All rows are lossless as far as {fewest:,} tokens each can tell: |z| < {Z_LIMIT:.0f}."
     )
-    console.print(f"written to {config.output}: compare.json, compare.md, acceptance.png, speedup.png", soft_wrap=True)
+    files = "compare.json, costs.json, compare.md, acceptance.png, speedup.png"
+    console.print(f"written to {config.output}: {files}", soft_wrap=True)
+
+
+def costs_of(rows: list[Row], config: CompareConfig) -> CostReport:
+    """Of the policy and of every drafter: a step for each draft length and concurrency. Its seconds are the mean over
+    the ways to sample and verify the drafts, which read the same."""
+    names = short_names(row.model for row in rows)
+    alike: dict[tuple[str, str, int, int], list[Row]] = {}
+    for row in rows:
+        alike.setdefault((row.drafter, row.model, row.draft_tokens, row.concurrency), []).append(row)
+    steps = [
+        Step(
+            f"{drafter} {names[model]}".strip(),
+            DrafterConfig(kind=drafter, model=model or None, draft_tokens=k or 1, schedule="fixed"),
+            streams,
+            statistics.mean(row.step_seconds for row in measured),
+        )
+        for (drafter, model, k, streams), measured in alike.items()
+    ]
+    context = statistics.mean(row.context for row in rows)
+    return cost_report.cost_report(resolve_model(config.model), steps, context=context, dtype=rows[0].dtype)
 
 
 def cells(row: Row, names: dict[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from drafters.acceptance import Acceptance, length_interval, total
 from drafters.registry import DrafterConfig
 from rollout_service.evaluation.ran import Ran
-from rollout_service.protocol import Group
+from rollout_service.protocol import Completion, Group
 
 Z_LIMIT = 4.0
 """a correct sampler's |z| is larger once in 16,000 rows"""
@@ -41,6 +41,13 @@ class Row(BaseModel):
     z: float
     """the losslessness score, which is close to standard normal for a correct sampler"""
     tokens: int
+    dtype: str
+    """dtype of the engine's weights and caches"""
+    context: float
+    """tokens of prompt and response in a decoding step, mean over the responses"""
+    step_seconds: float
+    """seconds of a decoding step, as if all `concurrency` streams were in every step. Prompts count as steps, and at
+    the end there are fewer streams: both make it longer than a step of full streams"""
 
     @property
     def is_lossless(self) -> bool:
@@ -55,6 +62,8 @@ class Cell:
     drafter: DrafterConfig
     """the row's drafter, with its way to sample and verify drafts"""
     concurrency: int
+    dtype: str = "bfloat16"
+    """dtype of its engine's weights and caches"""
     ran: Ran | None = None
     """how its engine sampled and verified drafts"""
     groups: list[Group] = field(default_factory=list)
@@ -70,6 +79,17 @@ class Cell:
     def speeds(self) -> list[float]:
         """Tokens per second, round by round."""
         return [tokens / seconds for tokens, seconds in zip(self.tokens, self.seconds, strict=True)]
+
+    @property
+    def context(self) -> float:
+        return statistics.mean(
+            len(g.prompt_token_ids) + len(c.token_ids) / 2 for g in self.groups for c in g.completions
+        )
+
+    @property
+    def step_seconds(self) -> float:
+        steps = sum(steps_of(completion) for group in self.groups for completion in group.completions)
+        return sum(self.seconds) * self.concurrency / steps
 
     def row(self, baseline: "Cell | None", z: float) -> Row:
         parts = [
@@ -100,4 +120,20 @@ class Cell:
             else None,
             z=z,
             tokens=sum(self.tokens),
+            dtype=self.dtype,
+            context=self.context,
+            step_seconds=self.step_seconds,
         )
+
+
+def steps_of(completion: Completion) -> int:
+    """The steps that a response took, with the one of its prompt.
+
+    Each step without drafts yields one token, and the prompt's step has none. The last step may yield more tokens than
+    the response takes, so steps without drafts can only be counted where they are many: n-gram drafts.
+    """
+    drafted = completion.speculation
+    if drafted is None:
+        return len(completion.token_ids)
+    without = len(completion.token_ids) - drafted.accepted - drafted.draft_steps
+    return drafted.draft_steps + max(1, without)

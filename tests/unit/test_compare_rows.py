@@ -15,8 +15,8 @@ from rollout_service.evaluation import compare as comparing
 from rollout_service.evaluation.arms import EngineArm, engine_name
 from rollout_service.evaluation.compare_config import CompareConfig
 from rollout_service.evaluation.prompts import read_prompts
-from rollout_service.evaluation.report import drafters_of, label, markdown, plot_acceptance, plot_speed, style
-from rollout_service.evaluation.rows import Cell
+from rollout_service.evaluation.report import costs_of, drafters_of, label, markdown, plot_acceptance, plot_speed, style
+from rollout_service.evaluation.rows import Cell, steps_of
 from rollout_service.evaluation.short_names import short_names
 from rollout_service.protocol import Completion, Group, Sampling, Speculation
 
@@ -53,7 +53,25 @@ def test_speed_is_relative_to_the_same_round_so_that_a_slow_moment_cancels():
     assert none.row(none, z=0.0).speedup == pytest.approx(1.0)
     assert mtp.row(None, z=0.0).speedup is None
     assert set(json.loads(row.model_dump_json())) >= KEYS
+    assert row.context == 1 + 100 / 2
     assert "| mtp |  | 3 | probabilistic | auto | 4 |" in markdown([row])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "histogram", "steps"),
+    [
+        (48, None, 48),
+        (1 + 4 * 9 + 1, [1, 0, 0, 9], 1 + 10),
+        (1 + 4 * 9 + 1 - 3, [1, 0, 0, 9], 1 + 10),  # the response ends inside of its last step
+        (1 + 20 + 4 * 2, [0, 0, 0, 2], 1 + 20 + 2),  # n-grams were found in two steps only
+    ],
+)
+def test_a_step_takes_the_time_in_which_all_streams_take_one(tokens, histogram, steps):
+    cell = Cell(DrafterConfig(kind="mtp"), concurrency=4)
+    for _ in range(2):
+        cell.add_round([group(tokens, histogram)] * 8, seconds=3.0)
+    assert steps_of(group(tokens, histogram).completions[0]) == steps
+    assert cell.step_seconds == pytest.approx(3.0 / (steps * 2)), "8 responses in 4 streams: two after the other"
 
 
 def test_the_rate_interval_is_the_length_interval_per_draft():
@@ -172,7 +190,7 @@ def test_two_heads_of_one_kind_have_different_names_in_plots(tmp_path, monkeypat
 
 @pytest.mark.parametrize(("z", "code"), [(-4.1, 1), (3.9, None)])
 def test_a_comparison_with_a_row_that_is_not_lossless_is_written_and_exits_with_1(z, code, tmp_path, monkeypatch):
-    cell = Cell(DrafterConfig(), 4)
+    cell = Cell(DrafterConfig(), 4, "float32")
     cell.add_round([group(100, None)], 2.0)
     row = cell.row(None, z)
     monkeypatch.setattr(comparing, "measure", lambda config, console: asyncio.sleep(0))
@@ -184,6 +202,24 @@ def test_a_comparison_with_a_row_that_is_not_lossless_is_written_and_exits_with_
         comparing.compare(config)
     assert json.loads((config.output / "compare.json").read_text())[0]["z"] == z
     assert not code or exited.value.code == code
+    costs = json.loads((config.output / "costs.json").read_text())
+    assert costs["models"][0]["active_parameters"] == 1_984_704
+    (step,) = costs["steps"]
+    assert (step["streams"], step["seconds"]) == (4, row.step_seconds)
+    assert "| none |  | 4 | 8.44 MB | 0 B | 80.00 |" in (config.output / "compare.md").read_text()
+
+
+def test_ways_to_verify_drafts_are_one_step_and_drafters_and_draft_lengths_are_others(tmp_path):
+    rows = []
+    for k, verification, seconds in ((3, "standard", 1.0), (3, "block", 3.0), (1, "standard", 1.0)):
+        cell = Cell(DrafterConfig(kind="mtp", draft_tokens=k, verification=verification), 4, "float32")
+        cell.add_round([group(11, [5, 5])], seconds)
+        rows.append(cell.row(None, z=0.0))
+    config = CompareConfig(model=str(POLICY), prompts=POLICY.parents[1] / "prompts.jsonl", output=tmp_path)
+    costs = costs_of(rows, config)
+    found = [(step.drafter, step.draft_tokens, step.streams, step.seconds) for step in costs.steps]
+    assert found == [("mtp", 3, 4, pytest.approx(2.0 * 4 / 11)), ("mtp", 1, 4, pytest.approx(1.0 * 4 / 11))]
+    assert costs.dtype == "float32"
 
 
 def test_a_short_name_is_the_shortest_unique_end_of_a_path():

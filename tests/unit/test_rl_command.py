@@ -126,6 +126,13 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
     summary = json.loads((output / "summary.json").read_text())
     assert summary["steps"] == 2
     assert set(summary["held_out"]) == {"reward_before", "reward_after", "pass_rate_before", "pass_rate_after"}
+    costs = summary["costs"]
+    parameters = sum(tensor.numel() for tensor in toys.llama().parameters())
+    assert [(m["model"], m["active_parameters"]) for m in costs["models"]] == [("policy", parameters)]
+    assert [(step["drafter"], step["streams"]) for step in costs["steps"]] == [("none", 1), ("none", 4)]
+    assert costs["dtype"] == "float32", "as the service says"
+    responses = [line["response_length"] for line in json_lines(output / "metrics.jsonl")]
+    assert costs["context"] == pytest.approx(len("0+1=") + 1 + sum(responses) / len(responses) / 2)
     for line in json_lines(output / "drafter.jsonl"):
         assert (line["drafter_version"], line["acceptance_length"], line["updates"]) == (0, 2.5, 0)
     assert (output / "acceptance.png").read_bytes().startswith(b"\x89PNG")
@@ -139,6 +146,7 @@ def test_a_run_leaves_metrics_summary_plot_and_checkpoint(service, flags, tmp_pa
     assert "the service raised alarm acceptance_fell: the acceptance rate fell" in printed
     assert "step 2" in printed
     assert "losslessness" in printed
+    assert f"{parameters:,}" in printed
     assert json.loads((output / "config.json").read_text())["token"] == "**********"
 
 
