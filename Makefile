@@ -20,7 +20,7 @@ UNIT := $(BIN)/python -m pytest tests/unit -q -n 2 --durations 12
 INTEGRATION := $(BIN)/python -m pytest tests/integration -q -n 2 --durations 12
 
 .PHONY: help venv docs demo demo-models study bench test test-all $(TOPICS:%=test-%) test-faults fuzz unit integration
-.PHONY: demo-cluster test-node-faults test-clients test-crd test-cuda lint format clean
+.PHONY: demo-cluster test-node-faults verify-node-faults test-clients test-crd test-cuda lint format clean
 
 help:
 	@echo "make demo         launch the service, train against it, and compare the drafters; writes report/"
@@ -30,6 +30,7 @@ help:
 	@echo "make test-TOPIC   run the tests of one topic: $(TOPICS)"
 	@echo "make test-faults  train through $(FAULTS) random faults (34 minutes on 2 cores; FAULTS=20 for fewer)"
 	@echo "make test-node-faults the same on three Ray nodes, which die, freeze and are cut off; needs root"
+	@echo "make verify-node-faults counts again what the kept record of 100 such faults holds"
 	@echo "make test-clients run openai, TRL, verifiers, prime-rl, SkyRL and NeMo-Gym against a service; installs them at first"
 	@echo "make test-crd     hold deploy/cluster/kuberay.yaml to KubeRay's own schema; downloads it at first"
 	@echo "make test-cuda    test the CUDA path without a GPU; needs Python 3.12, and keeps 6 GB in .cuda"
@@ -89,6 +90,10 @@ test-node-faults: venv
 	mkdir -p report
 	$(BIN)/python -m pytest tests/integration/faults -q -s -k nodes --faults $(FAULTS) --faults-within 100000 \
 		--faults-record report/node-faults.json.gz
+
+# The record of a whole run is kept. This counts its groups again, from what service and trainer wrote down.
+verify-node-faults: venv
+	$(BIN)/python tests/integration/faults/record.py tests/integration/faults/results/nodes.json.gz
 
 demo-cluster: venv
 	$(BIN)/python deploy/demo/cluster.py

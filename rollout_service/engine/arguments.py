@@ -85,6 +85,15 @@ def speculative_config(
     return speculative
 
 
+def check_arguments(config: ServiceConfig, device: str) -> None:
+    """Raises ValueError for an argument of `engine.vllm` that vLLM takes on this device, and then dies of."""
+    if device == "cpu" and config.engine.vllm.get("enable_expert_parallel"):
+        raise ValueError(
+            "engine.vllm.enable_expert_parallel: vLLM's CPU kernel takes every expert for its own, and reads past the "
+            "weights of a rank that has some of them; leave it out: engine.tensor_parallel_size divides each expert"
+        )
+
+
 def check_runner(vllm_config: "VllmConfig", device: str) -> None:
     """Raises ValueError when vLLM does not choose the model runner that the service was written for on this device."""
     chosen, needed = "v2" if vllm_config.use_v2_model_runner else "v1", runner_of(device)

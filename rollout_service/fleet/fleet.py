@@ -13,6 +13,7 @@ from drafters.files.model_folder import resolve_model
 from drafters.registry import make_drafter
 from drafters.schedule import Range
 from rollout_service.config import ServiceConfig
+from rollout_service.engine.arguments import check_arguments
 from rollout_service.engine.hardware import machine_cores, resolve_device, runner_of
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.controls import Controls
@@ -45,6 +46,7 @@ class Fleet(EngineLives):
         super().__init__()
         self.device = resolve_device(config.engine.device)
         self.runner = runner_of(self.device)
+        check_arguments(config, self.device)
         if config.engines == "all" and self.device == "cpu" and not config.engine.cores:
             raise ValueError(
                 "engine.cores: engines = 'all' needs the number of cores that each engine takes; give 1 or more"

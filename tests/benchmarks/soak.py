@@ -38,6 +38,7 @@ from rollout_service.fleet.engine_lives import EngineLives
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import Member
 from rollout_service.fleet.pausing import Pausing
+from rollout_service.fleet.scaling import Scaling
 from rollout_service.http.app import add_error_handlers
 from rollout_service.http.routes import batches, status
 from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest, LeaseRequest, PromptsRequest
@@ -115,12 +116,14 @@ def stub_fleet(engines: int) -> Fleet:
     fleet = object.__new__(Fleet)
     EngineLives.__init__(fleet)
     fleet.config = ServiceConfig.model_validate({"model": "stub", "engines": engines, "drafter": {"kind": "mtp"}})
+    fleet.device, fleet.reserved_cores = "cpu", 1
     fleet.alarms = Alarms(fleet.config.alarms)
     fleet.members += [Member(i, StubEngine(i), in_service=True) for i in range(engines)]
     sets = {of: WeightSet(of, {}, "float32") for of in ("policy", "drafter")}
     fleet.store = SimpleNamespace(sets=sets, version=lambda of: sets[of].status.version, differs=lambda *_: True)
     fleet.pushes = pushes.Pushes(fleet.store, None, fleet.alarms, fleet.members)
     fleet.pausing = Pausing(Controls(fleet.members), fleet.pushes.lock, frees_memory=False)
+    fleet.scaling = Scaling(fleet)
     return fleet
 
 

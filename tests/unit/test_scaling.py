@@ -9,6 +9,7 @@ from ray.exceptions import ActorDiedError
 from toy_engines import toy_fleet, until
 
 from rollout_service.config import ServiceConfig
+from rollout_service.engine.arguments import check_arguments
 from rollout_service.fleet import resources, scaling
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.fleet.member import FleetError
@@ -180,6 +181,15 @@ def test_all_needs_the_cores_of_an_engine_on_a_cpu():
     config = ServiceConfig(model="never looked for", engines="all", engine={"device": "cpu"})
     with pytest.raises(ValueError, match=r"^engine.cores: engines = 'all' needs the number of cores"):
         Fleet(config)
+
+
+def test_expert_parallelism_is_refused_on_a_cpu_and_only_there():
+    """vLLM 0.32 takes it there. Its kernel gets a rank's own experts and the numbers of all, and the engine dies."""
+    config = ServiceConfig(model="never looked for", engine={"vllm": {"enable_expert_parallel": True}, "device": "cpu"})
+    with pytest.raises(ValueError, match=r"^engine.vllm.enable_expert_parallel: vLLM's CPU kernel takes every expert"):
+        Fleet(config)
+    check_arguments(config, "cuda")
+    check_arguments(ServiceConfig(model="m", engine={"vllm": {"enable_expert_parallel": False}}), "cpu")
 
 
 # --- room ---

@@ -1,5 +1,7 @@
 """The record of a run with faults: a whole one passes, and every kind of loss is found."""
 
+from pathlib import Path
+
 import pytest
 from record import Fault, Record, Step, Used
 
@@ -26,6 +28,13 @@ def test_a_whole_record_passes_and_is_the_same_when_it_is_read_again(tmp_path):
     record.write(tmp_path / "record.json.gz")
     assert Record.read(tmp_path / "record.json.gz") == record
     assert "1 faults (1 node), seed 1, 2 node(s)" in record.in_words()
+
+
+def test_the_kept_record_of_100_faults_of_nodes_is_whole():
+    record = Record.read(Path(__file__).parent / "results" / "nodes.json.gz")
+    record.check()
+    assert (len(record.faults), record.nodes) == (100, 2)
+    assert {fault.kind for fault in record.faults} > {"node", "frozen", "cut off", "head", "engine", "front", "trainer"}
 
 
 def twice(record):
