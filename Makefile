@@ -56,6 +56,8 @@ demo: venv
 
 demo-models: venv
 	$(BIN)/python deploy/demo/recipe/make_models.py
+	$(BIN)/python deploy/demo/recipe/make_models.py --family latent_moe --output deploy/demo/models/latent \
+		--router-coefficient 0.01
 
 docs: venv
 	PYTHONPATH=docs $(BIN)/python -m generate

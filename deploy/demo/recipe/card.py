@@ -9,6 +9,12 @@ from drafters.training.config import OfflineTraining
 
 @dataclass(frozen=True)
 class Figures:
+    family: str
+    """of the policy, as `model_type`"""
+    parameters: int
+    active: int
+    """parameters that one token passes"""
+    router_coefficient: float
     policy_steps: int
     slips: float
     batch_size: int
@@ -27,7 +33,7 @@ class Figures:
 CARD = """---
 license: apache-2.0
 ---
-# Demo models
+# {title}
 
 `make demo-models` (deploy/demo/recipe/make_models.py) made these models for the demo and the tests of this project.
 
@@ -39,10 +45,11 @@ Weights are bfloat16 in safetensors files. vLLM loads each folder unchanged. `po
 (`model.safetensors`) and its MTP head (`mtp.safetensors`).
 
 ## Policy
-The policy is a Qwen3-Next with full attention in every layer and 2.0 million parameters. Its tokenizer has single
-digits, signs and words. Supervised training took {policy_steps} steps of {batch_size} problems with worked solutions,
-with AdamW and seed 0. In the solutions each column is wrong with probability {slips:.0%}, and later columns build on
-the wrong one. So the policy learns the method and the errors, and reinforcement learning can unlearn the errors.
+The policy is a {architecture} with full attention in every layer and {parameters} million parameters, of which a token
+passes {active} million. Its tokenizer has single digits, signs and words. Supervised training took {policy_steps} steps
+of {batch_size} problems with worked solutions, with AdamW and seed 0{balanced}. In the solutions each column is wrong
+with probability {slips:.0%}, and later columns build on the wrong one. So the policy learns the method and the errors,
+and reinforcement learning can unlearn the errors.
 
 Problems come from reasoning-gym's `chain_sum` with {task}.
 Seeds begin at {training_seed} for training and at {held_out_seed} for held-out problems. A prompt is the question and
@@ -68,7 +75,8 @@ temperature 1:
 
 def write_card(folder: Path, figures: Figures) -> None:
     """Writes `README.md` in `folder`, which holds one folder for each model."""
-    models = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*.safetensors"))}
+    models = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.glob("*/*.safetensors"))}
+    latent = figures.family == "latent_moe"
     what = {
         "policy/model.safetensors": "policy",
         "policy/mtp.safetensors": "its MTP head",
@@ -77,6 +85,11 @@ def write_card(folder: Path, figures: Figures) -> None:
     }
     training = figures.training
     text = CARD.format(
+        title="Demo models, LatentMoE" if latent else "Demo models",
+        architecture="LatentMoE" if latent else "Qwen3-Next",
+        parameters=f"{figures.parameters / 1e6:.2f}",
+        active=f"{figures.active / 1e6:.2f}",
+        balanced=f", and {figures.router_coefficient:g} times the load-balancing loss" if latent else "",
         sizes="\n".join(f"| {name} | {what[name]} | {size:,} |" for name, size in models.items()),
         task=", ".join(f"{key} {value}" for key, value in figures.task.items()),
         policy_steps=figures.policy_steps,

@@ -1,7 +1,10 @@
-"""Recipe of deploy/demo/models: makes the tokenizer, the policy, three drafters, and the model card.
+"""Recipe of deploy/demo/models: makes the tokenizer, a policy, its drafters, and the model card.
 
     .venv/bin/python deploy/demo/recipe/make_models.py                  from scratch (under an hour on 2 cores)
     .venv/bin/python deploy/demo/recipe/make_models.py --policy FOLDER  with an existing policy
+    .venv/bin/python deploy/demo/recipe/make_models.py --family latent_moe --output deploy/demo/models/latent
+
+The second family has the first one's tokenizer, so that both learn the same task from the same tokens.
 
 Each problem has its own seed: from 10,000,000 on for training, and from 5,000,000 on for held-out problems. So no
 problem is in both sets. All weights are stored in bfloat16, and read back before they are used or measured.
@@ -15,13 +18,15 @@ from pathlib import Path
 import reasoning_gym
 import torch
 from card import Figures, write_card
-from policy import train_policy
+from policy import FAMILIES, train_policy
 from sampling import right_and_length, sample
 from tokenizer import make_tokenizer
-from train_drafters import SHAPES, Demo, train_demo_drafter
-from transformers import AutoTokenizer, Qwen3NextForCausalLM
+from train_drafters import FOLDERS, Demo, train_demo_drafter
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from working import solution
 
+from drafters.policy_costs import policy_costs
+from drafters.registry import LearnerKind
 from drafters.training.config import OfflineTraining
 
 TASK = {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2}
@@ -30,6 +35,11 @@ BATCH_SIZE = 64
 SLIPS = 0.1
 """probability of a wrong column in the worked solutions that the policy learns from"""
 TOKENIZER_TEXTS = 2000
+DEMO = Path(__file__).resolve().parents[1]
+DRAFTERS: dict[str, list[LearnerKind]] = {
+    "qwen3_next": ["draft_model", "eagle3", "mtp"],
+    "latent_moe": ["eagle3", "mtp"],
+}
 
 
 def main() -> None:
@@ -38,21 +48,27 @@ def main() -> None:
     training = problems(TRAINING_SEED, max(BATCH_SIZE * arguments.policy_steps, arguments.samples, TOKENIZER_TEXTS))
     held_out = problems(HELD_OUT_SEED, arguments.held_out)
 
-    shutil.rmtree(arguments.output, ignore_errors=True)
+    for made in (*FOLDERS.values(), "README.md"):
+        remove(arguments.output / made)
     folder = arguments.output / "policy"
     if arguments.policy is None:
-        first = (training[i] for i in range(TOKENIZER_TEXTS))
-        texts = [problem["question"] + "\n" + solution(problem["metadata"]["expression"]) for problem in first]
-        tokenizer = make_tokenizer(texts, folder)
+        if arguments.family == "qwen3_next":
+            first = (training[i] for i in range(TOKENIZER_TEXTS))
+            texts = [problem["question"] + "\n" + solution(problem["metadata"]["expression"]) for problem in first]
+            tokenizer = make_tokenizer(texts, folder)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(DEMO / "models" / "policy")
+            tokenizer.save_pretrained(folder)
         policy = train_policy(
-            training, held_out, tokenizer, steps=arguments.policy_steps, slips=SLIPS, batch_size=BATCH_SIZE,
+            arguments.family, training, held_out, tokenizer,
+            steps=arguments.policy_steps, slips=SLIPS, batch_size=BATCH_SIZE,
             router_coefficient=arguments.router_coefficient, records=arguments.records,
         )  # fmt: skip
         policy.to(torch.bfloat16).save_pretrained(folder)
     else:
         AutoTokenizer.from_pretrained(arguments.policy).save_pretrained(folder)
-        Qwen3NextForCausalLM.from_pretrained(arguments.policy, dtype=torch.bfloat16).save_pretrained(folder)
-    policy = Qwen3NextForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        AutoModelForCausalLM.from_pretrained(arguments.policy, dtype=torch.bfloat16).save_pretrained(folder)
+    policy = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
 
     torch.manual_seed(arguments.seed)
@@ -67,12 +83,16 @@ def main() -> None:
     demo = Demo(arguments.output, policy, samples)
     settings = OfflineTraining(steps=arguments.drafter_steps, seed=arguments.seed)
     acceptance = {}
-    for kind in SHAPES:
+    for kind in DRAFTERS[arguments.family]:
         acceptance[kind] = train_demo_drafter(kind, demo, answers, settings)
         print(f"{kind}: predicted acceptance length {1 + sum(acceptance[kind]):.2f}")
     write_card(
         arguments.output,
         Figures(
+            family=arguments.family,
+            parameters=policy.num_parameters(),
+            active=policy_costs(policy.config).active_parameters,
+            router_coefficient=arguments.router_coefficient,
             policy_steps=arguments.policy_steps,
             slips=SLIPS,
             batch_size=BATCH_SIZE,
@@ -89,14 +109,20 @@ def main() -> None:
     )
 
 
+def remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
 def problems(seed: int, size: int):
     return reasoning_gym.create_dataset("chain_sum", seed=seed, size=size, **TASK)
 
 
 def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    demo = Path(__file__).resolve().parents[1]
-    parser.add_argument("--output", type=Path, default=demo / "models", help="folder to write; it is replaced")
+    parser.add_argument("--family", choices=FAMILIES, default="qwen3_next", help="architecture of the policy")
+    parser.add_argument(
+        "--output", type=Path, default=DEMO / "models", help="folder whose models are written, and replaced"
+    )
     parser.add_argument("--policy", type=Path, help="folder of an existing policy and its tokenizer")
     parser.add_argument("--policy-steps", type=int, default=450, help="supervised training steps of the policy")
     parser.add_argument(

@@ -1,33 +1,49 @@
-"""Supervised training of the demo policy on worked solutions of a fallible teacher.
+"""Supervised training of a demo policy on worked solutions of a fallible teacher.
 
 The policy learns the teacher's errors too, so that reinforcement learning can unlearn them.
 
-The policy is a small Qwen3-Next with full attention in every layer. It is the only architecture that vLLM serves on a
-CPU with each of an MTP head, an Eagle3 head and a draft model. Both experts of a layer process every token, so no
-result depends on a near tie in the router.
+Both policies have full attention in every layer, so that vLLM serves them on a CPU with each kind of drafter:
+
+- qwen3_next: a small Qwen3-Next. Both experts of a layer process every token, so no result depends on a near tie in the
+  router.
+- latent_moe: the same, with 16 experts in a latent space, 5 of them active. A token passes as many weights, 147,456 in
+  the routed experts and projections of a layer. Here near ties matter.
 """
 
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import Progress
 from sampling import right_and_length, sample
-from transformers import PreTrainedTokenizerFast, Qwen3NextConfig, Qwen3NextForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 from working import solution
 
+import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.expert_routing import Routing, find_routers, reading_routers
 from rl_loop.reports.metrics import router_metrics
 from rl_loop.reports.router_plot import plot_routers
 
 LAYERS = 6
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen3_next": {"architectures": ["Qwen3NextForCausalLM"], "num_experts": 2, "num_experts_per_tok": 2},
+    "latent_moe": {
+        "architectures": ["LatentMoEForCausalLM"],
+        "num_experts": 16,
+        "num_experts_per_tok": 5,
+        "moe_latent_size": 64,
+    },
+}
+"""what differs between the demo's policies, by `model_type`"""
 
 
-def policy_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3NextConfig:
-    return Qwen3NextConfig(
-        architectures=["Qwen3NextForCausalLM"],
+def policy_config(family: str, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    return AutoConfig.for_model(
+        family,
+        **FAMILIES[family],
         vocab_size=len(tokenizer),
         hidden_size=192,
         intermediate_size=256,
@@ -39,8 +55,6 @@ def policy_config(tokenizer: PreTrainedTokenizerFast) -> Qwen3NextConfig:
         layer_types=["full_attention"] * LAYERS,
         mlp_only_layers=[],
         partial_rotary_factor=1.0,
-        num_experts=2,
-        num_experts_per_tok=2,
         moe_intermediate_size=128,
         shared_expert_intermediate_size=128,
         tie_word_embeddings=False,
@@ -76,6 +90,7 @@ def batches(problems, tokenizer, batch_size: int, slips: float) -> Iterator[tupl
 
 
 def train_policy(
+    family: str,
     dataset,
     validation,
     tokenizer,
@@ -88,20 +103,20 @@ def train_policy(
     evaluate_every: int = 50,
     router_coefficient: float = 0.0,
     records: Path | None = None,
-) -> Qwen3NextForCausalLM:
-    """`router_coefficient`: weight of the load-balancing loss (drafters/expert_routing.py), over the tokens from which
-    solutions are predicted. `records`: a folder for steps.jsonl, with the loss and the experts' load of each step, and
-    for the plot router.png."""
+) -> PreTrainedModel:
+    """A new policy of this family (FAMILIES). `router_coefficient`: weight of the load-balancing loss
+    (drafters/expert_routing.py), over the tokens from which solutions are predicted. `records`: a folder for
+    steps.jsonl, with the loss and the experts' load of each step, and for the plot router.png."""
     torch.manual_seed(seed)
-    model = Qwen3NextForCausalLM(policy_config(tokenizer)).float()
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(policy_config(family, tokenizer)).float()
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda s: min(1.0, (s + 1) / 50) * min(1.0, (steps - s) / (0.3 * steps))
     )
     started, tokens = time.time(), 0
-    losses, routed = {}, {}
+    losses, routed, rights = {}, {}, {}
     with Progress() as progress, reading_routers(find_routers(model)) as read:
-        bar = progress.add_task("policy: supervised", total=steps)
+        bar = progress.add_task(f"{family}: supervised", total=steps)
         for step, (ids, labels) in enumerate(batches(dataset, tokenizer, batch_size, slips)):
             if step == steps:
                 break
@@ -121,14 +136,18 @@ def train_policy(
             if (step + 1 >= 0.7 * steps and (step + 1) % evaluate_every == 0) or step + 1 == steps:
                 problems = [validation[i] for i in range(256)]
                 accuracy, length = right_and_length(validation, problems, tokenizer, sample(model, tokenizer, problems))
+                rights[step + 1] = accuracy
                 progress.console.print(
-                    f"step {step + 1}: loss {loss.item():.4f}, right at temperature 1 {accuracy:.1%}, "
+                    f"{family}, step {step + 1}: loss {loss.item():.4f}, right at temperature 1 {accuracy:.1%}, "
                     f"mean response {length:.1f}, {tokens / (time.time() - started):.0f} tokens/s; "
                     f"{routing_line(routing)}"
                 )
     if records is not None:
         records.mkdir(parents=True, exist_ok=True)
-        lines = [{"step": step, "loss": loss, **routed[step].model_dump()} for step, loss in losses.items()]
+        lines = [
+            {"step": step, "loss": loss, "right": rights.get(step), **routed[step].model_dump()}
+            for step, loss in losses.items()
+        ]
         (records / "steps.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         plot_routers(records / "router.png", routed)
     return model
