@@ -16,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 import drafters.latent_moe  # noqa: F401  (which transformers then knows)
 from drafters.chunked_scoring import logits_bytes
+from drafters.expert_routing import find_routers
 from rl_loop.config import TrainConfig
 from rl_loop.learner.local_learner import compute_dtype
 
@@ -24,6 +25,8 @@ NORMS = 4
 """hidden states in float32 that a layer keeps: the inputs and the outputs of its two norms"""
 LAST = 3
 """hidden states in float32 that are kept after the last layer"""
+ROUTED = 2
+"""numbers in float32 for each expert of each layer that the load-balancing loss keeps: logits and probabilities"""
 
 
 class MemoryNeeds(NamedTuple):
@@ -56,13 +59,17 @@ def memory_needs(config: TrainConfig, folder: Path, device: torch.device, longes
     of_step = config.prompts_per_step * config.completions * longest
     tokens = min(of_step, max(longest, config.max_tokens_per_microbatch))
     copies = parameters * product if product < weight else 0
+    of_token = activation_bytes(policy, product, weight, config.gradient_checkpointing)
+    if config.router_coefficient > 0.0:
+        experts: list[Any] = [router.weight for router in find_routers(policy)]
+        of_token += ROUTED * FLOAT32 * sum(map(len, experts))
     head: Any = policy.get_output_embeddings()
     return MemoryNeeds(
         weights=parameters * weight * (2 if config.kl_coefficient > 0.0 else 1),
         gradients=(parameters + max(sizes)) * weight,
         optimiser=2 * parameters * weight,
         versions_to_push=2 * 2 * parameters if config.mode == "async" else 0,
-        activations=tokens * activation_bytes(policy, product, weight, config.gradient_checkpointing) + copies,
+        activations=tokens * of_token + copies,
         logits=logits_bytes(tokens, len(head.weight)),
     )
 

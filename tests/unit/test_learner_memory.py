@@ -22,6 +22,7 @@ from transformers import (
 
 import rl_loop.preflight
 from drafters.attention import attend, lacks_grouped_kernel
+from drafters.expert_routing import find_routers, reading_routers
 from rl_loop.batching import Rollout
 from rl_loop.learner.gradient_checkpointing import recompute_layers
 from rl_loop.learner.local_learner import LocalLearner, compute_dtype, load_policy
@@ -101,6 +102,29 @@ def test_weights_gradients_and_optimiser_take_what_is_stated(weights_dtype, kl_c
     states = learner.optimiser.state.values()
     assert needs.optimiser == sum(state[key].nbytes for state in states for key in ("exp_avg", "exp_avg_sq"))
     assert {parameter.grad.dtype for parameter in parameters} == {dtype}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_load_balancing_loss_keeps_what_is_stated(checkpointing, tmp_path):
+    policy = toys.qwen3_next(first_layer="full_attention", experts=64, chosen=4)
+    policy.save_pretrained(tmp_path)
+    if checkpointing:
+        recompute_layers(policy)
+    (batch,) = packed_batches(drawn([(1, 256)] * 4), 10_000)  # almost all tokens count
+    frequencies_LE = torch.ones(2, 64)
+
+    def forward(routers):
+        with packed_attention(policy), reading_routers(routers) as read:
+            hidden_ND = batch.hidden(policy)
+        return hidden_ND, read, read.loss(batch.predicts_N, frequencies_LE, tokens=1) if routers else None
+
+    kept = bytes_left(lambda: forward(find_routers(policy))) - bytes_left(lambda: forward([]))
+    needs = lambda coefficient: memory_needs(  # noqa: E731
+        toys.config(tmp_path, router_coefficient=coefficient, gradient_checkpointing=checkpointing), tmp_path, CPU, 100
+    )
+    stated = (needs(0.1).activations - needs(0.0).activations) / (3 * 4 * 100)
+    assert stated == 2 * 4 * 2 * 64
+    assert (0.4 if not checkpointing else 0.8) < kept / len(batch.tokens_S) / stated < 1.3
 
 
 def test_a_small_step_needs_activations_for_its_own_tokens_only(tmp_path):
