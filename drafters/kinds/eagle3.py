@@ -58,8 +58,6 @@ class Eagle3Drafter(Drafter):
     def costs(self, policy: Any) -> DraftCosts:
         """Hidden states of the policy are fused in the first pass only. A copy of the policy's embedding in the head's
         checkpoint is not counted."""
-        from drafters.learners.layouts import read_eagle3_config
-
         return head_costs(read_eagle3_config(resolve_model(self._model(), "drafter.model"), policy.num_hidden_layers))
 
     @classmethod
@@ -75,6 +73,41 @@ class Eagle3Drafter(Drafter):
             "variants": ", ".join(v for v in VARIANTS if config.get(v, defaults.get(v))) or "none",
             "also holds": ", ".join(sorted({"d2t", "t2d", "embed_tokens.weight"} & set(sizes))) or "nothing",
         }
+
+
+def read_eagle3_config(folder: Path, policy_layers: int) -> Any:
+    """The head's configuration in either layout of drafters/learners/layouts.py, with vLLM's defaults filled in.
+
+    Raises ValueError for a head that is not supported.
+    """
+    from transformers import LlamaConfig
+
+    from drafters.files.checkpoint_folder import read_config
+
+    published = read_config(folder)
+    kind = published.get("speculators_model_type", Eagle3Drafter.kind)
+    if kind != Eagle3Drafter.kind:
+        raise ValueError(f"{folder} is a {kind!r} drafter, not eagle3")
+    block = published["transformer_layer_config"] if is_speculators(published) else published
+    if block.get("model_type", "llama") != "llama" or block.get("num_hidden_layers", 1) != 1:
+        what = f"{block.get('num_hidden_layers', 1)} layers of {block.get('model_type')!r}"
+        raise ValueError(f"{folder}: only Eagle3 heads of one Llama layer can be trained; this head has {what}")
+    if published.get("logit_scale", 1.0) != 1.0:
+        raise ValueError(f"{folder}: logit_scale {published['logit_scale']} is not supported")
+    config: Any = LlamaConfig(**{key: value for key, value in block.items() if key not in ("model_type", "dtype")})
+    config.architectures = ["LlamaForCausalLMEagle3"]
+    config.draft_vocab_size = published.get("draft_vocab_size") or config.vocab_size
+    config.target_hidden_size = published.get("target_hidden_size") or config.hidden_size
+    of_eagle = published.get("eagle_config") or {}
+    defaults = default_variants(published)
+    for variant in VARIANTS:
+        default = published.get(variant, defaults.get(variant, False))
+        setattr(config, variant, bool(of_eagle.get(variant, default)))
+    usual = (2, policy_layers // 2, policy_layers - 3)
+    layers = published.get(LAYERS) or of_eagle.get(LAYERS) or usual
+    setattr(config, LAYERS, list(layers))
+    config.num_aux_hidden_states = len(layers)
+    return config
 
 
 def head_costs(config: Any) -> DraftCosts:

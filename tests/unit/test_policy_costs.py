@@ -17,9 +17,9 @@ from transformers import (
 )
 
 from drafters.inspect import tensor_sizes
+from drafters.kinds.eagle3 import read_eagle3_config
 from drafters.kinds.mtp import is_mtp
 from drafters.learners.eagle3_head import Eagle3Head
-from drafters.learners.layouts import read_eagle3_config
 from drafters.learners.mtp_head import MTPHead
 from drafters.policy_costs import Costs, DraftCosts, policy_costs
 from drafters.registry import DrafterConfig, make_drafter
