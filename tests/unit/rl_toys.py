@@ -54,7 +54,9 @@ def llama(seed: int = 0, tied: bool = False) -> LlamaForCausalLM:
     return LlamaForCausalLM(config).float().eval()
 
 
-def qwen3_next(seed: int = 0, first_layer: str = "linear_attention") -> Qwen3NextForCausalLM:
+def qwen3_next(
+    seed: int = 0, first_layer: str = "linear_attention", experts: int = 2, active: int = 2
+) -> Qwen3NextForCausalLM:
     """The demo policy's architecture, with one of the linear-attention layers that the demo leaves out."""
     torch.manual_seed(seed)
     config = Qwen3NextConfig(
@@ -70,8 +72,8 @@ def qwen3_next(seed: int = 0, first_layer: str = "linear_attention") -> Qwen3Nex
         linear_value_head_dim=8,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
-        num_experts=2,
-        num_experts_per_tok=2,
+        num_experts=experts,
+        num_experts_per_tok=active,
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
         max_position_embeddings=128,
