@@ -3,7 +3,7 @@
 import pytest
 
 TOPICS = {
-    "lossless": "audit lossless rl_scoring router_ties second_architecture selftest verification",
+    "lossless": "audit lossless rl_scoring routed_policy router_ties second_architecture selftest verification",
     "drafters": """acceptance compare_rows draft_lengths drafter_files drafter_learners drafter_recipe drafter_training
                    drafters_command drafters_trained idle_drafter new_kind online_drafter prediction schedule""",
     "queue": "asynchronous background bad_requests batch_queue fault_record faults soak stored_formats",

@@ -7,6 +7,7 @@ import pytest
 import rl_toys as toys
 import torch
 from test_audit import completion
+from tied_routers import with_margin
 from transformers.models.nemotron_h.modeling_nemotron_h import NemotronHTopkRouter
 
 from drafters.registry import DrafterConfig
@@ -28,22 +29,6 @@ MARGIN = 4e-6
 
 def mixture():
     return toys.qwen3_next(first_layer="full_attention", experts=8, active=2)
-
-
-@torch.no_grad()
-def with_margin(model, tokens, margin, other=None):
-    """A copy of the model, whose first router has this margin at the last of `tokens`: the last chosen expert's logit
-    there minus the next one's. `other`: that pair of experts, if another model has chosen it."""
-    model = copy.deepcopy(model)
-    router, seen = model.model.layers[LAYER].mlp.gate, []
-    with router.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0][-1])):
-        model(input_ids=torch.tensor([tokens]))
-    (x_D,) = seen
-    logits_E = router.weight.double() @ x_D.double()
-    last, runner_up = other or logits_E.topk(3).indices[1:].tolist()
-    change = (logits_E[last] - logits_E[runner_up] - margin) * x_D.double() / x_D.double().square().sum()
-    router.weight[runner_up] += change.float()
-    return model, (last, runner_up)
 
 
 @torch.no_grad()
