@@ -130,7 +130,7 @@ def ties_table(rows: list[AuditRow]) -> Table:
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         if row.router_ties:
-            failed = "router ties" in row.failures
+            failed = "too many router ties" in row.failures
             table.add_row(*cells_of_ties(row, row.router_ties), style="red" if failed else None)
     return table
 

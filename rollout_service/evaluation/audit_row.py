@@ -138,7 +138,9 @@ def judge(
     else:
         recomputed = recomputation.scores(responses, cut)
     returned = torch.tensor([logprob for _, c in completions for logprob in c.logprobs])
-    differences = logprob_differences(responses, recomputed, margins, returned, recomputation, cut, tolerance)
+    differences = logprob_differences(responses, recomputed, margins, returned, recomputation, cut, tolerance, level.p)
+    ties = differences.ties
+    too_many_ties = ties is not None and ties.p < level.p
     row = AuditRow(
         **(ran or Ran(setting.drafter.draft_sampling, setting.drafter.verification))._asdict(),
         **cut._asdict(),
@@ -152,7 +154,7 @@ def judge(
         logprob_difference_max=differences.of_tokens.max().item(),
         logprob_difference_mean=differences.of_tokens.mean().item(),
         logprobs_on_the_edge=differences.on_the_edge,
-        router_ties=differences.ties,
+        router_ties=ties,
         untested=[] if comparable else ["log-probabilities"],
         greedy=None,
         detectable=None,
@@ -162,13 +164,14 @@ def judge(
     if row.logprob_difference_max > tolerance or not math.isfinite(row.logprob_difference_max):
         row.failures.append("log-probabilities")
     if cut.temperature == 0.0:
-        row.greedy = compare_greedy(responses, greedy, recomputation, margins, differences.flips)
+        of_ties = () if too_many_ties else margins
+        row.greedy = compare_greedy(responses, greedy, recomputation, of_ties, differences.flips)
         if not comparable:
             row.untested.append("greedy decoding")
         elif row.greedy.right < row.greedy.compared:
             row.failures.append("differs from greedy decoding")
-    if row.router_ties and row.router_ties.p < level.p and uses_ties(row):
-        row.failures.append("router ties")
+    if row.failures and too_many_ties:
+        row.failures.append("too many router ties")
     if cut.temperature == 0.0:
         return row
     scores = differences.scores
@@ -191,12 +194,6 @@ def judge(
         total_variation=first.detectable_variation(level.p),
     )
     return row
-
-
-def uses_ties(row: AuditRow) -> bool:
-    """Whether something was excused by ties, so that there may be no more ties than are expected."""
-    assert row.router_ties is not None
-    return row.router_ties.excused > 0 or (row.greedy is not None and row.greedy.after_router_ties > 0)
 
 
 def acceptance_length(completions: Sequence[Completion]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from drafters.scoring import TokenScores, join_scores
 from rollout_service.evaluation.cut import Cut
 from rollout_service.evaluation.exact_policy import Recomputation, Response
-from rollout_service.evaluation.router_ties import Flips, RouterTies, count_ties, find_flips, tied_before
+from rollout_service.evaluation.router_ties import Flips, RouterTies, count_flips, count_ties, find_flips, tied_before
 
 ON_THE_EDGE = 1e-5
 """distance from the edge of top-k (in nats) or top-p (in probability) within which rounding may decide what is cut"""
@@ -31,10 +31,10 @@ class Differences(NamedTuple):
 
 def logprob_differences(
     responses: Sequence[Response], recomputed: Sequence[TokenScores], margins: Sequence[Tensor], returned: Tensor,
-    recomputation: Recomputation, cut: Cut, tolerance: float,
+    recomputation: Recomputation, cut: Cut, tolerance: float, least_p: float,
 ) -> Differences:  # fmt: skip
-    """`recomputed`, `margins` are those of `Recomputation.scores_and_margins`, one for each response. `margins` may be
-    empty: then no tie excuses anything."""
+    """`recomputed`, `margins` are those of `Recomputation.scores_and_margins`, one for each response. Ties explain
+    nothing if `margins` is empty, or if so many ties have a probability below `least_p`."""
     lengths = [len(response.tokens) for response in responses]
     scores = list(recomputed)
     differences = (join_scores(scores).sampled_logprobs - returned).abs()
@@ -42,17 +42,24 @@ def logprob_differences(
     differences = differences.masked_fill(edge, 0.0)
     if not margins:
         return Differences(differences, join_scores(scores), int(edge.sum()), None, {})
+    ties = count_ties(responses, margins)
     flips: dict[int, Flips] = {}
-    of_responses = list(zip(differences.split(lengths), returned.split(lengths), strict=True))
-    for index, (response, (difference_N, returned_N)) in enumerate(zip(responses, of_responses, strict=True)):
-        wrong = (difference_N > tolerance).nonzero().flatten().tolist()
-        if wrong and tied_before(response, margins[index], wrong[0]):
-            found = find_flips(response, returned_N, recomputation, cut, tolerance)
-            if found:
-                flips[index], scores[index] = found
-    flipped = torch.tensor([index in flips for index in range(len(responses))])
-    excused = flipped.repeat_interleave(torch.tensor(lengths)) & (differences > tolerance)
-    ties = count_ties(responses, margins, flips, differences[excused])
+    excused = torch.zeros_like(edge)
+    wrong_of = [part > tolerance for part in differences.split(lengths)]
+    for index, wrong_N in enumerate(wrong_of if ties.p >= least_p else []):
+        if not wrong_N.any():
+            continue
+        response, returned_N = responses[index], returned.split(lengths)[index]
+        first = int(wrong_N.nonzero()[0])
+        if not tied_before(response, margins[index], first):
+            break  # the row fails, so what else may be explained is of no use
+        found = find_flips(response, returned_N, recomputation, cut, tolerance)
+        if not found:
+            break
+        flips[index], scores[index] = found
+        excused.split(lengths)[index].copy_(wrong_N)
+    ties.flips, ties.excused = count_flips(responses, flips), int(excused.sum())
+    ties.largest_excused = (differences * excused).max().item()
     return Differences(differences.masked_fill(excused, 0.0), join_scores(scores), int(edge.sum()), ties, flips)
 
 

@@ -49,11 +49,11 @@ class RouterTies(BaseModel):
     tokens_in_reach: int
     """response tokens at a tie or after one"""
     tokens_in_reach_expected: float
-    flips: int
+    flips: int = 0
     """choices at which the engine took the other expert, each confirmed by a recomputation"""
-    excused: int
+    excused: int = 0
     """tokens whose difference counts as 0, because flips explain it"""
-    largest_excused: float
+    largest_excused: float = 0.0
     """the largest of these differences, in nats"""
 
 
@@ -96,22 +96,18 @@ def after(tie: Flip, other: Flip) -> bool:
     return (tie[1], tie[0]) > (other[1], other[0])
 
 
-def count_ties(
-    responses: Sequence[Response], margins: Sequence[Tensor], flips: Mapping[int, Flips], excused: Tensor
-) -> RouterTies:
-    """`margins`: those of each response, as `scores_and_margins` gives them. `flips`: those that were found, by the
-    response's index. `excused`: the differences that they explain, in nats (any shape)."""
+def count_ties(responses: Sequence[Response], margins: Sequence[Tensor]) -> RouterTies:
+    """`margins`: those of each response, as `Recomputation.scores_and_margins` gives them. No flips are counted yet."""
     beginnings: dict[tuple[int, int], int] = {}
-    near, ties, flipped = set[int](), set[int](), set[tuple[int, int]]()
+    near, ties = set[int](), set[int]()
     in_reach, expected = 0, 0.0
-    for index, (response, margins_T) in enumerate(zip(responses, margins, strict=True)):
+    for response, margins_T in zip(responses, margins, strict=True):
         beginning, at = 0, list[int]()
         for token in (*response.prompt, *response.tokens[:-1]):
             beginning = beginnings.setdefault((beginning, token), len(beginnings) + 1)
             at.append(beginning)
         near |= {at[i] for i in (margins_T < NEAR).nonzero().flatten().tolist()}
         ties |= {at[i] for i in (margins_T < TIE).nonzero().flatten().tolist()}
-        flipped |= {(layer, at[token]) for layer, token in flips.get(index, ())}
         of_tokens = slice(len(response.prompt) - 1, None)
         in_reach += int(((margins_T < TIE).cumsum(0)[of_tokens] > 0).sum())
         expected += (1.0 - (1.0 - TIE / NEAR) ** (margins_T < NEAR).cumsum(0)[of_tokens]).sum().item()
@@ -123,7 +119,10 @@ def count_ties(
         p=float(binom.sf(len(ties) - 1, len(near), TIE / NEAR)),
         tokens_in_reach=in_reach,
         tokens_in_reach_expected=expected,
-        flips=len(flipped),
-        excused=excused.numel(),
-        largest_excused=excused.max().item() if excused.numel() else 0.0,
     )
+
+
+def count_flips(responses: Sequence[Response], flips: Mapping[int, Flips]) -> int:
+    """Different flips: responses that begin with the same tokens share those within. `flips`: by response's index."""
+    ids = {index: [*responses[index].prompt, *responses[index].tokens] for index in flips}
+    return len({(layer, *ids[index][: token + 1]) for index, of in flips.items() for layer, token in of})
