@@ -43,6 +43,7 @@ class DraftModelDrafter(Drafter):
         return Path(self._model())
 
     def costs(self, policy: Any) -> DraftCosts:
+        import drafters.latent_moe  # noqa: F401
         from transformers import AutoConfig
 
         own = policy_costs(AutoConfig.from_pretrained(resolve_model(self._model(), "drafter.model")))

@@ -7,6 +7,7 @@ recompute every token's distribution, test (audit_row.py), and report
 import asyncio
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import httpx
 import ray
@@ -44,10 +45,19 @@ Sampled = tuple[Setting, Ran, list[Group]]
 Greedy = dict[tuple[int, ...], list[int]]
 
 
+class Samples(NamedTuple):
+    rows: list[Sampled]
+    greedy: Greedy | None
+    """the responses of greedy decoding without a drafter; None if no engine without a drafter ran"""
+    context_limit: int
+    dtype: str
+    """of the engines"""
+
+
 def audit(config: AuditConfig) -> list[AuditRow]:
     """Sample, test, print, and write audit.json and audit.md to `config.output`. Exits with 1 when a row or an engine
     fails."""
-    console, level = report_console(), Level(config.limit, config.logprob_tolerance)
+    console = report_console()
     try:
         check_folder(config.output, "output")
         choose_device(config.recomputation.device, "recomputation.device")
@@ -55,7 +65,7 @@ def audit(config: AuditConfig) -> list[AuditRow]:
             check_machine(config.service(DrafterConfig()), resolve_device(config.engine.device), turns=1)
         drafters = [] if config.endpoint is not None else map(config.drafter_config, config.drafters)
         recomputation = Recomputation(fetch_models(config.model, drafters), config.recomputation)
-        sampled, greedy, limit = asyncio.run(sample(config, recomputation, console))
+        samples = asyncio.run(sample(config, recomputation, console))
     except httpx.HTTPError as error:
         sys.exit(f"rollout-service audit: endpoint: {config.endpoint}: {str(error) or type(error).__name__}")
     except (FleetError, RolloutError, ValueError, OSError) as error:
@@ -64,11 +74,13 @@ def audit(config: AuditConfig) -> list[AuditRow]:
         sys.exit("rollout-service audit: interrupted; nothing was written")
     finally:
         ray.shutdown()
+    in_float32 = samples.dtype == config.recomputation.dtype == "float32"
+    level = Level(config.limit, config.logprob_tolerance, in_float32)
     rows = []
     with progress(console) as bar:
-        task = bar.add_task("testing rows", total=len(sampled))
-        for setting, ran, groups in sampled:
-            rows.append(judge(setting, groups, recomputation, level, limit, greedy, ran))
+        task = bar.add_task("testing rows", total=len(samples.rows))
+        for setting, ran, groups in samples.rows:
+            rows.append(judge(setting, groups, recomputation, level, samples.context_limit, samples.greedy, ran))
             bar.advance(task)
     write_report(rows, config, console)
     if any(row.failures for row in rows):
@@ -76,11 +88,7 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     return rows
 
 
-async def sample(
-    config: AuditConfig, recomputation: Recomputation, console: Console
-) -> tuple[list[Sampled], Greedy | None, int]:
-    """The groups of each row; the responses of greedy decoding without a drafter, or None if no engine without a
-    drafter ran; and the context limit."""
+async def sample(config: AuditConfig, recomputation: Recomputation, console: Console) -> Samples:
     with progress(console) as bar:
         if config.endpoint is not None:
             token = config.token.get_secret_value() if config.token else None
@@ -89,7 +97,8 @@ async def sample(
                 limit = (await arm.client.model())["max_model_len"]
                 rows = config.rows_of(arm.drafter)
                 contexts = Contexts(config, recomputation, limit)
-                return await sample_rows(config, arm, rows, contexts, bar), None, limit
+                dtype = (await arm.client.weights()).dtype
+                return Samples(await sample_rows(config, arm, rows, contexts, bar), None, limit, dtype)
             finally:
                 await arm.stop()
         rows = config.rows()
@@ -116,7 +125,8 @@ async def sample(
                         groups = await generate_all(engine, requests, config.engine.max_num_seqs, lambda: None)
                         greedy = {tuple(g.prompt_token_ids): g.completions[0].token_ids for g in groups}
         order = {id(row): index for index, row in enumerate(rows)}
-        return sorted(sampled, key=lambda pair: order[id(pair[0])]), greedy, limit
+        in_order = sorted(sampled, key=lambda pair: order[id(pair[0])])
+        return Samples(in_order, greedy, limit, config.engine.dtype)
 
 
 def engine_key(drafter: DrafterConfig, runner: Runner) -> str:

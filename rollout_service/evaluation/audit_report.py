@@ -1,18 +1,29 @@
 """Report of the audit: a table in the terminal, audit.json and audit.md."""
 
 import json
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from rollout_service.evaluation.audit_config import AuditConfig
 from rollout_service.evaluation.audit_row import AuditRow
+from rollout_service.evaluation.router_ties import RouterTies
 from rollout_service.evaluation.short_names import short_names
 
 COLUMNS = (
     "drafter", "model", "drafts", "verified", "T", "top-p", "top-k", "tokens", "z", "worst position", "first two, p",
     "Δlogp", "mean", "accepted", "detects: nats", "T", "TV", "verdict",
 )  # fmt: skip
+
+TIE_COLUMNS = (
+    "drafter", "T", "top-p", "top-k", "positions", "near ties", "ties", "expected", "p", "tokens in reach", "expected",
+    "flips", "excused", "largest",
+)  # fmt: skip
+INCOMPARABLE = (
+    "The policy is routed, and not all is in float32: rounding then decides often which experts are chosen. So "
+    "log-probabilities of single tokens are not comparable, nor are greedy responses. All else was tested."
+)
 
 
 def write_report(rows: list[AuditRow], config: AuditConfig, console: Console) -> None:
@@ -23,6 +34,10 @@ def write_report(rows: list[AuditRow], config: AuditConfig, console: Console) ->
     )
     (config.output / "audit.md").write_text(markdown(rows), encoding="utf-8")
     console.print(terminal_table(rows, config))
+    if any(row.router_ties for row in rows):
+        console.print(ties_table(rows))
+    if any(row.untested for row in rows):
+        console.print(INCOMPARABLE)
     failed = [row for row in rows if row.failures]
     tokens = f"{sum(row.tokens for row in rows):,} tokens"
     console.print(
@@ -50,8 +65,15 @@ def cells(row: AuditRow, names: dict[str, str]) -> list[str]:
         f"{row.logprob_difference_mean:.0e}",
         f"{row.acceptance_length:.2f}" if drafting else "",
         *detectable(row),
-        ", ".join(row.failures) if row.failures else "pass",
+        verdict(row),
     ]
+
+
+def verdict(row: AuditRow) -> str:
+    if row.failures:
+        return ", ".join(row.failures)
+    excused = row.router_ties.excused if row.router_ties else 0
+    return "pass" + (f", {excused} excused" if excused else "") + "".join(f", {name} untested" for name in row.untested)
 
 
 def statistics(row: AuditRow) -> list[str]:
@@ -59,6 +81,7 @@ def statistics(row: AuditRow) -> list[str]:
     of responses that are equal instead."""
     if row.greedy is not None:
         ties = f", {row.greedy.explained} near ties" if row.greedy.explained else ""
+        ties += f", {row.greedy.after_router_ties} after router ties" if row.greedy.after_router_ties else ""
         return ["", f"{row.greedy.identical}/{row.greedy.compared} equal{ties}", ""]
     assert row.z is not None
     assert row.fit is not None
@@ -74,6 +97,23 @@ def detectable(row: AuditRow) -> list[str]:
     return [f"{found.nats_per_token:.4f}", f"{found.temperature:.1%}", f"{found.total_variation:.3f}"]
 
 
+def cells_of_ties(row: AuditRow, ties: RouterTies) -> list[str]:
+    """The ties of a row's routers as text, in the order of TIE_COLUMNS."""
+    return [
+        *(cells(row, {row.model: ""})[i] for i in (0, 4, 5, 6)),
+        str(ties.positions),
+        str(ties.near),
+        str(ties.ties),
+        f"{ties.ties_expected:.2f}",
+        f"{ties.p:.2g}",
+        str(ties.tokens_in_reach),
+        f"{ties.tokens_in_reach_expected:.0f}",
+        str(ties.flips),
+        str(ties.excused),
+        f"{ties.largest_excused:.0e}" if ties.excused else "",
+    ]
+
+
 def terminal_table(rows: list[AuditRow], config: AuditConfig) -> Table:
     table = Table(title=f"Losslessness of {config.endpoint or config.model}", padding=(0, 1), box=None)
     for i, column in enumerate(COLUMNS):
@@ -84,7 +124,25 @@ def terminal_table(rows: list[AuditRow], config: AuditConfig) -> Table:
     return table
 
 
+def ties_table(rows: list[AuditRow]) -> Table:
+    table = Table(title="Ties of the policy's routers", padding=(0, 1), box=None)
+    for i, column in enumerate(TIE_COLUMNS):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    for row in rows:
+        if row.router_ties:
+            failed = "too many router ties" in row.failures
+            table.add_row(*cells_of_ties(row, row.router_ties), style="red" if failed else None)
+    return table
+
+
 def markdown(rows: list[AuditRow]) -> str:
     names = short_names(row.model for row in rows)
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *(cells(row, names) for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    parts = [markdown_table(COLUMNS, [cells(row, names) for row in rows])]
+    of_ties = [cells_of_ties(row, row.router_ties) for row in rows if row.router_ties]
+    parts += [f"Ties of the policy's routers:\n\n{markdown_table(TIE_COLUMNS, of_ties)}"] if of_ties else []
+    parts += [f"{INCOMPARABLE}\n"] if any(row.untested for row in rows) else []
+    return "\n".join(parts)
+
+
+def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    return "".join(f"| {' | '.join(line)} |\n" for line in (columns, ["---"] * len(columns), *lines))

@@ -7,7 +7,7 @@ target's distribution. (Accepted tokens alone do not follow it, and replacements
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,18 +15,19 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from drafters.scoring import SurprisalSums, TokenScores, join_scores, kept_tokens
+from drafters.scoring import SurprisalSums, TokenScores, kept_tokens
 from rollout_service.evaluation.audit_config import Setting
 from rollout_service.evaluation.cut import Cut
 from rollout_service.evaluation.exact_policy import Recomputation, Response
 from rollout_service.evaluation.goodness_of_fit import EXPECTED, Fit, detectable_shift, g_test, holm, p_of_z
+from rollout_service.evaluation.logprob_differences import logprob_differences
 from rollout_service.evaluation.ran import Ran
+from rollout_service.evaluation.router_margins import recorded_margins
+from rollout_service.evaluation.router_ties import Flips, RouterTies, first_flip, tied_before
 from rollout_service.protocol import Completion, Group
 
 NEAR_TIE = 1e-3
 """nats between the best two tokens, within which the engine and the recomputation may differ at temperature 0"""
-ON_THE_EDGE = 1e-5
-"""distance from the edge of top-k (in nats) or top-p (in probability) within which rounding may decide what is cut"""
 
 
 class Score(BaseModel):
@@ -53,6 +54,13 @@ class Greedy(BaseModel):
     identical: int
     explained: int
     """responses whose first difference is where the best two tokens are nearly equal"""
+    after_router_ties: int = 0
+    """responses whose first difference comes after a tie of the policy's routers, and which took the most likely tokens
+    all the same"""
+
+    @property
+    def right(self) -> int:
+        return self.identical + self.explained + self.after_router_ties
 
 
 class Detectable(BaseModel):
@@ -87,6 +95,10 @@ class AuditRow(BaseModel):
     logprob_difference_mean: float
     logprobs_on_the_edge: int
     """tokens whose difference counts as 0, because rounding decides whether a token is within top-k or top-p"""
+    router_ties: RouterTies | None
+    """of a policy whose routers leave experts out, in float32"""
+    untested: list[str]
+    """what cannot be compared in 16 bits, because routers choose otherwise at many tokens"""
     greedy: Greedy | None
     detectable: Detectable | None
     acceptance_length: float
@@ -100,6 +112,9 @@ class Level:
 
     limit: float = 4.0
     logprob_tolerance: float = 1e-4
+    in_float32: bool = True
+    """whether engine and recomputation compute in float32. Where they do not, log-probabilities of single tokens of a
+    routed policy are not comparable"""
 
     @property
     def p(self) -> float:
@@ -115,9 +130,17 @@ def judge(
     cut = setting.cut
     completions = [(group.prompt_token_ids, c) for group in groups for c in group.completions]
     responses = [Response(prompt, c.token_ids) for prompt, c in completions]
-    scores = join_scores(recomputation.scores(responses, cut))
+    comparable = level.in_float32 or not recomputation.routers
+    tolerance = level.logprob_tolerance if comparable else math.inf
+    margins: list[Tensor] = []
+    if recomputation.routers and comparable:
+        recomputed, margins = recomputation.scores_and_margins(responses, cut)
+    else:
+        recomputed = recomputation.scores(responses, cut)
     returned = torch.tensor([logprob for _, c in completions for logprob in c.logprobs])
-    differences, on_the_edge = logprob_differences(responses, scores, returned, recomputation, cut, level)
+    differences = logprob_differences(responses, recomputed, margins, returned, recomputation, cut, tolerance, level.p)
+    ties = differences.ties
+    too_many_ties = ties is not None and ties.p < level.p
     row = AuditRow(
         **(ran or Ran(setting.drafter.draft_sampling, setting.drafter.verification))._asdict(),
         **cut._asdict(),
@@ -128,21 +151,30 @@ def judge(
         z=None,
         positions={},
         fit=None,
-        logprob_difference_max=differences.max().item(),
-        logprob_difference_mean=differences.mean().item(),
-        logprobs_on_the_edge=on_the_edge,
+        logprob_difference_max=differences.of_tokens.max().item(),
+        logprob_difference_mean=differences.of_tokens.mean().item(),
+        logprobs_on_the_edge=differences.on_the_edge,
+        router_ties=ties,
+        untested=[] if comparable else ["log-probabilities"],
         greedy=None,
         detectable=None,
         acceptance_length=acceptance_length([c for _, c in completions]),
         failures=[],
     )
-    if not row.logprob_difference_max <= level.logprob_tolerance:  # nan fails as well
+    if row.logprob_difference_max > tolerance or not math.isfinite(row.logprob_difference_max):
         row.failures.append("log-probabilities")
     if cut.temperature == 0.0:
-        row.greedy = compare_greedy(responses, greedy, recomputation)
-        if row.greedy.identical + row.greedy.explained < row.greedy.compared:
+        of_ties = () if too_many_ties else margins
+        row.greedy = compare_greedy(responses, greedy, recomputation, of_ties, differences.flips)
+        if not comparable:
+            row.untested.append("greedy decoding")
+        elif row.greedy.right < row.greedy.compared:
             row.failures.append("differs from greedy decoding")
+    if row.failures and too_many_ties:
+        row.failures.append("too many router ties")
+    if cut.temperature == 0.0:
         return row
+    scores = differences.scores
     sums = SurprisalSums.of(scores)
     row.z = sums.z
     if abs(row.z) >= level.limit:
@@ -152,7 +184,7 @@ def judge(
     if holm([p_of_z(score.z) for score in row.positions.values()]) < level.p:
         worst = max(row.positions, key=lambda name: abs(row.positions[name].z))
         row.failures.append(f"surprisal at {worst}")
-    row.fit, first = fit_first_two(responses, recomputation, cut)
+    row.fit, first = fit_first_two(responses, recomputation, cut, differences.flips)
     if min(row.fit.p_first, row.fit.p_both, row.fit.p_worst_context) < level.p:
         row.failures.append("first two tokens")
     deviation = math.sqrt(sums.variance)
@@ -162,24 +194,6 @@ def judge(
         total_variation=first.detectable_variation(level.p),
     )
     return row
-
-
-def logprob_differences(
-    responses: Sequence[Response], scores: TokenScores, returned: Tensor, recomputation: Recomputation, cut: Cut,
-    level: Level,
-) -> tuple[Tensor, int]:  # fmt: skip
-    """|returned - recomputed| of each token, or 0 if rounding at the edge of the cut explains it. Also the number of
-    tokens that it explains."""
-    differences = (scores.sampled_logprobs - returned).abs()
-    if cut.temperature == 0.0 or (cut.top_k == 0 and cut.top_p == 1.0):
-        return differences, 0
-    lengths = [len(response.tokens) for response in responses]
-    wrong = [i for i, part in enumerate(differences.split(lengths)) if part.max() > level.logprob_tolerance]
-    gaps = [torch.full((length,), math.inf) for length in lengths]
-    for index, gap in zip(wrong, recomputation.edge_gaps([responses[i] for i in wrong], cut), strict=True):
-        gaps[index] = gap
-    explained = (torch.cat(gaps) < ON_THE_EDGE) & (differences > level.logprob_tolerance)
-    return differences.masked_fill(explained, 0.0), int(explained.sum())
 
 
 def acceptance_length(completions: Sequence[Completion]) -> float:
@@ -214,15 +228,22 @@ def by_position(completions: Sequence[Completion], at_limit: Sequence[bool], sco
     return {name: Score(tokens=of.tokens, z=of.z) for name, of in sums.items()}
 
 
-def fit_first_two(responses: Sequence[Response], recomputation: Recomputation, cut: Cut) -> tuple[PairFit, Fit]:
-    """The p-values of the first two tokens, and the fit of the first tokens alone, over all contexts."""
+def fit_first_two(
+    responses: Sequence[Response], recomputation: Recomputation, cut: Cut, flips: Mapping[int, Flips] | None = None
+) -> tuple[PairFit, Fit]:
+    """The p-values of the first two tokens, and the fit of the first tokens alone, over all contexts. A context is left
+    out if the engine chose other experts there, by `flips` of the response's index: its responses then follow two
+    distributions."""
     first, both = Fit(), Fit()
     single: list[float] = []
     by_prompt: dict[tuple[int, ...], list[tuple[int, int]]] = {}
+    flipped = [responses[i] for i, of in (flips or {}).items() if first_flip(of) <= len(responses[i].prompt)]
+    left_out = {tuple(response.prompt) for response in flipped}
     for response in responses:
         by_prompt.setdefault(tuple(response.prompt), []).append((response.tokens[0], response.tokens[1]))
-    prompts = list(by_prompt)
-    first_CV = distribution(recomputation.next_logits([list(prompt) for prompt in prompts]), cut)
+    prompts = [prompt for prompt in by_prompt if prompt not in left_out]
+    logits_CV = recomputation.next_logits([list(prompt) for prompt in prompts]) if prompts else torch.zeros(0, 1)
+    first_CV = distribution(logits_CV, cut)
     for prompt, of_first in zip(prompts, first_CV, strict=True):
         pairs = by_prompt[prompt]
         counts = np.bincount([a for a, _ in pairs], minlength=len(of_first))
@@ -250,22 +271,31 @@ def distribution(logits_NV: Tensor, cut: Cut) -> Tensor:
 
 
 def compare_greedy(
-    responses: Sequence[Response], expected: dict[tuple[int, ...], list[int]] | None, recomputation: Recomputation
-) -> Greedy:
-    """Compare with `expected`, or if that is None with the recomputation, whose most likely token each must be."""
-    unique = list({(tuple(r.prompt), tuple(r.tokens)): r for r in responses}.values())
-    count = Counter((tuple(r.prompt), tuple(r.tokens)) for r in responses)
-    margins = recomputation.runner_up_margins(unique)
+    responses: Sequence[Response], expected: dict[tuple[int, ...], list[int]] | None, recomputation: Recomputation,
+    margins: Sequence[Tensor] = (), flips: Mapping[int, Flips] | None = None,
+) -> Greedy:  # fmt: skip
+    """Compare with `expected`, or if that is None with the recomputation, whose most likely token each must be.
+    `margins`, `flips`: of each response's routers, and where the engine chose otherwise (logprob_differences.py)."""
+    indices: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
+    for index, response in enumerate(responses):
+        indices.setdefault((tuple(response.prompt), tuple(response.tokens)), []).append(index)
+    firsts = [of_same[0] for of_same in indices.values()]
+    best = recomputation.runner_up_margins([responses[index] for index in firsts])
     result = Greedy(compared=len(responses), identical=0, explained=0)
-    for response, margins_N in zip(unique, margins, strict=True):
+    for index, best_N, of_same in zip(firsts, best, indices.values(), strict=True):
+        response, times = responses[index], len(of_same)
         if expected is None:
-            differs = (margins_N < 0.0).nonzero().flatten().tolist()
+            differs = (best_N < 0.0).nonzero().flatten().tolist()
         else:
             wanted = expected[tuple(response.prompt)]
             differs = [i for i, (a, b) in enumerate(zip(response.tokens, wanted, strict=True)) if a != b]
-        times = count[tuple(response.prompt), tuple(response.tokens)]
         if not differs:
             result.identical += times
-        elif abs(margins_N[differs[0]].item()) < NEAR_TIE:
+        elif abs(best_N[differs[0]].item()) < NEAR_TIE:
             result.explained += times
+        elif margins and tied_before(response, margins[index], differs[0]):
+            with recorded_margins(recomputation.routers, (flips or {}).get(index, frozenset())):
+                (best_N,) = recomputation.runner_up_margins([response])
+            if best_N.min() > -NEAR_TIE:
+                result.after_router_ties += times
     return result

@@ -1,11 +1,11 @@
 """The exact policy: transformers' distributions, against which samples are tested. Results are on the CPU."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import drafters.attention
@@ -16,6 +16,7 @@ from drafters.policy_head import PolicyHead
 from drafters.scoring import TokenScores
 from rollout_service.evaluation.cut import Cut
 from rollout_service.evaluation.recomputation_config import RecomputationConfig
+from rollout_service.evaluation.router_margins import Flip, choosing_routers, recorded_margins
 
 TOKENS_A_FORWARD = 8192
 
@@ -28,6 +29,9 @@ class Response(NamedTuple):
 
 
 class Recomputation:
+    routers: Sequence[nn.Module] = ()
+    """the policy's routers that leave experts out; a policy without any has no margins"""
+
     def __init__(self, folder: Path, config: RecomputationConfig | None = None):
         """Raises ValueError when there is no such device."""
         self.folder, config = folder, config or RecomputationConfig()
@@ -36,6 +40,7 @@ class Recomputation:
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         self.model = model.to(self.device).eval()
         self.head = PolicyHead(self.model)
+        self.routers = choosing_routers(self.model.get_decoder())
         self.vocabulary: int = self.model.config.get_text_config().vocab_size
 
     def scores(
@@ -43,8 +48,28 @@ class Recomputation:
     ) -> list[TokenScores]:
         """The scores of each response's tokens, in the order of the responses. `advance` is called with the number of
         tokens that were finished."""
+        return self._scored(responses, self._logits(responses), cut, advance)
+
+    def scores_and_margins(self, responses: Sequence[Response], cut: Cut) -> tuple[list[TokenScores], list[Tensor]]:
+        """Of a policy with `routers`: the scores of each response's tokens, and of each response the routers' margins
+        (router_margins.py), float32 (T,). Each is the least over the layers. T counts the tokens that predict others:
+        prompt and response without the last token."""
+        margins: dict[int, Tensor] = {}
+        scores = self._scored(responses, self._logits(responses, margins), cut)
+        return scores, [margins[index] for index in range(len(responses))]
+
+    def with_flips(self, response: Response, cut: Cut, flips: frozenset[Flip]) -> tuple[TokenScores, Tensor]:
+        """The scores of the tokens, and the margins of each layer (L, T), where routers choose as `flips` say."""
+        with recorded_margins(self.routers, flips) as of_layers:
+            (scores,) = self.scores([response], cut)
+        return scores, torch.stack(of_layers)[:, :-1].cpu()
+
+    def _scored(
+        self, responses: Sequence[Response], logits: Iterable[tuple[int, Tensor]], cut: Cut,
+        advance: Callable[[int], None] = lambda tokens: None,
+    ) -> list[TokenScores]:  # fmt: skip
         by_index: dict[int, TokenScores] = {}
-        for index, logits_NV in self._logits(responses):
+        for index, logits_NV in logits:
             tokens_N = torch.tensor(responses[index].tokens, device=logits_NV.device)
             by_index[index] = score_logits(logits_NV, tokens_N, **cut.arguments()).cpu()
             advance(len(tokens_N))
@@ -82,9 +107,11 @@ class Recomputation:
         return torch.cat([by_index[index] for index in range(len(prompts))]).float().cpu()
 
     @torch.no_grad()
-    def _logits(self, responses: Sequence[Response]) -> Iterator[tuple[int, Tensor]]:
+    def _logits(
+        self, responses: Sequence[Response], margins: dict[int, Tensor] | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
         """(index, logits (N, V) at the positions that predict its N tokens), longest responses first. The logits of one
-        response are in memory at a time."""
+        response are in memory at a time. `margins`, if given, is filled with the margins (T,) of each response."""
         order = sorted(range(len(responses)), key=lambda i: -len(responses[i].prompt) - len(responses[i].tokens))
         while order:
             width = sum(map(len, responses[order[0]]))
@@ -95,9 +122,14 @@ class Recomputation:
             for row, index in enumerate(batch):
                 ids = responses[index].prompt + responses[index].tokens
                 ids_BT[row, : len(ids)], mask_BT[row, : len(ids)] = torch.tensor(ids), 1
-            decoded = self.model.get_decoder()(
-                input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
-            )
+            with recorded_margins(self.routers if margins is not None else ()) as of_layers:
+                decoded = self.model.get_decoder()(
+                    input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
+                )
+            if margins is not None:
+                least_BT = torch.stack(of_layers).amin(0).view_as(ids_BT).cpu()
+                for row, index in enumerate(batch):
+                    margins[index] = least_BT[row, : sum(map(len, responses[index])) - 1]
             for row, index in enumerate(batch):
                 start = len(responses[index].prompt) - 1
                 yield index, self.head(decoded.last_hidden_state[row, start : start + len(responses[index].tokens)])

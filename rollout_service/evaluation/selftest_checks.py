@@ -63,6 +63,8 @@ def law_check(drafter: str, deviations: Mapping[str, float]) -> Check:
 def samples_check(drafter: str, name: str, row: AuditRow, tolerance: Tolerance, limit: float) -> Check:
     """Whether samples follow the policy, and their log-probabilities equal the recomputed ones (audit_row.py)."""
     differences = f"Δlogp mean {row.logprob_difference_mean:.0e}, max {row.logprob_difference_max:.0e}"
+    if row.router_ties and row.router_ties.excused:
+        differences += f", {row.router_ties.excused} excused by {row.router_ties.flips} router ties"
     within = f"Δlogp mean ≤ {tolerance.mean:.0e}"
     if math.isfinite(tolerance.largest):
         within += f", max ≤ {tolerance.largest:.0e}"
@@ -70,7 +72,7 @@ def samples_check(drafter: str, name: str, row: AuditRow, tolerance: Tolerance, 
     if not row.logprob_difference_mean <= tolerance.mean and "log-probabilities" not in failures:  # nan fails as well
         failures.append("log-probabilities")
     if row.greedy is not None:
-        equal = row.greedy.identical + row.greedy.explained
+        equal = row.greedy.right
         figures, limits = f"{equal} of {row.greedy.compared} most likely", f"all; {within}"
     else:
         assert row.z is not None

@@ -169,7 +169,8 @@ class CheckedEngine:
         return await self._generated(requests[: max(1, len(requests) // 4)])
 
     def _judged(self, groups: list[Group], policy: Recomputation, cut: Cut) -> AuditRow:
-        level = Level(self.config.limit, self.config.tolerance.largest)
+        in_float32 = self.config.engine.dtype == "float32"
+        level = Level(self.config.limit, self.config.tolerance.largest, in_float32)
         return judge(Setting(self.drafter, cut), groups, policy, level, self.service.context_limit)
 
     def _samples_check(self, name: str, row: AuditRow) -> Check:

@@ -55,10 +55,10 @@ def llama(seed: int = 0, tied: bool = False) -> LlamaForCausalLM:
 
 
 def qwen3_next(
-    seed: int = 0, first_layer: str = "linear_attention", experts: int = 2, chosen: int = 2
+    seed: int = 0, first_layer: str = "linear_attention", experts: int = 2, active: int = 2
 ) -> Qwen3NextForCausalLM:
     """The demo policy's architecture, with one of the linear-attention layers that the demo leaves out. A token passes
-    `chosen` experts."""
+    `active` experts."""
     torch.manual_seed(seed)
     config = Qwen3NextConfig(
         vocab_size=VOCAB_SIZE,
@@ -74,7 +74,7 @@ def qwen3_next(
         linear_num_key_heads=2,
         linear_num_value_heads=4,
         num_experts=experts,
-        num_experts_per_tok=chosen,
+        num_experts_per_tok=active,
         moe_intermediate_size=16,
         shared_expert_intermediate_size=16,
         max_position_embeddings=128,

@@ -26,7 +26,7 @@ ADVANTAGES = [1.0, -0.5, 0.0, 2.0, -1.0]
 
 
 def mixture(seed=0, first_layer="full_attention"):
-    policy = toys.qwen3_next(seed, first_layer, experts=EXPERTS, chosen=CHOSEN)
+    policy = toys.qwen3_next(seed, first_layer, experts=EXPERTS, active=CHOSEN)
     for router in find_routers(policy):  # uneven, so that a wrong f or P shows
         nn.init.normal_(router.weight, std=1.0)
     return policy
@@ -210,7 +210,7 @@ def test_minibatches_keep_the_choices_of_the_whole_step(rollouts, tmp_path, monk
 
 def collapsed():
     """Each token chooses one expert. The first two have opposite logits, so that one of them is above the others' 0."""
-    policy = toys.qwen3_next(0, "full_attention", experts=EXPERTS, chosen=1)
+    policy = toys.qwen3_next(0, "full_attention", experts=EXPERTS, active=1)
     for router in find_routers(policy):
         router.weight.data[1] = -router.weight.data[0]
         router.weight.data[2:] = 0.0

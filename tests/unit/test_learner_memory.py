@@ -106,7 +106,7 @@ def test_weights_gradients_and_optimiser_take_what_is_stated(weights_dtype, kl_c
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_load_balancing_loss_keeps_what_is_stated(checkpointing, tmp_path):
-    policy = toys.qwen3_next(first_layer="full_attention", experts=64, chosen=4)
+    policy = toys.qwen3_next(first_layer="full_attention", experts=64, active=4)
     policy.save_pretrained(tmp_path)
     if checkpointing:
         recompute_layers(policy)
