@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from engines import ROOT, launched, wait_until
+from marks import again
 from over_http import PROMPT, policy_tensors
 
 from drafters.files.text_lines import json_lines
@@ -101,7 +102,7 @@ def test_asynchronous_training_over_http(service, tmp_path):
         assert client.batches().leases == []
 
 
-@pytest.mark.parametrize("running", ["drain", "restart", "keep"])
+@pytest.mark.parametrize("running", [again("drain"), "restart", "keep"])
 def test_what_running_completions_do_at_an_update_is_configured(running):
     flags = ["--weights.kv_cache", "keep"] if running == "keep" else []
     with (

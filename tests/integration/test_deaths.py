@@ -11,6 +11,7 @@ import httpx
 import psutil
 import pytest
 from engines import MODELS, START_WITHIN, launched, launching, stopped, wait_until
+from marks import again
 from over_http import PROMPT, policy_tensors, requests, worst_difference
 
 from rollout_service.client import RolloutClient
@@ -112,7 +113,7 @@ def test_openai_requests_outlive_an_engine_or_say_that_it_died():
         assert all(lines[-1].startswith('data: {"error": {"message": ') for lines in broken)
 
 
-@pytest.mark.parametrize("starting", ["RuntimeEnvAgent", "ray::Engine", "vllm_plugin.preloaded"])
+@pytest.mark.parametrize("starting", [again("RuntimeEnvAgent"), again("ray::Engine"), "vllm_plugin.preloaded"])
 def test_a_service_that_is_told_to_stop_while_it_starts_leaves_nothing(starting):
     with launching("--config", "deploy/demo/service.toml", "--drafter.kind", "none") as process:
         wait_until(lambda: find_child(process, starting), 60, f"{starting} is there")

@@ -6,6 +6,7 @@ import pytest
 import reasoning_gym
 import torch
 from engines import MODELS, in_process_llm
+from marks import again
 from transformers import AutoModelForCausalLM
 
 from drafters.acceptance import Acceptance, total
@@ -49,9 +50,9 @@ def sampled(llm, temperature=1.0, count=192, max_tokens=160):
 @pytest.mark.parametrize(
     ("kind", "temperature"),
     [
-        pytest.param("draft_model", 1.0, marks=pytest.mark.again),
+        again("draft_model", 1.0),
         ("eagle3", 0.7),
-        pytest.param("mtp", 1.0, marks=pytest.mark.again),
+        again("mtp", 1.0),
     ],
 )
 def test_the_predicted_acceptance_length_is_the_measured_one(kind, temperature):
@@ -85,7 +86,7 @@ def rollouts(tmp_path_factory):
     return file
 
 
-@pytest.mark.parametrize("kind", DEMO)
+@pytest.mark.parametrize("kind", ["eagle3", again("draft_model"), "mtp"])
 def test_a_drafter_trained_from_scratch_is_loaded_and_accepted(kind, rollouts, tmp_path):
     by_position = train_drafter(TrainDrafterConfig.model_validate({
         "kind": kind, "policy": str(MODELS / "policy"), "data": rollouts, "out": tmp_path / "out", "device": "cpu",

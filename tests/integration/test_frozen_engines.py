@@ -78,3 +78,18 @@ def test_a_push_does_not_wait_for_an_engine_that_is_frozen_meanwhile(service):
     groups = list(client.rollouts(requests(8, 2, max_tokens=16)))
     assert {group.engine for group in groups} == {0, 1}
     assert {span.version for g in groups for c in g.completions for span in c.weight_versions} == {6}
+
+
+@pytest.mark.again
+def test_a_frozen_rank_of_an_engine_is_noticed_ended_and_its_groups_are_generated_again(tmp_path):
+    """One engine of two ranks. The rank that is frozen holds the other in their next sum."""
+    flags = ("--config", "deploy/demo/service.toml", "--drafter.kind", "none", "--engine_timeout", str(TIMEOUT))
+    with launched(*flags, "--engine.tensor_parallel_size", "2") as (url, process), RolloutClient(url) as client:
+        client.push_weights("policy", policy_tensors(), 5)
+        victim = process_of_an_engine(process, "Worker_TP")
+        threading.Timer(1.0, victim.send_signal, [signal.SIGSTOP]).start()
+        groups = list(client.rollouts(requests(8, 4, max_tokens=400, ignore_eos=True)))
+        assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+        assert sorted(group.id for group in groups) == [f"g{i}" for i in range(8)]
+        assert {span.version for g in groups for c in g.completions for span in c.weight_versions} == {5}
+        assert client.engines().engines[0].restarts == 1

@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 from engines import Kept, launched, wait_until
+from marks import again
 from over_http import PROMPT, requests
 from test_lossless import KINDS, Auditor, shared_engine
 
@@ -14,7 +15,7 @@ from rollout_service.protocol import GroupRequest, Sampling
 SCHEDULES = [[(1, 64, 3)], [(1, 20, 1), (21, 64, 0)], [(1, 64, 2)], [(1, 10, 0), (11, 40, 3), (41, 64, 1)]]
 
 
-@pytest.mark.parametrize("kind", ["ngram", "draft_model", "eagle3", "mtp"])
+@pytest.mark.parametrize("kind", ["ngram", again("draft_model"), again("eagle3"), "mtp"])
 def test_samples_follow_the_policy_while_the_schedule_changes_every_few_steps(kind, monkeypatch):
     llm = shared_engine(kind)
     core = llm.llm_engine.engine_core.engine_core
@@ -43,7 +44,7 @@ def test_the_engine_refuses_a_schedule_that_is_none():
     assert core.scheduler.dynamic_sd_lookup is before
 
 
-@pytest.mark.parametrize("kind", ["draft_model", pytest.param("eagle3", marks=pytest.mark.again), "mtp"])
+@pytest.mark.parametrize("kind", ["draft_model", again("eagle3"), "mtp"])
 def test_samples_follow_the_policy_while_a_drafter_is_idle_every_few_steps(kind, monkeypatch, request):
     llm = shared_engine(kind)
     request.addfinalizer(Kept.end)  # the drafter would idle in the next test too

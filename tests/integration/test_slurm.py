@@ -104,6 +104,7 @@ def finished_steps(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in file.read_text().splitlines()] if file.is_file() else []
 
 
+@pytest.mark.again
 def test_two_nodes_train_and_the_job_ends_with_the_learner(job):
     with submitted(job, steps=2) as (process, log):
         assert process.wait(WITHIN) == 0, log.read_text()
