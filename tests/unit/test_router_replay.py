@@ -13,7 +13,13 @@ from rl_loop.batching import Rollout
 from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.learner.policy_learner import Example
 from rl_loop.learner.router_replay import check_routers
-from rollout_service.protocol import Completion, RoutedExperts
+from rl_loop.loops.prompts import group_requests
+from rl_loop.preflight import PreflightError, check_router_replay
+from rl_loop.tasks import TaskProblem
+from rollout_service.config import EngineConfig
+from rollout_service.engine.mixture import check_mixture
+from rollout_service.http.admission import Admission, Refused
+from rollout_service.protocol import Completion, GroupRequest, RolloutRequest, RoutedExperts
 
 EXPERTS, ACTIVE, LAYERS = 8, 3, 2
 SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and last share a prompt
@@ -231,3 +237,54 @@ def test_data_that_does_not_fit_its_shape_is_refused():
 def test_a_completion_without_experts_is_as_before():
     fields = {"index": 0, "text": "", "token_ids": [1], "logprobs": [0.0], "weight_versions": []}
     assert Completion.model_validate(fields | {"finish_reason": "stop"}).routed_experts is None
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_a_group_may_ask_for_experts_where_engines_record_them(records):
+    class Tokenizer:
+        def encode(self, text):
+            return [1]
+
+    admission = Admission("demo", Tokenizer(), 128, 600, drafting=False, openai_fields={}, routed_experts=records)
+    request = RolloutRequest(groups=[GroupRequest(prompt="a", routed_experts=True)])
+    if records:
+        assert admission.admit(request)[0].routed_experts
+        return
+    with pytest.raises(Refused, match=r"launch it with engine.routed_experts = true") as refused:
+        admission.admit(request)
+    assert [problem.field for problem in refused.value.problems] == ["groups.0.routed_experts"]
+
+
+def test_a_run_asks_for_experts_where_it_trains_on_them(tmp_path):
+    def asked(split, **changes):
+        problem = TaskProblem({}, prompt="a")
+        (request,) = group_requests(toys.config(tmp_path, **changes), "b", split, {0: problem}, 1, seed_by="s")
+        return request.routed_experts
+
+    assert asked("train", router_replay=True)
+    assert not asked("held_out", router_replay=True)
+    assert not asked("train")
+
+
+@pytest.mark.parametrize("served", [{}, {"routed_experts": False}, {"routed_experts": True}])
+def test_a_run_that_replays_needs_a_service_that_records(served, tmp_path):
+    class Client:
+        def model(self):
+            return served
+
+    check_router_replay(Client(), toys.config(tmp_path))
+    config = toys.config(tmp_path, router_replay=True)
+    if served.get("routed_experts"):
+        check_router_replay(Client(), config)
+    else:
+        with pytest.raises(PreflightError, match=r"router_replay: .* does not record the experts"):
+            check_router_replay(Client(), config)
+
+
+def test_a_service_that_cannot_record_is_refused_by_the_fields_name():
+    with pytest.raises(ValueError, match="routed_experts: vLLM keeps them beside its prefix cache"):
+        EngineConfig(routed_experts=True, vllm={"enable_prefix_caching": False})
+    with pytest.raises(ValueError, match=r"engine.routed_experts: a policy of the type 'llama' without experts"):
+        check_mixture({"model_type": "llama"})
+    check_mixture({"model_type": "qwen3_next", "num_experts": 2})
+    check_mixture({"model_type": "qwen3_5_moe", "text_config": {"num_experts": 8}})
