@@ -69,8 +69,9 @@ class CostReport(BaseModel):
 
 def cost_report(policy: Path, steps: Iterable[Step], *, context: float, dtype: str | None) -> CostReport:
     """Of the policy in a folder, and of the drafters of these steps. `context`: tokens, mean over the steps."""
-    import drafters.latent_moe  # noqa: F401
     from transformers import AutoConfig
+
+    import drafters.latent_moe  # noqa: F401
 
     report = CostReport(context=context, dtype=dtype)
     try:

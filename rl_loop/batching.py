@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -33,6 +34,9 @@ class Rollout:
     """log-probabilities of the response's tokens, as the service reported them"""
     versions: list[int] = field(default_factory=list)
     """the weight version that sampled each token of the response; empty when not known"""
+    experts: np.ndarray | None = field(default=None, compare=False)
+    """integers (T, L, K): the K experts that the engine's routers chose in each of L layers, for all tokens but the
+    last; None when not known"""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
@@ -71,6 +75,9 @@ class MicroBatch(ABC):
     predicts_N: Tensor
     """int64: indices of the tokens from which the response is predicted; a prompt's last token once per completion"""
     blocks: list[Block]
+    experts_SLK: Tensor | None
+    """int64: `Rollout.experts` of each of S tokens of the forward pass, padding included, and -1 where none are
+    known; None if a rollout has none"""
 
     @abstractmethod
     def hidden(self, model: PreTrainedModel) -> Tensor:
@@ -110,3 +117,16 @@ def block_of(rollouts: Sequence[Rollout], starts: Sequence[tuple[int, int]]) -> 
         indices_BT[b, :begin] = torch.arange(first, first + begin)
         indices_BT[b, begin:end] = torch.arange(response, response + end - begin)
     return Block(tokens_BT, real_BT, response_BT, indices_BT)
+
+
+def experts_of(rollouts: Sequence[Rollout], starts: Sequence[tuple[int, int]], size: int) -> Tensor | None:
+    """The experts of a forward pass of `size` tokens, as `MicroBatch` has them. `starts`: as in `block_of`."""
+    known = [rollout.experts for rollout in rollouts if rollout.experts is not None]
+    if len(known) < len(rollouts):
+        return None
+    experts_SLK = torch.full((size, *known[0].shape[1:]), -1)
+    for rollout, experts, (first, response) in zip(rollouts, known, starts, strict=True):
+        prompt, more = torch.from_numpy(experts.astype(np.int64)).tensor_split([len(rollout.prompt_ids)])
+        experts_SLK[first : first + len(prompt)] = prompt
+        experts_SLK[response : response + len(more)] = more
+    return experts_SLK

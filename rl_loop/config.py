@@ -144,6 +144,10 @@ class TrainConfig(WithToken, WithAuthority, Section):
     gradient_checkpointing: CliImplicitFlag[bool] = False
     """save memory by computing activations again in the backward pass; dropout stays off, as it does without this"""
 
+    router_replay: CliImplicitFlag[bool] = False
+    """for mixtures of experts: the routers choose the experts that the engine chose when it sampled (R3, arXiv
+    2510.11370); needs `engine.routed_experts` of the service"""
+
     seed: int = Field(default=0, ge=0)
     """seed of sampling and of the order of minibatches"""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

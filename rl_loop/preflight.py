@@ -160,6 +160,15 @@ def check_owner(client: RolloutClient, config: TrainConfig, run: str) -> None:
             )
 
 
+def check_router_replay(client: RolloutClient, config: TrainConfig) -> None:
+    """Raises PreflightError when the run is to replay routed experts, and the service does not record them."""
+    if config.router_replay and not client.model().get("routed_experts"):
+        raise PreflightError(
+            f"router_replay: {config.endpoint} does not record the experts that its policy's routers choose; launch it "
+            "with engine.routed_experts = true"
+        )
+
+
 def warn_of_memory_queue(client: RolloutClient, config: TrainConfig, console: Console) -> None:
     """Warn an asynchronous run if the service keeps its queue in memory only. The run goes on."""
     if config.mode == "async" and not client.batches().persistent:

@@ -38,6 +38,7 @@ from rl_loop.preflight import (
     check_output,
     check_owner,
     check_router,
+    check_router_replay,
     model_folder,
     wait_until_ready,
     warn_of_memory_queue,
@@ -212,5 +213,6 @@ def open_source(config: TrainConfig, state: RunState, console: Console) -> Itera
         wait_until_ready(client, config, console)
         check_owner(client, config, state.run)
         check_drafter(client, config)
+        check_router_replay(client, config)
         warn_of_memory_queue(client, config, console)
         yield EndpointSource(Ownership(client, state.run, config.take_over, state.pushed))

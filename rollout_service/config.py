@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic_settings import CliImplicitFlag
 
 from drafters.files.home import in_home
 from drafters.registry import DrafterConfig, make_drafter
@@ -43,6 +44,8 @@ class EngineConfig(Section):
     """true turns compilation off. On a CPU it is always off, because a compiled graph might keep old weights"""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """vLLM's seed; engine i gets seed + i"""
+    routed_experts: CliImplicitFlag[bool] = False
+    """record which experts the policy's routers choose, for requests that ask for them; for mixtures of experts only"""
     vllm: dict[str, Any] = Field(default_factory=dict)
     """further vLLM engine arguments, passed on unchanged"""
 
@@ -56,6 +59,14 @@ class EngineConfig(Section):
     def fits_its_device(self) -> "EngineConfig":
         if self.device != "auto":
             self.check_device(self.device)
+        return self
+
+    @model_validator(mode="after")
+    def records_in_the_prefix_cache(self) -> "EngineConfig":
+        if self.routed_experts and self.vllm.get("enable_prefix_caching") is False:
+            raise ValueError(
+                "routed_experts: vLLM keeps them beside its prefix cache; leave out vllm.enable_prefix_caching = false"
+            )
         return self
 
     def check_device(self, device: str) -> None:

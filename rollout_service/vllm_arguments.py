@@ -14,6 +14,7 @@ CHOSEN = {
     "override_generation_config": "the service has sampling defaults of its own; give others in each request",
     "logprobs_mode": "log-probabilities are always those of the distribution that was sampled from; leave it out",
     "per_request_spec_decode_metrics": "the service records every draft step; leave it out",
+    "aux_output_config": "set engine.routed_experts, which returns the experts that the policy's routers choose",
     "worker_extension_cls": "the service needs its own extension, which loads weights; leave it out",
 }
 """vLLM's engine arguments that the service sets itself, and what to do instead of giving them"""
@@ -22,7 +23,7 @@ SETTINGS = {
     "enforce_eager": "engine.enforce_eager", "max_model_len": "engine.max_model_len",
     "max_num_seqs": "engine.max_num_seqs", "tensor_parallel_size": "engine.tensor_parallel_size",
     "kv_cache_memory_bytes": "engine.kv_cache_gib", "gpu_memory_utilization": "engine.gpu_memory_utilization",
-    "reasoning_parser": "openai.reasoning_parser",
+    "reasoning_parser": "openai.reasoning_parser", "enable_return_routed_experts": "engine.routed_experts",
 }  # fmt: skip
 """vLLM's engine arguments that the service's own settings decide"""
 

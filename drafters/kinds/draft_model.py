@@ -43,8 +43,9 @@ class DraftModelDrafter(Drafter):
         return Path(self._model())
 
     def costs(self, policy: Any) -> DraftCosts:
-        import drafters.latent_moe  # noqa: F401
         from transformers import AutoConfig
+
+        import drafters.latent_moe  # noqa: F401
 
         own = policy_costs(AutoConfig.from_pretrained(resolve_model(self._model(), "drafter.model")))
         return DraftCosts(own, own)

@@ -39,6 +39,7 @@ from rl_loop.learner.packed_attention import can_pack, packed_attention
 from rl_loop.learner.packing import packed_batches
 from rl_loop.learner.padding import padded_batches
 from rl_loop.learner.policy_learner import Example, HiddenStateReader, LossMetrics, PolicyLearner
+from rl_loop.learner.router_replay import check_routers, replaying
 from rl_loop.losses.kl import k3_divergence
 from rl_loop.losses.policy_loss import Totals, policy_loss
 from rl_loop.losses.terms import LossInput
@@ -83,6 +84,8 @@ class LocalLearner(PolicyLearner):
         self.packs = can_pack(policy)
         self.routers = find_routers(policy)
         self._routing: Routing | None = None
+        if config.router_replay:
+            check_routers(self.policy)
         if config.gradient_checkpointing:
             recompute_layers(self.policy)
         self.optimiser = torch.optim.AdamW(
@@ -137,7 +140,7 @@ class LocalLearner(PolicyLearner):
         sampling = self.config.sampling
         by_row: dict[int, TokenScores] = {}
         for batch in self._microbatches(rollouts):
-            with self._attention(model), self._autocast():
+            with self._attention(model), self._routers(model, batch), self._autocast():
                 hidden_ND = batch.hidden(model)
             scores = score_hidden(
                 PolicyHead(model, self._autocast),
@@ -189,7 +192,7 @@ class LocalLearner(PolicyLearner):
         references = [e.reference_logprobs for e in examples if e.reference_logprobs is not None]
         weights = [example.weights for example in examples if example.weights is not None]
         balances = self.config.router_coefficient > 0.0
-        with self._attention(self.policy):
+        with self._attention(self.policy), self._routers(self.policy, batch):
             with self._autocast(), reading_routers(self.routers if balances else []) as read:
                 hidden_ND = batch.hidden(self.policy)
             head = PolicyHead(self.policy, self._autocast)
@@ -216,6 +219,17 @@ class LocalLearner(PolicyLearner):
 
     def _attention(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         return packed_attention(model) if self.packs else nullcontext()
+
+    def _routers(self, model: PreTrainedModel, batch: MicroBatch) -> AbstractContextManager[None]:
+        """Within this context, the policy's routers choose the recorded experts. The reference's choose their own, so
+        that the divergence from it sees how far the policy's routers have moved."""
+        if not self.config.router_replay or model is not self.policy:
+            return nullcontext()
+        if batch.experts_SLK is None:
+            raise ValueError(
+                "router_replay: a rollout has no routed experts to replay; it was recorded without router_replay"
+            )
+        return replaying(model, batch.experts_SLK)
 
     def _autocast(self) -> AbstractContextManager[None]:
         """Within this context, the products of float32 weights are in `compute_dtype`."""

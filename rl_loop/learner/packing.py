@@ -11,6 +11,8 @@ A token's hidden states depend only on what comes before it in its rollout. So a
 every completion of its group. The whole model is therefore computed on the S tokens. Only attention sees rollouts: it
 looks up padded blocks of queries, keys and values (rl_loop/learner/packed_attention.py). In the backward pass, the
 gradients of a group's completions add up in its prompt.
+
+If the rollouts have routed experts (rl_loop/learner/router_replay.py), prompts are shared where these are equal too.
 """
 
 from collections.abc import Sequence
@@ -21,7 +23,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rl_loop.batching import MicroBatch, Rollout, block_of, by_length
+from rl_loop.batching import MicroBatch, Rollout, block_of, by_length, experts_of
+
+Prompt = tuple[tuple[int, ...], bytes]
+"""token ids, and the experts that were chosen for them"""
+
+
+def prompt_of(rollout: Rollout) -> Prompt:
+    experts = b"" if rollout.experts is None else rollout.experts[: len(rollout.prompt_ids)].tobytes()
+    return tuple(rollout.prompt_ids), experts
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,8 @@ class PackedBatch(MicroBatch):
 
 def packed_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PackedBatch]:
     """Batches of at most `max_tokens` tokens each (or of one row), prompt by prompt."""
-    first: dict[tuple[int, ...], int] = {}
-    prompts = [tuple(rollout.prompt_ids) for rollout in rollouts]
+    first: dict[Prompt, int] = {}
+    prompts = [prompt_of(rollout) for rollout in rollouts]
     order = sorted(range(len(rollouts)), key=lambda row: first.setdefault(prompts[row], row))
     batches: list[list[int]] = []
     tokens = 0
@@ -66,14 +76,14 @@ def packed_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PackedB
 
 
 def _pack(rollouts: Sequence[Rollout], rows: list[int]) -> PackedBatch:
-    prompts: dict[tuple[int, ...], int] = {}
+    prompts: dict[Prompt, int] = {}
     starts: dict[int, tuple[int, int]] = {}
     size = 0
     for row in rows:
-        prompt = tuple(rollouts[row].prompt_ids)
+        prompt = prompt_of(rollouts[row])
         if prompt not in prompts:
             prompts[prompt] = size
-            size += len(prompt)
+            size += len(rollouts[row].prompt_ids)
         starts[row] = (prompts[prompt], size)
         size += len(rollouts[row].response_ids)
     parts = by_length(rollouts, rows)
@@ -95,6 +105,7 @@ def _pack(rollouts: Sequence[Rollout], rows: list[int]) -> PackedBatch:
         lengths=[len(rollouts[row].response_ids) for row in rows],
         responses_N=torch.cat([block.tokens_BT[block.response_BT] for block in blocks]),
         blocks=blocks,
+        experts_SLK=experts_of([rollouts[row] for row in starts], list(starts.values()), size),
         tokens_S=tokens[block_indices_S],
         positions_S=columns[block_indices_S],
         predicts_N=torch.cat([block.indices_BT[block.predicts_BT] for block in blocks]),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from rl_loop.batching import MicroBatch, Rollout, block_of, by_length
+from rl_loop.batching import MicroBatch, Rollout, block_of, by_length, experts_of
 
 
 class PaddedBatch(MicroBatch):
@@ -37,7 +37,9 @@ def padded_batches(rollouts: Sequence[Rollout], max_tokens: int) -> list[PaddedB
 def _pad(rollouts: Sequence[Rollout], rows: list[int]) -> PaddedBatch:
     of_rows = [rollouts[row] for row in rows]
     width = max(map(len, of_rows))
-    block = block_of(of_rows, [(b * width, b * width + len(r.prompt_ids)) for b, r in enumerate(of_rows)])
+    starts = [(b * width, b * width + len(rollout.prompt_ids)) for b, rollout in enumerate(of_rows)]
+    block = block_of(of_rows, starts)
     lengths = [len(rollout.response_ids) for rollout in of_rows]
     predicts_N = block.predicts_BT.flatten().nonzero().squeeze(1)
-    return PaddedBatch(rows, lengths, block.tokens_BT[block.response_BT], predicts_N, [block])
+    experts_SLK = experts_of(of_rows, starts, len(of_rows) * width)
+    return PaddedBatch(rows, lengths, block.tokens_BT[block.response_BT], predicts_N, [block], experts_SLK)

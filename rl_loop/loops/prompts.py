@@ -24,6 +24,7 @@ def group_requests(
             messages=problem.messages,
             n=completions,
             draft_steps=True,
+            routed_experts=config.router_replay and split == "train",
             sampling=config.sampling.with_seed(sampling_seed(config.seed, seed_by, number)),
             metadata={"split": split, "index": index, "prompt": problem.digest},
         )

@@ -162,7 +162,13 @@ class GradedGroup:
     @property
     def rollouts(self) -> list[Rollout]:
         return [
-            Rollout(self.group.prompt_token_ids, c.token_ids, c.logprobs, token_versions(c))
+            Rollout(
+                self.group.prompt_token_ids,
+                c.token_ids,
+                c.logprobs,
+                token_versions(c),
+                None if c.routed_experts is None else c.routed_experts.array(),
+            )
             for c in self.group.completions
         ]
 

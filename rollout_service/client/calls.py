@@ -61,7 +61,8 @@ def speculation(client: Connection) -> Call[SpeculationStatus]:
 
 
 def model(client: Connection, within: float | None = None) -> Call[dict[str, Any]]:
-    """The served policy: `id` (its name) and `max_model_len` (most tokens of prompt and response together). `within`:
+    """The served policy: `id` (its name), `max_model_len` (most tokens of prompt and response together), and
+    `routed_experts` (whether requests may ask for them). `within`:
     seconds to connect, and then to wait for the answer, in place of `timeout` and `read_timeout`."""
     return Call("GET", "/v1/models", served_model, wait=within, connect=within)
 

@@ -45,6 +45,8 @@ def engine_arguments(
 
         grammars = {"reasoning_parser": config.openai.reasoning_parser, **more.get("structured_outputs_config", {})}
         more["structured_outputs_config"] = StructuredOutputsConfig(**grammars)
+    if engine.routed_experts:
+        more["enable_return_routed_experts"] = True
     speculative = speculative_config(config, device, draft_lengths)
     if speculative and draft_lengths is not None and not cpu and not GRAPH_ARGUMENTS & more.keys():
         more["cudagraph_capture_sizes"] = capture_sizes(

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, cast
 
-from rollout_service.protocol import Completion, Speculation, WeightSpan
+from rollout_service.protocol import Completion, RoutedExperts, Speculation, WeightSpan
 
 if TYPE_CHECKING:
+    import numpy as np
     from vllm.logprobs import FlatLogprobs
     from vllm.outputs import CompletionOutput
 
@@ -38,7 +39,10 @@ def weight_spans(output: "CompletionOutput") -> list[WeightSpan]:
     ]
 
 
-def completion_of(output: "CompletionOutput", drafter: str, drafter_version: int, *, with_steps: bool) -> Completion:
+def completion_of(
+    output: "CompletionOutput", drafter: str, drafter_version: int, *, with_steps: bool, with_experts: bool = False
+) -> Completion:
+    """`with_experts`: whether to include the routed experts, which an engine with `engine.routed_experts` returns."""
     return Completion(
         index=output.index,
         text=output.text,
@@ -48,4 +52,5 @@ def completion_of(output: "CompletionOutput", drafter: str, drafter_version: int
         finish_reason="length" if output.finish_reason == "length" else "stop",
         stop_reason=output.stop_reason,
         speculation=speculation_of(output, drafter, drafter_version, with_steps=with_steps),
+        routed_experts=RoutedExperts.of(cast("np.ndarray", output.routed_experts)) if with_experts else None,
     )

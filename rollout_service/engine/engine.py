@@ -153,6 +153,8 @@ class Engine:
         # vLLM's own routes check lengths against this process's copy, so they keep the drafter's positions free too.
         self.llm.model_config.max_model_len = self.config.context_limit
         await self.llm.update_weight_version("0")
+        if self.runner == "v1" and self.config.engine.routed_experts:
+            await self.llm.collective_rpc("return_routed_experts")
         await self.set_verification(self.config.drafter.verification)
         await self.llm.collective_rpc("check_law")
         if self.runner == "v1" and make_drafter(self.config.drafter).samples:
@@ -215,7 +217,13 @@ class Engine:
 
     def _completion(self, output: "CompletionOutput", group: GroupRequest) -> Completion:
         self.counts.add_contexts(len(group.prompt_token_ids or ()), draft_steps(output))
-        return completion_of(output, self.config.drafter.kind, self.versions.drafter, with_steps=group.draft_steps)
+        return completion_of(
+            output,
+            self.config.drafter.kind,
+            self.versions.drafter,
+            with_steps=group.draft_steps,
+            with_experts=group.routed_experts,
+        )
 
     def _choice_on_vllms_routes(
         self, prompt_token_ids: list[int], output: "CompletionOutput", sampled: Sampled | None

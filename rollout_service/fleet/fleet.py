@@ -15,6 +15,7 @@ from drafters.schedule import Range
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.arguments import check_arguments
 from rollout_service.engine.hardware import machine_cores, resolve_device, runner_of
+from rollout_service.engine.mixture import check_mixture
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.controls import Controls
 from rollout_service.fleet.engine_lives import EngineLives
@@ -55,6 +56,8 @@ class Fleet(EngineLives):
             check_machine(config, self.device)
         self.folder = resolve_model(config.model)
         self.policy_config = read_config(self.folder)
+        if config.engine.routed_experts:
+            check_mixture(self.policy_config)
         own_config = None
         if config.drafter.model is not None:
             local = resolve_model(config.drafter.model, "drafter.model").resolve()

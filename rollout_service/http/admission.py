@@ -33,13 +33,15 @@ class Admission:
         openai_fields: Mapping[str, BodyFields],
         on_cpu: bool = True,
         chat_template_kwargs: Mapping[str, Any] = {},
+        routed_experts: bool = False,
     ):
         """`context_limit`: most tokens of prompt and response together. `drafting`: whether a drafter is on.
         `openai_fields`: the fields of vLLM's request types, by path. `chat_template_kwargs`: what the chat
-        template gets in addition to the messages."""
+        template gets in addition to the messages. `routed_experts`: whether engines record them."""
         self.name, self.tokenizer, self.vocab_size = name, tokenizer, vocab_size
         self.max_tokens, self.drafting, self.on_cpu = context_limit, drafting, on_cpu
         self.openai_fields, self.chat_template_kwargs = openai_fields, chat_template_kwargs
+        self.routed_experts = routed_experts
 
     def check_model(self, name: str) -> None:
         """Raises Refused (404) for another name than the policy's."""
@@ -80,6 +82,9 @@ class Admission:
         if group.sampling.min_tokens > group.sampling.max_tokens:
             message = f"{group.sampling.min_tokens} is more than max_tokens, which is {group.sampling.max_tokens}"
             problems.append(Problem(field=f"{where}.sampling.min_tokens", message=message))
+        if group.routed_experts and not self.routed_experts:
+            message = "this service does not record them: launch it with engine.routed_experts = true, or leave it out"
+            problems.append(Problem(field=f"{where}.routed_experts", message=message))
         plain = {"id": name, "prompt": None, "messages": None, "prompt_token_ids": ids}
         return group.model_copy(update=plain)
 

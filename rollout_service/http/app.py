@@ -53,6 +53,7 @@ def make_app(fleet: Fleet, tokenizer: Any, queue: BatchQueue) -> FastAPI:
         openai_fields={path: body_fields(schema) for path, schema in fleet.openai_schemas.items()},
         on_cpu=fleet.device == "cpu",
         chat_template_kwargs=config.openai.chat_template_kwargs,
+        routed_experts=config.engine.routed_experts,
     )
     app.state.background = BackgroundGeneration(fleet, queue, app.state.telemetry)
     for module in MODULES:

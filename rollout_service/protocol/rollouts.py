@@ -1,7 +1,8 @@
 """POST /v1/rollouts: prompts in, finished groups out."""
 
+import base64
 import json
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints, field_validator, model_validator
 
@@ -18,6 +19,9 @@ from rollout_service.protocol.bounds import (
     TopP,
 )
 from rollout_service.protocol.wire_type import WireType
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Sampling(WireType):
@@ -82,6 +86,8 @@ class GroupRequest(WireType):
     """name of a conversation: its groups go to the engine that has the keys and values of their common prefix"""
     draft_steps: bool = False
     """whether each completion's speculation record lists every step (`steps`)"""
+    routed_experts: bool = False
+    """whether each completion has the experts that the policy's routers chose; needs `engine.routed_experts`"""
     metadata: dict[str, Any] = Field(default_factory=dict)
     """returned with the group, unchanged"""
 
@@ -146,6 +152,33 @@ class Speculation(WireType):
     it. A step yields its accepted drafts and one more token. The end of the response may cut the last step short"""
 
 
+class RoutedExperts(WireType):
+    """The experts that the policy's routers chose for the tokens of prompt and response.
+
+    The last token of the response has none: the engine sampled it, and did not read it. Layers without experts have
+    zeros.
+    """
+
+    shape: tuple[int, int, int]
+    """tokens (one less than prompt and response have), layers of the policy, active experts of a token"""
+    dtype: Literal["uint8", "uint16"]
+    data: str
+    """base64 of the numbers of the experts, in the order of the shape, little-endian"""
+
+    @classmethod
+    def of(cls, experts_TLK: "np.ndarray") -> "RoutedExperts":
+        little = experts_TLK.astype(experts_TLK.dtype.newbyteorder("<"))
+        name: Any = experts_TLK.dtype.name
+        return cls(shape=experts_TLK.shape, dtype=name, data=base64.b64encode(little.tobytes()).decode())
+
+    def array(self) -> "np.ndarray":
+        """The experts as integers (T, L, K) of `dtype`. Raises ValueError when the data does not fit the shape."""
+        import numpy as np
+
+        numbers = np.frombuffer(base64.b64decode(self.data), np.dtype(self.dtype).newbyteorder("<"))
+        return numbers.reshape(self.shape)
+
+
 class Completion(WireType):
     """One response to the prompt of a group."""
 
@@ -161,6 +194,8 @@ class Completion(WireType):
     """the stop string or token that ended the response; None if the end of sequence or the length limit ended it"""
     speculation: Speculation | None = None
     """None when no drafter is on"""
+    routed_experts: RoutedExperts | None = None
+    """only when the request asks for it"""
 
 
 class Group(WireType):

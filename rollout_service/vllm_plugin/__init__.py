@@ -7,6 +7,7 @@ verification.py            the project's own verification, in the place of vLLM'
 draft_steps.py             a record of every step of a completion, steps without drafts included
 draft_length_lookup.py     the schedule of draft lengths, changed while the engine runs
 idle_drafter.py            a drafter that is idle while nothing is drafted, and catches up afterwards
+routed_experts.py          the experts that a CPU engine's routers chose, returned with each completion
 mapped_update.py            an update's file as a worker reads it: mapped, checked, and on a GPU pinned
 logprobs_without_text.py   log-probabilities of rollouts without each token's text
 cache_salt.py              entries of a KV cache that is kept across pushes, separated by weight version

@@ -21,6 +21,7 @@ from rollout_service.vllm_plugin.patches.ranks import RANKS
 from rollout_service.vllm_plugin.patches.sampling import SAMPLING
 from rollout_service.vllm_plugin.patches.weights import WEIGHTS
 from rollout_service.vllm_plugin.required_prefix import REQUIRED_PREFIX
+from rollout_service.vllm_plugin.routed_experts import RETURNED_ON_A_CPU, ROUTED_EXPERTS
 from rollout_service.vllm_plugin.token_names import TOKEN_NAMES
 from rollout_service.vllm_plugin.unsendable import UNSENDABLE
 from rollout_service.vllm_plugin.watched_outputs import WATCHED_OUTPUTS
@@ -32,11 +33,11 @@ DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
 """functions that are wrong or very slow on a CPU, and are replaced there if they fail their self-test"""
 DEFECTS_ON_A_GPU = [GRAPH_DISPATCH, DRAFT_MODEL_LENGTH]
 """functions of the runner that a GPU engine has, which are wrong, and replaced there if they fail their self-test"""
-AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT, OWN_MTP_HEADS]
+AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT, OWN_MTP_HEADS, RETURNED_ON_A_CPU]
 """what vLLM lacks, put in place in each of its processes"""
 ON_VLLMS_ROUTES = [UNSENDABLE, GRAMMARS, WATCHED_OUTPUTS, TOKEN_NAMES, GENERATE_PARAMETERS, REQUIRED_PREFIX]
 """what the routes lack that vLLM's own handlers answer"""
-ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, CACHE_SALT, *ON_VLLMS_ROUTES]
+ELSEWHERE = [CORE_PROCESS, *IDLE_DRAFTER, *ROUTED_EXPERTS, CACHE_SALT, *ON_VLLMS_ROUTES]
 """what vLLM lacks, put in place where it is used"""
 PATCHES = [*DEFECTS, *DEFECTS_ON_A_GPU, *AT_LOADING, *ELSEWHERE]
 STOCK: dict[str, Any] = {}

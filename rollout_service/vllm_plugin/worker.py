@@ -103,6 +103,14 @@ class WorkerExtension:
         CPU."""
         self.face.let_drafter_idle()
 
+    def return_routed_experts(self) -> None:
+        """Let the V1 model runner return what the policy's routers choose. Before anything is generated, with
+        `engine.routed_experts`."""
+        from rollout_service.vllm_plugin.routed_experts import RoutedExperts
+
+        worker: Any = self
+        RoutedExperts(worker.model_runner)
+
     def set_verification(self, verification: str) -> None:
         """Verify drafts as `drafter.verification` says, from the next step on."""
         self.face.set_verification(verification)

@@ -34,6 +34,7 @@ async def test_the_answer_is_vllms_with_the_context_that_a_request_may_fill(serv
     assert isinstance(model.pop("created"), int)
     assert model == {
         "id": name, "object": "model", "owned_by": "vllm", "root": name, "parent": None, "max_model_len": 60,
+        "routed_experts": False,
     }  # fmt: skip
     assert (await client.get(f"/v1/models/{name}")).json() == {**model, "created": pytest.approx(2e9, rel=1)}
     assert (await client.head(f"/v1/models/{name}")).status_code == 200

@@ -15,7 +15,7 @@ SINCE = int(time.time())
 
 
 class ServedModel(BaseModel):
-    """vLLM's ModelCard, without its list of permissions."""
+    """vLLM's ModelCard, without its list of permissions, and with `routed_experts`."""
 
     id: str
     object: Literal["model"] = "model"
@@ -24,6 +24,7 @@ class ServedModel(BaseModel):
     root: str
     parent: str | None = None
     max_model_len: int
+    routed_experts: bool
 
 
 class ServedModels(BaseModel):
@@ -34,7 +35,8 @@ class ServedModels(BaseModel):
 @router.get("/v1/models")
 async def models(request: Request) -> ServedModels:
     """The served policy, as vLLM describes it. `max_model_len` is the most tokens of a prompt and its response together
-    that a request may have. With a drafter it is less than `engine.max_model_len`."""
+    that a request may have. With a drafter it is less than `engine.max_model_len`. `routed_experts` is whether requests
+    may ask for them."""
     return ServedModels(data=[served(request)])
 
 
@@ -50,4 +52,10 @@ async def model(request: Request, model: str) -> ServedModel:
 def served(request: Request) -> ServedModel:
     config = request.app.state.fleet.config
     name = config.served_name
-    return ServedModel(id=name, created=SINCE, root=name, max_model_len=config.context_limit)
+    return ServedModel(
+        id=name,
+        created=SINCE,
+        root=name,
+        max_model_len=config.context_limit,
+        routed_experts=config.engine.routed_experts,
+    )
