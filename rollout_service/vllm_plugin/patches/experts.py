@@ -69,11 +69,11 @@ def ungated_experts_are_right() -> bool:
     experts.process_weights_after_loading(layer)
     hidden_ND, weights_N1 = torch.randn(3, 32, generator=draws), torch.tensor([[0.5], [2.0], [1.0]])
     chosen_N1 = torch.tensor([[1], [0], [1]], dtype=torch.int32)
-    found_ND = torch.empty_like(hidden_ND)
-    empty = torch.empty(0)
-    experts.apply(
-        found_ND, hidden_ND, layer.w13_weight, layer.w2_weight, weights_N1, chosen_N1, config.activation, 2, None,
-        None, None, empty, empty, None, False,
+    found_ND, empty = torch.empty_like(hidden_ND), torch.empty(0)
+    experts.apply(  # by the names that vLLM's kernel gives
+        output=found_ND, hidden_states=hidden_ND, w1=layer.w13_weight, w2=layer.w2_weight, topk_weights=weights_N1,
+        topk_ids=chosen_N1, activation=config.activation, global_num_experts=2, expert_map=None, a1q_scale=None,
+        a2_scale=None, workspace13=empty, workspace2=empty, expert_tokens_meta=None, apply_router_weight_on_input=False,
     )  # fmt: skip
     up_NID, down_NDI = up_EID[chosen_N1[:, 0]], down_EDI[chosen_N1[:, 0]]
     squared_NI = torch.einsum("nid,nd->ni", up_NID, hidden_ND).relu().square()
@@ -114,7 +114,7 @@ def ungated_experts() -> type:
             w2: torch.Tensor,
             topk_weights: torch.Tensor,
             topk_ids: torch.Tensor,
-            *_: Any,
+            **_: Any,
         ) -> None:
             """output (N, D) of hidden_states (N, D), w1 (E, I, D), w2 (E, D, I), topk_weights and topk_ids (N, K)"""
             sum_ND = torch.zeros(hidden_states.shape, dtype=torch.float32)
