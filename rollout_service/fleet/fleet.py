@@ -14,6 +14,7 @@ from drafters.registry import make_drafter
 from drafters.schedule import Range
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.hardware import machine_cores, resolve_device, runner_of
+from rollout_service.engine.recurrent_layers import check_drafts_are_taken_back
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.controls import Controls
 from rollout_service.fleet.engine_lives import EngineLives
@@ -53,6 +54,7 @@ class Fleet(EngineLives):
             check_machine(config, self.device)
         self.folder = resolve_model(config.model)
         self.policy_config = read_config(self.folder)
+        check_drafts_are_taken_back(config.drafter, self.folder, self.device)
         own_config = None
         if config.drafter.model is not None:
             local = resolve_model(config.drafter.model, "drafter.model").resolve()

@@ -79,7 +79,9 @@ def mtp_head(policy: PreTrainedModel) -> dict[str, torch.Tensor]:
     head["mtp.layers.1.final_layernorm.weight"] = own["backbone.norm_f.weight"]
     for layer in (0, 1):  # attention and experts
         of_policy = f"backbone.layers.{layer}."
-        head |= {f"mtp.layers.{layer}.{n.removeprefix(of_policy)}": t for n, t in own.items() if n.startswith(of_policy)}
+        head |= {
+            f"mtp.layers.{layer}.{n.removeprefix(of_policy)}": t for n, t in own.items() if n.startswith(of_policy)
+        }
     return {name: tensor.clone() for name, tensor in head.items()}
 
 
