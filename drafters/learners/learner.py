@@ -70,7 +70,7 @@ class PolicyOutputs:
 
 
 def final_norm(policy: PreTrainedModel) -> nn.Module:
-    """The norm between the last layer and the output head. Models of Mamba's family, as Nemotron-H, call it `norm_f`."""
+    """The norm between the last layer and the output head. Models of Mamba's family call it `norm_f`."""
     decoder: Any = policy.get_decoder()
     return decoder.norm if hasattr(decoder, "norm") else decoder.norm_f
 

@@ -3,8 +3,8 @@
 A recurrent layer keeps a state of the whole text so far. When drafts are rejected, the layer must go back to its state
 before them. What vLLM 0.32 does about that on a CPU:
 
-- With prefix caching it looks for the states by a Triton kernel, which a CPU does not have. The engine ends at the first
-  request.
+- With prefix caching it copies the states by a Triton kernel, which a CPU does not have. The engine ends at the
+  first request.
 - Without, Mamba's convolution ignores how many drafts were accepted. Log-probabilities become infinite, then zero, and
   there is no error.
 

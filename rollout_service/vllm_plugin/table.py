@@ -29,7 +29,7 @@ from rollout_service.vllm_plugin.watched_outputs import WATCHED_OUTPUTS
 logger = logging.getLogger("vllm.rollout_service")
 
 DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS, *EXPERTS]
-"""functions that are wrong, missing a case or very slow on a CPU, and are replaced there if they fail their self-test"""
+"""functions that are wrong, incomplete or very slow on a CPU, and are replaced there if they fail their self-test"""
 DEFECTS_ON_A_GPU = [GRAPH_DISPATCH, DRAFT_MODEL_LENGTH]
 """functions of the runner that a GPU engine has, which are wrong, and replaced there if they fail their self-test"""
 AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT]

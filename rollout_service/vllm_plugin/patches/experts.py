@@ -180,8 +180,8 @@ EXPERTS = [
     ),
     defect(
         "vllm.config.model.ModelConfig.is_hybrid",
-        "it takes experts for recurrent layers. With prefix caching, the engine of a policy that has no recurrent layer "
-        "then looks for their states, and ends at the first request",
+        "it takes layers of experts for recurrent ones. With prefix caching, the engine of a policy that has no "
+        "recurrent layer then looks for their states, and ends at the first request",
         experts_make_no_hybrid,
         replace_is_hybrid,
     ),
