@@ -34,7 +34,7 @@ PREFIX = "mtp."
 class MTPHead(DrafterLearner):
     """The head of a policy with this configuration. Every layer has experts, as in all released Qwen3-Next policies.
 
-    Raises ValueError for an architecture for which vLLM serves no such head.
+    Raises ValueError for another architecture.
     """
 
     kind = "mtp"
@@ -44,7 +44,7 @@ class MTPHead(DrafterLearner):
         super().__init__()
         if policy_config.model_type != "qwen3_next":
             raise ValueError(
-                f"kind: an mtp head needs a qwen3_next policy, and vLLM serves none for "
+                f"kind: an mtp head can be trained for a qwen3_next policy, and not for "
                 f"{policy_config.model_type!r}; train eagle3 or draft_model, which fit any policy"
             )
         config: Any = copy.deepcopy(policy_config)
