@@ -3,10 +3,11 @@
 A recurrent layer keeps a state of the whole text so far. When drafts are rejected, the layer must go back to its state
 before them. What vLLM 0.32 does about that on a CPU:
 
-- With prefix caching it copies the states by a Triton kernel, which a CPU does not have. The engine ends at the
-  first request.
-- Without, Mamba's convolution ignores how many drafts were accepted. Log-probabilities become infinite, then zero, and
+- Mamba: the convolution ignores how many drafts were accepted. Log-probabilities are wrong by nats, or infinite, and
   there is no error.
+- The linear attention of Qwen3-Next: right with an MTP head that drafts the same number of tokens in every step, and
+  wrong in the same way with n-grams, which have steps without drafts. Schedules of draft lengths have them too.
+- With prefix caching, both: the engine ends at the first request, because only a GPU has the kernel that copies states.
 
 So such a policy is refused together with a drafter, before any engine starts.
 """
@@ -30,7 +31,8 @@ def check_drafts_are_taken_back(drafter: DraftSettings, folder: Path, device: st
     if device == "cpu" and drafter.drafts:
         counts = Counter(layer for layer in layer_types(folder) if layer in RECURRENT)
         if counts:
-            raise refusal(drafter.kind, ", ".join(f"{count} of type {layer}" for layer, count in counts.items()))
+            layers = ", ".join(f"{count} of type {layer}" for layer, count in counts.items())
+            raise ValueError(refusal(drafter.kind, layers))
 
 
 def check_by_vllm(vllm_config: "VllmConfig", device: str) -> None:
@@ -38,11 +40,11 @@ def check_by_vllm(vllm_config: "VllmConfig", device: str) -> None:
     policy."""
     model, speculative = vllm_config.model_config, vllm_config.speculative_config
     if device == "cpu" and speculative is not None and (model.is_hybrid or model.is_attention_free):
-        raise refusal(str(speculative.method), model.architecture)
+        raise ValueError(refusal(str(speculative.method), model.architecture))
 
 
-def refusal(kind: str, layers: str) -> ValueError:
-    return ValueError(
+def refusal(kind: str, layers: str) -> str:
+    return (
         f"drafter.kind: {kind!r} cannot draft for this policy on a CPU, because it has recurrent layers ({layers}): "
         "vLLM does not take their states back there when drafts are rejected. Set drafter.kind to none, or use a GPU"
     )

@@ -41,18 +41,25 @@ NEMOTRON = {
     "routed_scaling_factor": 1.5, "num_nextn_predict_layers": 1, "max_position_embeddings": 256, "eos_token_id": 1,
     "bos_token_id": None, "pad_token_id": 0,
 }  # fmt: skip
+MAMBA = NEMOTRON | {
+    "layers_block_type": ["linear_attention", "full_attention", "moe", "linear_attention"],
+    "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 16, "n_groups": 2, "num_nextn_predict_layers": 0,
+}  # fmt: skip
+"""Nemotron-H with recurrent layers, for which an engine on a CPU cannot draft"""
 POLICIES = {
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**DENSE, tie_word_embeddings=False)),
     "qwen3_tied": lambda: Qwen3ForCausalLM(Qwen3Config(**DENSE, tie_word_embeddings=True)),
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**DENSE, tie_word_embeddings=False)),
     "qwen3_next": lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**NEXT)),
     "nemotron_h": lambda: NemotronHForCausalLM(NemotronHConfig(**NEMOTRON)),
+    "mamba": lambda: NemotronHForCausalLM(NemotronHConfig(**MAMBA)),
 }
 DRAFTERS = ("none", "ngram", "draft_model", "eagle3")
 WITH_HEAD = ("qwen3_next", "nemotron_h")
-PAIRS = [(policy, drafter) for policy in POLICIES for drafter in DRAFTERS] + [(policy, "mtp") for policy in WITH_HEAD]
+PAIRS = [(policy, drafter) for policy in POLICIES for drafter in DRAFTERS if policy != "mamba"] + [("mamba", "none")]
+PAIRS += [(policy, "mtp") for policy in WITH_HEAD]
 EACH_ONCE = [("qwen3", "eagle3"), ("qwen3_tied", "draft_model"), ("llama", "ngram"), ("qwen3_next", "none"),
-             ("qwen3_next", "mtp"), ("nemotron_h", "mtp")]  # fmt: skip
+             ("qwen3_next", "mtp"), ("nemotron_h", "mtp"), ("mamba", "none")]  # fmt: skip
 """pairs that contain every policy and every drafter"""
 
 

@@ -27,7 +27,7 @@ RECURRENT = {
     "4 of type linear_attention": {"model_type": "mamba2", "num_hidden_layers": 4},
     "6 of type linear_attention": {"model_type": "jamba", "num_hidden_layers": 7, "attn_layer_period": 7},
     "2 of type hybrid": {"model_type": "falcon_h1", "num_hidden_layers": 2},
-    "1 of type conv": {"model_type": "lfm2", "layer_types": ["conv", ATTENTION]},
+    "1 of type conv": {"model_type": "lfm2", "layer_types": ["conv", ATTENTION], "num_hidden_layers": 2},
     "2 of type recurrent": {"model_type": "recurrent_gemma", "num_hidden_layers": 3},
 }
 OTHERS = [
@@ -72,18 +72,18 @@ def test_every_command_refuses_before_an_engine_starts(tmp_path, monkeypatch):
     prompts.write_text('{"prompt_token_ids": [3]}\n', encoding="utf-8")
     folder = saved(tmp_path, RECURRENT["2 of type linear_attention"])
     of_engines = {"model": str(folder), "engine": {"device": "cpu", "dtype": "float32"}}
-    said = "drafter.kind: 'ngram' cannot draft for this policy on a CPU"
+    said, drafter = "drafter.kind: 'mtp' cannot draft for this policy on a CPU", {"kind": "mtp"}
     with pytest.raises(ValueError, match=said):
-        Fleet(ServiceConfig(drafter=NGRAM, **of_engines))
+        Fleet(ServiceConfig(drafter=drafter, **of_engines))
     with pytest.raises(ValueError, match=said):  # the study's engines
-        bare_llm(ServiceConfig(drafter=NGRAM, **of_engines))
-    both = [{"kind": "none"}, {"kind": "ngram"}]
+        bare_llm(ServiceConfig(drafter=drafter, **of_engines))
+    both = [{"kind": "none"}, drafter]
     output = tmp_path / "output"
     for command, config in (
         (compare, CompareConfig(prompts=prompts, drafters=both, engines_at_once=1, output=output, **of_engines)),
         (audit, AuditConfig(drafters=both, output=output, **of_engines)),
-        (calibrate, CalibrateConfig(prompts=prompts, drafter=NGRAM, output=output, **of_engines)),
-        (selftest, SelftestConfig(drafters=["none", "ngram"], **of_engines)),
+        (calibrate, CalibrateConfig(prompts=prompts, drafter=drafter, output=output, **of_engines)),
+        (selftest, SelftestConfig(drafters=["none", "mtp"], **of_engines)),
     ):
         with pytest.raises(SystemExit, match=f"rollout-service {command.__name__}: {said}"):
             command(config)

@@ -1,4 +1,4 @@
-"""Patches for policies of attention and ungated experts, such as Nemotron-H without Mamba layers (`*E*E`)."""
+"""Patches for Nemotron-H and its relatives: ungated experts, and policies with and without recurrent layers."""
 
 from importlib import import_module
 from types import SimpleNamespace
@@ -165,6 +165,26 @@ def replace_is_hybrid() -> None:
     model.is_hybrid = property(is_hybrid)
 
 
+# --- ModelConfig.is_prefix_caching_supported ---
+
+
+def hybrids_have_no_prefix_caching() -> bool:
+    """By default a policy with recurrent layers has no prefix caching. One without has."""
+    model: Any = import_module("vllm.config.model").ModelConfig
+
+    def is_supported(attn_type: str) -> bool:
+        itself = SimpleNamespace(attn_type=attn_type, pooler_config=None)
+        return model.is_prefix_caching_supported.fget(itself)
+
+    return is_supported("decoder") and not is_supported("hybrid")
+
+
+def replace_is_prefix_caching_supported() -> None:
+    model: Any = import_module("vllm.config.model").ModelConfig
+    stock = model.is_prefix_caching_supported.fget
+    model.is_prefix_caching_supported = property(lambda self: self.attn_type != "hybrid" and stock(self))
+
+
 EXPERTS = [
     defect(
         f"{MOE}.config.FusedMoEConfig.__post_init__",
@@ -184,5 +204,12 @@ EXPERTS = [
         "recurrent layer then looks for their states, and ends at the first request",
         experts_make_no_hybrid,
         replace_is_hybrid,
+    ),
+    defect(
+        "vllm.config.model.ModelConfig.is_prefix_caching_supported",
+        "it turns prefix caching on for policies with recurrent layers. A CPU has no kernel that copies the states of "
+        "such layers, so the engine ends once a text fills a block",
+        hybrids_have_no_prefix_caching,
+        replace_is_prefix_caching_supported,
     ),
 ]
