@@ -15,7 +15,7 @@ TOPICS = {
     "fleet": """alarms cluster_room control deaths fleet_generate frozen_engines head joining_nodes lost_engines
                 nodes pausing placement ray_cluster ray_token resources scaled_service scaling silent_engines""",
     "engine": """cache_salt core_process core_server generate_patches gpu_kit hardware law patch_table patches
-                 required_prefix routed_experts runners watched_outputs""",
+                 recurrent_layers required_prefix routed_experts runners watched_outputs""",
     "trainer": """chunked_scoring collapsed_experts commands expert_routing extended_files learner_interface
                   learner_memory model_folder padding rl_asynchronous rl_checkpoint rl_command rl_faults rl_learner
                   rl_loop rl_ownership rl_packing rl_pushing rl_sources router_replay run_formats trl_adapter""",

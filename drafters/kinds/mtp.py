@@ -28,6 +28,20 @@ def missing_modules(tensors: Collection[str]) -> list[str]:
     return sorted((needed | {f"mtp.layers.0.{name}" for name in of_layer}) - _modules(tensors))
 
 
+def missing_of_nemotron_h(policy_config: Mapping[str, Any], tensors: Collection[str]) -> list[str]:
+    """The same of a Nemotron-H head: by default a layer of attention and one of experts. Each has every module of the
+    policy's last layer of its type. Three modules stand before them, and a norm after."""
+    types = policy_config.get("mtp_layers_block_type") or policy_config.get("mtp_hybrid_override_pattern") or "*E"
+    layers = [re.fullmatch(r"backbone\.layers\.(\d+)\.(.+)", module) for module in _modules(tensors)]
+    needed = {f"mtp.layers.0.{name}" for name in ("enorm", "hnorm", "eh_proj")}
+    needed.add(f"mtp.layers.{len(types) - 1}.final_layernorm")
+    for index, layer_type in enumerate(types):
+        mark = "mixer.experts" if layer_type in ("E", "moe") else "mixer.q_proj"
+        like = max((int(found[1]) for found in layers if found and found[2] == mark), default=-1)
+        needed |= {f"mtp.layers.{index}.{found[2]}" for found in layers if found and int(found[1]) == like}
+    return sorted(needed - _modules(tensors))
+
+
 def _modules(names: Iterable[str]) -> set[str]:
     """The modules that hold these tensors. A layer's experts, fused or not, count as one module."""
     return {re.sub(r"\.experts\..*", ".experts", name.rpartition(".")[0]) for name in names}
@@ -70,8 +84,11 @@ class MTPDrafter(Drafter):
                 "declares an MTP layer, and its files hold none. Serve a folder that holds the head, or train a head "
                 "with `drafters train --kind mtp`"
             )
-        own = policy_config.get("model_type") in ("qwen3_next", "latent_moe")
-        missing = missing_modules(tensors) if own else []
+        architecture, missing = policy_config.get("model_type"), list[str]()
+        if architecture in ("qwen3_next", "latent_moe"):
+            missing = missing_modules(tensors)
+        elif architecture == "nemotron_h":
+            missing = missing_of_nemotron_h(policy_config, tensors)
         if missing:
             raise ValueError(
                 f"drafter.kind: 'mtp' needs the whole head in the policy's checkpoint, but its files lack "

@@ -60,7 +60,7 @@ def eagle3_config(
         num_attention_heads=config.num_attention_heads,
         num_key_value_heads=config.num_key_value_heads,
         head_dim=config.head_dim,
-        rms_norm_eps=config.rms_norm_eps,
+        rms_norm_eps=getattr(config, "rms_norm_eps", 1e-6),  # the head's own; Nemotron-H's has another name
         max_position_embeddings=config.max_position_embeddings,
         tie_word_embeddings=False,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},

@@ -69,6 +69,12 @@ class PolicyOutputs:
         return nn.functional.embedding(tokens_BT, self.embedding_VD).to(self.output_BTD.dtype)
 
 
+def final_norm(policy: PreTrainedModel) -> nn.Module:
+    """The norm between the last layer and the output head. Models of Mamba's family call it `norm_f`."""
+    decoder: Any = policy.get_decoder()
+    return decoder.norm if hasattr(decoder, "norm") else decoder.norm_f
+
+
 @torch.no_grad()
 def read_policy(policy: PreTrainedModel, tokens_BT: Tensor, layers: tuple[int, ...] = ()) -> PolicyOutputs:
     """One forward pass of the policy.
@@ -109,14 +115,14 @@ def reading_policy(policy: PreTrainedModel, layers: tuple[int, ...]) -> Iterator
     The hooks change nothing in a forward pass: no value, no graph, no random number.
     """
     decoder: Any = policy.get_decoder()
-    read = PolicyReading(policy, layers)
+    read, norm = PolicyReading(policy, layers), final_norm(policy)
 
     def enters(i: int) -> Any:
         return lambda _, args: read.entering.__setitem__(i, args[0].detach())
 
-    modules = {i: decoder.layers[i] if i < len(decoder.layers) else decoder.norm for i in layers}
+    modules = {i: decoder.layers[i] if i < len(decoder.layers) else norm for i in layers}
     hooks = [module.register_forward_pre_hook(enters(i)) for i, module in modules.items()]
-    hooks.append(decoder.norm.register_forward_hook(lambda _, __, out: setattr(read, "output_BTD", out.detach())))
+    hooks.append(norm.register_forward_hook(lambda _, __, out: setattr(read, "output_BTD", out.detach())))
     try:
         yield read
     finally:

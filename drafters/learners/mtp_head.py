@@ -39,7 +39,7 @@ LAYERS = {"qwen3_next": Qwen3NextDecoderLayer, "latent_moe": LatentMoEDecoderLay
 class MTPHead(DrafterLearner):
     """The head of a policy with this configuration. Every layer has experts, as in all released Qwen3-Next policies.
 
-    Raises ValueError for an architecture for which vLLM serves no such head.
+    Raises ValueError for another architecture.
     """
 
     kind = "mtp"
@@ -50,7 +50,7 @@ class MTPHead(DrafterLearner):
         layer = LAYERS.get(policy_config.model_type)
         if layer is None:
             raise ValueError(
-                f"kind: an mtp head needs a {' or '.join(LAYERS)} policy, and vLLM serves none for "
+                f"kind: an mtp head can be trained for a {' or '.join(LAYERS)} policy, and not for "
                 f"{policy_config.model_type!r}; train eagle3 or draft_model, which fit any policy"
             )
         config: Any = copy.deepcopy(policy_config)

@@ -14,6 +14,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from drafters.attention import attend
 
 NAME = "packed"
+TOKENWISE = {"moe", "mlp"}
+"""types of layers, in architectures that count them, that compute each token by itself"""
 
 
 def can_pack(model: PreTrainedModel) -> bool:
@@ -23,7 +25,7 @@ def can_pack(model: PreTrainedModel) -> bool:
     if layers is None:
         is_full = getattr(config, "sliding_window", None) is None and not model._is_stateful
     else:
-        is_full = set(layers) == {"full_attention"}
+        is_full = set(layers) - TOKENWISE == {"full_attention"}
     return is_full and config._attn_implementation == "sdpa" and model._can_set_attn_implementation()
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drafters.registry import make_drafter
@@ -10,6 +11,7 @@ from drafters.schedule import Range, to_drafts
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.graph_sizes import capture_sizes
 from rollout_service.engine.hardware import resolve_device, runner_of
+from rollout_service.engine.recurrent_layers import check_drafts_are_taken_back
 from rollout_service.protocol import GroupRequest, Sampling
 
 if TYPE_CHECKING:
@@ -122,10 +124,12 @@ def names_engine_arguments(config: ServiceConfig) -> Iterator[None]:
 
 def bare_llm(config: ServiceConfig) -> "LLM":
     """vLLM's `LLM` with the configuration of the service's engine but without the service, for measurements.
-    `config.model` is a folder, and draft lengths are fixed."""
+    `config.model` is a folder, and draft lengths are fixed. Raises ValueError when the drafter cannot draft for it."""
+    device = resolve_device(config.engine.device)
+    check_drafts_are_taken_back(config.drafter, Path(config.model), device)
     from vllm import LLM, EngineArgs
 
-    arguments = engine_arguments(config, config.model, resolve_device(config.engine.device))
+    arguments = engine_arguments(config, config.model, device)
     # The arguments of the asynchronous engine have some fields more.
     return LLM(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(EngineArgs)})
 

@@ -27,6 +27,7 @@ from rollout_service.engine.loading import Loaded, Versions, WeightsFile, check_
 from rollout_service.engine.openai_app import openai_app, openai_schemas
 from rollout_service.engine.openai_arguments import check_parsers
 from rollout_service.engine.pausing import PauseMode
+from rollout_service.engine.recurrent_layers import check_by_vllm
 from rollout_service.engine.switches import SWITCHED, check_switches
 from rollout_service.imports import uncollected
 from rollout_service.protocol import Completion, DraftSchedule, Group, GroupRequest, RolloutRecord
@@ -136,6 +137,7 @@ class Engine:
             arguments = engine_arguments(self.config, self.model_folder, self.device, self.index, adjustable)
             vllm_config = arguments.create_engine_config(UsageContext.ENGINE_CONTEXT)
             check_runner(vllm_config, self.device)
+        check_by_vllm(vllm_config, self.device)
         stat_loggers: list[Any] = [*(lambda *_, own=own: own for own in loggers), served_metrics(self.times)]
         with names_engine_arguments(self.config), says_why_it_failed():
             self.llm = AsyncLLM.from_vllm_config(

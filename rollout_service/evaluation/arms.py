@@ -9,19 +9,25 @@ from drafters.registry import DrafterConfig, make_drafter
 from rollout_service.client import AsyncRolloutClient
 from rollout_service.config import ServiceConfig
 from rollout_service.engine.hardware import machine_cores
+from rollout_service.engine.recurrent_layers import check_drafts_are_taken_back
 from rollout_service.engine.switches import SWITCHED
 from rollout_service.evaluation.ran import Ran
 from rollout_service.fleet.fleet import Fleet
 from rollout_service.protocol import Group, GroupRequest
 
 
-def fetch_models(model: str, drafters: Iterable[DrafterConfig]) -> Path:
-    """The policy's folder, once the checkpoints of all drafters are on this machine too. So a wrong name is reported
-    before the first engine starts, not before the last. Raises ValueError."""
+def fetch_models(model: str, drafters: Iterable[DrafterConfig], device: str) -> Path:
+    """The policy's folder, once the checkpoints of all drafters are on this machine too, and each can draft for the
+    policy on `device`. So an error is reported before the first engine starts, not before the last. Raises
+    ValueError."""
+    drafters = list(drafters)
     for drafter in drafters:
         if drafter.model is not None:
             resolve_model(drafter.model, "drafters.model")
-    return resolve_model(model)
+    folder = resolve_model(model)
+    for drafter in drafters:
+        check_drafts_are_taken_back(drafter, folder, device)
+    return folder
 
 
 def name_of(drafter: DrafterConfig) -> str:

@@ -61,10 +61,11 @@ def audit(config: AuditConfig) -> list[AuditRow]:
     try:
         check_folder(config.output, "output")
         choose_device(config.recomputation.device, "recomputation.device")
+        device = resolve_device(config.engine.device)
         if config.endpoint is None:
-            check_machine(config.service(DrafterConfig()), resolve_device(config.engine.device), turns=1)
+            check_machine(config.service(DrafterConfig()), device, turns=1)
         drafters = [] if config.endpoint is not None else map(config.drafter_config, config.drafters)
-        recomputation = Recomputation(fetch_models(config.model, drafters), config.recomputation)
+        recomputation = Recomputation(fetch_models(config.model, drafters, device), config.recomputation)
         samples = asyncio.run(sample(config, recomputation, console))
     except httpx.HTTPError as error:
         sys.exit(f"rollout-service audit: endpoint: {config.endpoint}: {str(error) or type(error).__name__}")

@@ -69,7 +69,7 @@ async def measure(config: CompareConfig, console: Console) -> list[Cell]:
     at_once = config.engines_at_once or (1 if device == "cuda" else len(drafters))
     if config.endpoint is None:
         check_machine(config.service(drafters[0]), device, turns=min(at_once, len(drafters)))
-        fetch_models(config.model, drafters)
+        fetch_models(config.model, drafters, device)
     requests = list(grid_requests(config))
     with progress(console) as bar:
         if config.endpoint is not None:

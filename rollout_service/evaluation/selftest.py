@@ -56,7 +56,7 @@ def selftest(config: SelftestConfig) -> list[Check]:
 async def check_all(config: SelftestConfig, console: Console) -> list[Check]:
     """All drafters are looked at before the first engine starts. Raises ValueError when one does not fit the policy."""
     drafters = config.checked()
-    policy = Recomputation(fetch_models(config.model, drafters))
+    policy = Recomputation(fetch_models(config.model, drafters, resolve_device(config.engine.device)))
     engines = [CheckedEngine(config, drafter, policy) for drafter in drafters]
     checks: list[Check] = []
     with progress(console) as bar:

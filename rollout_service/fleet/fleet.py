@@ -16,6 +16,7 @@ from rollout_service.config import ServiceConfig
 from rollout_service.engine.arguments import check_arguments
 from rollout_service.engine.hardware import machine_cores, resolve_device, runner_of
 from rollout_service.engine.mixture import check_mixture
+from rollout_service.engine.recurrent_layers import check_drafts_are_taken_back
 from rollout_service.fleet.alarms import Alarms
 from rollout_service.fleet.controls import Controls
 from rollout_service.fleet.engine_lives import EngineLives
@@ -58,6 +59,7 @@ class Fleet(EngineLives):
         self.policy_config = read_config(self.folder)
         if config.engine.routed_experts:
             check_mixture(self.policy_config)
+        check_drafts_are_taken_back(config.drafter, self.folder, self.device)
         own_config = None
         if config.drafter.model is not None:
             local = resolve_model(config.drafter.model, "drafter.model").resolve()

@@ -16,6 +16,7 @@ from rollout_service.vllm_plugin.graph_dispatch import GRAPH_DISPATCH
 from rollout_service.vllm_plugin.idle_drafter import IDLE_DRAFTER
 from rollout_service.vllm_plugin.logprobs_without_text import LOGPROBS_WITHOUT_TEXT
 from rollout_service.vllm_plugin.own_policies import OWN_MTP_HEADS
+from rollout_service.vllm_plugin.patches.experts import EXPERTS
 from rollout_service.vllm_plugin.patches.kernels import KERNELS
 from rollout_service.vllm_plugin.patches.ranks import RANKS
 from rollout_service.vllm_plugin.patches.sampling import SAMPLING
@@ -29,8 +30,8 @@ from rollout_service.vllm_plugin.watched_outputs import WATCHED_OUTPUTS
 # Under vLLM's own logger, so that the line appears where vLLM's do.
 logger = logging.getLogger("vllm.rollout_service")
 
-DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS]
-"""functions that are wrong or very slow on a CPU, and are replaced there if they fail their self-test"""
+DEFECTS = [*KERNELS, *RANKS, *SAMPLING, *WEIGHTS, *EXPERTS]
+"""functions that are wrong, incomplete or very slow on a CPU, and are replaced there if they fail their self-test"""
 DEFECTS_ON_A_GPU = [GRAPH_DISPATCH, DRAFT_MODEL_LENGTH]
 """functions of the runner that a GPU engine has, which are wrong, and replaced there if they fail their self-test"""
 AT_LOADING = [DRAFT_STEPS, DRAFT_LENGTHS, LOGPROBS_WITHOUT_TEXT, OWN_MTP_HEADS, RETURNED_ON_A_CPU]

@@ -11,6 +11,8 @@ from toy_rewards import CountLetterA
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    NemotronHConfig,
+    NemotronHForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3NextConfig,
@@ -84,6 +86,40 @@ def qwen3_next(
         initializer_range=0.2,
     )
     return Qwen3NextForCausalLM(config).float().eval()
+
+
+def nemotron_h(seed: int = 0, first_layer: str = "full_attention") -> NemotronHForCausalLM:
+    """Attention and experts in a latent space, chosen with a correction bias."""
+    torch.manual_seed(seed)
+    config = NemotronHConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=48,
+        layers_block_type=[first_layer, "moe", "full_attention", "mlp"],
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        ssm_state_size=16,
+        n_groups=2,
+        n_routed_experts=4,
+        num_experts_per_tok=2,
+        moe_latent_size=16,
+        moe_intermediate_size=24,
+        moe_shared_expert_intermediate_size=24,
+        routed_scaling_factor=1.5,
+        max_position_embeddings=128,
+        eos_token_id=EOS,
+        bos_token_id=None,
+        pad_token_id=None,
+        initializer_range=0.2,
+    )
+    policy = NemotronHForCausalLM(config).float().eval()
+    for name, buffer in policy.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(buffer, std=0.3)
+    return policy
 
 
 def character_tokenizer() -> PreTrainedTokenizerFast:

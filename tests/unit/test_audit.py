@@ -212,10 +212,13 @@ def test_two_drafters_of_one_kind_have_separate_rows_in_the_order_of_the_configu
     assert rows == sorted(rows, key=[("b", 3), ("a", 3), ("a", 5)].index)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize(
+    ("model", "dtype", "tolerance"),
+    [(toys.llama, "float32", 1e-5), (toys.llama, "bfloat16", 0.1), (toys.nemotron_h, "float32", 1e-5)],
+)
 @pytest.mark.parametrize("cut", [Cut(), Cut(0.7, 0.9, 12)])
-def test_the_recomputation_is_that_of_the_whole_policy_in_its_dtype(cut, dtype, tolerance, tmp_path):
-    policy = toys.llama()
+def test_the_recomputation_is_that_of_the_whole_policy_in_its_dtype(model, cut, dtype, tolerance, tmp_path):
+    policy = model()
     policy.save_pretrained(tmp_path)
     recomputation = Recomputation(tmp_path, RecomputationConfig(dtype=dtype))
     responses = [Response([1, 2, 3], [4, 5]), Response([6], [7, 8, 9, 10]), Response([2, 2], [3])]

@@ -1,12 +1,13 @@
 """Drafter learners: the unroll equals drafting step by step, and checkpoints have vLLM's names and shapes."""
 
 import pytest
+import rl_toys as toys
 import torch
 from transformers import DynamicCache, Qwen3Config, Qwen3ForCausalLM, Qwen3NextConfig, Qwen3NextForCausalLM
 
 from drafters.learners import unroll as unroll_module
 from drafters.learners.eagle3_head import Eagle3Head, frequent_tokens
-from drafters.learners.learner import DrafterLearner, read_policy
+from drafters.learners.learner import DrafterLearner, final_norm, read_policy
 from drafters.learners.mtp_head import MTPHead
 from drafters.learners.small_model import DraftModel
 from drafters.training.config import OfflineTraining
@@ -131,13 +132,15 @@ def test_the_draft_model_proposes_from_its_own_next_token_distribution(policy):
     torch.testing.assert_close(steps[1][:, 3], own[:, -1])
 
 
-def test_hidden_states_are_those_entering_a_layer_or_leaving_the_last(policy):
-    tokens = torch.randint(2, VOCAB, (1, 5))
-    outputs = read_policy(policy, tokens, (0, 2, LAYERS))
+@pytest.mark.parametrize("architecture", ["qwen3_next", "nemotron_h"])
+def test_hidden_states_are_those_entering_a_layer_or_leaving_the_last(architecture, policy):
+    policy = policy if architecture == "qwen3_next" else toys.nemotron_h()
+    tokens = torch.randint(2, policy.config.vocab_size, (1, 5))
+    outputs = read_policy(policy, tokens, (0, 2, policy.config.num_hidden_layers))
     hidden = policy(input_ids=tokens, output_hidden_states=True).hidden_states
     torch.testing.assert_close(outputs.layers_BTD[0], hidden[0])
     torch.testing.assert_close(outputs.layers_BTD[1], hidden[2])
-    torch.testing.assert_close(policy.model.norm(outputs.layers_BTD[2]), outputs.output_BTD)
+    torch.testing.assert_close(final_norm(policy)(outputs.layers_BTD[2]), outputs.output_BTD)
     torch.testing.assert_close(
         outputs.head.logprobs(outputs.output_BTD), policy(input_ids=tokens).logits.log_softmax(-1)
     )

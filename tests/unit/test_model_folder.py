@@ -123,6 +123,6 @@ def test_the_models_of_all_drafters_are_found_before_the_first_engine_starts(tmp
         model=str(tmp_path), prompts=__file__, drafters=[{"kind": "ngram"}, {"kind": "eagle3", "model": "/nowhere"}]
     )
     with pytest.raises(ValueError, match=r"^drafters\.model: there is no folder /nowhere"):
-        fetch_models(config.model, config.arms())
+        fetch_models(config.model, config.arms(), "cpu")
     with pytest.raises(SystemExit, match=r"drafters\.model: there is no folder /nowhere"):
         compare(config)

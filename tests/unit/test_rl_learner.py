@@ -178,7 +178,7 @@ def test_z_distinguishes_samples_of_the_policy_from_those_at_a_wrong_temperature
     assert (abs(SurprisalSums.of(join_scores(scores)).z) < 4.0) is is_lossless
 
 
-@pytest.mark.parametrize("model", [toys.qwen3_next, toys.llama, lambda: toys.llama(tied=True)])
+@pytest.mark.parametrize("model", [toys.qwen3_next, toys.nemotron_h, toys.llama, lambda: toys.llama(tied=True)])
 def test_pushed_tensors_are_those_of_save_pretrained(model, tmp_path):
     policy = model()
     policy.save_pretrained(tmp_path)

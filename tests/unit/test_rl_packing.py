@@ -12,7 +12,11 @@ from rl_loop.learner.packed_attention import can_pack, packed_attention
 from rl_loop.learner.packing import packed_batches
 from rl_loop.learner.padding import padded_batches
 
-MODELS = {"llama": toys.llama, "qwen3_next": lambda: toys.qwen3_next(first_layer="full_attention")}
+MODELS = {
+    "llama": toys.llama,
+    "qwen3_next": lambda: toys.qwen3_next(first_layer="full_attention"),
+    "nemotron_h": toys.nemotron_h,
+}
 GROUPS = [(4, [3, 9, 1]), (7, [5, 2]), (2, [6])]  # length of the prompt, and of each response
 
 
@@ -64,8 +68,9 @@ def test_packed_batches_keep_the_budget_and_take_group_by_group(rollouts):
     assert len(packed_batches(rollouts, 1)) == len(rollouts), "a row longer than the budget is alone in its batch"
 
 
-def test_a_drafter_sees_the_hidden_states_of_a_forward_of_each_rollout(rollouts):
-    policy, layers = toys.llama(), (0, 1, 2)
+@pytest.mark.parametrize(("model", "layers"), [("llama", (0, 1, 2)), ("nemotron_h", (0, 3, 4))])
+def test_a_drafter_sees_the_hidden_states_of_a_forward_of_each_rollout(model, layers, rollouts):
+    policy = MODELS[model]()
     (batch,) = packed_batches(rollouts, 1000)
     with torch.no_grad(), reading_policy(policy, layers) as read, packed_attention(policy):
         batch.hidden(policy)
@@ -102,6 +107,8 @@ def test_models_whose_tokens_meet_outside_full_attention_are_padded():
     assert can_pack(mistral(sliding_window=None))
     assert not can_pack(mistral(sliding_window=8))
     assert not can_pack(toys.qwen3_next())
+    assert can_pack(toys.nemotron_h())
+    assert not can_pack(toys.nemotron_h(first_layer="linear_attention"))
     eager = toys.llama()
     eager.set_attn_implementation("eager")
     assert not can_pack(eager)

@@ -184,3 +184,38 @@ def test_the_next_push_reuses_the_memory_of_the_previous_version(store):
     assert second.exists()
     assert make_writable(store.folder.new_file(), "policy").stat().st_ino == same_memory
     assert make_writable(store.folder.new_file(), "policy").stat().st_size == 0, "the only spare file is in use"
+
+
+NEMOTRON_H = [
+    "backbone.layers.0.norm.weight",
+    *(f"backbone.layers.0.mixer.{name}_proj.weight" for name in "qkvo"),
+    "backbone.layers.1.norm.weight",
+    "backbone.layers.1.mixer.gate.weight",
+    "backbone.layers.1.mixer.gate.e_score_correction_bias",
+    *(f"backbone.layers.1.mixer.experts.{e}.{name}_proj.weight" for e in (0, 1) for name in ("up", "down")),
+    "backbone.norm_f.weight",
+]
+OF_BLOCK = [name.replace("backbone", "mtp") for name in NEMOTRON_H if "layers" in name]
+OF_HEAD = [f"mtp.layers.{name}.weight" for name in ("0.enorm", "0.hnorm", "0.eh_proj", "1.final_layernorm")]
+
+
+@pytest.mark.parametrize(
+    ("lost", "named"),
+    [
+        ([], None),
+        (OF_HEAD[:1], "mtp.layers.0.enorm"),
+        (OF_HEAD[-1:], "mtp.layers.1.final_layernorm"),
+        (["mtp.layers.0.mixer.q_proj.weight"], "mtp.layers.0.mixer.q_proj"),
+        ([name for name in OF_BLOCK if ".experts." in name], "mtp.layers.1.mixer.experts"),
+    ],
+)
+@pytest.mark.parametrize("pattern", [{}, {"mtp_hybrid_override_pattern": "*E"}])
+def test_a_nemotron_head_that_lacks_a_module_is_refused_by_the_modules_name(lost, named, pattern):
+    config = {"model_type": "nemotron_h", "num_nextn_predict_layers": 1, **pattern}
+    tensors = [name for name in NEMOTRON_H + OF_BLOCK + OF_HEAD if name not in lost]
+    head = make_drafter(DrafterConfig(kind="mtp"))
+    if named is None:
+        head.check(config, None, tensors)
+    else:
+        with pytest.raises(ValueError, match=rf"its files lack {named}: an engine would draft with uninitialised"):
+            head.check(config, None, tensors)
