@@ -68,7 +68,10 @@ def page() -> str:
         STILL_NEEDED,
     ]
     for group, patches in GROUPS.items():
-        parts += [f"## {group}", *(_section(patch, headings[id(patch)]) for patch in patches)]
+        common = dict(set.intersection(*(set(_facts(patch).items()) for patch in patches)))
+        shared = "\n".join(f"- {name}, for each: {said}" for name, said in sorted(common.items()))
+        sections = [_section(patch, headings[id(patch)], common) for patch in patches]
+        parts += [f"## {group}", *([shared] if shared else []), *sections]
     return compose(
         "Patches of vLLM",
         "Every function of vLLM that is replaced or wrapped: why, when, how it is tested, and when the patch can go.",
@@ -101,11 +104,17 @@ def _row(patch: Patch, heading: str) -> list[str]:
     return [f"[{heading}](#{anchor})", file, f"`{patch.apply.__name__}`", device, test]
 
 
-def _section(patch: Patch, heading: str) -> str:
+def _facts(patch: Patch) -> dict[str, str]:
     """What the table does not say."""
     facts = {"Function": f"`{patch.name}`", "Why": marked(patch.reason), "When": marked(patch.when)}
     if patch.shown_by:
         file, test = patch.shown_by.split("::")
         facts["Test"] = f"`{test}` in [{file}]({TO_ROOT}/{file}) fails without the patch"
     facts["Unneeded when"] = marked(patch.unneeded)
-    return "\n".join([f"### {heading}", "", *(f"- {name}: {said}" for name, said in facts.items())])
+    return facts
+
+
+def _section(patch: Patch, heading: str, common: dict[str, str]) -> str:
+    """`common`: facts of all patches of the group."""
+    own = [f"- {name}: {said}" for name, said in _facts(patch).items() if name not in common]
+    return "\n".join([f"### {heading}", "", *own])

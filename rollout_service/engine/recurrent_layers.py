@@ -55,6 +55,8 @@ def layer_types(folder: Path) -> list[str]:
     out. Empty for an architecture that has one type of layers only, or that transformers does not know."""
     from transformers import AutoConfig
 
+    import drafters.latent_moe  # noqa: F401
+
     try:
         config: Any = AutoConfig.from_pretrained(folder).get_text_config()
     except ValueError:

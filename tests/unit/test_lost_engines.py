@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from ray.exceptions import ActorUnavailableError, RayTaskError
 
 from drafters.registry import DrafterConfig
+from rollout_service.config import EngineConfig
 from rollout_service.engine.engine import Engine, NotStarted, Started
 from rollout_service.engine.loading import DifferentBytes, HalfLoaded, check_all_ranks
 from rollout_service.fleet import engine_lives
@@ -78,7 +79,11 @@ def fleet():
     fleet.pausing = Pausing(Controls(fleet.members), asyncio.Lock(), frees_memory=False)
     fleet.key = "the key"
     fleet.config = SimpleNamespace(
-        drafter=DrafterConfig(kind="mtp"), served_name="demo", context_limit=508, engine_timeout=60.0
+        drafter=DrafterConfig(kind="mtp"),
+        served_name="demo",
+        context_limit=508,
+        engine=EngineConfig(),
+        engine_timeout=60.0,
     )
     return fleet
 

@@ -39,7 +39,7 @@ def train(problems, tmp_path, monkeypatch):
         moe_intermediate_size=16, shared_expert_intermediate_size=16, pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id, bos_token_id=None, initializer_range=0.3,
     )  # fmt: skip
-    monkeypatch.setattr(recipe, "policy_config", lambda tokenizer: small)
+    monkeypatch.setattr(recipe, "policy_config", lambda family, tokenizer: small)
     monkeypatch.setattr(recipe, "sample", lambda *_: [])
     monkeypatch.setattr(recipe, "right_and_length", lambda *_: (0.0, 0.0))
 
@@ -50,7 +50,15 @@ def train(problems, tmp_path, monkeypatch):
     def run(**changes):
         records = tmp_path / f"records{len(list(tmp_path.iterdir()))}"
         trained = recipe.train_policy(
-            problems, Validation(), tokenizer, steps=STEPS, slips=0.1, batch_size=8, records=records, **changes
+            "qwen3_next",
+            problems,
+            Validation(),
+            tokenizer,
+            steps=STEPS,
+            slips=0.1,
+            batch_size=8,
+            records=records,
+            **changes,
         )
         return trained, [json.loads(line) for line in (records / "steps.jsonl").read_text().splitlines()], records
 

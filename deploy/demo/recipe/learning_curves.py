@@ -21,6 +21,8 @@ from matplotlib.figure import Figure
 from policy import FAMILIES, train_policy
 from transformers import AutoTokenizer
 
+from drafters.files.text_lines import json_lines
+
 RESULTS = Path(__file__).parent / "results"
 NAMES = {"qwen3_next": "Qwen3-Next, 2 of 2 experts", "latent_moe": "LatentMoE, 5 of 16 experts"}
 EVALUATED = 256
@@ -84,7 +86,7 @@ def collect(arguments: argparse.Namespace) -> dict:
 
 
 def curve(file: Path) -> dict:
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = list(json_lines(file, dict))
     last = lines[-1]
     loads = np.array(last["expert_load"]) * len(last["expert_load"][0])
     return {
