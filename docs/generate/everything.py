@@ -13,7 +13,7 @@ def generated() -> dict[Path, str]:
         **http_api.pages(),
         "reference/metrics.md": metrics.page(),
         "reference/training-metrics.md": training_metrics.page(),
-        "reference/patches.md": patches.page(),
+        **patches.pages(),
         **modules.pages(),
     }
     files = pages | {"rooms.svg": rooms.svg(), "llms.txt": llms.page(pages)}

@@ -1,4 +1,5 @@
-"""Page of patches, docs/reference/patches.md: the functions of vLLM that are replaced or wrapped, and why."""
+"""Pages of patches: the functions of vLLM that are replaced or wrapped, and why. Those that are wrong are in
+docs/reference/patches.md, and what vLLM lacks is in docs/reference/additions.md."""
 
 import tomllib
 from collections import Counter
@@ -11,11 +12,13 @@ from rollout_service.vllm_plugin.patch import Patch
 
 TO_ROOT = "../.."
 """from the page to the tree's root"""
-GROUPS = {
-    "Wrong or very slow on a CPU": table.DEFECTS,
-    "Wrong or very slow on a GPU": table.DEFECTS_ON_A_GPU,
-    "What vLLM lacks, in each of its processes": table.AT_LOADING,
-    "What vLLM lacks, where it is used": table.ELSEWHERE,
+WRONG = {
+    "Wrong, incomplete or very slow on a CPU": table.DEFECTS,
+    "Wrong on a GPU": table.DEFECTS_ON_A_GPU,
+}
+LACKING = {
+    "In each of vLLM's processes": table.AT_LOADING,
+    "Where it is used": table.ELSEWHERE,
 }
 
 STILL_NEEDED = """## Is a patch still needed?
@@ -50,7 +53,7 @@ To take another vLLM:
 """how to find out, after an upgrade of vLLM, that a patch can go"""
 
 
-def page() -> str:
+def pages() -> dict[str, str]:
     """Raises AssertionError if two patches have the same heading."""
     names = Counter(map(_short, table.PATCHES))
     headings = {id(p): _short(p) if names[_short(p)] == 1 else f"{_short(p)} ({_module(p)})" for p in table.PATCHES}
@@ -67,17 +70,31 @@ def page() -> str:
         ),
         STILL_NEEDED,
     ]
-    for group, patches in GROUPS.items():
-        common = dict(set.intersection(*(set(_facts(patch).items()) for patch in patches)))
-        shared = "\n".join(f"- {name}, for each: {said}" for name, said in sorted(common.items()))
-        sections = [_section(patch, headings[id(patch)], common) for patch in patches]
-        parts += [f"## {group}", *([shared] if shared else []), *sections]
-    return compose(
-        "Patches of vLLM",
-        "Every function of vLLM that is replaced or wrapped: why, when, how it is tested, and when the patch can go.",
-        f"[the table of patches]({TO_ROOT}/rollout_service/vllm_plugin/table.py)",
-        *parts,
-    )
+    source = f"[the table of patches]({TO_ROOT}/rollout_service/vllm_plugin/table.py)"
+
+    def sections(groups: dict[str, list[Patch]]) -> list[str]:
+        return [
+            part
+            for group, patches in groups.items()
+            for part in (f"## {group}", *(_section(patch, headings[id(patch)]) for patch in patches))
+        ]
+
+    return {
+        "reference/patches.md": compose(
+            "Patches of vLLM",
+            "Every function of vLLM that is replaced or wrapped: why, when, how it is tested, and when the patch can "
+            "go.",
+            source,
+            *parts,
+            *sections(WRONG),
+        ),
+        "reference/additions.md": compose(
+            "What vLLM lacks",
+            "Patches that add to vLLM, each with its reason; the table of all patches is [another page](patches.md).",
+            source,
+            *sections(LACKING),
+        ),
+    }
 
 
 def _short(patch: Patch) -> str:
@@ -101,20 +118,15 @@ def _row(patch: Patch, heading: str) -> list[str]:
     device = "CPU" if "on a CPU" in patch.when else "GPU" if "on a GPU" in patch.when else "every device"
     test = f"`{patch.is_right.__name__}`" if patch.is_right is not None else "none: run its test"
     file = f"[{_module(patch)}]({TO_ROOT}/{patch.file})"
-    return [f"[{heading}](#{anchor})", file, f"`{patch.apply.__name__}`", device, test]
+    page = "additions.md" if patch in [*table.AT_LOADING, *table.ELSEWHERE] else ""
+    return [f"[{heading}]({page}#{anchor})", file, f"`{patch.apply.__name__}`", device, test]
 
 
-def _facts(patch: Patch) -> dict[str, str]:
+def _section(patch: Patch, heading: str) -> str:
     """What the table does not say."""
     facts = {"Function": f"`{patch.name}`", "Why": marked(patch.reason), "When": marked(patch.when)}
     if patch.shown_by:
         file, test = patch.shown_by.split("::")
         facts["Test"] = f"`{test}` in [{file}]({TO_ROOT}/{file}) fails without the patch"
     facts["Unneeded when"] = marked(patch.unneeded)
-    return facts
-
-
-def _section(patch: Patch, heading: str, common: dict[str, str]) -> str:
-    """`common`: facts of all patches of the group."""
-    own = [f"- {name}: {said}" for name, said in _facts(patch).items() if name not in common]
-    return "\n".join([f"### {heading}", "", *own])
+    return "\n".join([f"### {heading}", "", *(f"- {name}: {said}" for name, said in facts.items())])
