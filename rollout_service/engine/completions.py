@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, cast
 from rollout_service.protocol import Completion, RoutedExperts, Speculation, WeightSpan
 
 if TYPE_CHECKING:
+    import numpy as np
     from vllm.logprobs import FlatLogprobs
     from vllm.outputs import CompletionOutput
 
@@ -51,5 +52,5 @@ def completion_of(
         finish_reason="length" if output.finish_reason == "length" else "stop",
         stop_reason=output.stop_reason,
         speculation=speculation_of(output, drafter, drafter_version, with_steps=with_steps),
-        routed_experts=RoutedExperts.of(output.routed_experts) if with_experts else None,
+        routed_experts=RoutedExperts.of(cast("np.ndarray", output.routed_experts)) if with_experts else None,
     )

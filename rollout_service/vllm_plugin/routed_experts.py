@@ -41,7 +41,7 @@ class RoutedExperts:
     def sample_tokens(self, grammar_output: Any) -> Any:
         batch = self.runner.input_batch
         requests = batch.req_ids.copy()
-        step = SimpleNamespace(
+        step: Any = SimpleNamespace(
             req_ids=requests,
             query_start_loc_np=self.runner.query_start_loc.np[: len(requests) + 1].copy(),
             num_computed_tokens_np=batch.num_computed_tokens_cpu[: len(requests)].copy(),
