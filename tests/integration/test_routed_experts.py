@@ -3,9 +3,14 @@
 With drafts that are rejected, prompts from the prefix cache, requests that are preempted, and after new weights.
 """
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from engines import MODELS, in_process_llm
+from engines import MODELS, ROOT, in_process_llm, launched
 from tiny_models import save_policy
 
 from drafters.registry import DrafterConfig
@@ -14,6 +19,7 @@ from rl_loop.learner.padding import padded_batches
 from rl_loop.learner.router_replay import replaying
 from rollout_service.protocol import RoutedExperts
 
+pytestmark = pytest.mark.again
 BLOCK = 32
 """tokens in a block of the KV cache"""
 LIKELY = 1e-4
@@ -172,3 +178,25 @@ def test_a_completion_on_the_wire_has_them(policy_and_engine):
     (rollout,), _ = generated(llm, prompts_of(1, 5, seed=6), length=9)
     experts = RoutedExperts.of(rollout.experts)
     assert (experts.dtype, experts.shape) == ("uint8", (5 + 9 - 1, 3, 3))
+
+
+def test_a_run_replays_them_in_both_modes(tmp_path):
+    folder = tmp_path / "policy"
+    save_policy("latent_moe", 0, folder, MODELS / "policy")
+    with launched(
+        "--model", str(folder), "--engine.dtype", "float32", "--engine.max_model_len", "256", "--drafter.kind", "mtp",
+        "--engine.kv_cache_gib", "0.1", "--engine.routed_experts",
+    ) as (url, _):  # fmt: skip
+        for mode in ("sync", "async"):
+            output = tmp_path / mode
+            run = subprocess.run(
+                [str(Path(sys.executable).parent / "rl-loop"), "train", "--config", "deploy/demo/train.toml", "--mode",
+                 mode, "--model", str(folder), "--endpoint", url, "--output", str(output), "--steps", "1",
+                 "--prompts_per_step", "4", "--completions", "2", "--sampling.max_tokens", "40",
+                 "--evaluate_every", "0", "--router_replay", "--record_rollouts"],
+                capture_output=True, text=True, cwd=ROOT, timeout=300,
+            )  # fmt: skip
+            assert run.returncode == 0, run.stderr
+            (step,) = map(json.loads, (output / "metrics.jsonl").read_text().splitlines())
+            assert step["logprob_difference_max"] <= 1e-4
+            assert any("routed_experts" in file.read_text() for file in (output / "rollouts").rglob("*.jsonl"))
