@@ -77,7 +77,7 @@ def test_each_step_is_recorded_with_loads_that_add_up_and_a_plot(train, capsys):
         assert [sum(loads) for loads in line["expert_load"]] == pytest.approx([1.0, 1.0], abs=1e-5)
         assert all(0.0 < entropy <= math.log(EXPERTS) for entropy in line["router_entropy"])
     assert (records / "router.png").read_bytes().startswith(b"\x89PNG")
-    assert "router entropy" in capsys.readouterr().out
+    assert "nats, load-balancing loss" in capsys.readouterr().out
 
 
 def test_the_coefficient_balances_experts(train):

@@ -21,6 +21,7 @@ from rollout_service.protocol import (
     GroupRequest,
     LeaseRequest,
     PromptsRequest,
+    RoutedExperts,
     Sampling,
     Speculation,
     WeightSpan,
@@ -58,6 +59,7 @@ def result(group):
     completion = Completion(
         index=0, text="ab", token_ids=[3, 4], logprobs=[-0.5, -1.5], finish_reason="stop", stop_reason=".",
         weight_versions=[WeightSpan(version=4, start=0, end=2)], speculation=speculation,
+        routed_experts=RoutedExperts(shape=(3, 2, 1), dtype="uint8", data="AAECAwQF"),
     )  # fmt: skip
     return Group(
         id=group.id, prompt_token_ids=group.prompt_token_ids, completions=[completion], sampling=group.sampling,
