@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, MixtralConfig, OlmoeConfig, Qwen2
 from transformers.models.qwen3_next.modeling_qwen3_next import load_balancing_loss_func
 
 from drafters.expert_routing import RouterReading, find_routers, reading_routers
+from drafters.latent_moe import LatentMoEConfig
 from rl_loop.batching import Rollout
 from rl_loop.learner.local_learner import LocalLearner
 from rl_loop.learner.policy_learner import Example
@@ -56,6 +57,17 @@ FAMILIES = {
         Qwen2MoeConfig(**SMALL, num_experts=EXPERTS, moe_intermediate_size=16, shared_expert_intermediate_size=16)
     ),
     "olmoe": lambda: of(OlmoeConfig(**SMALL, num_experts=EXPERTS)),
+    "latent_moe": lambda: of(
+        LatentMoEConfig(
+            **SMALL,
+            head_dim=16,
+            num_experts=EXPERTS,
+            moe_intermediate_size=16,
+            moe_latent_size=16,
+            shared_expert_intermediate_size=16,
+            layer_types=["full_attention"] * 2,
+        )  # fmt: skip
+    ),
     "mixtral": lambda: of(MixtralConfig(**SMALL, num_local_experts=EXPERTS)),
 }
 
