@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization as init
 from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextDecoderLayer,
     Qwen3NextExperts,
@@ -20,6 +21,7 @@ from transformers.models.qwen3_next.modeling_qwen3_next import (
     Qwen3NextRMSNorm,
     Qwen3NextRotaryEmbedding,
     Qwen3NextSparseMoeBlock,
+    Qwen3NextTopKRouter,
 )
 
 from drafters.latent_moe.config import LatentMoEConfig
@@ -51,9 +53,20 @@ class LatentMoEDecoderLayer(Qwen3NextDecoderLayer):
             self.mlp = LatentMoEBlock(config)
 
 
-class LatentMoEModel(Qwen3NextModel):
-    config: LatentMoEConfig
+class LatentMoEPreTrainedModel(Qwen3NextPreTrainedModel):
     _no_split_modules = ["LatentMoEDecoderLayer"]  # noqa: RUF012  (transformers' own form)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """As Qwen3-Next's, which gives a router its first weights by way of its block. transformers passes over modules
+        without weights of their own, such as the block, if the model is not its own; the router would stay zero."""
+        super()._init_weights(module)
+        if isinstance(module, Qwen3NextTopKRouter):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+
+
+class LatentMoEModel(LatentMoEPreTrainedModel, Qwen3NextModel):
+    config: LatentMoEConfig
 
     def __init__(self, config: LatentMoEConfig):
         Qwen3NextPreTrainedModel.__init__(self, config)  # Qwen3NextModel's own would make its layers first
@@ -65,9 +78,8 @@ class LatentMoEModel(Qwen3NextModel):
         self.post_init()
 
 
-class LatentMoEForCausalLM(Qwen3NextForCausalLM):
+class LatentMoEForCausalLM(LatentMoEPreTrainedModel, Qwen3NextForCausalLM):
     config: LatentMoEConfig
-    _no_split_modules = ["LatentMoEDecoderLayer"]  # noqa: RUF012  (transformers' own form)
 
     def __init__(self, config: LatentMoEConfig):
         Qwen3NextPreTrainedModel.__init__(self, config)

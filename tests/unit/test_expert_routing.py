@@ -66,7 +66,7 @@ FAMILIES = {
             moe_latent_size=16,
             shared_expert_intermediate_size=16,
             layer_types=["full_attention"] * 2,
-        )  # fmt: skip
+        )
     ),
     "mixtral": lambda: of(MixtralConfig(**SMALL, num_local_experts=EXPERTS)),
 }
@@ -95,7 +95,7 @@ def test_the_loss_of_each_layer_is_that_of_transformers_and_leaves_padding_out(f
         torch.testing.assert_close(one, other, atol=1e-7, rtol=1e-4)
     assert routing.chosen_LE.sum(1).tolist() == [CHOSEN * mask.sum().item()] * len(logits)
     padded = read.routing(torch.arange(tokens.numel()))
-    assert abs(padded.loss - expected.item()) > 1e-3, "padding would show"
+    assert abs(padded.loss - expected.item()) > 2e-4, "padding would show"
 
 
 def test_balanced_and_collapsed_routers_have_the_loss_load_and_entropy_that_they_must():

@@ -51,6 +51,12 @@ def test_the_block_is_the_papers_formula():
     assert torch.allclose(block(x_BTD).reshape(-1, 16), torch.stack(expected), atol=1e-5)
 
 
+def test_every_matrix_of_a_new_policy_is_random_the_routers_too(policy):
+    """transformers leaves zeros where a block without weights of its own should fill its router."""
+    deviations = {name: p.std().item() for name, p in policy.named_parameters() if p.dim() > 1}
+    assert {name: std for name, std in deviations.items() if not 0.012 < std < 0.028} == {}
+
+
 def test_a_checkpoint_holds_each_expert_in_the_latent_space_and_is_read_without_trusted_remote_code(policy, tmp_path):
     policy.save_pretrained(tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
