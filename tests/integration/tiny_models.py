@@ -44,7 +44,7 @@ NEMOTRON = {
     "bos_token_id": None, "pad_token_id": 0,
 }  # fmt: skip
 MAMBA = NEMOTRON | {
-    "layers_block_type": ["linear_attention", "full_attention", "moe", "linear_attention"],
+    "layers_block_type": ["linear_attention", "full_attention", "linear_attention", "mlp"], "intermediate_size": 128,
     "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 16, "n_groups": 2, "num_nextn_predict_layers": 0,
 }  # fmt: skip
 """Nemotron-H with recurrent layers, for which an engine on a CPU cannot draft"""
@@ -55,10 +55,12 @@ POLICIES = {
     "qwen3_next": lambda: Qwen3NextForCausalLM(Qwen3NextConfig(**NEXT)),
     "latent_moe": lambda: LatentMoEForCausalLM(LatentMoEConfig(**LATENT)),
     "nemotron_h": lambda: NemotronHForCausalLM(NemotronHConfig(**NEMOTRON)),
+    "mamba": lambda: NemotronHForCausalLM(NemotronHConfig(**MAMBA)),
 }
 DRAFTERS = ("none", "ngram", "draft_model", "eagle3")
 WITH_HEAD = ("qwen3_next", "latent_moe", "nemotron_h")
-PAIRS = [(policy, drafter) for policy in POLICIES for drafter in DRAFTERS] + [(policy, "mtp") for policy in WITH_HEAD]
+PAIRS = [(policy, drafter) for policy in POLICIES if policy != "mamba" for drafter in DRAFTERS]
+PAIRS += [(policy, "mtp") for policy in WITH_HEAD]
 EACH_ONCE = [("qwen3", "eagle3"), ("qwen3_tied", "draft_model"), ("llama", "ngram"), ("qwen3_next", "none"),
              ("qwen3_next", "mtp"), ("latent_moe", "mtp"), ("nemotron_h", "mtp")]  # fmt: skip
 """pairs that contain every policy and every drafter"""
