@@ -19,6 +19,7 @@ from transformers import (
 from drafters.inspect import tensor_sizes
 from drafters.kinds.eagle3 import read_eagle3_config
 from drafters.kinds.mtp import is_mtp
+from drafters.latent_moe import LatentMoEConfig
 from drafters.learners.eagle3_head import Eagle3Head
 from drafters.learners.mtp_head import MTPHead
 from drafters.policy_costs import Costs, DraftCosts, policy_costs
@@ -42,6 +43,7 @@ CONFIGS = {
     "qwen3": Qwen3Config(**SHAPE),
     "qwen3, tied, biases": Qwen3Config(**SHAPE, tie_word_embeddings=True, attention_bias=True),
     "qwen3_next": Qwen3NextConfig(**SHAPE, **MIXED),
+    "latent_moe": LatentMoEConfig(**SHAPE, **MIXED, moe_latent_size=8),
     "qwen3_next, some layers dense": Qwen3NextConfig(**SHAPE, **MIXED, decoder_sparse_step=2),
     "qwen3_next, no layer a mixture": Qwen3NextConfig(**SHAPE, **MIXED | {"num_experts": 0}),
     "nemotron_h": NemotronHConfig(**NEMOTRON),
