@@ -129,4 +129,5 @@ def _section(patch: Patch, heading: str) -> str:
         file, test = patch.shown_by.split("::")
         facts["Test"] = f"`{test}` in [{file}]({TO_ROOT}/{file}) fails without the patch"
     facts["Unneeded when"] = marked(patch.unneeded)
+    heading = f"`{heading}`" if "__" in heading else heading  # else Markdown takes it for bold
     return "\n".join([f"### {heading}", "", *(f"- {name}: {said}" for name, said in facts.items())])
