@@ -172,6 +172,7 @@ class Puller(threading.Thread):
         return GroupRequest(
             id=name_of(index), prompt=problem.prompt, messages=problem.messages, n=self.config.completions,
             sampling=self.config.sampling.with_seed(sampling_seed(self.config.seed, "train", index)),
+            routed_experts=self.config.router_replay,
             metadata={"split": "train", "index": index, "prompt": problem.digest},
         )  # fmt: skip
 

@@ -183,6 +183,8 @@ def test_a_completion_on_the_wire_has_them(policy_and_engine):
 def test_a_run_replays_them_in_both_modes(tmp_path):
     folder = tmp_path / "policy"
     save_policy("latent_moe", 0, folder, MODELS / "policy")
+    problems = tmp_path / "problems.jsonl"  # of few characters, since the policy's vocabulary is small
+    problems.write_text("".join(json.dumps({"prompt": f"{a}+{a}=", "answer": 2 * a}) + "\n" for a in range(20)))
     with launched(
         "--model", str(folder), "--engine.dtype", "float32", "--engine.max_model_len", "256", "--drafter.kind", "mtp",
         "--engine.kv_cache_gib", "0.1", "--engine.routed_experts",
@@ -190,9 +192,9 @@ def test_a_run_replays_them_in_both_modes(tmp_path):
         for mode in ("sync", "async"):
             output = tmp_path / mode
             run = subprocess.run(
-                [str(Path(sys.executable).parent / "rl-loop"), "train", "--config", "deploy/demo/train.toml", "--mode",
-                 mode, "--model", str(folder), "--endpoint", url, "--output", str(output), "--steps", "1",
-                 "--prompts_per_step", "4", "--completions", "2", "--sampling.max_tokens", "40",
+                [str(Path(sys.executable).parent / "rl-loop"), "train", "--mode", mode, "--model", str(folder),
+                 "--endpoint", url, "--output", str(output), "--task.kind", "jsonl", "--task.path", str(problems),
+                 "--steps", "1", "--prompts_per_step", "4", "--completions", "2", "--sampling.max_tokens", "40",
                  "--evaluate_every", "0", "--router_replay", "--record_rollouts"],
                 capture_output=True, text=True, cwd=ROOT, timeout=300,
             )  # fmt: skip
