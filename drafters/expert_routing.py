@@ -27,6 +27,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from drafters.routers import routers_of
+
 ROUTERS = {
     "MixtralTopKRouter",
     "OlmoeTopKRouter",
@@ -40,7 +42,7 @@ ROUTERS = {
 
 def find_routers(policy: PreTrainedModel) -> list[nn.Module]:
     """The routers of the policy, from the first layer to the last. None for a dense policy."""
-    return [module for module in policy.modules() if type(module).__name__ in ROUTERS]
+    return [router for router in routers_of(policy).values() if type(router).__name__ in ROUTERS]
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,17 @@ so gradients reach it.
 S tokens of a forward pass, L layers, N experts, K of them active.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
+
+from drafters.routers import routers_of
 
 
 class _Chosen(TorchFunctionMode):
@@ -46,7 +47,7 @@ def replaying(model: PreTrainedModel, experts_SLK: Tensor) -> Iterator[None]:
 
     The backward pass must also run within it, since gradient checkpointing computes the forward pass again.
     """
-    routers = dict(_routers(model))
+    routers = routers_of(model)
     for layer, router in routers.items():
         router.forward = partial(_choose, router.forward, experts_SLK[:, layer])
     try:
@@ -61,24 +62,14 @@ def _choose(forward: Callable[..., Any], experts_SK: Tensor, *inputs: Any, **mor
         return forward(*inputs, **more)
 
 
-def _routers(model: PreTrainedModel) -> Iterator[tuple[int, nn.Module]]:
-    """Each router and its layer. Their class is the one whose scores transformers can return."""
-    recorder = (model._can_record_outputs or {}).get("router_logits")
-    for name, module in model.named_modules():
-        if recorder is not None and isinstance(module, recorder.target_class):
-            layer = re.search(r"\.layers\.(\d+)\.", f".{name}")
-            assert layer is not None, name
-            yield int(layer[1]), module
-
-
 @torch.no_grad()
 def check_routers(model: PreTrainedModel) -> None:
     """Raises ValueError unless the policy has routers, and each chooses its experts by one `torch.topk`."""
     config: Any = model.config.get_text_config()
-    routers = list(_routers(model))
+    routers = routers_of(model)
     if not routers:
         raise ValueError(f"router_replay: {type(model).__name__} has no routers; set it to false")
-    for _, router in routers:
+    for router in routers.values():
         state_1D = next(router.parameters()).new_zeros(1, config.hidden_size)
         with _Chosen(torch.full((1, 1), -1, device=state_1D.device)) as own:
             router(state_1D)

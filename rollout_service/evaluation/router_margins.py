@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.utils.output_capturing import OutputRecorder
+
+from drafters.routers import routers_of
 
 Flip = tuple[int, int]
 """(layer, token): there the router takes the best expert that it left out, instead of the last one that it chose"""
@@ -26,10 +27,7 @@ def choosing_routers(decoder: PreTrainedModel) -> list[nn.Module]:
     They are those that transformers knows, which return logits (N, E), weights (N, K) and experts (N, K). Routers that
     first choose among groups of experts are left out: their choice has more than one margin.
     """
-    recorder = decoder.can_record_outputs.get("router_logits")
-    if not isinstance(recorder, OutputRecorder) or recorder.index != 0:
-        return []
-    routers: list[Any] = [module for module in decoder.modules() if isinstance(module, recorder.target_class)]
+    routers = routers_of(decoder).values()
     return [r for r in routers if r.top_k < len(r.weight) and getattr(r, "num_group", 1) == 1]
 
 
