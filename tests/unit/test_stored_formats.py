@@ -21,6 +21,7 @@ from rollout_service.protocol import (
     GroupRequest,
     LeaseRequest,
     PromptsRequest,
+    RoutedExperts,
     Sampling,
     Speculation,
     WeightSpan,
@@ -46,8 +47,9 @@ def request(name):
         temperature=0.5, top_p=0.9, top_k=5, max_tokens=7, min_tokens=1, stop=["."], ignore_eos=True, seed=3
     )
     return GroupRequest(
-        id=name, prompt_token_ids=[1, 2], n=2, sampling=sampling, session="s", draft_steps=True, metadata={"index": 1}
-    )
+        id=name, prompt_token_ids=[1, 2], n=2, sampling=sampling, session="s", draft_steps=True, routed_experts=True,
+        metadata={"index": 1},
+    )  # fmt: skip
 
 
 def result(group):
@@ -58,6 +60,7 @@ def result(group):
     completion = Completion(
         index=0, text="ab", token_ids=[3, 4], logprobs=[-0.5, -1.5], finish_reason="stop", stop_reason=".",
         weight_versions=[WeightSpan(version=4, start=0, end=2)], speculation=speculation,
+        routed_experts=RoutedExperts(shape=(3, 2, 1), dtype="uint8", data="AAECAwQF"),
     )  # fmt: skip
     return Group(
         id=group.id, prompt_token_ids=group.prompt_token_ids, completions=[completion], sampling=group.sampling,
