@@ -47,8 +47,9 @@ def request(name):
         temperature=0.5, top_p=0.9, top_k=5, max_tokens=7, min_tokens=1, stop=["."], ignore_eos=True, seed=3
     )
     return GroupRequest(
-        id=name, prompt_token_ids=[1, 2], n=2, sampling=sampling, session="s", draft_steps=True, metadata={"index": 1}
-    )
+        id=name, prompt_token_ids=[1, 2], n=2, sampling=sampling, session="s", draft_steps=True, routed_experts=True,
+        metadata={"index": 1},
+    )  # fmt: skip
 
 
 def result(group):
