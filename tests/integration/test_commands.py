@@ -42,7 +42,8 @@ def test_compare_measures_a_running_endpoint(client, service, tmp_path):
     assert abs(row.z) < 4
     (written,) = json.loads((tmp_path / "compare.json").read_text())
     assert written.keys() >= KEYS
-    assert {f.name for f in tmp_path.iterdir()} == {"compare.json", "compare.md", "acceptance.png", "speedup.png"}
+    files = {"compare.json", "compare.md", "costs.json", "acceptance.png", "speedup.png"}
+    assert {file.name for file in tmp_path.iterdir()} == files
 
 
 def test_training_over_http_publishes_its_policy_and_agrees_on_log_probabilities(client, service, tmp_path):
