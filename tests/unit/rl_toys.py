@@ -19,6 +19,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
+from rl_loop.batching import Rollout
 from rl_loop.config import TrainConfig
 from rl_loop.learner.online_drafter import OnlineDrafter
 from rl_loop.learner.policy_learner import PolicyLearner
@@ -35,6 +36,22 @@ from rollout_service.protocol import Completion, Group, GroupRequest, Speculatio
 CHARACTERS = "\n 0123456789+-=abcdefgh"
 VOCAB_SIZE = len(CHARACTERS) + 1
 EOS = len(CHARACTERS)
+
+
+SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]
+"""prompt and response lengths of `rollouts`"""
+
+
+def rollouts() -> list[Rollout]:
+    """Random rollouts without log-probabilities. The first and last share a prompt."""
+    torch.manual_seed(1)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(VOCAB_SIZE, (length,)).tolist()
+
+    drawn = [Rollout(draw(prompt), draw(response), [0.0] * response) for prompt, response in SHAPES]
+    drawn[4].prompt_ids[:] = drawn[0].prompt_ids
+    return drawn
 
 
 def llama(seed: int = 0, tied: bool = False) -> LlamaForCausalLM:

@@ -22,7 +22,6 @@ from rl_loop.reports.metrics_log import MetricsLog
 from rl_loop.reports.router_plot import plot_routers
 
 EXPERTS, CHOSEN = 4, 2
-SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and last share a prompt
 ADVANTAGES = [1.0, -0.5, 0.0, 2.0, -1.0]
 
 
@@ -38,11 +37,7 @@ MODELS = {"packed": mixture, "padded": lambda: mixture(first_layer="linear_atten
 
 @pytest.fixture
 def rollouts() -> list[Rollout]:
-    torch.manual_seed(1)
-    draw = lambda n: torch.randint(toys.VOCAB_SIZE, (n,)).tolist()  # noqa: E731
-    rollouts = [Rollout(draw(prompt), draw(response), [0.0] * response) for prompt, response in SHAPES]
-    rollouts[4].prompt_ids[:] = rollouts[0].prompt_ids
-    return rollouts
+    return toys.rollouts()
 
 
 SMALL = {
@@ -133,7 +128,7 @@ def test_scoring_gives_the_routing_of_all_response_tokens_however_they_are_divid
     learner.logprobs(rollouts)
     loss, loads, entropies = plain_routing_loss(MODELS[model](), rollouts)
     routing = learner.routing()
-    assert routing.tokens == sum(response for _, response in SHAPES)
+    assert routing.tokens == sum(response for _, response in toys.SHAPES)
     assert routing.loss == pytest.approx(loss.item(), rel=1e-5)
     assert routing.entropy_L.tolist() == pytest.approx(entropies, rel=1e-4)
     for mine, plain in zip(routing.load_LE.tolist(), loads, strict=True):
@@ -150,7 +145,7 @@ def learner_gradient(model, rollouts, output, **changes):
 
 def plain_gradient(model, rollouts):
     policy = MODELS[model]()
-    tokens = sum(response for _, response in SHAPES)
+    tokens = sum(response for _, response in toys.SHAPES)
     terms = zip(ADVANTAGES, rollouts, strict=True)
     reinforce = -sum(a * plain_logprobs(policy, rollout, 1.0).sum() for a, rollout in terms) / tokens
     (reinforce + 0.3 * plain_routing_loss(policy, rollouts)[0]).backward()

@@ -14,6 +14,9 @@ from drafters.latent_moe import LatentMoEConfig, LatentMoEForCausalLM
 from drafters.latent_moe.config import latent_design
 from drafters.latent_moe.model import LatentMoEBlock
 from drafters.learners.mtp_head import MTPHead
+from drafters.training.config import OfflineTraining
+from drafters.training.offline import OfflineTrainer, train_offline
+from drafters.training.samples import Sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHAPE = {
@@ -147,6 +150,17 @@ def test_its_mtp_head_has_experts_in_the_latent_space_and_comes_back_from_its_ch
     other = MTPHead(policy.config)
     other.load_checkpoint(checkpoint)
     assert all(torch.equal(one, two) for one, two in zip(head.parameters(), other.parameters(), strict=True))
+
+
+def test_its_mtp_head_is_trained_projections_and_router_too(policy):
+    head, samples = MTPHead.from_policy(policy), [Sample([3, 4, 5], [6, 7, 11, 20, 5, 1]) for _ in range(4)]
+    before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+    losses = train_offline(
+        OfflineTrainer(head, policy, samples, OfflineTraining(steps=12, batch_size=4, warmup=1)), "mtp"
+    )
+    assert losses[-1] < losses[0]
+    after = head.state_dict()
+    assert [name for name, tensor in before.items() if torch.equal(tensor, after[name])] == []
 
 
 def test_whoever_reads_a_policy_through_transformers_makes_the_family_known_first():

@@ -14,16 +14,11 @@ from rl_loop.learner.padding import padded_batches
 from rl_loop.learner.policy_learner import Example
 
 MODELS = {"llama": toys.llama, "qwen3_next": toys.qwen3_next}
-SHAPES = [(3, 5), (7, 2), (2, 9), (5, 1), (3, 4)]  # prompt and response lengths; the first and last share a prompt
 
 
 @pytest.fixture
 def rollouts() -> list[Rollout]:
-    torch.manual_seed(1)
-    draw = lambda n: torch.randint(toys.VOCAB_SIZE, (n,)).tolist()  # noqa: E731
-    rollouts = [Rollout(draw(prompt), draw(response), [0.0] * response) for prompt, response in SHAPES]
-    rollouts[4].prompt_ids[:] = rollouts[0].prompt_ids
-    return rollouts
+    return toys.rollouts()
 
 
 def plain_logprobs(model, rollout: Rollout, temperature: float) -> torch.Tensor:
@@ -93,7 +88,7 @@ def test_the_gradient_is_that_of_the_token_mean_of_reinforce_when_on_policy(roll
     old = [score.logprobs for score in learner.logprobs(rollouts)]
     update = learner.train([Example(*row) for row in zip(rollouts, advantages, old, strict=True)], step=0)
     plain = toys.llama()
-    tokens = sum(response for _, response in SHAPES)
+    tokens = sum(response for _, response in toys.SHAPES)
     terms = zip(advantages, rollouts, strict=True)
     (-sum(a * plain_logprobs(plain, rollout, 1.0).sum() for a, rollout in terms) / tokens).backward()
     expected = torch.cat([parameter.grad.flatten() for parameter in plain.parameters()])
