@@ -35,7 +35,7 @@ help:
 	@echo "make test-crd     hold deploy/cluster/kuberay.yaml to KubeRay's own schema; downloads it at first"
 	@echo "make test-cuda    test the CUDA path without a GPU; needs Python 3.12, and keeps 6 GB in .cuda"
 	@echo "make fuzz         send random bad requests to a service: schemathesis and 10,000 of our own (20 minutes)"
-	@echo "make demo-models  train the demo's policy and drafters from scratch (under an hour)"
+	@echo "make demo-models  train the demo's two policies and their drafters from scratch (hours)"
 	@echo "make study        compare drafters by draft length and training data, also during training; writes report/study"
 	@echo "make bench        measure the service and its parts against goals (over an hour); writes deploy/bench/results"
 	@echo "make docs         write docs/reference, docs/rooms.svg and docs/llms.txt, and build the site into site/"

@@ -47,9 +47,10 @@ Weights are bfloat16 in safetensors files. vLLM loads each folder unchanged. `po
 ## Policy
 The policy is a {architecture} with full attention in every layer and {parameters} million parameters, of which a token
 passes {active} million. Its tokenizer has single digits, signs and words. Supervised training took {policy_steps} steps
-of {batch_size} problems with worked solutions, with AdamW and seed 0{balanced}. In the solutions each column is wrong
-with probability {slips:.0%}, and later columns build on the wrong one. So the policy learns the method and the errors,
-and reinforcement learning can unlearn the errors.
+of {batch_size} problems with worked solutions, with AdamW and seed 0{balanced}.
+
+In the solutions each column is wrong with probability {slips:.0%}, and later columns build on the wrong one. So the
+policy learns the method and the errors, and reinforcement learning can unlearn the errors.
 
 Problems come from reasoning-gym's `chain_sum` with {task}.
 Seeds begin at {training_seed} for training and at {held_out_seed} for held-out problems. A prompt is the question and

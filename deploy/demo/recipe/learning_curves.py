@@ -1,6 +1,6 @@
 """Learning curves of both demo policies under the same recipe, side by side.
 
-    .venv/bin/python deploy/demo/recipe/learning_curves.py            450 steps, seeds 0 to 2 (over an hour on 2 cores)
+    .venv/bin/python deploy/demo/recipe/learning_curves.py            450 steps, seeds 0 to 2
     .venv/bin/python deploy/demo/recipe/learning_curves.py --plot     only the plot, from what is there
 
 A seed decides the first weights and the training problems. The families of a seed are trained at the same time, in a
