@@ -124,10 +124,10 @@ class EngineLives(Routing):
                     await member.actor.load.remote(file, of == "drafter")
                 await self.pausing.catch_up(member)
             member.in_service = True
-        for function, reason in started.replaced.items():
-            if function not in REPORTED:
-                REPORTED.add(function)
-                logger.warning("Replaced in vLLM: %s, because %s", function, reason)
+        if new := started.replaced.keys() - REPORTED:
+            REPORTED.update(new)
+            said = "%d functions of vLLM are replaced on this machine; `rollout-service patches` says which, and why"
+            logger.warning(said, len(new))
         self.on_started(member.index)
         async with self._change:
             self._change.notify_all()
