@@ -98,11 +98,15 @@ def activation_bytes(policy: PreTrainedModel, product: int, weight: int, checkpo
 
 def _channels(layer: nn.Module, experts: int) -> Iterator[int]:
     """For one token: the channels that each product with the layer's weights reads and writes."""
-    for parameter in layer.parameters():
-        if parameter.ndim == 2:
-            yield sum(parameter.shape)
-        elif parameter.ndim == 3:  # all experts, of which a token passes some
-            yield experts * sum(parameter.shape[1:])
+    for module in layer.modules():
+        if isinstance(module, nn.Conv1d):
+            yield module.in_channels + module.out_channels
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter.ndim == 2:
+                yield sum(parameter.shape)
+            elif parameter.ndim == 3:  # all experts, of which a token passes some
+                yield experts * sum(parameter.shape[1:])
 
 
 class DeviceMemory(NamedTuple):

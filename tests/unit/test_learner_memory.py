@@ -26,7 +26,7 @@ from drafters.expert_routing import find_routers, reading_routers
 from rl_loop.batching import Rollout
 from rl_loop.learner.gradient_checkpointing import recompute_layers
 from rl_loop.learner.local_learner import LocalLearner, compute_dtype, load_policy
-from rl_loop.learner.memory import DeviceMemory, activation_bytes, device_memory, memory_needs
+from rl_loop.learner.memory import DeviceMemory, _channels, activation_bytes, device_memory, memory_needs
 from rl_loop.learner.packed_attention import packed_attention
 from rl_loop.learner.packing import packed_batches
 from rl_loop.learner.padding import padded_batches
@@ -125,6 +125,10 @@ def test_the_load_balancing_loss_keeps_what_is_stated(checkpointing, tmp_path):
     stated = (needs(0.1).activations - needs(0.0).activations) / (3 * 4 * 100)
     assert stated == 2 * 4 * 2 * 64
     assert (0.4 if not checkpointing else 0.8) < kept / len(batch.tokens_S) / stated < 1.3
+
+
+def test_a_convolution_of_a_recurrent_layer_keeps_its_channels_and_is_no_expert():
+    assert list(_channels(torch.nn.Conv1d(64, 64, kernel_size=4, groups=64), experts=10)) == [128]
 
 
 def test_a_small_step_needs_activations_for_its_own_tokens_only(tmp_path):

@@ -3,15 +3,17 @@
     .venv/bin/python deploy/demo/recipe/learning_curves.py            450 steps, seeds 0 to 2
     .venv/bin/python deploy/demo/recipe/learning_curves.py --plot     only the plot, from what is there
 
-A seed decides the first weights and the training problems. The families of a seed are trained at the same time, in a
-process and on cores of their own, on the same problems in the same order. Writes learning_curves.json and
-learning_curves.png to `--output`, and for each run a folder with its steps and the load of its experts.
+A seed decides the first weights and the training problems: the families of a seed see the same problems in the same
+order. Each run has a core of its own. Its steps and the load of its experts are written to a folder in `--records` when
+it ends, and a run that has such a folder is not trained again. Writes learning_curves.json and learning_curves.png to
+`--output`.
 """
 
 import argparse
 import json
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +32,8 @@ SMOOTHED = 10
 """steps over which a curve of losses is averaged"""
 
 
-def train(family: str, seed: int, steps: int, threads: int, router_coefficient: float, folder: Path) -> None:
-    torch.set_num_threads(threads)
+def train(family: str, seed: int, steps: int, router_coefficient: float, folder: Path) -> None:
+    torch.set_num_threads(1)
     train_policy(
         family,
         problems(TRAINING_SEED + seed * 100_000, BATCH_SIZE * steps),
@@ -54,25 +56,23 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     file = arguments.output / "learning_curves.json"
     if not arguments.plot:
-        for seed in arguments.seeds:
-            threads = max(1, (os.cpu_count() or 1) // len(FAMILIES))
-            context = multiprocessing.get_context("spawn")
-            of_seed = [
-                context.Process(
-                    target=train,
-                    args=(family, seed, arguments.steps, threads, arguments.router_coefficient, records),
-                )
-                for family in FAMILIES
-                for records in [arguments.records / f"{family}-{seed}"]
-            ]
-            for process in of_seed:
-                process.start()
-            for process in of_seed:
-                process.join()
-            if any(process.exitcode for process in of_seed):
-                raise SystemExit(f"a run of seed {seed} failed")
+        train_all(arguments)
         file.write_text(json.dumps(collect(arguments), indent=1) + "\n", encoding="utf-8")
     plot(json.loads(file.read_text(encoding="utf-8")), arguments.output / "learning_curves.png")
+
+
+def train_all(arguments: argparse.Namespace) -> None:
+    """Trains each run that has no finished records yet, one on each core."""
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        runs = [
+            pool.submit(train, family, seed, arguments.steps, arguments.router_coefficient, records)
+            for seed in arguments.seeds
+            for family in FAMILIES
+            for records in [arguments.records / f"{family}-{seed}"]
+            if not (records / "steps.jsonl").exists()
+        ]
+        for run in runs:
+            run.result()
 
 
 def collect(arguments: argparse.Namespace) -> dict:
