@@ -3,7 +3,7 @@
 import pytest
 
 TOPICS = {
-    "lossless": "audit lossless rl_scoring routed_policy router_ties second_architecture selftest verification",
+    "lossless": "audit float64 lossless rl_scoring routed_policy router_ties second_architecture selftest verification",
     "drafters": """acceptance compare_rows cost_report draft_lengths drafter_files drafter_learners drafter_recipe
                    drafter_training drafters_command drafters_trained idle_drafter latent_moe new_kind online_drafter
                    policy_costs policy_recipe prediction schedule""",

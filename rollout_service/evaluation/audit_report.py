@@ -72,8 +72,12 @@ def cells(row: AuditRow, names: dict[str, str]) -> list[str]:
 def verdict(row: AuditRow) -> str:
     if row.failures:
         return ", ".join(row.failures)
-    excused = row.router_ties.excused if row.router_ties else 0
-    return "pass" + (f", {excused} excused" if excused else "") + "".join(f", {name} untested" for name in row.untested)
+    notes = [f"{name} untested" for name in row.untested]
+    if row.router_ties and row.router_ties.excused:
+        notes.insert(0, f"{row.router_ties.excused} excused")
+    if row.logprobs_in_float64:
+        notes.insert(0, f"{row.logprobs_in_float64} in float64")
+    return ", ".join(["pass", *notes])
 
 
 def statistics(row: AuditRow) -> list[str]:

@@ -95,6 +95,8 @@ class AuditRow(BaseModel):
     logprob_difference_mean: float
     logprobs_on_the_edge: int
     """tokens whose difference counts as 0, because rounding decides whether a token is within top-k or top-p"""
+    logprobs_in_float64: int
+    """tokens whose difference was above the tolerance, and whose response was recomputed in float64"""
     router_ties: RouterTies | None
     """of a policy whose routers leave experts out, in float32"""
     untested: list[str]
@@ -154,6 +156,7 @@ def judge(
         logprob_difference_max=differences.of_tokens.max().item(),
         logprob_difference_mean=differences.of_tokens.mean().item(),
         logprobs_on_the_edge=differences.on_the_edge,
+        logprobs_in_float64=differences.in_float64,
         router_ties=ties,
         untested=[] if comparable else ["log-probabilities"],
         greedy=None,

@@ -1,6 +1,8 @@
 """The exact policy: transformers' distributions, against which samples are tested. Results are on the CPU."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +17,7 @@ from drafters.devices import choose_device
 from drafters.policy_head import PolicyHead
 from drafters.scoring import TokenScores
 from rollout_service.evaluation.cut import Cut
+from rollout_service.evaluation.float64 import InFloat64
 from rollout_service.evaluation.recomputation_config import RecomputationConfig
 from rollout_service.evaluation.router_margins import Flip, choosing_routers, recorded_margins
 
@@ -32,16 +35,23 @@ class Recomputation:
     routers: Sequence[nn.Module] = ()
     """the policy's routers that leave experts out; a policy without any has no margins"""
 
-    def __init__(self, folder: Path, config: RecomputationConfig | None = None):
-        """Raises ValueError when there is no such device."""
-        self.folder, config = folder, config or RecomputationConfig()
-        self.device = choose_device(config.device, "recomputation.device")
-        dtype = getattr(torch, config.dtype)
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    def __init__(self, folder: Path, config: RecomputationConfig | None = None, dtype: torch.dtype | None = None):
+        """`dtype`: instead of the configured one. Raises ValueError when there is no such device."""
+        self.folder, self.config = folder, config or RecomputationConfig()
+        self.device = choose_device(self.config.device, "recomputation.device")
+        self.dtype = dtype or getattr(torch, self.config.dtype)
+        # torch has no grouped product in float64, so experts are computed one by one.
+        experts = {"experts_implementation": "eager"} if self.dtype == torch.float64 else {}
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=self.dtype, **experts)
         self.model = model.to(self.device).eval()
         self.head = PolicyHead(self.model)
         self.routers = choosing_routers(self.model.get_decoder())
         self.vocabulary: int = self.model.config.get_text_config().vocab_size
+
+    @cache  # noqa: B019  (a command has one recomputation, until it ends)
+    def in_float64(self) -> "Recomputation":
+        """The same policy with every operation in float64, for the few tokens at which float32 is not exact enough."""
+        return Recomputation(self.folder, self.config, torch.float64)
 
     def scores(
         self, responses: Sequence[Response], cut: Cut, advance: Callable[[int], None] = lambda tokens: None
@@ -122,7 +132,7 @@ class Recomputation:
             for row, index in enumerate(batch):
                 ids = responses[index].prompt + responses[index].tokens
                 ids_BT[row, : len(ids)], mask_BT[row, : len(ids)] = torch.tensor(ids), 1
-            with recorded_margins(self.routers if margins is not None else ()) as of_layers:
+            with self._computing(), recorded_margins(self.routers if margins is not None else ()) as of_layers:
                 decoded = self.model.get_decoder()(
                     input_ids=ids_BT.to(self.device), attention_mask=mask_BT.to(self.device), use_cache=False
                 )
@@ -132,4 +142,9 @@ class Recomputation:
                     margins[index] = least_BT[row, : sum(map(len, responses[index])) - 1]
             for row, index in enumerate(batch):
                 start = len(responses[index].prompt) - 1
-                yield index, self.head(decoded.last_hidden_state[row, start : start + len(responses[index].tokens)])
+                with self._computing():
+                    logits_NV = self.head(decoded.last_hidden_state[row, start : start + len(responses[index].tokens)])
+                yield index, logits_NV
+
+    def _computing(self) -> AbstractContextManager[Any]:
+        return InFloat64() if self.dtype == torch.float64 else nullcontext()

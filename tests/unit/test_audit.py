@@ -24,6 +24,11 @@ VOCAB = 12
 class Bigrams(Recomputation):
     """A policy that sees only the last token: its logits are a table."""
 
+    dtype = torch.float32
+
+    def in_float64(self):
+        return self
+
     def __init__(self):
         self.table = 1.5 * torch.randn(VOCAB, VOCAB, generator=torch.Generator().manual_seed(0))
 
@@ -123,6 +128,32 @@ def test_returned_log_probabilities_that_differ_fail():
     assert row(policy, drawn).failures == ["log-probabilities"]
     drawn[7].completions[0].logprobs[3] = float("nan")
     assert row(policy, drawn).failures == ["log-probabilities"]
+
+
+class Rounded(Bigrams):
+    """Its logits in float32 are not exact."""
+
+    def __init__(self):
+        super().__init__()
+        self.exact = Bigrams()
+
+    def in_float64(self):
+        return self.exact
+
+
+@pytest.mark.parametrize(("of_engine", "failures"), [(-9e-5, []), (-1.2e-4, ["log-probabilities"])])
+def test_the_recomputations_own_rounding_is_not_held_against_the_engine(of_engine, failures):
+    torch.manual_seed(0)
+    policy = Rounded()
+    drawn = groups(policy.exact, 400)
+    some = drawn[7].completions[0]
+    policy.table[some.token_ids[2], some.token_ids[3]] += 9e-5
+    assert row(policy, drawn).logprobs_in_float64 == 0
+    some.logprobs[3] += of_engine
+    result = row(policy, drawn)
+    assert result.logprobs_in_float64 == 1
+    assert result.failures == failures
+    assert ("pass, 1 in float64" in markdown([result])) == (not failures)
 
 
 @pytest.mark.parametrize("cut", [Cut(1.0, 1.0, 3), Cut(1.0, 0.75, 0)])

@@ -299,6 +299,6 @@ def test_the_search_for_flips_ends(tied, monkeypatch):
 
     groups = drawn(tied.policy, each=30)
     groups[0].completions[0].logprobs[-1] += 1.0
-    monkeypatch.setattr(tied.recomputation, "with_flips", with_flips)
+    monkeypatch.setattr(tied.recomputation.in_float64(), "with_flips", with_flips)
     assert tied.row(groups).failures == ["log-probabilities"]
     assert len(calls) == len(set(calls)) == FORWARDS
