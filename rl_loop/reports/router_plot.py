@@ -38,7 +38,7 @@ def plot_routers(file: Path, routed: Mapping[int, RouterMetrics]) -> None:
         entropy.plot(numbers, entropies_SL[:, layer], color=colour)
     range_of_load.axhline(1.0, color="grey", linestyle=":", linewidth=0.8)
     range_of_load.set_ylabel("load / equal share\n(line: most, dashed: least)")
-    range_of_load.legend(loc="upper right", fontsize="small")
+    range_of_load.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize="small")
     entropy.axhline(math.log(experts), color="grey", linestyle=":", linewidth=0.8)
     entropy.set_ylim(0.0, 1.05 * math.log(experts))
     entropy.set_ylabel("router entropy in nats\n(dotted: all experts alike)")
