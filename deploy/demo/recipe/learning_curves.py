@@ -6,7 +6,7 @@
 A seed decides the first weights and the training problems: the families of a seed see the same problems in the same
 order. Each run has a core of its own. Its steps and the load of its experts are written to a folder in `--records` when
 it ends, and a run that has such a folder is not trained again. Writes learning_curves.json and learning_curves.png to
-`--output`.
+`--output`, and prints the ends of the curves.
 """
 
 import argparse
@@ -58,7 +58,9 @@ def main() -> None:
     if not arguments.plot:
         train_all(arguments)
         file.write_text(json.dumps(collect(arguments), indent=1) + "\n", encoding="utf-8")
-    plot(json.loads(file.read_text(encoding="utf-8")), arguments.output / "learning_curves.png")
+    curves = json.loads(file.read_text(encoding="utf-8"))
+    plot(curves, arguments.output / "learning_curves.png")
+    print(table(curves))
 
 
 def train_all(arguments: argparse.Namespace) -> None:
@@ -95,6 +97,24 @@ def curve(file: Path) -> dict:
         "load": [round(loads.min(), 2), round(loads.max(), 2)],
         "router_entropy": round(float(np.mean(last["router_entropy"])), 3),
     }
+
+
+def table(curves: dict) -> str:
+    """The ends of the curves, as Markdown."""
+    steps = curves["steps"]
+    quarter = steps // 4
+    lines = [
+        f"| policy | seed | loss after {quarter} steps | after {steps} | right | loads of experts | router entropy |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for run in curves["runs"]:
+        early, last = np.mean(run["loss"][:quarter][-SMOOTHED:]), np.mean(run["loss"][-SMOOTHED:])
+        low, high = run["load"]
+        lines.append(
+            f"| {NAMES[run['family']]} | {run['seed']} | {early:.3f} | {last:.4f} | {run['right'][str(steps)]:.1%} "
+            f"| {low:.2f} to {high:.2f} | {run['router_entropy']:.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def plot(curves: dict, file: Path) -> None:
