@@ -117,7 +117,8 @@ class SelftestConfig(ServiceConfig):
         return AuditConfig(model=self.model, engine=self.engine, tokens=self.tokens, limit=self.limit)
 
     def acceptance_prompts(self) -> Path | None:
-        return self.prompts or (Path(DEMO) / "prompts.jsonl" if self.is_demo else None)
+        of_demo = Path(self.model).is_relative_to(Path(DEMO) / "models")
+        return self.prompts or (Path(DEMO) / "prompts.jsonl" if of_demo else None)
 
     def cuts(self) -> list[Cut]:
         """What is sampled. In 16 bits the most likely token may rightly be another than in float32."""

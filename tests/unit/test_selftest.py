@@ -1,6 +1,7 @@
 """The self-test's verdicts: what is right passes, each wrong sampler, verifier or push fails, and the table says it."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -282,3 +283,10 @@ def test_a_noisy_copy_changes_the_matrices_that_belong_and_nothing_else(tmp_path
     assert torch.equal(after["mtp.weight"], before["mtp.weight"])
     noise = (after["a.weight"] - before["a.weight"]).std() / before["a.weight"].std()
     assert 0.03 < noise < 0.07
+
+
+@pytest.mark.parametrize("policy", ["policy", "latent/policy"])
+def test_acceptance_of_the_demos_policies_is_measured_on_the_demos_prompts(policy):
+    """On random tokens hardly any draft of theirs is accepted, so that a drafter that is noise accepts as many."""
+    config = SelftestConfig(model=f"deploy/demo/models/{policy}")
+    assert config.acceptance_prompts() == Path("deploy/demo/prompts.jsonl")
