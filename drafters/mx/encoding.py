@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from drafters.mx.formats import BlockFormat
 
@@ -53,16 +54,15 @@ def encode(x: Tensor, format: BlockFormat, axis: int = -1) -> Codes:
     """
     if unfit := int((~x.isfinite()).sum()):
         raise ValueError(f"{format.name} has no infinity and no NaN, and {unfit} of {x.numel()} numbers are such")
-    values = x.movedim(axis, -1).double()
-    n, sub_blocks = values.shape[-1], format.k1 // format.k2
-    values = torch.nn.functional.pad(values, (0, -n % format.k1)).unflatten(-1, (-1, sub_blocks, format.k2))
+    n = x.shape[axis]
+    values = _in_blocks(x.movedim(axis, -1).double(), format).unflatten(-1, (-1, format.k2))
     below_all = -(2**15)
     largest = torch.frexp(values.abs().amax(-1))  # frexp's mantissa is in [1/2, 1): its exponent is e + 1
     exponents_of_sub_blocks = largest.exponent.sub(1).masked_fill(largest.mantissa == 0, below_all)
     exponents = exponents_of_sub_blocks.amax(-1, keepdim=True).clamp(-format.largest_exponent, format.largest_exponent)
     shifts = (exponents - exponents_of_sub_blocks).clamp(0, format.largest_shift)
     integers = values * _power_of_two(format.m - 1 - exponents + shifts).unsqueeze(-1)
-    integers = integers.round().clamp(-format.largest_integer, format.largest_integer)
+    integers = integers.round_().clamp_(-format.largest_integer, format.largest_integer)
     return Codes(
         format,
         axis,
@@ -76,10 +76,11 @@ def decode(codes: Codes, dtype: torch.dtype = torch.float32) -> Tensor:
     """The numbers, in the tensor's shape. They are exact in float32 for the named formats."""
     format, axis = codes.format, codes.axis
     integers, exponents, shifts = (part.movedim(axis, -1) for part in (codes.integers, codes.exponents, codes.shifts))
-    of_sub_blocks = exponents.int().repeat_interleave(format.k1 // format.k2, -1)[..., : shifts.shape[-1]]
-    steps = _power_of_two(of_sub_blocks - shifts.int() - (format.m - 1))
-    steps = steps.repeat_interleave(format.k2, -1)[..., : integers.shape[-1]]
-    return (integers * steps).to(dtype).movedim(-1, axis)
+    n, sub_blocks = integers.shape[-1], format.k1 // format.k2
+    integers = _in_blocks(integers, format).unflatten(-1, (sub_blocks, format.k2))
+    shifts = pad(shifts, (0, -shifts.shape[-1] % sub_blocks)).unflatten(-1, (-1, sub_blocks))
+    steps = _power_of_two(exponents.int().unsqueeze(-1) - shifts.int() - (format.m - 1))
+    return (integers * steps.unsqueeze(-1)).flatten(-3)[..., :n].to(dtype).movedim(-1, axis)
 
 
 def quantise(x: Tensor, format: BlockFormat, axis: int = -1) -> Tensor:
@@ -88,6 +89,11 @@ def quantise(x: Tensor, format: BlockFormat, axis: int = -1) -> Tensor:
     The dtype must hold m significant bits: bfloat16 holds 8, which suffices for MX9. Raises ValueError as `encode`.
     """
     return decode(encode(x, format, axis), x.dtype)
+
+
+def _in_blocks(x: Tensor, format: BlockFormat) -> Tensor:
+    """The last axis as whole blocks (..., blocks, k1), with zeros at its end."""
+    return pad(x, (0, -x.shape[-1] % format.k1)).unflatten(-1, (-1, format.k1))
 
 
 def _power_of_two(exponents: Tensor) -> Tensor:
