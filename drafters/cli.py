@@ -1,4 +1,4 @@
-"""The command `drafters`: train a drafter, or describe a checkpoint."""
+"""The command `drafters`: train a drafter, describe a checkpoint, or compare formats of numbers."""
 
 import argparse
 import signal
@@ -12,12 +12,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="drafters", description="Drafters for speculative decoding.", epilog="Each command has its own --help."
     )
-    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "inspect": inspect}
+    commands: dict[str, Callable[[list[str]], int]] = {"train": train, "inspect": inspect, "formats": formats}
     parser.add_argument(
         "command",
         choices=commands,
         metavar="command",
-        help="train: train a drafter on rollouts or other text; inspect: describe a checkpoint",
+        help="train: train a drafter on rollouts or other text; inspect: describe a checkpoint; formats: compare "
+        "formats of numbers for drafters",
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="--config FILE, and flags that override it")
     chosen = parser.parse_args(argv)
@@ -55,6 +56,24 @@ def inspect(argv: list[str]) -> int:
         inspect_folder(folder)
     except (ValueError, OSError) as error:
         return _fail("inspect", str(error), 2)
+    return 0
+
+
+def formats(argv: list[str]) -> int:
+    """`drafters formats`. Returns the exit code, as `train`."""
+    from drafters.exploration.config import FormatsConfig
+
+    config = read_command_line(FormatsConfig, "drafters formats", argv)
+    from drafters.exploration.command import explore
+
+    try:
+        explore(config)
+    except ValueError as error:
+        return _fail("formats", str(error), 2)
+    except OSError as error:
+        return _fail("formats", str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("formats", "interrupted; what was measured is written", 130)
     return 0
 
 

@@ -5,8 +5,9 @@ import pytest
 TOPICS = {
     "lossless": "audit float64 lossless rl_scoring routed_policy router_ties second_architecture selftest verification",
     "drafters": """acceptance compare_rows cost_report demo_models draft_lengths drafter_files drafter_learners
-                   drafter_recipe drafter_training drafters_command drafters_trained idle_drafter latent_moe new_kind
-                   online_drafter policy_costs policy_recipe prediction schedule""",
+                   drafter_recipe drafter_training drafters_command drafters_trained exploration idle_drafter latent_moe
+                   mx_encoding new_kind online_drafter policy_costs policy_recipe prediction quantised_drafters
+                   schedule""",
     "queue": "asynchronous background bad_requests batch_queue fault_record faults soak stored_formats",
     "weights": """control_route lasting loading mapped_update push_route pushes state_folder tensor_bytes transports
                   update_file updates weight_files weight_updates""",

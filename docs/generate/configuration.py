@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from pydantic import BaseModel
 
+from drafters.exploration.config import FormatsConfig
 from drafters.training.config import TrainDrafterConfig
 from generate.markdown import code, compose, fill, marked, sentence, table
 from generate.schema import FIELDS, Schema, default_of, fields, type_of
@@ -32,6 +33,7 @@ COMMANDS = {
     "audit": Command("rollout-service audit", AuditConfig, "audit.toml"),
     "selftest": Command("rollout-service selftest", SelftestConfig, "selftest.toml"),
     "drafters-train": Command("drafters train", TrainDrafterConfig, "drafters.toml"),
+    "drafters-formats": Command("drafters formats", FormatsConfig, "formats.toml"),
 }
 """by the name of their page; a section that several commands have stands on the first page of them"""
 

@@ -1,12 +1,12 @@
-"""Prompts of a measurement: a file of JSON lines, as token ids."""
+"""Prompts of a measurement: a file of JSON lines, as the token ids that the service, too, makes of them."""
 
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from drafters import prompts
 from drafters.files.model_folder import resolve_model
-from drafters.files.text_lines import json_lines
 from rollout_service.protocol import Message
 
 MESSAGES = TypeAdapter(list[Message])
@@ -20,26 +20,9 @@ def read_prompts(model: str, file: Path) -> list[list[int]]:
     import drafters.latent_moe  # noqa: F401
 
     tokenizer = AutoTokenizer.from_pretrained(resolve_model(model))
-
-    def token_ids(line: Any) -> list[int]:
-        match line:
-            case {"prompt_token_ids": [_, *_] as ids} if all(type(token) is int for token in ids):
-                return ids
-            case {"prompt": str(prompt)} if ids := tokenizer.encode(prompt):
-                return ids
-            case {"messages": messages}:
-                return chat_token_ids(tokenizer, MESSAGES.validate_python(messages))
-            case {"prompt": list()}:
-                raise ValueError("`prompt` is a list; give text, or name a list of messages `messages`")
-        raise ValueError("has no prompt; give text as `prompt`, or `messages`, or token ids as `prompt_token_ids`")
-
-    try:
-        prompts = list(json_lines(file, token_ids))
-    except ValueError as error:
-        raise ValueError(f"prompts: {error}") from error
-    if not prompts:
-        raise ValueError(f"prompts: {file} is empty; give at least one prompt")
-    return prompts
+    return prompts.read_prompts(
+        tokenizer, file, lambda messages: chat_token_ids(tokenizer, MESSAGES.validate_python(messages))
+    )
 
 
 def chat_token_ids(tokenizer: Any, messages: list[Message]) -> list[int]:

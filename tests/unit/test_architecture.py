@@ -33,7 +33,7 @@ def test_the_glossary_is_sorted_and_names_files_that_are_there():
     lines = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8").splitlines()
     terms = [re.fullmatch(r"- \*\*([\w -]+)\*\*: .+", line) for line in lines if line.startswith("- ")]
     assert len(terms) > 20
-    assert [term[1] for term in terms] == sorted(term[1] for term in terms)
+    assert [term[1] for term in terms] == sorted((term[1] for term in terms), key=str.lower)
     for term in terms:
         files = re.findall(r"`([\w/]+\.py)`", term[0])
         assert files, term[1]

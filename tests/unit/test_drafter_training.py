@@ -100,7 +100,8 @@ class Markov(DrafterLearner):
         raise NotImplementedError
 
 
-def test_predicted_acceptance_is_what_speculative_decoding_accepts(monkeypatch):
+@pytest.mark.parametrize("draft_sampling", ["probabilistic", "greedy"])
+def test_predicted_acceptance_is_what_speculative_decoding_accepts(draft_sampling, monkeypatch):
     """Policy and drafter are Markov chains of 4 symbols, the drafter worse at each step; 20,000 draft steps decoded."""
     torch.manual_seed(0)
     vocab, k, length, chains = 4, 3, 150, 400
@@ -122,7 +123,10 @@ def test_predicted_acceptance_is_what_speculative_decoding_accepts(monkeypatch):
         return PolicyOutputs(states, (), torch.zeros(0), policy_VV.log().T)
 
     monkeypatch.setattr(prediction, "read_policy", read_policy)
-    predicted = prediction.predicted_acceptance(Markov(tables_SVV), SimpleNamespace(device="cpu"), samples, k)
+    policy, learner = SimpleNamespace(device="cpu"), Markov(tables_SVV)
+    predicted = prediction.predicted_acceptance(learner, policy, samples, k, draft_sampling=draft_sampling)
+    if draft_sampling == "greedy":
+        tables_SVV = torch.nn.functional.one_hot(tables_SVV.argmax(-1), vocab).float()
 
     last, accepted, rounds = tokens[-1], torch.zeros(k), 50
     for _ in range(rounds):
